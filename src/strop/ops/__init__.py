@@ -1,0 +1,10 @@
+"""Tensor functions that know nothing of recipes, files or models.
+
+Each op has its plain definition in `reference.py`, which the numerics tests hold the fast form to.
+Shape letters, here and in `model`:
+
+    T  tokens of a packed microbatch      S  samples in it           D  model width
+    F  feed-forward width                 N  query heads             K  key/value heads
+    H  head width                         V  vocabulary              R  LoRA rank
+    I  input width of a linear            O  output width of a linear
+"""
