@@ -1,0 +1,180 @@
+"""The one transformer: a pre-norm decoder with rotary attention and SwiGLU, for every supported family.
+
+It works on T packed tokens with no batch axis. How queries reach keys is handed in as `attend`: packed samples in
+training (`attend_packed`), a KV cache in generation. Weights are placed by `model.weights`, LoRA by `model.lora`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from strop.model.families import DecoderConfig
+from strop.model.rope import RotaryTable
+from strop.ops.attention import Packing, attention
+from strop.ops.frozen_linear import FrozenWeight, frozen_linear
+from strop.ops.linear_cross_entropy import linear_cross_entropy
+from strop.ops.lora_linear import Rows, lora_linear
+from strop.ops.rms_norm import rms_norm
+from strop.ops.rotary import rotary
+from strop.ops.swiglu import swiglu
+
+Attend = Callable[[int, Tensor, Tensor, Tensor, int | None], Tensor]
+"""(layer, q_TNH, k_TKH, v_TKH, window) -> (T, N, H)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoraTerms:
+    """The LoRA parameters of one merged projection; see `ops.lora_linear` for the shapes."""
+
+    a_RI: nn.Parameter
+    b_OR: nn.Parameter
+    rows: Rows
+    scaling: float
+    dropout: float
+
+
+class Projection(nn.Module):
+    """A frozen linear, made of one or several checkpoint modules that read the same input.
+
+    Attributes:
+        modules_rows: Name of each checkpoint module and the output rows [first, last) it owns.
+        lora: The low-rank terms, if any of the modules is a target.
+        lora_enabled: False computes the base model.
+    """
+
+    def __init__(self, frozen: FrozenWeight, bias: Tensor | None, modules_rows: dict[str, tuple[int, int]]) -> None:
+        super().__init__()
+        self.frozen = frozen
+        self.register_buffer("bias", bias, persistent=False)
+        self.modules_rows = modules_rows
+        self.lora: LoraTerms | None = None
+        self.lora_enabled = True
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        if self.lora is None or not self.lora_enabled:
+            return frozen_linear(x_TI, self.frozen, self.bias)
+        terms = self.lora
+        dropout = terms.dropout if self.training else 0.0
+        return lora_linear(x_TI, self.frozen, self.bias, terms.a_RI, terms.b_OR, terms.rows, terms.scaling, dropout)
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each behind a norm and added to the residual stream."""
+
+    input_norm: Tensor
+    post_attention_norm: Tensor
+    q_norm: Tensor
+    k_norm: Tensor
+
+    def __init__(
+        self, index: int, config: DecoderConfig, norms: dict[str, Tensor], projections: dict[str, Projection]
+    ) -> None:
+        super().__init__()
+        self.index, self.config = index, config
+        for name, weight in norms.items():
+            self.register_buffer(name, weight, persistent=False)
+        self.qkv, self.o = projections["qkv"], projections["o"]
+        self.gate_up, self.down = projections["gate_up"], projections["down"]
+
+    def forward(self, x_TD: Tensor, cos_TR: Tensor, sin_TR: Tensor, attend: Attend) -> Tensor:
+        eps = self.config.rms_norm_eps
+        x_TD = x_TD + self._attention(rms_norm(x_TD, self.input_norm, eps), cos_TR, sin_TR, attend)
+        return x_TD + self.down(swiglu(self.gate_up(rms_norm(x_TD, self.post_attention_norm, eps))))
+
+    def _attention(self, x_TD: Tensor, cos_TR: Tensor, sin_TR: Tensor, attend: Attend) -> Tensor:
+        config = self.config
+        heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        q_TNH, k_TKH, v_TKH = self.qkv(x_TD).unflatten(-1, (sum(heads), config.head_dim)).split(heads, dim=1)
+        if config.qk_norm:
+            q_TNH = rms_norm(q_TNH, self.q_norm, config.rms_norm_eps)
+            k_TKH = rms_norm(k_TKH, self.k_norm, config.rms_norm_eps)
+        q_TNH, k_TKH = rotary(q_TNH, cos_TR, sin_TR), rotary(k_TKH, cos_TR, sin_TR)
+        window = config.sliding_windows[self.index]
+        return self.o(attend(self.index, q_TNH, k_TKH, v_TKH, window).flatten(1))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """Tokens in, hidden states, logits or a loss out. Its only parameters are LoRA's."""
+
+    final_norm: Tensor
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        embedding: FrozenWeight,
+        head: FrozenWeight,
+        final_norm: Tensor,
+        layers: list[Layer],
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding, self.head = embedding, head
+        self.register_buffer("final_norm", final_norm, persistent=False)
+        self.layers = nn.ModuleList(layers)
+        self.rotary_table = RotaryTable(config.rope).to(embedding.weight.device)
+        self.gradient_checkpointing = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the activations."""
+        return self.embedding.weight.dtype
+
+    def hidden_states(self, input_ids_T: Tensor, positions_T: Tensor, lengths_T: Tensor, attend: Attend) -> Tensor:
+        """Final hidden states (T, D), after the last norm.
+
+        Args:
+            input_ids_T: int64 token ids.
+            positions_T: Position of each token in its sample.
+            lengths_T: Length of each token's sample (see `RotaryTable`).
+            attend: How queries reach keys.
+        """
+        x_TD = torch.nn.functional.embedding(input_ids_T, self.embedding.weight)
+        cos_TR, sin_TR = self.rotary_table(positions_T, lengths_T, self.dtype)
+        for layer in self.layers:
+            if self.gradient_checkpointing and self.training:
+                x_TD = checkpoint(layer, x_TD, cos_TR, sin_TR, attend, use_reentrant=False)
+            else:
+                x_TD = layer(x_TD, cos_TR, sin_TR, attend)
+        return rms_norm(x_TD, self.final_norm, self.config.rms_norm_eps)
+
+    def packed_hidden_states(self, input_ids_T: Tensor, packing: Packing) -> Tensor:
+        """`hidden_states` of packed samples, each attending to itself alone."""
+        starts_S, ends_S = packing.cu_seqlens[:-1].long(), packing.cu_seqlens[1:].long()
+        lengths_S, total = ends_S - starts_S, input_ids_T.shape[0]
+        starts_T = torch.repeat_interleave(starts_S, lengths_S, output_size=total)
+        lengths_T = torch.repeat_interleave(lengths_S, lengths_S, output_size=total)
+        positions_T = torch.arange(total, device=input_ids_T.device) - starts_T
+        return self.hidden_states(input_ids_T, positions_T, lengths_T, attend_packed(packing))
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """Next-token logits (T, V)."""
+        return frozen_linear(hidden_TD, self.head)
+
+    def nll_sum(self, input_ids_T: Tensor, packing: Packing, learned_T: Tensor, labels_T: Tensor) -> Tensor:
+        """Sum of -log p over the learned positions of packed samples, a scalar in float32 or wider.
+
+        Args:
+            input_ids_T: int64 token ids of all samples.
+            packing: How they divide into samples.
+            learned_T: int64 indices of the positions that predict a learned token.
+            labels_T: int64, the token that each of those must predict.
+        """
+        hidden_TD = self.packed_hidden_states(input_ids_T, packing)
+        return linear_cross_entropy(hidden_TD.index_select(0, learned_T), self.head, labels_T)
+
+
+def attend_packed(packing: Packing) -> Attend:
+    """Attention of packed samples, each to itself."""
+
+    def attend(layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, window: int | None) -> Tensor:
+        return attention(q_TNH, k_TKH, v_TKH, packing, window)
+
+    return attend

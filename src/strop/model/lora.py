@@ -1,0 +1,140 @@
+"""LoRA on a decoder: target modules -> parameters in one flat buffer, and out again under PEFT's names."""
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from strop.errors import RecipeError
+from strop.model.decoder import Decoder, LoraTerms, Projection
+from strop.model.families import DecoderConfig
+from strop.model.weights import group_modules, module_path
+from strop.recipe import LoraSection
+
+_MERGED_NAMES = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
+class LoraAdapter:
+    """The trainable part of a decoder: every A and B, views of one flat buffer, as are their gradients.
+
+    One buffer is one optimizer kernel, one tensor to checkpoint and, with several GPUs, one all-reduce.
+
+    Attributes:
+        flat: All parameters, float32 (float64 if the decoder is), one dimension.
+        flat_grad: Their gradients; backward passes add into it.
+        target_modules: The checkpoint's own names of the adapted modules, sorted.
+        scaling: Factor on B A x.
+    """
+
+    def __init__(self, decoder: Decoder, section: LoraSection, seed: int) -> None:
+        """Attach LoRA to `decoder`.
+
+        A is drawn as PEFT draws it, uniform within 1/sqrt(I) (Kaiming with a = sqrt(5)), from `seed` and the
+        module's name alone; B is zero, so the model starts as the base.
+
+        Raises:
+            RecipeError: A target matches no module of this model.
+        """
+        self.section = section
+        self.decoder = decoder
+        self.target_modules = resolve_targets(decoder.config, section.target_modules)
+        self.scaling = section.lora_alpha / (math.sqrt(section.r) if section.use_rslora else section.r)
+        dtype = torch.promote_types(decoder.dtype, torch.float32)
+        slots = self._slots()
+        sizes = [projection_size for *_, shapes in slots for projection_size in map(math.prod, shapes)]
+        self.flat = torch.zeros(sum(sizes), dtype=dtype, device=decoder.device)
+        self.flat_grad = torch.zeros_like(self.flat)
+        values, grads = iter(self.flat.split(sizes)), iter(self.flat_grad.split(sizes))
+        for projection, modules, shapes in slots:
+            a, b = (_parameter(next(values), next(grads), shape) for shape in shapes)
+            rows = tuple(projection.modules_rows[module] for module in modules)
+            projection.lora = LoraTerms(a, b, rows, self.scaling, section.lora_dropout)
+        for name, tensor in self.state_dict().items():
+            if ".lora_A." in name:
+                _fill_a(tensor, name, seed)
+
+    def _slots(self) -> list[tuple[Projection, list[str], tuple[tuple[int, int], tuple[int, int]]]]:
+        """Each adapted projection, its target modules, and the shapes of its merged A and B."""
+        slots = []
+        for projection in _projections(self.decoder).values():
+            modules = [module for module in projection.modules_rows if module in self.target_modules]
+            if modules:
+                covered = sum(last - first for first, last in (projection.modules_rows[m] for m in modules))
+                rank, width = self.section.r, projection.frozen.weight.shape[1]
+                slots.append((projection, modules, ((len(modules) * rank, width), (covered, rank))))
+        return slots
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable parameters."""
+        return self.flat.numel()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every A (r, I) and B (O, r) as a view of the buffer, under the names PEFT writes."""
+        tensors, rank = {}, self.section.r
+        for (layer, group), projection in _projections(self.decoder).items():
+            if projection.lora is None:
+                continue
+            modules = [module for module in projection.modules_rows if module in self.target_modules]
+            heights = [last - first for first, last in projection.lora.rows]
+            for module, a, b in zip(
+                modules, projection.lora.a_RI.data.split(rank), projection.lora.b_OR.data.split(heights), strict=True
+            ):
+                prefix = f"base_model.model.{module_path(layer, group, module)}"
+                tensors |= {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}
+        return tensors
+
+    def enable(self, enabled: bool) -> None:
+        """Switch the low-rank terms on or off; off is exactly the base model."""
+        for projection in _projections(self.decoder).values():
+            projection.lora_enabled = enabled
+
+
+def resolve_targets(config: DecoderConfig, targets: Sequence[str] | str) -> list[str]:
+    """The checkpoint's own names of the modules that `targets` asks for, sorted.
+
+    A fused checkpoint has qkv_proj and gate_up_proj where others have q, k, v and gate, up; naming all the parts of
+    a fused module means that module.
+
+    Raises:
+        RecipeError: A target that matches nothing, or only a part of a fused module.
+    """
+    available = {module for modules in group_modules(config).values() for module in modules}
+    if targets == "all-linear":
+        return sorted(available)
+    wanted, faults = set(targets), []
+    for merged, parts in _MERGED_NAMES.items():
+        if merged in available and wanted & set(parts):
+            missing = [part for part in parts if part not in wanted]
+            if missing:
+                faults.append(f"this model stores {', '.join(parts)} as one {merged}; add {', '.join(missing)}")
+            wanted = (wanted - set(parts)) | {merged}
+    unmatched = sorted(wanted - available)
+    if unmatched:
+        faults.append(f"{', '.join(unmatched)} match no module; this model has {', '.join(sorted(available))}")
+    if faults:
+        raise RecipeError("lora.target_modules: " + "; ".join(faults))
+    return sorted(wanted)
+
+
+def _projections(decoder: Decoder) -> dict[tuple[int, str], Projection]:
+    """Every projection by (layer, group), in a fixed order."""
+    return {
+        (index, group): getattr(layer, group)
+        for index, layer in enumerate(decoder.layers)
+        for group in ("qkv", "o", "gate_up", "down")
+    }
+
+
+def _parameter(values: Tensor, grads: Tensor, shape: tuple[int, int]) -> nn.Parameter:
+    parameter = nn.Parameter(values.view(shape))
+    parameter.grad = grads.view(shape)
+    return parameter
+
+
+def _fill_a(a_RI: Tensor, name: str, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(name.encode()))
+    bound = 1 / math.sqrt(a_RI.shape[1])
+    a_RI.copy_(torch.rand(a_RI.shape, generator=generator).mul_(2 * bound).sub_(bound))
