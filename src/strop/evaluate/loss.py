@@ -1,0 +1,57 @@
+"""Held-out loss: how surprised a model is by answers that it has not seen."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from strop.data.pack import collate, pack
+from strop.data.store import SampleStore
+from strop.model.decoder import Decoder
+from strop.ops.attention import Packing
+
+_SAMPLES_AT_A_TIME = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutLoss:
+    """Mean -log p in nats over the learned tokens of a store, and how many there were."""
+
+    nll: float
+    num_loss_tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nll)."""
+        return math.exp(self.nll)
+
+
+@torch.inference_mode()
+def held_out_loss(
+    decoder: Decoder, store: SampleStore, max_tokens: int, check_stop: Callable[[], None] = lambda: None
+) -> HeldOutLoss:
+    """Evaluate every sample of `store`, packed under `max_tokens` a microbatch.
+
+    Args:
+        decoder: With or without its LoRA terms enabled.
+        store: The held-out samples.
+        max_tokens: Token budget of a microbatch; changes nothing but rounding.
+        check_stop: Called between microbatches; may raise to end early.
+    """
+    was_training = decoder.training
+    decoder.eval()
+    total, count = 0.0, 0
+    for start in range(0, len(store), _SAMPLES_AT_A_TIME):
+        indices = range(start, min(start + _SAMPLES_AT_A_TIME, len(store)))
+        for group in pack([int(store.lengths[i]) for i in indices], max_tokens):
+            check_stop()
+            chosen = [indices[i] for i in group]
+            batch = collate((store[i] for i in chosen), chosen)
+            ids, learned, labels = (
+                torch.from_numpy(x).to(decoder.device) for x in (batch.input_ids, batch.learned, batch.labels)
+            )
+            total += decoder.nll_sum(ids, Packing.of(batch.lengths, decoder.device), learned, labels).item()
+            count += batch.num_loss_tokens
+    decoder.train(was_training)
+    return HeldOutLoss(total / count, count)
