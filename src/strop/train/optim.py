@@ -19,7 +19,7 @@ class FlatAdamW:
         self._parameter.grad = adapter.flat_grad
         self._adamw = torch.optim.AdamW(
             [self._parameter],
-            lr=torch.tensor(0.0) if adapter.flat.is_cuda else 0.0,
+            lr=0.0,
             betas=(section.adam_beta1, section.adam_beta2),
             eps=section.adam_epsilon,
             weight_decay=section.weight_decay,

@@ -1,6 +1,6 @@
 """One optimizer step: microbatches -> gradients -> clip -> update."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +20,14 @@ class StepResult:
     Attributes:
         loss: Mean -log p over the learned tokens of the whole step, before the update.
         grad_norm: L2 norm of the gradient before clipping.
+        num_samples: Samples in the step.
         num_tokens: Tokens computed.
         num_loss_tokens: Tokens learned.
     """
 
     loss: float
     grad_norm: float
+    num_samples: int
     num_tokens: int
     num_loss_tokens: int
 
@@ -46,12 +48,19 @@ def nll_sum(decoder: Decoder, batch: Batch) -> Tensor:
 
 
 def train_step(
-    decoder: Decoder, optimizer: FlatAdamW, batches: Sequence[Batch], learning_rate: float, max_grad_norm: float
+    decoder: Decoder,
+    optimizer: FlatAdamW,
+    batches: Sequence[Batch],
+    learning_rate: float,
+    max_grad_norm: float,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> StepResult:
     """Update the adapter once.
 
     The loss is the sum over all microbatches divided by the learned tokens of all of them, so how samples fall into
     microbatches changes nothing but rounding.
+
+    `check_stop` is called before each microbatch and may raise to abandon the step.
 
     Raises:
         NonFiniteError: Before the update; the adapter and the optimizer are as the last step left them.
@@ -60,6 +69,7 @@ def train_step(
     optimizer.zero_grad()
     loss = 0.0
     for batch in batches:
+        check_stop()
         mean_nll = nll_sum(decoder, batch) / num_loss_tokens
         mean_nll.backward()  # type: ignore[no-untyped-call]
         if not torch.isfinite(mean_nll):
@@ -68,6 +78,13 @@ def train_step(
 
     grad_norm = optimizer.grad_norm()
     if not torch.isfinite(grad_norm):
-        raise NonFiniteError(f"the gradient norm is {grad_norm.item()}", sum((b.samples for b in batches), ()))
+        samples = tuple(index for batch in batches for index in batch.samples)
+        raise NonFiniteError(f"the gradient norm is {grad_norm.item()}", samples)
     optimizer.step(learning_rate, clip_scale(grad_norm, max_grad_norm))
-    return StepResult(loss, grad_norm.item(), sum(len(b.input_ids) for b in batches), num_loss_tokens)
+    return StepResult(
+        loss=loss,
+        grad_norm=grad_norm.item(),
+        num_samples=sum(len(batch.lengths) for batch in batches),
+        num_tokens=sum(len(batch.input_ids) for batch in batches),
+        num_loss_tokens=num_loss_tokens,
+    )

@@ -1,0 +1,218 @@
+"""The run: steps, evaluations, checkpoints, and an end that is always resumable."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from strop.data.pack import Batch, collate, pack
+from strop.data.sampler import num_steps, step_samples
+from strop.data.store import SampleStore
+from strop.errors import Interrupted, NumericsError, OutOfMemoryError
+from strop.model.lora import LoraAdapter
+from strop.recipe import TrainSection
+from strop.run.checkpoint import Checkpoint, prune, save_checkpoint
+from strop.run.console import Reporter
+from strop.run.folder import RunFolder
+from strop.run.metrics import MetricsLog
+from strop.train.budget import tokens_per_microbatch
+from strop.train.optim import FlatAdamW, learning_rate
+from strop.train.step import NonFiniteError, StepResult, train_step
+
+
+@dataclass
+class Progress:
+    """What the loop has to remember between steps, beside the tensors; a checkpoint's JSON.
+
+    Attributes:
+        step: Updates made.
+        seconds: Time spent training, over all attempts.
+        num_tokens: Tokens computed so far.
+        best_loss: Lowest held-out loss, and `best_step`, where it was.
+        evals_without_gain: Evaluations since the last that was better by the recipe's threshold.
+        stopped_early: Early stopping ended the run.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    num_tokens: int = 0
+    last_loss: float | None = None
+    best_loss: float | None = None
+    best_step: int = 0
+    evals_without_gain: int = 0
+    stopped_early: bool = False
+
+
+@dataclass
+class Trainer:
+    """Trains one adapter on one store, from wherever its last checkpoint left off.
+
+    Attributes:
+        evaluate: Held-out loss of the model as it stands; None where there is nothing held out.
+        check_stop: Raises `Interrupted` once a signal has come.
+    """
+
+    adapter: LoraAdapter
+    store: SampleStore
+    section: TrainSection
+    folder: RunFolder
+    reporter: Reporter
+    evaluate: Callable[[], float] | None
+    check_stop: Callable[[], None]
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        section = self.section
+        self.decoder = self.adapter.decoder
+        self.decoder.gradient_checkpointing = section.gradient_checkpointing
+        self.optimizer = FlatAdamW(self.adapter, section)
+        self.num_steps = num_steps(
+            len(self.store), section.samples_per_step, section.num_train_epochs, section.max_steps
+        )
+        self.max_tokens = section.max_tokens_per_microbatch or tokens_per_microbatch(
+            self.decoder, int(self.store.lengths.max())
+        )
+        self.metrics = MetricsLog(self.folder.metrics_path)
+        self._best: torch.Tensor | None = None
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint: parameters, moments, progress and the metrics up to its step."""
+        tensors = dict(checkpoint.tensors)
+        self.adapter.flat.copy_(tensors.pop("lora"))
+        self._best = tensors.pop("best", None)
+        self.optimizer.load_state(tensors)
+        self.progress = Progress(**checkpoint.state)
+        self.metrics.truncate_after(self.progress.step)
+
+    def run(self) -> None:
+        """Train to the end, leaving the adapter with the final or, if the recipe says so, the best weights.
+
+        Raises:
+            Interrupted: A signal came; a checkpoint of the last finished step was written.
+            NumericsError: A loss or gradient was not finite; likewise.
+            OutOfMemoryError: A microbatch did not fit; likewise.
+        """
+        self.reporter.on_start(self.progress.step, self.num_steps)
+        self.decoder.train()
+        try:
+            while self.progress.step < self.num_steps and not self.progress.stopped_early:
+                self._one_step()
+        except (Interrupted, NumericsError, OutOfMemoryError):
+            self._save()
+            raise
+        finally:
+            self.reporter.close()
+        self._save()
+        if self.section.load_best_model_at_end and self._best is not None:
+            self.adapter.flat.copy_(self._best)
+
+    def _one_step(self) -> None:
+        started = time.perf_counter()
+        rate = learning_rate(self.progress.step, self.section, self.num_steps)
+        result = self._update(rate)
+        elapsed = time.perf_counter() - started
+        progress = self.progress
+        progress.step += 1
+        progress.seconds += elapsed
+        progress.num_tokens += result.num_tokens
+        progress.last_loss = result.loss
+        self._record(result, rate, elapsed)
+
+        is_last = progress.step == self.num_steps
+        if self.evaluate is not None and (is_last or _due(progress.step, self.section.eval_steps)):
+            self._evaluate()
+        if not is_last and _due(progress.step, self.section.save_steps):
+            self._save()
+
+    def _update(self, rate: float) -> StepResult:
+        step = self.progress.step
+        torch.manual_seed(_dropout_seed(self.section.seed, step))
+        try:
+            return train_step(
+                self.decoder, self.optimizer, self._batches(step), rate, self.section.max_grad_norm, self.check_stop
+            )
+        except NonFiniteError as error:
+            raise NumericsError(self._explain_non_finite(error)) from None
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"step {step + 1}: a microbatch of up to {self.max_tokens} tokens does not fit in the GPU's memory. Set "
+                f"train.max_tokens_per_microbatch={self.max_tokens // 2} (the batch of "
+                f"{self.section.samples_per_step} samples stays what it is), or train.gradient_checkpointing=true."
+            ) from error
+
+    def _batches(self, step: int) -> list[Batch]:
+        section = self.section
+        indices = step_samples(
+            step,
+            len(self.store),
+            section.samples_per_step,
+            section.num_train_epochs,
+            section.max_steps,
+            section.seed,
+        ).tolist()
+        groups = pack([int(self.store.lengths[i]) for i in indices], self.max_tokens)
+        chosen = [[indices[i] for i in group] for group in groups]
+        return [collate((self.store[i] for i in group), group) for group in chosen]
+
+    def _evaluate(self) -> None:
+        assert self.evaluate is not None
+        progress, loss = self.progress, self.evaluate()
+        self.decoder.train()
+        self.metrics.append({"kind": "eval", "step": progress.step, "eval_loss": loss})
+        self.reporter.on_eval(progress.step, loss)
+        gain = float("inf") if progress.best_loss is None else progress.best_loss - loss
+        progress.evals_without_gain = 0 if gain > self.section.early_stopping_threshold else progress.evals_without_gain + 1
+        if gain > 0:
+            progress.best_loss, progress.best_step = loss, progress.step
+            if self.section.load_best_model_at_end:
+                self._best = self.adapter.flat.detach().cpu().clone()
+        patience = self.section.early_stopping_patience
+        progress.stopped_early = patience is not None and progress.evals_without_gain >= patience
+
+    def _record(self, result: StepResult, rate: float, elapsed: float) -> None:
+        record: dict[str, Any] = {
+            "kind": "train",
+            "step": self.progress.step,
+            "loss": result.loss,
+            "learning_rate": rate,
+            "grad_norm": result.grad_norm,
+            "num_tokens": result.num_tokens,
+            "num_loss_tokens": result.num_loss_tokens,
+            "tokens_per_second": result.num_tokens / elapsed,
+            "samples_per_second": result.num_samples / elapsed,
+        }
+        if self.decoder.device.type == "cuda":
+            record["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.decoder.device) / 2**30
+        self.metrics.append(record)
+        self.reporter.on_step(record)
+
+    def _save(self) -> None:
+        """Write a checkpoint of the current step, unless nothing was trained yet or it is there already."""
+        step = self.progress.step
+        if step == 0 or self.folder.has_checkpoint(step):
+            return
+        tensors = {"lora": self.adapter.flat.detach().cpu(), **self.optimizer.state()}
+        if self._best is not None:
+            tensors["best"] = self._best
+        save_checkpoint(self.folder.checkpoints, step, tensors, asdict(self.progress))
+        prune(self.folder.checkpoints, keep=self.section.save_total_limit)
+        self.reporter.on_save(step)
+
+    def _explain_non_finite(self, error: NonFiniteError) -> str:
+        rows = ", ".join(str(self.store.origin(i)) for i in error.samples[:16])
+        more = f" and {len(error.samples) - 16} more" if len(error.samples) > 16 else ""
+        return (
+            f"step {self.progress.step + 1}: {error}. Nothing was updated. The rows it came from: {rows}{more}. "
+            "Look at these rows first; if they are sound, lower train.learning_rate or set train.max_grad_norm."
+        )
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _dropout_seed(seed: int, step: int) -> int:
+    """Dropout's draws are a function of the step, so a resumed run draws what an undisturbed one does."""
+    return (seed << 32) + step
