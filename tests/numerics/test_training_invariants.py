@@ -1,0 +1,145 @@
+"""What must not change a training step: packing, microbatches, accumulation and order. In float64, to 1e-12."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import write_checkpoint
+
+from strop.data.pack import Batch, collate, pack
+from strop.data.store import Sample
+from strop.model.decoder import Decoder
+from strop.model.lora import LoraAdapter
+from strop.model.weights import load_decoder
+from strop.ops.attention import Packing
+from strop.recipe import LoraSection, TrainSection
+from strop.train.optim import FlatAdamW
+from strop.train.step import nll_sum, train_step
+
+BOUND = 1e-12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("model"), "qwen3")
+
+
+@pytest.fixture
+def adapter(folder: Path) -> LoraAdapter:
+    adapter = LoraAdapter(load_decoder(folder, torch.float64), LoraSection(r=4), seed=0)
+    generator = torch.Generator().manual_seed(5)
+    for name, tensor in adapter.state_dict().items():
+        if "lora_B" in name:
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+    return adapter
+
+
+def samples(count: int = 16) -> list[Sample]:
+    """Rows of 2 to 30 tokens, of which very different shares are learned."""
+    random = np.random.default_rng(0)
+    made = []
+    for _ in range(count):
+        ids = random.integers(3, 128, random.integers(2, 31)).astype(np.int32)
+        learned = random.random(len(ids)) < random.random()
+        learned[-1] = True
+        made.append(Sample(ids, learned))
+    return made
+
+
+def batches(rows: Sequence[Sample], groups: Sequence[Sequence[int]]) -> list[Batch]:
+    return [collate([rows[i] for i in group], group) for group in groups]
+
+
+def gradient(adapter: LoraAdapter, parts: list[Batch]) -> torch.Tensor:
+    adapter.flat_grad.zero_()
+    count = sum(batch.num_loss_tokens for batch in parts)
+    for batch in parts:
+        (nll_sum(adapter.decoder, batch) / count).backward()
+    return adapter.flat_grad.clone()
+
+
+def error(got: torch.Tensor, want: torch.Tensor) -> float:
+    return ((got - want).norm() / want.norm()).item()
+
+
+def test_packed_equals_separate(adapter: LoraAdapter) -> None:
+    rows = samples()
+    one_by_one = gradient(adapter, batches(rows, [[i] for i in range(16)]))
+    assert error(gradient(adapter, batches(rows, [range(16)])), one_by_one) < BOUND
+
+
+@pytest.mark.parametrize("budget", [30, 47, 90, 150, 10_000])
+def test_any_token_budget(adapter: LoraAdapter, budget: int) -> None:
+    rows = samples()
+    whole = gradient(adapter, batches(rows, [range(16)]))
+    groups = pack([len(row.input_ids) for row in rows], budget)
+    assert error(gradient(adapter, batches(rows, groups)), whole) < BOUND
+
+
+@pytest.mark.parametrize("microbatch", [1, 2, 4, 8, 16])
+def test_any_microbatch_and_accumulation(adapter: LoraAdapter, microbatch: int) -> None:
+    rows = samples()
+    whole = gradient(adapter, batches(rows, [range(16)]))
+    parts = batches(rows, [range(i, i + microbatch) for i in range(0, 16, microbatch)])
+    assert error(gradient(adapter, parts), whole) < BOUND
+
+
+def test_mean_of_means_is_not_the_same(adapter: LoraAdapter) -> None:
+    """The control: dividing each microbatch by its own count, as trainers did for years, is far off."""
+    rows = samples()
+    whole = gradient(adapter, batches(rows, [range(16)]))
+    adapter.flat_grad.zero_()
+    for batch in batches(rows, [range(i, i + 4) for i in range(0, 16, 4)]):
+        (nll_sum(adapter.decoder, batch) / batch.num_loss_tokens / 4).backward()
+    assert error(adapter.flat_grad, whole) > 1e-3
+
+
+def test_any_order_within_a_step(adapter: LoraAdapter) -> None:
+    rows = samples()
+    whole = gradient(adapter, batches(rows, [range(16)]))
+    order = np.random.default_rng(1).permutation(16).tolist()
+    assert error(gradient(adapter, batches(rows, [order])), whole) < BOUND
+
+
+def test_checkpointing_changes_nothing(adapter: LoraAdapter) -> None:
+    parts = batches(samples(), [range(16)])
+    whole = gradient(adapter, parts)
+    adapter.decoder.gradient_checkpointing = True
+    assert torch.equal(gradient(adapter, parts), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_samples_do_not_see_each_other(folder: Path, dtype: torch.dtype) -> None:
+    """Change one sample's tokens: no bit of another's logits may move."""
+    decoder = load_decoder(folder, dtype)
+    lengths = (9, 1, 14, 5)
+    ids = torch.randint(3, 128, (sum(lengths),))
+    before = logits(decoder, ids, lengths)
+    for changed, (first, last) in enumerate([(0, 9), (9, 10), (10, 24), (24, 29)]):
+        other = ids.clone()
+        other[first:last] = (other[first:last] + 17) % 128
+        after = logits(decoder, other, lengths)
+        same = torch.ones(len(ids), dtype=torch.bool)
+        same[first:last] = False
+        assert torch.equal(after[same], before[same])
+        assert not torch.equal(after[~same], before[~same]), changed
+    as_one = logits(decoder, ids, (sum(lengths),))
+    assert not torch.equal(as_one[9:], before[9:])
+
+
+def logits(decoder: Decoder, ids: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
+    with torch.no_grad():
+        return decoder.logits(decoder.packed_hidden_states(ids, Packing.of(lengths)))
+
+
+def test_a_step_leaves_the_base_alone(adapter: LoraAdapter) -> None:
+    before = {name: buffer.clone() for name, buffer in adapter.decoder.named_buffers()}
+    flat = adapter.flat.clone()
+    optimizer = FlatAdamW(adapter, TrainSection())
+    result = train_step(adapter.decoder, optimizer, batches(samples(), [range(16)]), 1e-3, 1.0)
+    assert all(torch.equal(before[name], buffer) for name, buffer in adapter.decoder.named_buffers())
+    assert not torch.equal(flat, adapter.flat)
+    assert result.grad_norm > 0
+    assert result.num_samples == 16
