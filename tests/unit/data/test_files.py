@@ -43,7 +43,7 @@ def test_no_permission(folder, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)  # chmod does not stop root, which tests may run as
-    with pytest.raises(DataError, match="data.validation_file: cannot read a.jsonl: Permission denied"):
+    with pytest.raises(DataError, match=r"data.validation_file: cannot read a.jsonl: Permission denied"):
         find_files(["a.jsonl"], "data.validation_file")
 
 

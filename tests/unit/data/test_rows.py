@@ -92,7 +92,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
 
 
 def test_no_known_shape_names_the_keys_and_the_shapes(tmp_path):
-    with pytest.raises(DataError, match="'question'.*alpaca .instruction, output"):
+    with pytest.raises(DataError, match=r"'question'.*alpaca .instruction, output"):
         detect_format([write(tmp_path, {"question": "a"})])
 
 

@@ -1,0 +1,105 @@
+"""The tokenizer of a model folder, read the one way that cannot differ from its file."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from strop.errors import ModelError
+
+MAX_CHAT_TEMPLATE_BYTES = 64 << 10
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The fast tokenizer of a folder, exactly as its tokenizer.json says.
+
+    AutoTokenizer is not used on purpose: for folders that name LlamaTokenizer, transformers 5 throws away the
+    file's normaliser and builds its own, and Phi-3's prompts then hold `What` where the model knows `▁What`.
+
+    Args:
+        folder: A vetted local folder with tokenizer.json and tokenizer_config.json.
+
+    Returns:
+        A `transformers.PreTrainedTokenizerFast` that neither pads nor truncates.
+
+    Raises:
+        ModelError: No tokenizer.json, an unreadable one, or a chat template over 64 KiB.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(
+            f"{folder} has no tokenizer.json; strop reads fast tokenizers only (convert it first)"
+        )
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the Rust reader raises plain Exception for a damaged file
+        raise ModelError(f"{folder}: the tokenizer cannot be read: {error}") from error
+    source = chat_template_of(tokenizer)
+    if source is not None and len(source.encode("utf-8", "replace")) > MAX_CHAT_TEMPLATE_BYTES:
+        raise ModelError(f"{folder}: the chat template is over 64 KiB, which no honest template is")
+    # transformers drops this key while it loads, and bos_to_prepend needs to know if the folder says it.
+    tokenizer.init_kwargs["add_bos_token"] = _read_json(folder / "tokenizer_config.json").get("add_bos_token")
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def chat_template_of(tokenizer: Any) -> str | None:
+    """The chat template's source, or None; of several named ones, `default`."""
+    source = tokenizer.chat_template
+    if isinstance(source, dict):
+        source = source.get("default")
+    return source if isinstance(source, str) else None
+
+
+def read_stop_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """Ids that end generation: the tokenizer's eos and the ones that generation_config.json lists.
+
+    Raises:
+        ModelError: generation_config.json cannot be read, or lists something that is no token id.
+    """
+    ids = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
+    path = folder / "generation_config.json"
+    listed = _read_json(path).get("eos_token_id")
+    for token in listed if isinstance(listed, list) else [listed]:
+        if token is None:
+            continue
+        if type(token) is not int or not 0 <= token < len(tokenizer):
+            raise ModelError(f"{path}: eos_token_id holds {token!r}; token ids are 0 to {len(tokenizer) - 1}")
+        ids.add(token)
+    return frozenset(ids)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} does not hold a JSON object")
+    return value
+
+
+def bos_to_prepend(tokenizer: Any) -> int | None:
+    """The BOS id if this tokenizer puts one before a text by itself, else None.
+
+    `add_bos_token` of tokenizer_config.json counts more than tokenizer.json's post-processor: that is how
+    the Llama tokenizers have always been switched.
+    """
+    bos = tokenizer.bos_token_id
+    says = tokenizer.init_kwargs.get("add_bos_token")
+    if bos is None or says is False:
+        return None
+    adds = tokenizer.backend_tokenizer.encode("x", add_special_tokens=True).ids[0] == bos
+    return int(bos) if says or adds else None
+
+
+def special_text_pattern(tokenizer: Any) -> re.Pattern[str] | None:
+    """Matches text that this tokenizer would turn into a control token, such as `<|im_end|>` in a row."""
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
+    texts = [t.content for t in added if t.special or t.content.startswith(("<", "["))]
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True)))) if texts else None
