@@ -1,0 +1,279 @@
+"""The run folder: everything about one run, in one place, readable without strop.
+
+    runs/demo/
+      recipe.yaml        the recipe as resolved when the run began
+      run.json           the manifest: status, versions, device, fingerprints of data, recipe and base model
+      metrics.jsonl      a line for each step and each evaluation
+      checkpoints/       step-00000010/ ...: what a run goes on from
+      adapter/           the result, as PEFT writes it
+      evaluation.json    base beside tuned, once `strop evaluate` has run
+      run.lock           the process that is writing here; also the sign that the folder is strop's
+"""
+
+import fcntl
+import json
+import os
+import platform
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from strop.errors import CheckpointError, RecipeError, StropError
+from strop.run.durable import make_folder, replace_file
+from strop.run.metrics import read_metrics
+
+Status = Literal["running", "finished", "interrupted", "failed"]
+
+
+class RunFolder:
+    """One run's folder. Created on `claim`, which holds it for this process alone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics_path = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.adapter = path / "adapter"
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Create the folder if need be and keep other processes out of it.
+
+        The lock is the kernel's, so it goes with the process however that ends.
+
+        Raises:
+            RecipeError: Another process has it, it cannot be written, or it holds something that is no run.
+        """
+        try:
+            make_folder(self.path)
+            self._refuse_strangers()
+            lock = open(self.path / "run.lock", "a+", encoding="utf-8")  # noqa: SIM115 (held beyond this block)
+        except OSError as error:
+            raise RecipeError(f"train.output_dir={self.path} cannot be written: {error.strerror}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RecipeError(
+                    f"another strop process (pid {self._writer() or 'unknown'}) is writing to {self.path}; "
+                    "wait for it, or give another train.output_dir"
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The contents of run.json; empty before the run has begun.
+
+        Raises:
+            CheckpointError: It cannot be read.
+        """
+        path = self.path / "run.json"
+        if not path.exists():
+            return {}
+        try:
+            contents = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); give another train.output_dir") from error
+        if not isinstance(contents, dict):
+            raise CheckpointError(f"{path} is not a run's manifest; give another train.output_dir")
+        return contents
+
+    @property
+    def status(self) -> str | None:
+        """What run.json says, but `interrupted` for a run whose process was killed; None before the run has begun."""
+        status = self.manifest.get("status")
+        return "interrupted" if status == "running" and not _is_alive(self._writer()) else status
+
+    def begin_attempt(
+        self, *, device: str, fingerprints: Mapping[str, str], num_trainable: int, num_steps: int
+    ) -> list[str]:
+        """Enter in run.json that this process starts or continues the run.
+
+        Args:
+            device: Name of the device, as the driver gives it.
+            fingerprints: What `refuse_changes` compares, by what it is of.
+            num_trainable: Parameters that are trained.
+            num_steps: Updates from beginning to end.
+
+        Returns:
+            Versions and devices that differ from the attempt before, one a line: the run goes on, but its result is
+            no longer bitwise that of an undisturbed one.
+        """
+        before, environment = self.manifest, _environment(device)
+        changes = [
+            f"{name} was {before[name]} and is {value}: results may differ in the last digits from here on"
+            for name, value in environment.items()
+            if before.get(name, value) != value
+        ]
+        first = {"run_id": uuid.uuid4().hex[:12], "created": now()}
+        self.update_manifest(
+            **(first | before | environment),
+            status="running",
+            attempts=before.get("attempts", 0) + 1,
+            fingerprints=dict(fingerprints),
+            num_trainable=num_trainable,
+            num_steps=num_steps,
+        )
+        return changes
+
+    def set_status(self, status: Status) -> None:
+        """Enter in run.json how the run stands."""
+        self.update_manifest(status=status)
+
+    def update_manifest(self, **changes: Any) -> None:
+        """Merge into run.json, atomically."""
+        self._write("run.json", json.dumps(self.manifest | changes, indent=2).encode() + b"\n")
+
+    def write_recipe(self, text: str) -> None:
+        """Put recipe.yaml in place."""
+        self._write("recipe.yaml", text.encode())
+
+    def write_evaluation(self, result: Mapping[str, Any]) -> None:
+        """Put evaluation.json in place."""
+        self._write("evaluation.json", json.dumps(result, indent=2, ensure_ascii=False).encode() + b"\n")
+
+    def has_checkpoint(self, step: int) -> bool:
+        """A checkpoint of this step is in place and verifies; a damaged one has to be written again."""
+        from strop.run.checkpoint import checkpoint_path, is_intact  # here: it imports torch, `strop runs` does not
+
+        return is_intact(checkpoint_path(self.checkpoints, step))
+
+    def _refuse_strangers(self) -> None:
+        """Refuse a folder that is in use for something else; a run.lock shows that a run was begun here."""
+        if any((self.path / name).exists() for name in ("run.json", "run.lock")):
+            return
+        stranger = min((path.name for path in self.path.iterdir()), default=None)
+        if stranger is not None:
+            raise RecipeError(
+                f"train.output_dir={self.path} holds files that are not a run's ({stranger}); "
+                "name a folder that is empty or does not exist"
+            )
+
+    def _writer(self) -> int | None:
+        """The process that last held the lock, as run.lock names it."""
+        try:
+            return int((self.path / "run.lock").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def _write(self, name: str, data: bytes) -> None:
+        try:
+            replace_file(self.path / name, data)
+        except OSError as error:
+            raise StropError(f"{self.path / name} cannot be written: {error.strerror}") from error
+
+
+def refuse_changes(stored: Mapping[str, str], current: Mapping[str, str], recipe_changes: Sequence[str]) -> None:
+    """Refuse to continue a run whose inputs are not what they were.
+
+    Args:
+        stored: Fingerprints by what they are of, from the manifest.
+        current: The same, as they are now.
+        recipe_changes: Differences of the recipes that matter for the result, one a line.
+
+    Raises:
+        CheckpointError: Something differs; says what.
+    """
+    faults = [f"  recipe: {change}" for change in recipe_changes]
+    faults += [
+        f"  {name}: the content is another than when the run began ({stored.get(name, 'none')[:12]} -> {mark[:12]})"
+        for name, mark in current.items()
+        if stored.get(name) != mark
+    ]
+    if faults:
+        raise CheckpointError(
+            "this run cannot be continued, because what it was started from has changed:\n"
+            + "\n".join(faults)
+            + "\nPut it back, or start a new run with another train.output_dir."
+        )
+
+
+def _environment(device: str) -> dict[str, str]:
+    """What can change a result in its last digits while the recipe stays the same."""
+    from strop import __version__
+
+    return {
+        "strop": __version__,
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "platform": platform.platform(),
+        "device": device,
+    }
+
+
+def _is_alive(pid: int | None) -> bool:
+    """Whether a process is there. Asking the lock instead would hold it for an instant and turn a starting run away."""
+    if pid is None:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # someone else's, and alive
+        return True
+    return True
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What `strop runs` shows of a run; None where it is not known.
+
+    Attributes:
+        status: As `RunFolder.status`, or `damaged` where its files cannot be read.
+        step: Updates made, of `num_steps`.
+        loss: That of the last step.
+        eval_loss: The lowest on the held-out rows.
+        created: UTC, ISO 8601.
+    """
+
+    path: Path
+    status: str
+    step: int = 0
+    num_steps: int | None = None
+    loss: float | None = None
+    eval_loss: float | None = None
+    created: str | None = None
+
+
+def list_runs(root: Path) -> list[RunSummary]:
+    """The runs directly below a folder, by name, or the one that the folder is. A damaged run is listed as such.
+
+    Raises:
+        RecipeError: There is no such folder.
+    """
+    if not root.is_dir():
+        raise RecipeError(f"there is no folder {root}; runs are in the recipe's train.output_dir, by default runs/NAME")
+    candidates = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
+    return [_summarise(path) for path in candidates if (path / "run.json").exists()]
+
+
+def _summarise(path: Path) -> RunSummary:
+    folder = RunFolder(path)
+    try:
+        manifest, status = folder.manifest, folder.status
+        records = read_metrics(folder.metrics_path)
+    except (StropError, OSError):
+        return RunSummary(path, "damaged")
+    steps = [record for record in records if record.get("kind") == "train"]
+    eval_losses = [record["eval_loss"] for record in records if record.get("kind") == "eval"]
+    return RunSummary(
+        path=path,
+        status=status or "unknown",
+        step=steps[-1]["step"] if steps else 0,
+        num_steps=manifest.get("num_steps"),
+        loss=steps[-1]["loss"] if steps else None,
+        eval_loss=min(eval_losses, default=None),
+        created=manifest.get("created"),
+    )
