@@ -5,9 +5,9 @@
       state.json          everything else that the loop remembers
       manifest.json       format version, step, and SHA-256 and size of the other two; written last
 
-A save fills a temporary folder beside them, fsyncs each file, writes the manifest, and renames the folder into place.
-safetensors has no checksum of its own: of 1000 files with one flipped bit, 998 loaded as wrong weights. Nothing here
-is ever unpickled.
+A save fills a temporary folder beside them, fsyncs each file, writes the manifest and renames the folder into
+place. safetensors has no checksum of its own: of 1000 files with one flipped bit, 998 loaded as wrong
+weights. Nothing here is ever unpickled.
 """
 
 import errno
@@ -70,9 +70,9 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder`/step-NNNNNNNN so that a crash at any instant leaves it whole or absent.
 
-    A sound checkpoint of the same step is kept: replacing it would open an instant with neither. Folders of later
-    steps are removed afterwards: resuming starts from the newest that verifies, so they are of a future that was
-    given up, and must not be found again once the run has gone another way.
+    A sound checkpoint of the same step is kept: replacing it would open an instant with neither. Folders of
+    later steps are removed afterwards: resuming starts from the newest that verifies, so they are of a future
+    that was given up, and must not be found again once the run has gone another way.
 
     Args:
         folder: The folder that holds the checkpoints of a run; created if needed. One process writes to it.
@@ -134,8 +134,9 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, list[Rejected]]:
     if rejected:
         reasons = "\n".join(f"  {each}" for each in rejected)
         raise CheckpointError(
-            f"no checkpoint in {folder} can be used:\n{reasons}\nTo train from the start, set train.output_dir to "
-            "another folder (this one is left as it is), or restore one of these from a copy."
+            f"no checkpoint in {folder} can be used:\n{reasons}\n"
+            "To train from the start, set train.output_dir to another folder (this one is left as it is), "
+            "or restore one of these from a copy."
         )
     return None, []
 
@@ -185,7 +186,10 @@ def _misnamed(folder: Path) -> list[Path]:
 
 def _manifest(step: int, contents: Mapping[str, bytes]) -> bytes:
     """The manifest is a function of what it describes, so a reader can compare all of its bytes."""
-    files = {name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for name, data in contents.items()}
+    files = {
+        name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        for name, data in contents.items()
+    }
     return json.dumps({"format_version": FORMAT_VERSION, "step": step, "files": files}, indent=1).encode()
 
 
@@ -200,7 +204,7 @@ def _load(path: Path) -> Checkpoint:
 
 
 def _read_verified(path: Path) -> dict[str, bytes]:
-    """The two files of a checkpoint, verified. Only these two names are ever opened, whatever the manifest says."""
+    """The two files of a checkpoint, verified. No other name is ever opened, whatever the manifest says."""
     manifest = _read(path / MANIFEST_FILE)
     files = _described_files(manifest)
     contents: dict[str, bytes] = {}
@@ -264,9 +268,9 @@ def _save_failed(folder: Path, step: int, needed: int, error: OSError) -> StropE
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
         return StropError(
-            f"the checkpoint of step {step} does not fit on the disk: it needs {needed:,} bytes, {free:,} are free in "
-            f"{folder}. Make room, or lower train.save_total_limit. {intact}"
+            f"the checkpoint of step {step} does not fit on the disk: it needs {needed:,} bytes, "
+            f"{free:,} are free in {folder}. Make room, or lower train.save_total_limit. {intact}"
         )
     return StropError(
-        f"the checkpoint of step {step} could not be written to {folder}: {error.strerror} ({error.filename}). {intact}"
+        f"the checkpoint of step {step} cannot be written to {folder}: {error.strerror}. {intact}"
     )

@@ -1,7 +1,7 @@
 """What a person sees while a run goes on: a live bar on a terminal, plain lines anywhere else.
 
-Nothing here can stop a run. Where the output goes away (`strop train ... | head`, a closed terminal, a full disk
-behind a redirection), one line on standard error says so and training goes on; metrics.jsonl has everything.
+Nothing here can stop a run. Where the output goes away (`strop train ... | head`, a closed terminal, a full
+disk behind a redirection), one line on standard error says so and training goes on; metrics.jsonl has it all.
 """
 
 import os
@@ -10,13 +10,13 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol, TextIO
+from typing import IO, Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 _WINDOW = 50
-"""Steps that the time left is estimated from: enough to be steady, few enough to forget the slow first ones."""
+"""Steps that the time left is estimated from: enough to be steady, few enough to forget slow first ones."""
 
 
 class Reporter(Protocol):
@@ -66,7 +66,7 @@ class SilentReporter:
 class LineReporter:
     """One line for each step that is due: for logs, pipes and cloud consoles."""
 
-    def __init__(self, every: int, stream: TextIO) -> None:
+    def __init__(self, every: int, stream: IO[str]) -> None:
         self._every = max(1, every)
         self._output = _Output(stream)
         self._num_steps = 0
@@ -194,11 +194,11 @@ def clock(seconds: float) -> str:
 class _Output:
     """A stream that may go away. After its first failure it is None, and nobody tries again."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream: TextIO | None = stream
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream: IO[str] | None = stream
 
     @contextmanager
-    def guarded(self) -> Iterator[TextIO | None]:
+    def guarded(self) -> Iterator[IO[str] | None]:
         """The stream, or None once it has gone; a failure to write inside the block is dealt with here."""
         try:
             yield self._stream
@@ -207,14 +207,14 @@ class _Output:
             _discard(broken)
             with suppress(OSError, ValueError):
                 print(
-                    f"strop: the output cannot be written any more ({error}); training goes on, see metrics.jsonl",
+                    f"strop: standard output has gone ({error}); training goes on, see metrics.jsonl",
                     file=sys.stderr,
                     flush=True,
                 )
 
 
-def _discard(stream: TextIO | None) -> None:
-    """Point a broken stream at /dev/null: what it still buffers would fail again at exit, and turn 0 into 120."""
+def _discard(stream: IO[str] | None) -> None:
+    """Point a broken stream at /dev/null: what it buffers would fail again at exit, and turn 0 into 120."""
     with suppress(OSError, ValueError, AttributeError):
         assert stream is not None
         null = os.open(os.devnull, os.O_WRONLY)

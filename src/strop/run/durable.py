@@ -1,7 +1,7 @@
 """File writes that are whole or absent after a crash. The one place that knows about fsync.
 
-They go through `os.open`, `os.write`, `os.fsync` and `os.rename` and not through file objects, so that a test can
-stop the process at each of these calls (tests/faults/test_checkpoint_crash.py).
+They go through `os.open`, `os.write`, `os.fsync` and `os.rename` and not through file objects, so that a test
+can stop the process at each of these calls (tests/faults/test_checkpoint_crash.py).
 """
 
 import os

@@ -8,6 +8,8 @@
       adapter/           the result, as PEFT writes it
       evaluation.json    base beside tuned, once `strop evaluate` has run
       run.lock           the process that is writing here; also the sign that the folder is strop's
+
+Nothing but `adapter/` is needed to use the result.
 """
 
 import fcntl
@@ -80,14 +82,14 @@ class RunFolder:
         try:
             contents = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); give another train.output_dir") from error
+            raise CheckpointError(f"{path} is damaged ({error}); give another train.output_dir") from error
         if not isinstance(contents, dict):
             raise CheckpointError(f"{path} is not a run's manifest; give another train.output_dir")
         return contents
 
     @property
     def status(self) -> str | None:
-        """What run.json says, but `interrupted` for a run whose process was killed; None before the run has begun."""
+        """What run.json says, but `interrupted` where the process was killed; None before the run began."""
         status = self.manifest.get("status")
         return "interrupted" if status == "running" and not _is_alive(self._writer()) else status
 
@@ -103,8 +105,8 @@ class RunFolder:
             num_steps: Updates from beginning to end.
 
         Returns:
-            Versions and devices that differ from the attempt before, one a line: the run goes on, but its result is
-            no longer bitwise that of an undisturbed one.
+            Versions and devices that differ from the attempt before, one a line: the run goes on, but its
+            result is no longer bitwise that of an undisturbed one.
         """
         before, environment = self.manifest, _environment(device)
         changes = [
@@ -141,7 +143,8 @@ class RunFolder:
 
     def has_checkpoint(self, step: int) -> bool:
         """A checkpoint of this step is in place and verifies; a damaged one has to be written again."""
-        from strop.run.checkpoint import checkpoint_path, is_intact  # here: it imports torch, `strop runs` does not
+        # Imported here because it imports torch, and `strop runs` should not.
+        from strop.run.checkpoint import checkpoint_path, is_intact
 
         return is_intact(checkpoint_path(self.checkpoints, step))
 
@@ -170,7 +173,9 @@ class RunFolder:
             raise StropError(f"{self.path / name} cannot be written: {error.strerror}") from error
 
 
-def refuse_changes(stored: Mapping[str, str], current: Mapping[str, str], recipe_changes: Sequence[str]) -> None:
+def refuse_changes(
+    stored: Mapping[str, str], current: Mapping[str, str], recipe_changes: Sequence[str]
+) -> None:
     """Refuse to continue a run whose inputs are not what they were.
 
     Args:
@@ -183,8 +188,8 @@ def refuse_changes(stored: Mapping[str, str], current: Mapping[str, str], recipe
     """
     faults = [f"  recipe: {change}" for change in recipe_changes]
     faults += [
-        f"  {name}: the content is another than when the run began ({stored.get(name, 'none')[:12]} -> {mark[:12]})"
-        for name, mark in current.items()
+        f"  {name}: not the content that the run began with ({stored.get(name, 'none')[:12]} -> {mark[:12]})"
+        for name, mark in {**dict.fromkeys(stored, "none"), **current}.items()
         if stored.get(name) != mark
     ]
     if faults:
@@ -209,7 +214,7 @@ def _environment(device: str) -> dict[str, str]:
 
 
 def _is_alive(pid: int | None) -> bool:
-    """Whether a process is there. Asking the lock instead would hold it for an instant and turn a starting run away."""
+    """Whether a process is there. Asking the lock would hold it for an instant, and turn away a run."""
     if pid is None:
         return False
     try:
@@ -248,13 +253,13 @@ class RunSummary:
 
 
 def list_runs(root: Path) -> list[RunSummary]:
-    """The runs directly below a folder, by name, or the one that the folder is. A damaged run is listed as such.
+    """The runs directly below a folder, by name, or the one that it is. A damaged run is listed as such.
 
     Raises:
         RecipeError: There is no such folder.
     """
     if not root.is_dir():
-        raise RecipeError(f"there is no folder {root}; runs are in the recipe's train.output_dir, by default runs/NAME")
+        raise RecipeError(f"there is no folder {root}; runs are in train.output_dir, by default runs/NAME")
     candidates = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
     return [_summarise(path) for path in candidates if (path / "run.json").exists()]
 

@@ -10,7 +10,7 @@ from strop.run.durable import replace_file
 
 
 class MetricsLog:
-    """Appends records to a file; each is handed to the system at once, so `tail -f` and a kill see whole lines."""
+    """Appends records to a file; each is flushed, so `tail -f` and a kill see whole lines."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -19,25 +19,25 @@ class MetricsLog:
         """Add one record; floats keep all their digits.
 
         Raises:
-            StropError: The file cannot be written. The disk is full, as a rule, and no checkpoint would fit either.
+            StropError: The file cannot be written; as a rule the disk is full.
         """
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(dict(record)) + "\n")
         except OSError as error:
             raise StropError(
-                f"{self.path} cannot be written: {error.strerror}. Put that right; the same command then goes on from "
-                "the newest checkpoint."
+                f"{self.path} cannot be written: {error.strerror}. Put that right; the same command then "
+                "goes on from the newest checkpoint."
             ) from error
 
     def truncate_after(self, step: int) -> int:
         """Drop what a lost attempt wrote beyond the step that the run goes on from, and what cannot be read.
 
-        Call it before the first `append` of every attempt, with step 0 where there is no checkpoint: the attempt
-        before may have been killed in the middle of a line. The file is replaced in one rename.
+        Call it before the first `append` of every attempt, with step 0 where there is no checkpoint: the
+        attempt before may have been killed in the middle of a line. The file is replaced in one rename.
 
         Returns:
-            How many lines were dropped because they could not be read; more than 1 is more than a kill leaves.
+            How many lines could not be read; more than 1 is more than a kill leaves.
         """
         lines = _lines(self.path)
         records = [(line, _parse(line)) for line in lines]
@@ -59,7 +59,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if record is not None:
             records.append(record)
         elif number < len(lines):
-            raise StropError(f"{path}:{number}: this line is not a record. The file was edited or damaged; remove the line.")
+            raise StropError(f"{path}:{number}: not a record; edited or damaged. Remove the line.")
     return records
 
 
