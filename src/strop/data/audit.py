@@ -1,0 +1,230 @@
+"""What is really in the samples, counted over every one of them after truncation, and what stops a run.
+
+Counted from the store in blocks: memory does not grow with the data, but for three numbers a sample.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strop.data.examples import Origin
+from strop.data.store import SPECIAL_TEXT, STOP_CUT, TRUNCATED, SampleStore
+from strop.data.template import Template
+from strop.errors import DataError
+
+_SAMPLES_AT_A_TIME = 4096
+_HISTOGRAM_BINS = 20
+_ORIGINS_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens a sample: extremes, percentiles, and a histogram (edges has one entry more than counts)."""
+
+    min: int
+    median: float
+    p95: float
+    max: int
+    edges: tuple[int, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreReport:
+    """One store, counted.
+
+    Attributes:
+        rows_read: Good and bad rows.
+        rows_kept: Samples.
+        skipped: Rows left out, by kind of fault.
+        num_tokens: Over all samples.
+        num_loss_tokens: Learned tokens among them.
+        lengths: Of the samples.
+        truncated: Samples cut at max_seq_length.
+        stop_cut: Those among them that lost a stop token they would have learned.
+        stop_learned: Samples in which at least one stop token is learned.
+        double_bos: Samples that begin with two BOS.
+        shared_prefix: Tokens that all samples begin with alike.
+        special_text: Rows whose text holds a control token, such as `<|im_end|>`, which becomes that token.
+        special_text_origins: The first of them.
+        duplicates: Rows that repeat an earlier row's prompt and answer.
+    """
+
+    rows_read: int
+    rows_kept: int
+    skipped: dict[str, int]
+    num_tokens: int
+    num_loss_tokens: int
+    lengths: Lengths
+    truncated: int
+    stop_cut: int
+    stop_learned: int
+    double_bos: int
+    shared_prefix: int
+    special_text: int
+    special_text_origins: tuple[Origin, ...]
+    duplicates: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Validation rows that training has too: with the same answer, and with any (by 64-bit hashes)."""
+
+    rows: int
+    prompts: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewRow:
+    """A sample as the model sees it: tokens as the vocabulary writes them, and which are learned."""
+
+    origin: Origin
+    input_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    learned: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What `strop check` prints. `overlap` and `validation` are None without validation rows."""
+
+    template: str
+    train_on: str
+    stop_tokens: tuple[str, ...]
+    max_seq_length: int
+    train: StoreReport
+    validation: StoreReport | None
+    overlap: Overlap | None
+    preview: tuple[PreviewRow, ...]
+
+
+def audit(
+    train: SampleStore, template: Template, validation: SampleStore | None = None, num_preview: int = 3
+) -> AuditReport:
+    """Count everything; refuses nothing (see `refuse`).
+
+    Args:
+        train: The training samples.
+        template: What rendered them.
+        validation: The held-out samples, or None.
+        num_preview: Samples shown in full, from the beginning of `train`.
+    """
+    tokenizer = template.tokenizer
+    return AuditReport(
+        template=template.name,
+        train_on=template.train_on,
+        stop_tokens=tuple(tokenizer.convert_ids_to_tokens(sorted(template.stop_ids))),
+        max_seq_length=train.max_seq_length,
+        train=_report(train, template),
+        validation=_report(validation, template) if validation is not None else None,
+        overlap=_overlap(train, validation) if validation is not None else None,
+        preview=tuple(_preview(train, template, i) for i in range(min(num_preview, len(train)))),
+    )
+
+
+def refuse(report: AuditReport) -> None:
+    """Stop a run that would train on nothing, never learn to stop, or begin every sample wrongly.
+
+    Raises:
+        DataError: With what is wrong and how to put it right.
+    """
+    for name, part in (("training", report.train), ("validation", report.validation)):
+        if part is None:
+            continue
+        if not part.rows_kept:
+            raise DataError(f"there are no {name} rows")
+        if not part.num_loss_tokens:
+            raise DataError(f"no token of the {name} rows is learned; is data.template right for them?")
+        if part.double_bos:
+            raise DataError(
+                f"{part.double_bos:,} of {part.rows_kept:,} {name} samples begin with two BOS tokens: "
+                "the text of the rows begins with one; remove it there"
+            )
+    if not report.train.stop_learned:
+        why = (
+            f"model.max_seq_length={report.max_seq_length} cuts it off everywhere; raise it"
+            if report.train.stop_cut
+            else "the chat template ends answers with none; use another data.template or model"
+        )
+        raise DataError(
+            f"no training sample teaches a stop token ({', '.join(report.stop_tokens)}), "
+            f"so the model would never end an answer: {why}"
+        )
+
+
+def _report(store: SampleStore, template: Template) -> StoreReport:
+    flags = store.rows["flags"]
+    special = np.flatnonzero(flags & SPECIAL_TEXT)
+    stops = np.array(sorted(template.stop_ids), dtype=np.int32)
+    stop_learned = double_bos = 0
+    for ids, learned, starts in _blocks(store):
+        stop_learned += int(np.logical_or.reduceat(np.isin(ids, stops) & learned, starts).sum())
+        if template.bos_id is not None:
+            second = np.minimum(starts + 1, len(ids) - 1)
+            inside = np.diff(starts, append=len(ids)) > 1
+            both = (ids[starts] == template.bos_id) & (ids[second] == template.bos_id) & inside
+            double_bos += int(both.sum())
+    return StoreReport(
+        rows_read=store.rows_read,
+        rows_kept=len(store),
+        skipped=store.skipped,
+        num_tokens=store.num_tokens,
+        num_loss_tokens=store.num_loss_tokens,
+        lengths=_lengths(store.lengths),
+        truncated=int(np.count_nonzero(flags & TRUNCATED)),
+        stop_cut=int(np.count_nonzero(flags & STOP_CUT)),
+        stop_learned=stop_learned,
+        double_bos=double_bos,
+        shared_prefix=_shared_prefix(store),
+        special_text=len(special),
+        special_text_origins=tuple(store.origin(int(i)) for i in special[:_ORIGINS_SHOWN]),
+        duplicates=len(store) - len(np.unique(store.rows["content"])),
+    )
+
+
+def _blocks(store: SampleStore) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.int64]]]:
+    for start in range(0, len(store), _SAMPLES_AT_A_TIME):
+        yield store.block(start, min(start + _SAMPLES_AT_A_TIME, len(store)))
+
+
+def _lengths(lengths: NDArray[np.int32]) -> Lengths:
+    counts, edges = np.histogram(lengths, bins=_HISTOGRAM_BINS, range=(0, int(lengths.max())))
+    median, p95 = np.percentile(lengths, [50, 95])
+    return Lengths(
+        min=int(lengths.min()),
+        median=float(median),
+        p95=float(p95),
+        max=int(lengths.max()),
+        edges=tuple(int(edge) for edge in np.ceil(edges)),
+        counts=tuple(int(count) for count in counts),
+    )
+
+
+def _shared_prefix(store: SampleStore) -> int:
+    """Longest run of tokens that every sample begins with."""
+    prefix = store[0].input_ids[: int(store.lengths.min())]
+    for ids, _, starts in _blocks(store):
+        for position, token in enumerate(prefix):
+            if (ids[starts + position] != token).any():
+                prefix = prefix[:position]
+                break
+    return len(prefix)
+
+
+def _overlap(train: SampleStore, validation: SampleStore) -> Overlap:
+    rows = np.isin(validation.rows["content"], train.rows["content"])
+    prompts = np.isin(validation.rows["prompt"], train.rows["prompt"]) & (validation.rows["prompt"] != 0)
+    return Overlap(int(rows.sum()), int(prompts.sum()))
+
+
+def _preview(store: SampleStore, template: Template, index: int) -> PreviewRow:
+    sample = store[index]
+    ids = sample.input_ids.tolist()
+    return PreviewRow(
+        store.origin(index),
+        tuple(ids),
+        tuple(template.tokenizer.convert_ids_to_tokens(ids)),
+        tuple(sample.learned.tolist()),
+    )

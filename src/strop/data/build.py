@@ -1,0 +1,256 @@
+"""Rows -> the folder of a SampleStore: one pass, constant memory, nothing visible before it is whole."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from strop.data.examples import Example, Fault, Origin, split_answer
+from strop.data.rows import read_examples
+from strop.data.store import (
+    CODE_VERSION,
+    FILES,
+    ROW,
+    SPECIAL_TEXT,
+    STOP_CUT,
+    TRUNCATED,
+    BadRowsError,
+    Settings,
+    Split,
+    read_manifest,
+    seal_of,
+)
+from strop.data.template import Encoded, Template
+from strop.errors import DataError
+
+_ROWS_AT_A_TIME = 1024
+_FAULTS_SHOWN = 20
+_ABANDONED_AFTER = 24 * 3600  # seconds
+
+Row = tuple[Origin, Example]
+
+
+def build(folder: Path, files: Sequence[Path], template: Template, settings: Settings) -> None:
+    """Tokenise the files into `folder`, which replaces a damaged one.
+
+    Raises:
+        BadRowsError, DataError: See `strop.data.store.open_or_build`.
+        OSError: The cache cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder.parent)
+    work = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+    try:
+        builder = _Builder(work, files, template, settings)
+        builder.run()
+        if builder.faults and settings.on_bad_row == "error":
+            raise _bad_rows(builder, folder)
+        if not builder.num_samples:
+            raise DataError(_no_rows_left(builder, settings))
+        builder.finish()
+        _publish(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+class _Builder:
+    """The state of one pass over the rows."""
+
+    def __init__(self, work: Path, files: Sequence[Path], template: Template, settings: Settings) -> None:
+        self.work = work
+        self.template = template
+        self.settings = settings
+        self.files = files
+        self.faults: list[Fault] = []
+        self.num_samples = 0
+        self.num_tokens = 0
+        self.num_loss_tokens = 0
+        self._file_number = {str(file): number for number, file in enumerate(files)}
+        self._stop_ids = np.array(sorted(template.stop_ids), dtype=np.int32)
+        self._writers = {name: _HashedFile(work / name) for name in FILES}
+        self._writers["offsets.bin"].write(np.zeros(1, FILES["offsets.bin"]))
+
+    @property
+    def rows_read(self) -> int:
+        return self.num_samples + len(self.faults)
+
+    def run(self) -> None:
+        rows = self._rows()
+        limit = self.settings.max_samples
+        while limit is None or self.num_samples < limit:
+            left = _ROWS_AT_A_TIME if limit is None else min(_ROWS_AT_A_TIME, limit - self.num_samples)
+            block = list(islice(rows, left))
+            if not block:
+                break
+            self._add(block)
+        self.faults.sort(key=lambda fault: (self._file_number[fault.origin.file], fault.origin.line))
+
+    def _rows(self) -> Iterator[Row]:
+        split = self.settings.split
+        for row in read_examples(self.files, self.settings.format):
+            if isinstance(row, Fault):
+                # A row that does not parse has no hash: it counts once, on the side of the training rows.
+                if split is None or split.part == "train" or self.settings.on_bad_row == "error":
+                    self.faults.append(row)
+            elif split is None or _falls_into(split, row[1]):
+                yield row
+
+    def _add(self, block: list[Row]) -> None:
+        kept: list[tuple[Row, Encoded, int]] = []
+        for row, encoded in self._encode(block):
+            fitted = self._fit(encoded)
+            if isinstance(fitted, str):
+                self.faults.append(Fault(row[0], fitted))
+            else:
+                kept.append((row, *fitted))
+        if kept:
+            self._write(kept)
+
+    def _encode(self, block: list[Row]) -> list[tuple[Row, Encoded]]:
+        """All at once; only if a row among them cannot be rendered, one by one to find out which."""
+        try:
+            return list(zip(block, self.template.encode([example for _, example in block]), strict=True))
+        except DataError:
+            encoded = []
+            for row in block:
+                try:
+                    encoded += [(row, e) for e in self.template.encode([row[1]])]
+                except DataError as error:
+                    self.faults.append(Fault(row[0], str(error)))
+            return encoded
+
+    def _fit(self, encoded: Encoded) -> tuple[Encoded, int] | str:
+        """A sample cut to max_seq_length and its flags, or why nothing is left to learn."""
+        limit = self.settings.max_seq_length
+        ids, learned = encoded.input_ids, encoded.learned
+        if not learned.any():
+            return "no token is learned: the answer is empty once it is tokenised"
+        if len(ids) <= limit:
+            return encoded, 0
+        if not learned[:limit].any():
+            prompt = int(learned.argmax())
+            return (
+                f"no answer token is left: the prompt alone has {prompt:,} tokens, "
+                f"max_seq_length is {limit:,}"
+            )
+        stop_cut = np.isin(ids[limit:][learned[limit:]], self._stop_ids).any()
+        return Encoded(ids[:limit], learned[:limit]), TRUNCATED | (STOP_CUT if stop_cut else 0)
+
+    def _write(self, kept: list[tuple[Row, Encoded, int]]) -> None:
+        rows = np.empty(len(kept), ROW)
+        pattern = self.template.special_text
+        for i, ((origin, example), _, flags) in enumerate(kept):
+            prompt, answer = split_answer(example)
+            text = "\x1f".join((*prompt, answer))
+            special = SPECIAL_TEXT if pattern and pattern.search(text) else 0
+            hashes = _hash64("\x1f".join(prompt)) if prompt else 0, _hash64(text)
+            rows[i] = (self._file_number[origin.file], origin.line, flags | special, *hashes)
+        lengths = np.array([len(encoded.input_ids) for _, encoded, _ in kept], np.int64)
+        learned = np.concatenate([encoded.learned for _, encoded, _ in kept])
+        self._writers["input_ids.bin"].write(np.concatenate([encoded.input_ids for _, encoded, _ in kept]))
+        self._writers["learned.bin"].write(learned)
+        self._writers["offsets.bin"].write(self.num_tokens + np.cumsum(lengths))
+        self._writers["rows.bin"].write(rows)
+        self.num_samples += len(kept)
+        self.num_tokens += int(lengths.sum())
+        self.num_loss_tokens += int(learned.sum())
+
+    def finish(self) -> None:
+        """Close the files and write the manifest, last."""
+        (self.work / "faults.txt").write_text("".join(f"{fault}\n" for fault in self.faults), "utf-8")
+        manifest: dict[str, Any] = {
+            "code_version": CODE_VERSION,
+            "settings": asdict(self.settings),
+            "files": [str(file) for file in self.files],
+            "template": {"name": self.template.name, "fingerprint": self.template.fingerprint},
+            "num_samples": self.num_samples,
+            "num_tokens": self.num_tokens,
+            "num_loss_tokens": self.num_loss_tokens,
+            "rows_read": self.rows_read,
+            "skipped": dict(Counter(fault.kind for fault in self.faults)),
+            "sha256": {name: writer.close() for name, writer in self._writers.items()},
+        }
+        manifest["seal"] = seal_of(manifest)
+        with (self.work / "manifest.json").open("w", encoding="utf-8") as file:
+            json.dump(manifest, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class _HashedFile:
+    """A file that knows the SHA-256 of what was written to it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._digest = hashlib.sha256()
+
+    def write(self, array: np.ndarray[Any, Any]) -> None:
+        data = array.tobytes()
+        self._file.write(data)
+        self._digest.update(data)
+
+    def close(self) -> str:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return self._digest.hexdigest()
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
+
+
+def _falls_into(split: Split, example: Example) -> bool:
+    prompt, answer = split_answer(example)
+    place = _hash64("\x1f".join((str(split.seed), *prompt, answer))) / 2**64
+    return (place < split.percentage / 100) == (split.part == "validation")
+
+
+def _publish(work: Path, folder: Path) -> None:
+    """Rename into place; whoever was first with a sound folder under this name wins."""
+    if folder.exists():
+        if read_manifest(folder) is not None:
+            return
+        shutil.rmtree(folder)
+    work.rename(folder)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for path in parent.glob(".building-*"):
+        if time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _bad_rows(builder: _Builder, folder: Path) -> BadRowsError:
+    faults = builder.faults
+    listing = folder.parent.parent / "faults" / f"{folder.name[:16]}.txt"
+    listing.parent.mkdir(parents=True, exist_ok=True)
+    listing.write_text("".join(f"{fault}\n" for fault in faults), "utf-8")
+    shown = "\n".join(f"  {fault}" for fault in faults[:_FAULTS_SHOWN])
+    more = len(faults) - _FAULTS_SHOWN
+    rest = f"\n  and {more:,} more; all of them are in {listing}" if more > 0 else ""
+    return BadRowsError(
+        f"{len(faults):,} of {builder.rows_read:,} rows cannot be used:\n{shown}{rest}\n"
+        "Correct them, or leave them out with data.on_bad_row=skip",
+        faults,
+    )
+
+
+def _no_rows_left(builder: _Builder, settings: Settings) -> str:
+    names = ", ".join(str(file) for file in builder.files)
+    if builder.faults:
+        kinds = Counter(fault.kind for fault in builder.faults)
+        reasons = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common())
+        return f"no row of {names} can be used: {reasons}; the first: {builder.faults[0]}"
+    side = f" on the {settings.split.part} side of the split" if settings.split else ""
+    return f"{names}: there is no row{side}"

@@ -1,0 +1,116 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from strop.data.audit import Overlap, audit, refuse
+from strop.data.store import Settings, open_or_build
+from strop.data.template import load_template
+from strop.errors import DataError
+
+SMOLLM2 = Path(__file__).parents[2] / "fixtures" / "smollm2-tokenizer"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("STROP_CACHE", str(tmp_path / "cache"))
+
+
+def open_rows(folder, rows, template, name="train.jsonl", **settings):
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return open_or_build(
+        [path], template, Settings(**({"format": "alpaca", "max_seq_length": 128} | settings))
+    )
+
+
+def row(question, answer):
+    return {"instruction": question, "output": answer}
+
+
+def test_report(tmp_path):
+    template = load_template(SMOLLM2, "chat", "alpaca")
+    rows = [row(f"q {i}", "yes") for i in range(5000)] + [
+        row("q 3", "yes"),
+        row("s", "<|im_end|>"),
+        row("t", "w " * 300),
+    ]
+    store = open_rows(tmp_path, [*rows, row("", "x")], template, on_bad_row="skip")
+    validation = open_rows(
+        tmp_path, [row("q 1", "yes"), row("q 1", "no"), row("new", "x")], template, "val.jsonl"
+    )
+    report = audit(store, template, validation, num_preview=2)
+    part = report.train
+    assert (part.rows_read, part.rows_kept, part.skipped) == (5004, 5003, {"empty instruction": 1})
+    assert (part.num_tokens, part.num_loss_tokens) == (store.num_tokens, store.num_loss_tokens)
+    assert (part.truncated, part.stop_cut, part.stop_learned, part.double_bos) == (1, 1, 5002, 0)
+    assert (part.duplicates, part.special_text) == (1, 1)
+    assert [origin.line for origin in part.special_text_origins] == [5002]
+    assert (part.lengths.max, part.lengths.min) == (128, int(store.lengths.min()))
+    assert sum(part.lengths.counts) == 5003
+    assert part.lengths.edges[-1] == 128
+    assert report.overlap == Overlap(rows=1, prompts=2)
+    first = report.preview[0]
+    assert (
+        "".join(t for t, is_learned in zip(first.tokens, first.learned, strict=True) if is_learned)
+        == "yes<|im_end|>"
+    )
+    refuse(report)
+
+
+def test_shared_prefix_is_exact(tmp_path):
+    template = load_template(SMOLLM2, "chat", "alpaca")
+    store = open_rows(tmp_path, [row(f"q {i}", "yes") for i in range(4500)] + [row("other", "no")], template)
+    prefix = audit(store, template).train.shared_prefix
+    samples = [store[i].input_ids.tolist() for i in range(len(store))]
+    assert len({tuple(s[:prefix]) for s in samples}) == 1
+    assert len({tuple(s[: prefix + 1]) for s in samples}) > 1
+
+
+def test_double_bos_is_refused(tmp_path):
+    """A tokenizer that adds a BOS, and rows that already begin with two of them."""
+    template = load_template(SMOLLM2, "plain", "prompt_completion")
+    template.bos_id = 1
+    rows = [
+        {"prompt": "<|im_start|><|im_start|>a", "completion": "b"},
+        {"prompt": "<|im_start|>a", "completion": "b"},
+    ]
+    report = audit(open_rows(tmp_path, rows, template, format="prompt_completion"), template)
+    assert report.train.double_bos == 1
+    with pytest.raises(DataError, match="1 of 2 training samples begin with two BOS tokens"):
+        refuse(report)
+
+
+def test_stop_token_that_is_always_cut_off_is_refused(tmp_path):
+    template = load_template(SMOLLM2, "chat", "alpaca")
+    report = audit(open_rows(tmp_path, [row("a", "w " * 300)] * 2, template), template)
+    with pytest.raises(
+        DataError, match=r"no training sample teaches a stop token .*max_seq_length=128 cuts it off"
+    ):
+        refuse(report)
+
+
+def test_template_without_a_turn_end_is_refused(tmp_path):
+    source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    source += "{% if add_generation_prompt %}assistant: {% endif %}"
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((SMOLLM2 / name).read_bytes())
+    (folder / "chat_template.jinja").write_text(source)
+    template = load_template(folder, "chat", "alpaca")
+    report = audit(open_rows(tmp_path, [row("a", "b")], template), template)
+    with pytest.raises(DataError, match="the chat template ends answers with none"):
+        refuse(report)
+
+
+def test_nothing_learned_and_no_rows_are_refused(tmp_path):
+    template = load_template(SMOLLM2, "chat", "alpaca")
+    report = audit(open_rows(tmp_path, [row("a", "b")], template), template)
+    for change, reason in (
+        ({"num_loss_tokens": 0}, "no token of the training rows"),
+        ({"rows_kept": 0}, "no training rows"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            refuse(dataclasses.replace(report, train=dataclasses.replace(report.train, **change)))
