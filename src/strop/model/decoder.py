@@ -127,6 +127,12 @@ class Decoder(nn.Module):
         """The type of the activations."""
         return self.embedding.weight.dtype
 
+    @property
+    def num_base_parameters(self) -> int:
+        """Frozen weights of the checkpoint; a tied embedding counts once."""
+        tables = set(self.rotary_table.buffers())
+        return sum(buffer.numel() for buffer in self.buffers() if buffer not in tables)
+
     def hidden_states(self, input_ids_T: Tensor, positions_T: Tensor, lengths_T: Tensor, attend: Attend) -> Tensor:
         """Final hidden states (T, D), after the last norm.
 

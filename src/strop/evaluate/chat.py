@@ -1,0 +1,54 @@
+"""Talking to a model in the template it was trained on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from strop.data.examples import Alpaca, Conversation, Example, Message, PromptCompletion
+from strop.data.template import Template
+from strop.evaluate.generate import stream
+from strop.model.lora import LoraAdapter
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSession:
+    """A loaded model that answers single questions; every question starts afresh.
+
+    Attributes:
+        max_new_tokens: Longest answer.
+        temperature: 0 always takes the likeliest token.
+    """
+
+    adapter: LoraAdapter
+    template: Template
+    max_new_tokens: int
+    temperature: float
+
+    def stream(self, prompt: str, tuned: bool = True) -> Iterator[str]:
+        """The answer to a prompt, piece by piece.
+
+        Args:
+            prompt: The user's words; under the alpaca template an instruction and, after a blank line, its input.
+            tuned: False asks the base model.
+        """
+        self.adapter.enable(tuned)
+        prompt_ids = self.template.encode_prompt(self._as_example(prompt))
+        ids: list[int] = []
+        shown = ""
+        for _, token in stream(
+            self.adapter.decoder, [prompt_ids], self.template.stop_ids, self.max_new_tokens, self.temperature
+        ):
+            if token in self.template.stop_ids:
+                return
+            ids.append(token)
+            text = self.template.tokenizer.decode(ids, skip_special_tokens=True)
+            if not text.endswith("\ufffd"):  # a character whose last bytes are still to come
+                yield text[len(shown) :]
+                shown = text
+
+    def _as_example(self, prompt: str) -> Example:
+        if self.template.name == "alpaca":
+            instruction, _, given = prompt.partition("\n\n")
+            return Alpaca(instruction, given, "")
+        if self.template.name == "plain":
+            return PromptCompletion(prompt, "")
+        return Conversation((Message("user", prompt),))

@@ -1,0 +1,134 @@
+"""A run that is killed again and again ends in the same bits as one that never was.
+
+Each trial forks this process (torch is imported once), so a trial costs what its training costs. The child is killed
+with SIGKILL either at a random moment or from inside a file operation of the checkpoint, then another is started on
+the same folder, until one finishes.
+"""
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import metrics, write_recipe
+
+from strop import api
+from strop.errors import StropError
+from strop.recipe import Recipe, load_recipe
+
+RANDOM_TRIALS, WRITE_TRIALS = 32, 28
+_MAX_ATTEMPTS = 200
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # forked children cannot use the parent's thread pool
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recipe, float]:
+    """A finished run, its recipe, and how long it took in a forked child."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    os.environ["STROP_CACHE"] = str(folder / "cache")
+    recipe = load_recipe(str(write_recipe(folder, eval_steps=4, load_best_model_at_end=True, save_steps=2)))
+    started = time.perf_counter()
+    assert in_child(lambda: None, recipe) == 0
+    return Path(recipe.train.output_dir or ""), recipe, time.perf_counter() - started
+
+
+def in_child(prepare: Callable[[], None], recipe: Recipe, kill_after: float | None = None) -> int:
+    """Train in a forked child; returns its exit status, negative for the signal that ended it."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            prepare()
+            api.train(recipe)
+            status = 0
+        except StropError as error:
+            print(error)
+            status = error.exit_code
+        finally:
+            os._exit(status)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def die_at_call(number: int) -> Callable[[], None]:
+    """Make the child kill itself at its n-th fsync or rename: inside a checkpoint or a manifest."""
+
+    def prepare() -> None:
+        count = 0
+
+        def patch(name: str) -> None:
+            real = getattr(os, name)
+
+            def counted(*args: Any, **kwargs: Any) -> Any:
+                nonlocal count
+                count += 1
+                if count == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*args, **kwargs)
+
+            setattr(os, name, counted)
+
+        for name in ("fsync", "rename", "replace"):
+            patch(name)
+
+    return prepare
+
+
+def assert_same_run(run: Path, want: Path) -> None:
+    assert metrics(run) == metrics(want)
+    name = "adapter_model.safetensors"
+    assert (run / "adapter" / name).read_bytes() == (want / "adapter" / name).read_bytes()
+
+
+def elsewhere(recipe: Recipe, folder: Path) -> Recipe:
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"output_dir": str(folder)})})
+
+
+def test_killed_at_random_moments(undisturbed: tuple[Path, Recipe, float], tmp_path: Path) -> None:
+    want, recipe, seconds = undisturbed
+    draw = random.Random(0)
+    kills = 0
+    for trial in range(RANDOM_TRIALS):
+        run = tmp_path / str(trial)
+        for _ in range(_MAX_ATTEMPTS):
+            # Growing patience: a run must be able to reach its next checkpoint before it is killed again.
+            status = in_child(lambda: None, elsewhere(recipe, run), kill_after=draw.uniform(0.2, 1.3) * seconds)
+            if status == 0:
+                break
+            assert status == -signal.SIGKILL
+            kills += 1
+        assert_same_run(run, want)
+        shutil.rmtree(run)
+    assert kills >= RANDOM_TRIALS // 2
+
+
+def test_killed_inside_every_file_operation(undisturbed: tuple[Path, Recipe, float], tmp_path: Path) -> None:
+    want, recipe, _ = undisturbed
+    for number in range(1, WRITE_TRIALS + 1):
+        run = tmp_path / str(number)
+        assert in_child(die_at_call(number), elsewhere(recipe, run)) == -signal.SIGKILL, "fewer file operations"
+        assert in_child(lambda: None, elsewhere(recipe, run)) == 0
+        assert_same_run(run, want)
+        shutil.rmtree(run)
+
+
+def test_another_seed_is_another_run(undisturbed: tuple[Path, Recipe, float], tmp_path: Path) -> None:
+    """The control: the comparison above can fail."""
+    want, recipe, _ = undisturbed
+    other = elsewhere(recipe, tmp_path / "run")
+    other = other.model_copy(update={"train": other.train.model_copy(update={"seed": 43})})
+    assert in_child(lambda: None, other) == 0
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "run", want)

@@ -1,0 +1,85 @@
+"""A tiny run that the integration and fault tests start through the command line, as a user would."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tiny_models import write_checkpoint
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+_WORDS = "red blue green stone river cloud maple lantern copper violet".split()
+
+
+def write_model(folder: Path) -> Path:
+    """A tiny random SmolLM2 with its real tokenizer."""
+    write_checkpoint(folder, "smollm2", vocab_size=49152, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+    for file in (FIXTURES / "smollm2-tokenizer").iterdir():
+        if file.name != "README.md":
+            shutil.copyfile(file, folder / file.name)
+    return folder
+
+
+def write_rows(path: Path, count: int, offset: int = 0) -> Path:
+    """Alpaca rows of different lengths."""
+    with path.open("w", encoding="utf-8") as file:
+        for i in range(offset, offset + count):
+            words = " ".join(_WORDS[(i * j) % len(_WORDS)] for j in range(1, 3 + i % 7))
+            row = {"instruction": f"Say the words of row {i}.", "input": words, "output": f"Row {i}: {words}."}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def write_recipe(folder: Path, **train: Any) -> Path:
+    """A recipe for 12 steps of 4 samples on the tiny model, with whatever `train` changes."""
+    settings = {
+        "output_dir": str(folder / "run"),
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 12,
+        "learning_rate": 1e-2,
+        "save_steps": 3,
+        "max_tokens_per_microbatch": 120,
+    } | train
+    recipe = {
+        "model": {"model_name_or_path": str(write_model(folder / "model")), "max_seq_length": 256},
+        "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1},
+        "data": {
+            "train_file": str(write_rows(folder / "train.jsonl", 40)),
+            "validation_file": str(write_rows(folder / "validation.jsonl", 6, offset=100)),
+        },
+        "train": settings,
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
+    return path
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """One thread, no hub, a cache of the test's own."""
+    source = str(Path(__file__).parents[2] / "src")
+    return os.environ | {
+        "PYTHONPATH": source,
+        "STROP_CACHE": str(cache),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def strop(*arguments: object, cache: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "strop", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=environment(cache), check=False
+    )
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The records of a run without what depends on the clock."""
+    timed = {"tokens_per_second", "samples_per_second"}
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
