@@ -1,7 +1,7 @@
 """Rows a second from JSONL to a token store, and from the store to its audit.
 
     STROP_CACHE=$(mktemp -d) PYTHONPATH=src python benchmarks/bench_tokenize.py TOKENIZER_FOLDER [ROWS]
-    STROP_CACHE=$(mktemp -d) PYTHONPATH=src python benchmarks/bench_tokenize.py tests/fixtures/phi3-tokenizer [ROWS]
+
 The rows are questions of about 150 tokens under the chat template, each different, in one file.
 """
 
