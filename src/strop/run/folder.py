@@ -114,15 +114,18 @@ class RunFolder:
             for name, value in environment.items()
             if before.get(name, value) != value
         ]
-        first = {"run_id": uuid.uuid4().hex[:12], "created": now()}
-        self.update_manifest(
-            **(first | before | environment),
-            status="running",
-            attempts=before.get("attempts", 0) + 1,
-            fingerprints=dict(fingerprints),
-            num_trainable=num_trainable,
-            num_steps=num_steps,
-        )
+        manifest = {
+            "run_id": uuid.uuid4().hex[:12],
+            "created": now(),
+            **before,
+            **environment,
+            "status": "running",
+            "attempts": before.get("attempts", 0) + 1,
+            "fingerprints": dict(fingerprints),
+            "num_trainable": num_trainable,
+            "num_steps": num_steps,
+        }
+        self.update_manifest(**manifest)
         return changes
 
     def set_status(self, status: Status) -> None:

@@ -1,0 +1,101 @@
+"""metrics.jsonl keeps every digit, and forgets exactly what a lost attempt wrote."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strop.errors import StropError
+from strop.run.metrics import MetricsLog, read_metrics
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> MetricsLog:
+    return MetricsLog(tmp_path / "metrics.jsonl")
+
+
+def write_steps(log: MetricsLog, *steps: int) -> None:
+    for step in steps:
+        log.append({"kind": "train", "step": step, "loss": 1 / step})
+
+
+def steps(log: MetricsLog) -> list[int]:
+    return [record["step"] for record in read_metrics(log.path)]
+
+
+def test_no_file_is_no_records(log: MetricsLog) -> None:
+    assert read_metrics(log.path) == []
+
+
+@given(st.floats(allow_nan=False))
+def test_floats_keep_all_their_digits(tmp_path_factory: pytest.TempPathFactory, value: float) -> None:
+    log = MetricsLog(tmp_path_factory.mktemp("log") / "metrics.jsonl")
+    log.append({"step": 1, "loss": value})
+    (record,) = read_metrics(log.path)
+    assert math.copysign(1, record["loss"]) == math.copysign(1, value)
+    assert record["loss"].hex() == value.hex()
+
+
+def test_each_line_is_in_the_file_as_soon_as_it_is_appended(log: MetricsLog) -> None:
+    for step in (1, 2, 3):
+        write_steps(log, step)
+        assert log.path.read_bytes().count(b"\n") == step
+
+
+def test_later_steps_are_dropped_and_earlier_lines_stay_byte_for_byte(log: MetricsLog) -> None:
+    write_steps(log, 1, 2, 3, 4)
+    lines = log.path.read_bytes().splitlines(keepends=True)
+    assert log.truncate_after(2) == 0
+    assert log.path.read_bytes() == b"".join(lines[:2])
+
+
+@pytest.mark.parametrize("cut", range(1, 30))
+def test_a_last_line_torn_anywhere_is_dropped_and_the_log_goes_on(log: MetricsLog, cut: int) -> None:
+    write_steps(log, 1, 2, 3)
+    size = log.path.stat().st_size
+    os.truncate(log.path, size - cut)
+    # Without its newline alone, the last line is whole.
+    assert steps(log) == ([1, 2, 3] if cut == 1 else [1, 2])
+    log.truncate_after(2)
+    write_steps(log, 3)
+    assert steps(log) == [1, 2, 3]
+
+
+def test_appending_after_a_torn_line_without_truncating_loses_a_record(log: MetricsLog) -> None:
+    """The control: it is `truncate_after` that mends the file."""
+    write_steps(log, 1, 2)
+    os.truncate(log.path, log.path.stat().st_size - 5)
+    write_steps(log, 2, 3)
+    with pytest.raises(StropError, match=r"metrics\.jsonl:2"):
+        read_metrics(log.path)
+
+
+def test_a_damaged_line_in_the_middle_is_named_and_mended(log: MetricsLog) -> None:
+    write_steps(log, 1, 2, 3)
+    data = log.path.read_bytes().split(b"\n")
+    data[1] = b"\0" * len(data[1])
+    log.path.write_bytes(b"\n".join(data))
+    with pytest.raises(StropError, match=r"metrics\.jsonl:2: not a record"):
+        read_metrics(log.path)
+    assert log.truncate_after(3) == 1
+    assert steps(log) == [1, 3]
+
+
+def test_truncating_nothing_makes_an_empty_log(log: MetricsLog) -> None:
+    assert log.truncate_after(0) == 0
+    assert read_metrics(log.path) == []
+
+
+def test_a_log_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "missing" / "metrics.jsonl")
+    with pytest.raises(StropError, match="cannot be written"):
+        log.append({"step": 1})
+
+
+def test_the_file_is_json_that_other_tools_read(log: MetricsLog) -> None:
+    write_steps(log, 3)
+    assert json.loads(log.path.read_text()) == {"kind": "train", "step": 3, "loss": 1 / 3}
