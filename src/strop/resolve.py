@@ -1,4 +1,4 @@
-"""`package:` paths and hub ids -> local paths. Imports no torch and runs no code of the packages it looks into."""
+"""`package:` paths and hub ids -> local paths; imports no torch, runs no code of those packages."""
 
 import difflib
 import importlib.util
@@ -121,8 +121,8 @@ def resolve_dataset(hub_id: str, split: str | None = None) -> list[Path]:
 def split_files(names: list[str], split: str | None) -> list[str]:
     """Which of a data set's files belong to a split, by the hub's conventions.
 
-    `train.jsonl`, `data/train-00000-of-00002.parquet`, `my_train.csv` and `train/part-1.json` are all of the split
-    `train`. With no split asked for and no name that says one, every file is taken, as the hub does.
+    `train.jsonl`, `data/train-00000-of-00002.parquet`, `my_train.csv` and `train/part-1.json` are all of the
+    split `train`. With no split asked for and no name that says one, every file is taken, as the hub does.
     """
     word = re.compile(rf"(?:^|[/._ -]){re.escape(split or 'train')}(?:$|[/._ -]|\d)")
     chosen = [name for name in names if word.search(name)]
@@ -133,7 +133,7 @@ def split_files(names: list[str], split: str | None) -> list[str]:
 
 
 class _HubFailure(Exception):
-    """Why the hub gave nothing, in words of ours: the hub's own texts may hold URLs with credentials in them."""
+    """Why the hub gave nothing, in our words: the hub's own may hold URLs with credentials in them."""
 
 
 def _fetch(hub_id: str, revision: str | None, kind: str, patterns: Sequence[str]) -> Path:
@@ -165,8 +165,8 @@ def _cached(hub_id: str, revision: str | None, kind: str, reason: str) -> Path:
         return Path(snapshot_download(hub_id, revision=revision, repo_type=kind, local_files_only=True))
     except errors.LocalEntryNotFoundError as error:
         raise _HubFailure(
-            f"{reason}, and the cache {constants.HF_HUB_CACHE} does not have it. Go online with HF_HUB_OFFLINE unset, "
-            "set HF_HOME to a cache that has it, or give a local path"
+            f"{reason}, and the cache {constants.HF_HUB_CACHE} does not have it. "
+            "Go online with HF_HUB_OFFLINE unset, set HF_HOME to a cache that has it, or give a local path"
         ) from error
 
 

@@ -12,10 +12,10 @@ _MAX_HEADER_BYTES = 100 << 20
 def fingerprint_folder(folder: Path) -> str:
     """A digest that tells one checkpoint from another.
 
-    The rule: SHA-256 over config.json and, for each *.safetensors file in order of name, its name, size, whole
-    header and sampled bytes (see `fingerprint_file`). An adapter is bound to this digest. Another checkpoint or a
-    re-trained one changes nearly every weight, so every sampled block differs; a single flipped bit is most likely
-    not seen, and this is no protection against a forger.
+    The rule: SHA-256 over config.json and, for each *.safetensors file in order of name, its name, size,
+    whole header and sampled bytes (see `fingerprint_file`). Another checkpoint, or the same one trained
+    further, differs in nearly every weight and so in every sampled block. A single flipped bit is most
+    likely not seen, and this is no protection against a forger.
 
     Args:
         folder: A vetted model folder.

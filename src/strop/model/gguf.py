@@ -1,9 +1,10 @@
 """A SmolLM2 GGUF to an ordinary model folder: bfloat16 safetensors, tokenizer, chat template.
 
-Done here and not by transformers' `gguf_file=`, which takes 30 s for SmolLM2-135M (it parses the metadata three times
-and cannot save what it loaded) and silently drops what it does not know, such as Llama 3's `rope_freqs`. Here anything
-unknown in the file is refused. So far that leaves Llama-shaped models with SmolLM's tokenizer; for every other model
-take its safetensors folder, which is not quantised and so the better base anyway.
+Done here and not by transformers' `gguf_file=`, which takes 30 s for SmolLM2-135M (it parses the metadata
+three times), cannot save what it loaded, loses the tokenizer's splitting of digits and silently drops what
+it does not know, such as Llama 3's `rope_freqs`. Here anything unknown in the file is refused. So far that
+leaves Llama-shaped models with SmolLM's tokenizer; for every other model take its safetensors folder, which
+is not quantised and so the better base anyway.
 """
 
 import json
@@ -51,7 +52,7 @@ def convert_gguf(file: Path, out_folder: Path, note: Callable[[str], None] = lam
         `out_folder`.
 
     Raises:
-        ModelError: The `gguf` package is missing, the file is damaged, or holds a model that is not supported.
+        ModelError: The `gguf` package is missing, or the file is damaged or of an unsupported model.
     """
     if out_folder.is_dir():
         return out_folder
@@ -93,7 +94,7 @@ def _open(file: Path) -> Any:
 
 
 def _read_metadata(reader: Any, file: Path) -> dict[str, Any]:
-    """The metadata as Python values, refused unless it describes a model that this module converts faithfully."""
+    """The metadata as Python values, if it describes a model that this module converts faithfully."""
     try:
         metadata = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:
@@ -187,7 +188,7 @@ def _checkpoint_name(name: str, file: Path) -> str:
 
 
 def _heads_to_unpermute(name: str, config: Mapping[str, Any]) -> int:
-    """Heads of a projection that llama.cpp stores in its own order of rotary channels; 0 for other tensors."""
+    """Heads of a projection whose rotary channels llama.cpp stores in its own order; 0 for other tensors."""
     if name.endswith("q_proj.weight"):
         return int(config["num_attention_heads"])
     return int(config["num_key_value_heads"]) if name.endswith("k_proj.weight") else 0
@@ -204,11 +205,11 @@ def _write_tensor(out: BinaryIO, tensor: Any, heads: int, file: Path) -> None:
             f"{file}: {tensor.name} is of type {tensor.tensor_type.name}, which gguf cannot read"
         ) from error
     if heads:
-        # llama.cpp turns neighbouring channels (0,1),(2,3)...; Llama checkpoints turn halves (0,h/2),(1,h/2+1)...
+        # llama.cpp turns neighbours (0,1),(2,3)...; Llama checkpoints turn halves (0,h/2),(1,h/2+1)...
         rows, columns = weight.shape
         weight = weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
     rounded = torch.from_numpy(weight.astype("float32", copy=True)).to(torch.bfloat16)
-    out.write(memoryview(rounded.view(torch.uint8).numpy()).cast("B"))
+    out.write(rounded.view(torch.uint8).numpy().data)
 
 
 def _write_tokenizer(folder: Path, metadata: Mapping[str, Any], max_length: int) -> None:

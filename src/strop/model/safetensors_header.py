@@ -1,0 +1,107 @@
+"""Safetensors headers, checked in own code before the library maps the file."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from strop.errors import ModelError
+
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""The only types that a base model's tensors may have."""
+
+MAX_HEADER_BYTES = 100 << 20
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def check_safetensors(file: Path) -> set[str]:
+    """The tensor names of a safetensors file whose header tells the truth about the file.
+
+    Checked: every size against the file's, types against `ITEM_BYTES`, shape times item size against the
+    bytes claimed, and that the tensors fill the file without a gap or an overlap. Reads the header only.
+
+    Raises:
+        ModelError: The first thing that is wrong, named after the file.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(len(_LFS_POINTER))
+        if start == _LFS_POINTER:
+            raise ModelError(
+                f"{file.name}: a Git LFS pointer, not the weights; run `git lfs pull` in the folder"
+            )
+        length = int.from_bytes(start[:8], "little")
+        if size < 8 or length > size - 8:
+            raise ModelError(f"{file.name}: cut short or no safetensors file ({size} bytes); fetch it again")
+        if length > MAX_HEADER_BYTES:
+            raise ModelError(f"{file.name}: a header of {length} bytes; the limit is {MAX_HEADER_BYTES}")
+        stream.seek(8)
+        header = _parse(stream.read(length), file.name)
+    header.pop("__metadata__", None)
+    spans = sorted(_check_entry(file.name, name, entry) for name, entry in header.items())
+    _check_layout(file.name, spans, size - 8 - length)
+    return set(header)
+
+
+def load_strict_json(data: bytes) -> Any:
+    """Parse JSON in which no object holds a key twice: two readers could each take another of them.
+
+    Raises:
+        ValueError: It is no JSON, or no such JSON.
+    """
+    try:
+        return json.loads(data, object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return found
+
+
+def _parse(data: bytes, file_name: str) -> dict[str, Any]:
+    try:
+        header = load_strict_json(data)
+    except ValueError as error:
+        raise ModelError(f"{file_name}: the header is no JSON ({error}); fetch the file again") from error
+    if not isinstance(header, dict):
+        raise ModelError(f"{file_name}: the header is no JSON object; fetch the file again")
+    return header
+
+
+def _check_entry(file_name: str, name: str, entry: Any) -> tuple[int, int, str]:
+    """(first byte, byte after the last, name) of one tensor."""
+    where = f"{file_name}: tensor {name!r}"
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ModelError(f"{where}: needs dtype, shape and data_offsets and nothing else")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if entry["dtype"] not in tuple(ITEM_BYTES):
+        raise ModelError(f"{where}: is of type {entry['dtype']!r}; strop reads {', '.join(ITEM_BYTES)}")
+    if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2 or len(shape) > 8:
+        raise ModelError(f"{where}: shape {shape!r} or data_offsets {offsets!r} makes no sense")
+    claimed = math.prod(shape) * ITEM_BYTES[entry["dtype"]]
+    if offsets[1] - offsets[0] != claimed:
+        raise ModelError(f"{where}: {offsets[1] - offsets[0]} bytes, but its shape and type need {claimed}")
+    return offsets[0], offsets[1], name
+
+
+def _sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 62 for value in values)
+
+
+def _check_layout(file_name: str, spans: list[tuple[int, int, str]], data_bytes: int) -> None:
+    position = 0
+    for start, end, name in spans:
+        if start != position:
+            raise ModelError(
+                f"{file_name}: tensor {name!r} starts at {start} and not at {position}: gap or overlap"
+            )
+        position = end
+    if position != data_bytes:
+        what = "cut short" if position > data_bytes else "has bytes that belong to no tensor"
+        raise ModelError(
+            f"{file_name}: {what} (tensors need {position} bytes, there are {data_bytes}); fetch it again"
+        )
