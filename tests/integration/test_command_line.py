@@ -77,15 +77,22 @@ def test_a_finished_run_is_left_alone(workshop: Path) -> None:
     assert adapter.stat().st_mtime_ns == before
 
 
+def wait_for_a_step(run: Path) -> None:
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        if (run / "metrics.jsonl").exists() and metrics(run):
+            return
+        time.sleep(0.005)
+    raise AssertionError("no step was made in 200 s")
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_saves_and_the_run_goes_on_from_there(name: str, workshop: Path, copy: Path) -> None:
     command = [sys.executable, "-m", "strop", "train", str(copy / "tiny.yaml")]
     process = subprocess.Popen(
         command, env=environment(workshop / "cache"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 200
-    while not (copy / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for_a_step(copy / "run")
     process.send_signal(getattr(signal, name))
     sent = time.monotonic()
     _, errors = process.communicate(timeout=60)
@@ -151,8 +158,7 @@ def test_two_runs_in_one_folder(workshop: Path, copy: Path) -> None:
     command = [sys.executable, "-m", "strop", "train", str(copy / "tiny.yaml"), "max_steps=100000"]
     first = subprocess.Popen(command, env=environment(workshop / "cache"), stdout=subprocess.DEVNULL)
     try:
-        while not (copy / "run" / "metrics.jsonl").exists():
-            time.sleep(0.05)
+        wait_for_a_step(copy / "run")
         second = strop("train", copy / "tiny.yaml", "max_steps=100000", cache=workshop / "cache")
         assert second.returncode == 2
         assert str(first.pid) in second.stderr

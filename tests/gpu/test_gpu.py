@@ -1,0 +1,131 @@
+"""What only a CUDA device can show: bfloat16 kernels, the GPU's own arithmetic, and a run that resumes on it.
+
+Low precision is held to FlashAttention's rule: at most twice the error that plain PyTorch has in the same type, both
+measured against float32.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import metrics, write_recipe
+from tiny_models import load_oracle, write_checkpoint
+
+from strop import api
+from strop.errors import Interrupted
+from strop.model.lora import LoraAdapter
+from strop.model.weights import load_decoder
+from strop.ops import reference
+from strop.ops.attention import Packing, attention
+from strop.ops.frozen_linear import FrozenWeight
+from strop.ops.lora_linear import lora_linear
+from strop.recipe import LoraSection, load_recipe
+from strop.run.console import SilentReporter
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+LENGTHS = (148, 1, 33, 700, 115)
+
+
+def outputs(function, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """A function's value and gradients for a fixed cotangent, in float32."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = function(*leaves)
+    generator = torch.Generator(device="cuda").manual_seed(7)
+    cotangent = torch.randn(out.shape, device="cuda", generator=generator).to(out.dtype)
+    return [x.float() for x in (out.detach(), *torch.autograd.grad(out, leaves, cotangent))]
+
+
+def assert_twice(fast, plain, inputs: list[torch.Tensor]) -> None:
+    want = outputs(plain, [x.float() for x in inputs])
+    slow = outputs(plain, inputs)
+    got = outputs(fast, inputs)
+    for a, b, exact in zip(got, slow, want, strict=True):
+        assert (a - exact).norm() <= 2 * (b - exact).norm() + 1e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("width", [64, 96, 128])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+@pytest.mark.parametrize("window", [None, 50])
+def test_attention(width: int, heads: tuple[int, int], window: int | None) -> None:
+    torch.manual_seed(0)
+    tokens, packing = sum(LENGTHS), Packing.of(LENGTHS, "cuda")
+    qkv = [torch.randn(tokens, n, width, device="cuda").bfloat16() for n in (heads[0], heads[1], heads[1])]
+    assert_twice(
+        lambda q, k, v: attention(q, k, v, packing, window),
+        lambda q, k, v: reference.attention(q, k, v, LENGTHS, window),
+        qkv,
+    )
+    leaky = Packing.of((tokens,), "cuda")
+    with pytest.raises(AssertionError):
+        assert_twice(
+            lambda q, k, v: attention(q, k, v, leaky, window),
+            lambda q, k, v: reference.attention(q, k, v, LENGTHS, window),
+            qkv,
+        )
+
+
+def test_lora_linear() -> None:
+    torch.manual_seed(0)
+    rows = ((0, 256), (256, 384), (384, 512))
+    x, weight = (torch.randn(s, device="cuda").bfloat16() for s in ((300, 320), (512, 320)))
+    a, b = (torch.randn(s, device="cuda").bfloat16() * 0.1 for s in ((48, 320), (512, 16)))
+    assert_twice(
+        lambda x, a, b: lora_linear(x, FrozenWeight(weight), None, a, b, rows, 0.5),
+        lambda x, a, b: reference.lora_linear(x, weight.to(x.dtype), None, a, b, rows, 0.5),
+        [x, a, b],
+    )
+
+
+@pytest.mark.parametrize("family", ["llama3", "phi3", "qwen3", "mistral-window"])
+def test_a_bfloat16_model_is_as_close_as_transformers(family: str, tmp_path: Path) -> None:
+    # Flash attention wants head widths that are multiples of eight
+    folder = write_checkpoint(tmp_path, family, hidden_size=64, head_dim=16)
+    ids, lengths = torch.randint(3, 128, (43,)), (7, 1, 23, 12)
+    exact, rough = load_oracle(folder, torch.float32), load_oracle(folder, torch.bfloat16).cuda()
+    decoder = load_decoder(folder, torch.bfloat16, "cuda")
+    with torch.no_grad():
+        want = torch.cat([exact(part[None]).logits[0] for part in ids.split(lengths)])
+        theirs = torch.cat([rough(part[None].cuda()).logits[0] for part in ids.split(lengths)]).float().cpu()
+        ours = decoder.logits(decoder.packed_hidden_states(ids.cuda(), Packing.of(lengths, "cuda"))).float().cpu()
+    assert (ours - want).norm() <= 2 * (theirs - want).norm()
+
+
+def test_float32_equals_the_cpu(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, "qwen2")
+    ids, lengths = torch.randint(3, 128, (43,)), (7, 1, 23, 12)
+    logits = []
+    with torch.no_grad():
+        for device in ("cpu", "cuda"):
+            adapter = LoraAdapter(load_decoder(folder, torch.float32, device), LoraSection(r=4), seed=0)
+            hidden = adapter.decoder.packed_hidden_states(ids.to(device), Packing.of(lengths, device))
+            logits.append(adapter.decoder.logits(hidden).cpu())
+    assert (logits[0] - logits[1]).abs().max() < 1e-4
+
+
+class StopAt(SilentReporter):
+    """Interrupts a run at a step, as a signal would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, record) -> None:
+        if record["step"] == self.step:
+            raise Interrupted("stopped by the test")
+
+
+def test_a_resumed_run_is_bitwise_the_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STROP_CACHE", str(tmp_path / "cache"))
+    recipe = write_recipe(tmp_path)
+    whole = api.train(load_recipe(str(recipe), {"train.output_dir": str(tmp_path / "whole")}))
+    parts = load_recipe(str(recipe), {"train.output_dir": str(tmp_path / "parts")})
+    with pytest.raises(Interrupted):
+        api.train(parts, StopAt(5))
+    resumed = api.train(parts)
+    train = [[r | {"peak_memory_gib": 0} for r in metrics(run.path)] for run in (whole, resumed)]
+    assert train[0] == train[1]
+    name = "adapter_model.safetensors"
+    assert (whole.adapter_path / name).read_bytes() == (resumed.adapter_path / name).read_bytes()
+    assert whole.manifest["precision"] == "bfloat16"
