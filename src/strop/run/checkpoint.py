@@ -156,13 +156,19 @@ def prune(folder: Path, keep: int, protect: Collection[int] = ()) -> None:
     Args:
         folder: The folder that holds the checkpoints of a run.
         keep: How many of the newest to leave, at least 1.
-        protect: Steps that are never removed; they do not count towards `keep`.
+        protect: Steps that are never removed, even where they are older than the `keep` newest.
+
+    Raises:
+        StropError: One cannot be removed. Left unsaid, this would fill the disk later.
     """
     if keep < 1:
         raise ValueError(f"keep={keep}: at least the newest checkpoint must stay")
     for step, path in _step_folders(folder)[:-keep]:
         if step not in protect:
-            _remove(path)
+            try:
+                _remove(path)
+            except OSError as error:
+                raise StropError(f"the old checkpoint {path} cannot be removed: {error.strerror}") from error
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
