@@ -137,32 +137,44 @@ class _HubFailure(Exception):
 
 
 def _fetch(hub_id: str, revision: str | None, kind: str, patterns: Sequence[str]) -> Path:
-    """Name the commit first, then download exactly that one; without a network, take what the cache has."""
+    """Download what is not cached yet; without a network, take what the cache has."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
-        return _cached(hub_id, revision, kind, "HF_HUB_OFFLINE is set")
+        return _cached(hub_id, revision, kind, patterns, "HF_HUB_OFFLINE is set")
     try:
-        # snapshot_download asks without a limit of time: a hub that hangs would hang us for minutes.
-        commit = HfApi().repo_info(hub_id, revision=revision, repo_type=kind, timeout=NETWORK_TIMEOUT).sha
+        # snapshot_download asks the same without a limit of time: a hub that hangs would hang us for minutes.
+        HfApi().repo_info(hub_id, revision=revision, repo_type=kind, timeout=NETWORK_TIMEOUT)
     except (
         Exception
     ) as error:  # the hub's HTTP library, and so its errors, changed twice: no base class to name
         if refusal := _refusal(error, revision):
             raise refusal from error
-        return _cached(hub_id, revision, kind, f"the hub cannot be reached ({type(error).__name__})")
+        return _cached(
+            hub_id, revision, kind, patterns, f"the hub cannot be reached ({type(error).__name__})"
+        )
     try:
-        return Path(snapshot_download(hub_id, revision=commit, repo_type=kind, allow_patterns=list(patterns)))
+        return Path(
+            snapshot_download(hub_id, revision=revision, repo_type=kind, allow_patterns=list(patterns))
+        )
     except Exception as error:
         why = f"the download failed ({type(error).__name__}); run again, it goes on where it stopped"
         raise _refusal(error, revision) or _HubFailure(why) from error
 
 
-def _cached(hub_id: str, revision: str | None, kind: str, reason: str) -> Path:
+def _cached(hub_id: str, revision: str | None, kind: str, patterns: Sequence[str], reason: str) -> Path:
     from huggingface_hub import constants, errors, snapshot_download
 
     try:
-        return Path(snapshot_download(hub_id, revision=revision, repo_type=kind, local_files_only=True))
+        return Path(
+            snapshot_download(
+                hub_id,
+                revision=revision,
+                repo_type=kind,
+                allow_patterns=list(patterns),
+                local_files_only=True,
+            )
+        )
     except errors.LocalEntryNotFoundError as error:
         raise _HubFailure(
             f"{reason}, and the cache {constants.HF_HUB_CACHE} does not have it. "

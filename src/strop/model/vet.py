@@ -64,12 +64,12 @@ def vet_model_folder(folder: Path) -> dict[str, Any]:
             faults += [f"{name}: {fault}" for fault in _dangerous_keys(content)]
     if not (folder / "config.json").exists():
         faults.insert(0, "config.json: missing; is this the folder of a model in Hugging Face's layout?")
-    config = parsed.get("config.json", {})
-    if config:
+    config = parsed.get("config.json")
+    if config is not None:
         faults += _config_faults(config)
     faults += _tokenizer_faults(folder, parsed.get("tokenizer_config.json", {}))
     faults += _weight_faults(folder, parsed.get("model.safetensors.index.json"))
-    if faults:
+    if faults or config is None:
         lines = "".join(f"\n  - {_printable(fault)}" for fault in dict.fromkeys(faults))
         raise ModelError(f"model.model_name_or_path: {folder} cannot be used as a base model:{lines}")
     return config
@@ -140,10 +140,10 @@ def _config_faults(config: dict[str, Any]) -> Iterator[str]:
 def _tokenizer_faults(folder: Path, settings: dict[str, Any]) -> Iterator[str]:
     name = settings.get("tokenizer_class")
     if name is not None and not (isinstance(name, str) and _TOKENIZER_CLASS.fullmatch(name)):
-        yield f"tokenizer_config.json: tokenizer_class {name!r} is no tokenizer class of transformers"
+        yield f"tokenizer_config.json: tokenizer_class {name!r} is no class name of a tokenizer"
     tokenizer = folder / "tokenizer.json"
     if settings and not tokenizer.exists():
-        yield "tokenizer.json: missing; strop reads fast tokenizers. AutoTokenizer's save_pretrained writes one"
+        yield "tokenizer.json: missing; strop reads fast tokenizers only (transformers converts slow ones)"
     if tokenizer.exists() and (not tokenizer.is_file() or tokenizer.stat().st_size > MAX_TOKENIZER_BYTES):
         yield f"tokenizer.json: no regular file of at most {MAX_TOKENIZER_BYTES} bytes"
     for where, size in _template_sizes(folder, settings.get("chat_template")):

@@ -1,0 +1,78 @@
+"""Who may import whom, and what stays cheap to import."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "strop"
+TOP = {"cli", "present", "api", "__main__", "__init__"}
+MAY_IMPORT = {
+    "errors": set(),
+    "ops": {"errors"},
+    "recipe": {"errors"},
+    "resolve": {"errors"},
+    "data": {"recipe", "resolve", "errors"},
+    "model": {"ops", "recipe", "resolve", "errors"},
+    "run": {"recipe", "resolve", "errors"},
+    "train": {"data", "model", "ops", "run", "recipe", "errors"},
+    "evaluate": {"data", "model", "ops", "run", "recipe", "errors"},
+    "export": {"data", "model", "ops", "run", "recipe", "errors"},
+}
+
+
+def imported_parts(path: Path) -> set[str]:
+    """First names under `strop` that a file imports, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: imports are absolute"
+            names |= {
+                f"{node.module}.{alias.name}" if node.module == "strop" else str(node.module)
+                for alias in node.names
+            }
+    parts = {name.split(".")[1] for name in names if name.startswith("strop.")}
+    return {_part(name) for name in parts if not name.startswith("__")}
+
+
+def _part(name: str) -> str:
+    """recipe_file.py and recipe_aliases.py belong to `recipe`."""
+    return name.removesuffix(".py").split("_")[0] if name.startswith("recipe_") else name.removesuffix(".py")
+
+
+def files() -> list[str]:
+    return sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", files())
+def test_imports_point_downwards(file: str) -> None:
+    part = _part(Path(file).parts[0])
+    imported = imported_parts(SOURCE / file) - {part}
+    if part in MAY_IMPORT:
+        assert imported <= MAY_IMPORT[part], f"{part} may import {sorted(MAY_IMPORT[part])}"
+    else:
+        assert part in TOP, f"{part} is new: say in MAY_IMPORT what it may import"
+        assert "cli" not in imported or part == "__main__", "nothing imports cli"
+
+
+def test_the_scan_sees_an_import_inside_a_function(tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_text(
+        "def f():\n    from strop.train.loop import g\n    from strop import cli\n"
+    )
+    assert imported_parts(tmp_path / "x.py") == {"train", "cli"}
+
+
+@pytest.mark.parametrize("module", ["strop", "strop.recipe", "strop.errors", "strop.cli", "strop.resolve"])
+def test_importing_it_loads_neither_torch_nor_transformers(module: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} does not exist yet")
+    code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.strip() == "[]", done.stderr
