@@ -1,6 +1,6 @@
-"""A checkpoint of a real model's exact shape with random weights, for speed and memory where the real one is not to be had.
+"""A checkpoint of a real model's exact shape with random weights, where the real one is not to be had.
 
-    python benchmarks/random_checkpoint.py --out /tmp/phi3 [--layout fused]
+python benchmarks/random_checkpoint.py --out /tmp/phi3 [--layout fused]
 """
 
 import argparse
@@ -70,7 +70,10 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     out.mkdir(parents=True, exist_ok=True)
-    ends = {"model.embed_tokens.weight": (config.vocab_size, config.hidden_size), "model.norm.weight": (config.hidden_size,)}
+    ends = {
+        "model.embed_tokens.weight": (config.vocab_size, config.hidden_size),
+        "model.norm.weight": (config.hidden_size,),
+    }
     shards = [ends | {"lm_head.weight": (config.vocab_size, config.hidden_size)}]
     for first in range(0, config.num_layers, 8):
         layers = range(first, min(first + 8, config.num_layers))

@@ -50,14 +50,23 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3-split": {"model_type": "mistral", "sliding_window": 2047, "num_key_value_heads": 4},
     "phi3": {"model_type": "phi3", "num_key_value_heads": 4, "sliding_window": 2047},
     "phi3-window": {"model_type": "phi3", "sliding_window": 6},
-    "phi3-longrope": {"model_type": "phi3", "rope_parameters": _LONGROPE, "original_max_position_embeddings": 16},
+    "phi3-longrope": {
+        "model_type": "phi3",
+        "rope_parameters": _LONGROPE,
+        "original_max_position_embeddings": 16,
+    },
     "phi3-partial": {
         "model_type": "phi3",
         "hidden_size": 64,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75},
     },
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
-    "qwen2-window": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    "qwen2-window": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 6,
+        "max_window_layers": 1,
+    },
     "qwen3": {"model_type": "qwen3", "head_dim": 20},
 }
 
@@ -73,7 +82,9 @@ def write_checkpoint(folder: Path, family: str, seed: int = 0, max_shard_size: s
             if "norm" in name:
                 parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
             else:
-                parameter.copy_(torch.randn_like(parameter) * (0.5 if "bias" in name else 3.0 / parameter.shape[-1] ** 0.5))
+                parameter.copy_(
+                    torch.randn_like(parameter) * (0.5 if "bias" in name else 3.0 / parameter.shape[-1] ** 0.5)
+                )
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
 

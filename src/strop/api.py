@@ -5,6 +5,7 @@ This is the one place that wires recipe, data, model, training and evaluation to
 
 from __future__ import annotations
 
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,8 @@ from strop.errors import Interrupted, RecipeError, StropError
 from strop.recipe import Recipe, differences, load_recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from strop.data.audit import AuditReport
     from strop.data.dataset import Dataset
     from strop.evaluate.chat import ChatSession
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from strop.train.stop import StopSignals
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""What `strop init` names where the user names nothing: small enough to try on any machine."""
+"""What `strop init` names where the user names nothing: small enough for any machine."""
 
 
 @dataclass(frozen=True)
@@ -86,20 +89,24 @@ def starter_recipe(train_file: str, model: str | None = None) -> str:
     return text(train_file, model or DEFAULT_MODEL)
 
 
-def check(recipe: Recipe) -> Prepared:
+def check(recipe: Recipe, note: Callable[[str], None] = lambda line: None) -> Prepared:
     """Read, tokenise and audit a recipe's data and see that LoRA finds its modules; needs no GPU.
+
+    Args:
+        recipe: From `load_recipe`.
+        note: Told of what takes a while, such as converting a GGUF file.
 
     Raises:
         RecipeError, ModelError, DataError: What would stop the run.
     """
     from strop.data.audit import refuse
 
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, note)
     refuse(prepared.report)
     return prepared
 
 
-def prepare(recipe: Recipe) -> Prepared:
+def prepare(recipe: Recipe, note: Callable[[str], None] = lambda line: None) -> Prepared:
     """`check` without refusing what the report finds wrong."""
     from strop.data.audit import audit
     from strop.data.dataset import open_dataset
@@ -108,7 +115,7 @@ def prepare(recipe: Recipe) -> Prepared:
     from strop.model.lora import resolve_targets
     from strop.model.vet import vet_model_folder
 
-    folder = locate_model(recipe.model.model_name_or_path, recipe.model.revision)
+    folder = locate_model(recipe.model.model_name_or_path, recipe.model.revision, note)
     config = read_config(vet_model_folder(folder))
     resolve_targets(config, recipe.lora.target_modules)
     if recipe.model.max_seq_length > config.max_positions:
@@ -138,7 +145,7 @@ def train(recipe: Recipe, reporter: Reporter | None = None) -> Run:
     reporter = reporter or SilentReporter()
     folder = RunFolder(recipe.output_dir)
     with folder.claim(), StopSignals() as stop:
-        prepared = check(recipe)
+        prepared = check(recipe, reporter.note)
         fingerprints = _fingerprints(prepared)
         if folder.manifest:
             _refuse_another_run(folder, recipe, fingerprints)
@@ -148,16 +155,11 @@ def train(recipe: Recipe, reporter: Reporter | None = None) -> Run:
         adapter = _load_adapter(recipe, prepared.model_folder, reporter)
         trainer = _trainer(recipe, prepared, adapter, folder, reporter, stop)
         _begin(folder, recipe, fingerprints, prepared, trainer)
-        try:
+        with _status_kept(folder):
             _resume(trainer, folder, reporter)
             stop.check()
             trainer.run()
             _write_adapter(recipe, prepared.model_folder, adapter, folder)
-        except StropError as error:
-            folder.set_status("interrupted" if isinstance(error, Interrupted) else "failed")
-            if isinstance(error, Interrupted):
-                raise Interrupted(_how_to_go_on(str(error), trainer, folder)) from None
-            raise
         folder.update_manifest(status="finished", seconds=trainer.progress.seconds, step=trainer.progress.step)
     return Run(folder.path)
 
@@ -183,7 +185,7 @@ def evaluate(run: Run, num_generated: int = 32, max_new_tokens: int = 96) -> Eva
     prepared = prepare(recipe.model_copy(update={"data": answers_only}))
     if prepared.data.validation is None:
         raise RecipeError(
-            f"{run.path} holds no rows out: set data.validation_file or data.validation_split_percentage and train again"
+            f"{run.path} holds no rows out: set data.validation_file or data.validation_split_percentage, train again"
         )
     adapter = _tuned(run, prepared.model_folder)
     template = prepared.data.template
@@ -351,7 +353,15 @@ def _tuned(run: Run, model_folder: Path) -> LoraAdapter:
     return adapter
 
 
-def _how_to_go_on(reason: str, trainer: Trainer, folder: RunFolder) -> str:
-    step = trainer.progress.step
-    saved = f"step {step} of {trainer.num_steps} is saved" if step else "nothing was trained yet"
-    return f"{reason}; {saved}. Go on with: strop train {folder.path}"
+@contextmanager
+def _status_kept(folder: RunFolder) -> Iterator[None]:
+    """Enter in run.json how an attempt ended, without hiding why; an interruption says how to go on."""
+    try:
+        yield
+    except StropError as error:
+        interrupted = isinstance(error, Interrupted)
+        with suppress(StropError):  # on a full disk this would fail too, and the first failure is the one to tell
+            folder.set_status("interrupted" if interrupted else "failed")
+        if interrupted:
+            raise Interrupted(f"{error}. Go on with: strop train {folder.path}") from None
+        raise

@@ -30,7 +30,8 @@ A **recipe** is a YAML file or the name of a shipped one (`strop recipes`). Any 
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file or a shipped recipe's name.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to set, such as train.max_steps=60.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to set, such as train.max_steps=60."),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")]
 
@@ -58,13 +59,13 @@ def check(
     overrides: Overrides = None,
     preview: Annotated[int, typer.Option(help="Rows to show with their learned tokens marked.")] = 3,
 ) -> None:
-    """Read, tokenise and audit the data; say what would be learned. Needs no GPU and downloads no weights."""
+    """Read, tokenise and audit the data; say what would be learned. Needs no GPU."""
     from strop import api, present
     from strop.data.audit import refuse
 
     loaded = load_recipe(recipe, overrides or ())
     present.notes(loaded)
-    prepared = api.prepare(loaded)
+    prepared = api.prepare(loaded, present.note)
     present.audit(prepared, preview)
     refuse(prepared.report)
     present.ready(recipe)
@@ -125,7 +126,9 @@ def chat(
 
 
 @app.command()
-def runs(root: Annotated[Path, typer.Argument(help="The folder that holds run folders.")] = Path("runs")) -> None:
+def runs(
+    root: Annotated[Path, typer.Argument(help="The folder that holds run folders.")] = Path("runs"),
+) -> None:
     """List runs: state, steps, losses."""
     from strop import present
     from strop.run.folder import list_runs

@@ -25,6 +25,11 @@ def notes(recipe: Recipe) -> None:
         _out.print(f"[dim]recipe: {escape(note)}[/dim]")
 
 
+def note(line: str) -> None:
+    """Something that takes a while, or was chosen."""
+    _out.print(line, markup=False)
+
+
 def wrote_recipe(path: Path) -> None:
     """After `strop init`."""
     _out.print(f"wrote {escape(str(path))}. Next: strop check {escape(str(path))}")
@@ -66,8 +71,14 @@ def _rows_of(parts: list[StoreReport | None]) -> list[tuple[str, list[str]]]:
         line("rows read", lambda p: f"{p.rows_read:,}"),
         line("rows used", lambda p: f"{p.rows_kept:,}"),
         line("tokens", lambda p: f"{p.num_tokens:,}"),
-        line("learned tokens", lambda p: f"{p.num_loss_tokens:,} ({p.num_loss_tokens / max(1, p.num_tokens):.0%})"),
-        line("tokens a sample", lambda p: f"{p.lengths.min} / {p.lengths.median:.0f} / {p.lengths.p95:.0f} / {p.lengths.max}"),
+        line(
+            "learned tokens",
+            lambda p: f"{p.num_loss_tokens:,} ({p.num_loss_tokens / max(1, p.num_tokens):.0%})",
+        ),
+        line(
+            "tokens a sample",
+            lambda p: f"{p.lengths.min} / {p.lengths.median:.0f} / {p.lengths.p95:.0f} / {p.lengths.max}",
+        ),
         line("  (least / median / 95% / most)", lambda p: ""),
         line("samples that learn to stop", lambda p: f"{p.stop_learned:,}"),
         line("cut at the limit", lambda p: f"{p.truncated:,}"),
@@ -88,7 +99,9 @@ def _warnings(prepared: Prepared) -> list[str]:
     train, overlap = prepared.report.train, prepared.report.overlap
     lines = [f"{count:,} rows are left out: {kind}" for kind, count in train.skipped.items()]
     if train.stop_cut:
-        lines.append(f"{train.stop_cut:,} samples lose their end at model.max_seq_length and do not learn to stop there")
+        lines.append(
+            f"{train.stop_cut:,} samples lose their end at model.max_seq_length and do not learn to stop there"
+        )
     if train.special_text:
         where = ", ".join(map(str, train.special_text_origins))
         lines.append(f"{train.special_text:,} rows hold the text of control tokens, which become those tokens: {where}")
@@ -161,7 +174,7 @@ def answers(session: ChatSession, prompt: str, compare: bool, show_prompt: bool 
     """Stream the answer to one prompt, the base model's first if asked for."""
     if show_prompt:
         _out.print(f"[bold]question[/bold]  {escape(prompt)}")
-    for label, tuned in ((("base", False), ("tuned", True)) if compare else (("", True),)):
+    for label, tuned in (("base", False), ("tuned", True)) if compare else (("", True),):
         if label:
             _out.print(f"[bold]{label}[/bold]  ", end="")
         for piece in session.stream(prompt, tuned):

@@ -133,6 +133,8 @@ class TrainSection(Section):
     """Token budget of a microbatch. Changes memory and speed, not the result. None: chosen."""
     logging_steps: int = Field(1, ge=1)
     """Steps between lines where output is not a terminal."""
+    eval_on_start: bool = False
+    """Evaluate the held-out rows before the first step too."""
     eval_steps: int = Field(0, ge=0)
     """Steps between evaluations of the held-out rows; 0 evaluates at the end only."""
     save_steps: int = Field(500, ge=0)
@@ -198,7 +200,7 @@ class Recipe(Section):
         if self.data.validation_file and self.data.validation_split_percentage:
             raise ValueError("data.validation_file and data.validation_split_percentage both hold out rows; keep one")
         if not self.data.validation_file and not self.data.validation_split_percentage:
-            for key in ("eval_steps", "load_best_model_at_end", "early_stopping_patience"):
+            for key in ("eval_steps", "eval_on_start", "load_best_model_at_end", "early_stopping_patience"):
                 if getattr(self.train, key):
                     raise ValueError(
                         f"train.{key} needs held-out rows: set data.validation_file or data.validation_split_percentage"

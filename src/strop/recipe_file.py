@@ -148,7 +148,7 @@ def _entries_of_overrides(overrides: Mapping[str, Any] | Sequence[str], faults: 
             faults.append(f"{text!r} is not an override; write key=value, such as train.max_steps=60")
             continue
         try:
-            yield _Entry(key.strip(), yaml.load(value, _YamlReader), f"{text!r}")  # noqa: S506 (a SafeLoader)
+            yield _Entry(key.strip(), yaml.load(value, _YamlReader), f"{text!r}")
         except yaml.YAMLError:
             faults.append(f"{text!r}: the value is not valid YAML; quote it")
 
@@ -235,7 +235,7 @@ class _Reader:
         if "name" not in self._values and self._name is None:
             self._name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "recipe"
         try:
-            recipe = Recipe(name=self._name, notes=tuple(self.notes), **self._values)  # type: ignore[arg-type]
+            recipe = Recipe(name=self._name, notes=tuple(self.notes), **self._values)
         except ValidationError as error:
             self.faults += [self._explain(dict(fault)) for fault in error.errors()]
             recipe = None

@@ -145,18 +145,12 @@ def _fetch(hub_id: str, revision: str | None, kind: str, patterns: Sequence[str]
     try:
         # snapshot_download asks the same without a limit of time: a hub that hangs would hang us for minutes.
         HfApi().repo_info(hub_id, revision=revision, repo_type=kind, timeout=NETWORK_TIMEOUT)
-    except (
-        Exception
-    ) as error:  # the hub's HTTP library, and so its errors, changed twice: no base class to name
+    except Exception as error:  # the hub's HTTP library, and so its errors, changed twice: no base class to name
         if refusal := _refusal(error, revision):
             raise refusal from error
-        return _cached(
-            hub_id, revision, kind, patterns, f"the hub cannot be reached ({type(error).__name__})"
-        )
+        return _cached(hub_id, revision, kind, patterns, f"the hub cannot be reached ({type(error).__name__})")
     try:
-        return Path(
-            snapshot_download(hub_id, revision=revision, repo_type=kind, allow_patterns=list(patterns))
-        )
+        return Path(snapshot_download(hub_id, revision=revision, repo_type=kind, allow_patterns=list(patterns)))
     except Exception as error:
         why = f"the download failed ({type(error).__name__}); run again, it goes on where it stopped"
         raise _refusal(error, revision) or _HubFailure(why) from error
@@ -189,9 +183,7 @@ def _refusal(error: Exception, revision: str | None) -> _HubFailure | None:
     if isinstance(error, errors.GatedRepoError):
         return _HubFailure("gated: accept its terms on the hub, then set HF_TOKEN to a token of that account")
     if isinstance(error, errors.RevisionNotFoundError):
-        return _HubFailure(
-            f"no revision {revision}: set model.revision to a branch, tag or commit that it has"
-        )
+        return _HubFailure(f"no revision {revision}: set model.revision to a branch, tag or commit that it has")
     if isinstance(error, errors.RepositoryNotFoundError):
         return _HubFailure("not on the hub: check the spelling, and if it is private set HF_TOKEN")
     if isinstance(error, errors.HfHubHTTPError):

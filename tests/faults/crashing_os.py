@@ -37,9 +37,7 @@ class CrashingOs:
         self._real = {name: getattr(os, name) for name in COUNTED}
         self._paths: dict[int, str] = {}
         self._unsynced_files: set[int] = set()
-        self._unsynced_entries: list[
-            tuple[str, str, str | None]
-        ] = []  # folder, entry, what it was renamed from
+        self._unsynced_entries: list[tuple[str, str, str | None]] = []  # folder, entry, what it was renamed from
 
     def install(self) -> None:
         for name in COUNTED:

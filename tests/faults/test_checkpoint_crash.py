@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+
 from checkpoints import assert_is, flip_bit, names, save, state, tensors
 from crashing_os import MODES, Mode, crash_everywhere
-
 from strop.errors import StropError
 from strop.run import durable
 from strop.run.checkpoint import STATE_FILE, TENSORS_FILE, checkpoint_path, load_newest, prune
@@ -87,9 +87,7 @@ def failures(task: Save, load: Load, prepared: Path, scratch: Path, mode: Mode) 
 @pytest.mark.parametrize(
     "prepare", [a_usual_folder, a_folder_with_history, a_folder_with_a_damaged_one_of_the_same_step]
 )
-def test_every_point_of_a_save_and_a_prune(
-    tmp_path: Path, mode: Mode, prepare: Callable[[Path], None]
-) -> None:
+def test_every_point_of_a_save_and_a_prune(tmp_path: Path, mode: Mode, prepare: Callable[[Path], None]) -> None:
     prepare(tmp_path / "prepared")
     tried, wrong = failures(save_and_prune, load_and_go_on, tmp_path / "prepared", tmp_path, mode)
     assert not wrong
@@ -154,9 +152,7 @@ def test_the_harness_catches_savers_that_leave_out_a_precaution(
     assert wrong
 
 
-def test_a_full_disk_is_told_with_the_bytes_needed_and_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_told_with_the_bytes_needed_and_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, OLD)
 
     def full(descriptor: int, data: bytes) -> int:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import safetensors
 import safetensors.torch
-from checkpoints import assert_is, flip_bit, save, state, tensors
 
+from checkpoints import assert_is, flip_bit, save, state, tensors
 from strop.errors import CheckpointError
 from strop.run.checkpoint import MANIFEST_FILE, STATE_FILE, TENSORS_FILE, checkpoint_path, load_newest
 
@@ -72,9 +72,7 @@ def test_safetensors_alone_loads_most_flipped_files(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize(
-    "keep", [lambda n: 0, lambda n: 1, lambda n: n // 2, lambda n: n - 1, lambda n: n + 1]
-)
+@pytest.mark.parametrize("keep", [lambda n: 0, lambda n: 1, lambda n: n // 2, lambda n: n - 1, lambda n: n + 1])
 def test_a_file_of_another_length(folder: Path, name: str, keep: Callable[[int], int]) -> None:
     path = checkpoint_path(folder, NEW) / name
     os.truncate(path, keep(path.stat().st_size))  # one more byte is a NUL at the end

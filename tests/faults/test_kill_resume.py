@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import metrics, write_recipe
 
+from helpers import metrics, write_recipe
 from strop import api
 from strop.errors import StropError
 from strop.recipe import Recipe, load_recipe

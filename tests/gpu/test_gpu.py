@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import metrics, write_recipe
-from tiny_models import load_oracle, write_checkpoint
 
+from helpers import metrics, write_recipe
 from strop import api
 from strop.errors import Interrupted
 from strop.model.lora import LoraAdapter
@@ -21,6 +20,7 @@ from strop.ops.frozen_linear import FrozenWeight
 from strop.ops.lora_linear import lora_linear
 from strop.recipe import LoraSection, load_recipe
 from strop.run.console import SilentReporter
+from tiny_models import load_oracle, write_checkpoint
 
 pytestmark = [
     pytest.mark.gpu,

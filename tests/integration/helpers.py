@@ -11,7 +11,7 @@ from typing import Any
 from tiny_models import write_checkpoint
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-_WORDS = "red blue green stone river cloud maple lantern copper violet".split()
+_WORDS = ["red", "blue", "green", "stone", "river", "cloud", "maple", "lantern", "copper", "violet"]
 
 
 def write_model(folder: Path) -> Path:
@@ -28,7 +28,11 @@ def write_rows(path: Path, count: int, offset: int = 0) -> Path:
     with path.open("w", encoding="utf-8") as file:
         for i in range(offset, offset + count):
             words = " ".join(_WORDS[(i * j) % len(_WORDS)] for j in range(1, 3 + i % 7))
-            row = {"instruction": f"Say the words of row {i}.", "input": words, "output": f"Row {i}: {words}."}
+            row = {
+                "instruction": f"Say the words of row {i}.",
+                "input": words,
+                "output": f"Row {i}: {words}.",
+            }
             file.write(json.dumps(row) + "\n")
     return path
 
@@ -73,9 +77,7 @@ def environment(cache: Path) -> dict[str, str]:
 def strop(*arguments: object, cache: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "strop", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, env=environment(cache), check=False
-    )
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment(cache), check=False)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

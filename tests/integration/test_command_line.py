@@ -12,14 +12,14 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from helpers import environment, metrics, strop, write_recipe, write_rows
-from tiny_models import load_oracle
 
+from helpers import environment, metrics, strop, write_recipe, write_rows
 from strop.export.adapter import load_adapter
 from strop.model.lora import LoraAdapter
 from strop.model.weights import load_decoder
 from strop.ops.attention import Packing
 from strop.recipe import LoraSection
+from tiny_models import load_oracle
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,11 @@ def wait_for_a_step(run: Path) -> None:
 def test_a_signal_saves_and_the_run_goes_on_from_there(name: str, workshop: Path, copy: Path) -> None:
     command = [sys.executable, "-m", "strop", "train", str(copy / "tiny.yaml")]
     process = subprocess.Popen(
-        command, env=environment(workshop / "cache"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment(workshop / "cache"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     wait_for_a_step(copy / "run")
     process.send_signal(getattr(signal, name))
@@ -178,7 +182,13 @@ def test_evaluate_and_chat(workshop: Path) -> None:
     assert "base" in table.stdout
     assert "tuned" in table.stdout
     answer = strop(
-        "chat", workshop / "run", "--prompt", "Say something.", "--max-new-tokens", 4, cache=workshop / "cache"
+        "chat",
+        workshop / "run",
+        "--prompt",
+        "Say something.",
+        "--max-new-tokens",
+        4,
+        cache=workshop / "cache",
     )
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.strip()
@@ -230,9 +240,7 @@ def test_mistakes_get_one_message_and_exit_code_2(arguments: tuple[str, ...], tm
 
 def test_a_loss_that_is_not_a_number_stops_before_the_update(workshop: Path, copy: Path) -> None:
     # Two steps run, then a learning rate beyond float32's range makes the weights, and so the third loss, infinite.
-    stopped = strop(
-        "train", copy / "tiny.yaml", "learning_rate=1e38", "max_grad_norm=0", cache=workshop / "cache"
-    )
+    stopped = strop("train", copy / "tiny.yaml", "learning_rate=1e38", "max_grad_norm=0", cache=workshop / "cache")
     assert stopped.returncode == 5, stopped.stdout + stopped.stderr
     assert "train.jsonl:" in stopped.stderr
     assert "step" in stopped.stderr

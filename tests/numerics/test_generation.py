@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import load_oracle, write_checkpoint
 
 from strop.evaluate.generate import generate, stream
 from strop.model.decoder import Decoder, attend_packed
 from strop.model.weights import load_decoder
 from strop.ops.attention import Packing
+from tiny_models import load_oracle, write_checkpoint
 
 PROMPTS = [[5, 9, 33, 7, 21, 40, 8], [11], [90, 4, 77, 12, 6, 6, 30, 31, 32, 50, 51, 52, 53, 17, 18]]
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from tiny_models import FAMILIES, load_oracle, write_checkpoint
 
 from strop.model.decoder import Decoder
 from strop.model.lora import LoraAdapter
 from strop.model.weights import load_decoder
 from strop.ops.attention import Packing
 from strop.recipe import LoraSection
+from tiny_models import FAMILIES, load_oracle, write_checkpoint
 
 LENGTHS = (7, 1, 23, 12)  # 23 is past the long-rope and window limits of the tiny models
 FP64, FP32 = 1e-10, 2e-5
@@ -95,7 +95,9 @@ def nll(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def lora_gradients(decoder: Decoder, adapter: LoraAdapter, ids: torch.Tensor, scale: float = 1.0) -> dict[str, torch.Tensor]:
+def lora_gradients(
+    decoder: Decoder, adapter: LoraAdapter, ids: torch.Tensor, scale: float = 1.0
+) -> dict[str, torch.Tensor]:
     adapter.flat_grad.zero_()
     ends = torch.tensor(LENGTHS).cumsum(0) - 1
     learned = torch.tensor([t for t in range(sum(LENGTHS)) if t not in ends])
@@ -108,7 +110,10 @@ def lora_gradients(decoder: Decoder, adapter: LoraAdapter, ids: torch.Tensor, sc
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("family", ["llama3", "llama-bias", "smollm2", "mistral-window", "phi3-longrope", "phi3-window", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "family",
+    ["llama3", "llama-bias", "smollm2", "mistral-window", "phi3-longrope", "phi3-window", "qwen2", "qwen3"],
+)
 def test_lora_gradients_equal_peft(family: str, checkpointing: bool, tmp_path: Path) -> None:
     folder, ids = write_checkpoint(tmp_path, family), tokens()
     decoder = load_decoder(folder, torch.float64)

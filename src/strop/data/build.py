@@ -139,10 +139,7 @@ class _Builder:
             return encoded, 0
         if not learned[:limit].any():
             prompt = int(learned.argmax())
-            return (
-                f"no answer token is left: the prompt alone has {prompt:,} tokens, "
-                f"max_seq_length is {limit:,}"
-            )
+            return f"no answer token is left: the prompt alone has {prompt:,} tokens, max_seq_length is {limit:,}"
         stop_cut = np.isin(ids[limit:][learned[limit:]], self._stop_ids).any()
         return Encoded(ids[:limit], learned[:limit]), TRUNCATED | (STOP_CUT if stop_cut else 0)
 

@@ -88,9 +88,7 @@ class ChatTemplate:
         Raises:
             DataError: The template refuses a conversation, or rewrites earlier turns later.
         """
-        answers = [
-            (i, k) for i, chat in enumerate(chats) for k, t in enumerate(chat) if t["role"] == "assistant"
-        ]
+        answers = [(i, k) for i, chat in enumerate(chats) for k, t in enumerate(chat) if t["role"] == "assistant"]
         inner = [(i, k) for i, k in answers if k + 1 < len(chats[i])]
         wholes = self.render(chats, False)
         prompts = dict(zip(answers, self.render([chats[i][:k] for i, k in answers], True), strict=True))
@@ -158,13 +156,9 @@ def _try_in_child(source: str, special_tokens: dict[str, Any]) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise ModelError(
-            f"the chat template did not end within {_PROBE_SECONDS} s; it is not used"
-        ) from error
+        raise ModelError(f"the chat template did not end within {_PROBE_SECONDS} s; it is not used") from error
     if child.returncode == 3 or child.returncode < 0:
-        raise ModelError(
-            "the chat template used more than 10 s or 4 GiB for a short conversation; it is not used"
-        )
+        raise ModelError("the chat template used more than 10 s or 4 GiB for a short conversation; it is not used")
     if child.returncode != 0:
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]
         raise ModelError(f"the chat template could not be tried out: {last}")

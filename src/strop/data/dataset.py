@@ -46,18 +46,14 @@ def open_dataset(data: "DataSection", tokenizer_folder: Path, max_seq_length: in
         DataError, ModelError, RecipeError: What stops the run, with file:line where it is in a row.
     """
     train_files = find_files(data.train_file)
-    validation_files = (
-        find_files(data.validation_file, "data.validation_file") if data.validation_file else []
-    )
+    validation_files = find_files(data.validation_file, "data.validation_file") if data.validation_file else []
     detected = data.format == "auto"
     format: Format = detect_format(train_files + validation_files) if data.format == "auto" else data.format
     template = load_template(tokenizer_folder, data.template, format, data.train_on)
     percentage = 0 if validation_files else data.validation_split_percentage
 
     def store(files: list[Path], max_samples: int | None, split: Split | None) -> SampleStore:
-        return open_or_build(
-            files, template, Settings(format, max_seq_length, data.on_bad_row, max_samples, split)
-        )
+        return open_or_build(files, template, Settings(format, max_seq_length, data.on_bad_row, max_samples, split))
 
     train_split = Split("train", percentage, seed) if percentage else None
     train = store(train_files, data.max_train_samples, train_split)

@@ -1,7 +1,7 @@
 """Samples -> packed microbatches under a token budget: no padding, no sample cut, no state.
 
-    samples   [a a a a] [b b] [c c c]              budget 8
-    batches   a a a a c c c | b b                  labels point at the next token of the same sample
+samples   [a a a a] [b b] [c c c]              budget 8
+batches   a a a a c c c | b b                  labels point at the next token of the same sample
 """
 
 from collections.abc import Iterable, Sequence

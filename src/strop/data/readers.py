@@ -72,9 +72,7 @@ def _skip_bom(file: BinaryIO, path: Path) -> None:
     head = file.read(4)
     for mark, name in _OTHER_ENCODINGS.items():
         if head.startswith(mark):
-            raise DataError(
-                f"{path} is {name}, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE"
-            )
+            raise DataError(f"{path} is {name}, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE")
     if len(head) == 4 and (head[1] == 0 or head[0] == 0):
         raise DataError(f"{path} looks like UTF-16 without a byte order mark; convert it to UTF-8 with iconv")
     file.seek(len(BOM) if head.startswith(BOM) else 0)

@@ -50,7 +50,7 @@ def _permute(index: NDArray[np.int64], n: int, seed: int, epoch: int) -> NDArray
     Rogaway 2002). The domain is at most four times n, so a few rounds suffice.
     """
     half_bits = max(1, ((max(n - 1, 1)).bit_length() + 1) // 2)
-    keys = np.random.SeedSequence([seed, epoch]).generate_state(_ROUNDS, np.uint64)
+    keys = np.random.SeedSequence([seed, epoch]).generate_state(_ROUNDS, np.uint64).astype(np.uint64)
     value = _feistel(index.astype(np.uint64), half_bits, keys)
     while (outside := value >= n).any():
         value[outside] = _feistel(value[outside], half_bits, keys)

@@ -82,9 +82,7 @@ class Template:
         ModelError: The tokenizer lacks an eos or a usable chat template.
     """
 
-    def __init__(
-        self, tokenizer: Any, name: TemplateName, train_on: TrainOn, stop_ids: Iterable[int] = ()
-    ) -> None:
+    def __init__(self, tokenizer: Any, name: TemplateName, train_on: TrainOn, stop_ids: Iterable[int] = ()) -> None:
         self.tokenizer = tokenizer
         self.name = name
         self.train_on = train_on
@@ -113,8 +111,7 @@ class Template:
         segments = self._segments(examples)
         ids = self._encode_segments(segments)
         return [
-            self._label(example, row, row_ids)
-            for example, row, row_ids in zip(examples, segments, ids, strict=True)
+            self._label(example, row, row_ids) for example, row, row_ids in zip(examples, segments, ids, strict=True)
         ]
 
     def encode_prompt(self, example: Example) -> list[int]:
@@ -157,15 +154,11 @@ class Template:
             text
             for row in rows
             for n, (segment, _) in enumerate(row)
-            for text in ([row[n - 1][0] + segment] if n else [])
-            + ([segment] if n == 0 or n + 1 < len(row) else [])
+            for text in ([row[n - 1][0] + segment] if n else []) + ([segment] if n == 0 or n + 1 < len(row) else [])
         )
         known = dict(zip(texts, self._encode_texts(list(texts)), strict=True))
         return [
-            [
-                self._continuation(row[n - 1][0], text, known) if n else known[text]
-                for n, (text, _) in enumerate(row)
-            ]
+            [self._continuation(row[n - 1][0], text, known) if n else known[text] for n, (text, _) in enumerate(row)]
             for row in rows
         ]
 

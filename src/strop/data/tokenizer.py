@@ -28,9 +28,7 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     if not (folder / "tokenizer.json").is_file():
-        raise ModelError(
-            f"{folder} has no tokenizer.json; strop reads fast tokenizers only (convert it first)"
-        )
+        raise ModelError(f"{folder} has no tokenizer.json; strop reads fast tokenizers only (convert it first)")
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the Rust reader raises plain Exception for a damaged file

@@ -1,0 +1,1 @@
+"""What leaves a run: the adapter, as other tools read it."""

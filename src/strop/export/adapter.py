@@ -44,6 +44,7 @@ def save_adapter(adapter: LoraAdapter, folder: Path, base: str, revision: str | 
     staging.mkdir(parents=True)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in adapter.state_dict().items()}
     save_file(tensors, staging / WEIGHTS_FILE, metadata={"format": "pt"})
+    (staging / WEIGHTS_FILE).chmod(0o644)  # safetensors makes it private to its owner
     config = json.dumps(peft_config(adapter, base, revision), indent=2, sort_keys=True)
     (staging / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
     for name in _TOKENIZER_FILES:

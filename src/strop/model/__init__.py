@@ -1,0 +1,1 @@
+"""A checkpoint folder -> a frozen decoder with LoRA on it."""

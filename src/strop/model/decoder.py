@@ -45,6 +45,8 @@ class Projection(nn.Module):
         lora_enabled: False computes the base model.
     """
 
+    bias: Tensor | None
+
     def __init__(self, frozen: FrozenWeight, bias: Tensor | None, modules_rows: dict[str, tuple[int, int]]) -> None:
         super().__init__()
         self.frozen = frozen
@@ -54,6 +56,7 @@ class Projection(nn.Module):
         self.lora_enabled = True
 
     def forward(self, x_TI: Tensor) -> Tensor:
+        """(T, I) -> (T, O)."""
         if self.lora is None or not self.lora_enabled:
             return frozen_linear(x_TI, self.frozen, self.bias)
         terms = self.lora
@@ -80,9 +83,11 @@ class Layer(nn.Module):
         self.gate_up, self.down = projections["gate_up"], projections["down"]
 
     def forward(self, x_TD: Tensor, cos_TR: Tensor, sin_TR: Tensor, attend: Attend) -> Tensor:
+        """The residual stream (T, D) after this layer."""
         eps = self.config.rms_norm_eps
         x_TD = x_TD + self._attention(rms_norm(x_TD, self.input_norm, eps), cos_TR, sin_TR, attend)
-        return x_TD + self.down(swiglu(self.gate_up(rms_norm(x_TD, self.post_attention_norm, eps))))
+        out_TD: Tensor = x_TD + self.down(swiglu(self.gate_up(rms_norm(x_TD, self.post_attention_norm, eps))))
+        return out_TD
 
     def _attention(self, x_TD: Tensor, cos_TR: Tensor, sin_TR: Tensor, attend: Attend) -> Tensor:
         config = self.config

@@ -76,7 +76,9 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
     family = config.get("model_type")
     if family not in SUPPORTED:
         known = "\n".join(f"  {name:8} {what}" for name, what in SUPPORTED.items())
-        raise ModelError(f"config.json: model_type {family!r} is not a family that strop can train. Supported:\n{known}")
+        raise ModelError(
+            f"config.json: model_type {family!r} is not a family that strop can train. Supported:\n{known}"
+        )
     _refuse_unsupported(config)
     heads = int(config["num_attention_heads"])
     layers = int(config["num_hidden_layers"])
@@ -140,9 +142,7 @@ def _read_rope(config: Mapping[str, Any], head_dim: int) -> RopeConfig:
     if config["model_type"] == "phi3" and kind in ("su", "yarn"):
         kind = "longrope"  # early Phi-3 files call it so
     if kind not in ("default", "linear", "llama3", "longrope"):
-        raise ModelError(
-            f"config.json: rope_type {kind!r} is not supported; default, linear, llama3 and longrope are"
-        )
+        raise ModelError(f"config.json: rope_type {kind!r} is not supported; default, linear, llama3 and longrope are")
     partial = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     max_positions = config.get("max_position_embeddings", 2048)
     original = parameters.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")

@@ -66,9 +66,7 @@ def convert_gguf(file: Path, out_folder: Path, note: Callable[[str], None] = lam
         _write_weights(work / "model.safetensors", reader.tensors, config, file)
         _write_json(work / "config.json", config)
         _write_tokenizer(work, metadata, config["max_position_embeddings"])
-        _write_json(
-            work / "generation_config.json", {k: v for k, v in config.items() if k.endswith("_token_id")}
-        )
+        _write_json(work / "generation_config.json", {k: v for k, v in config.items() if k.endswith("_token_id")})
         work.chmod(0o755)  # mkdtemp's 0700 would hide a shared cache from its other users
         try:
             work.rename(out_folder)
@@ -119,9 +117,7 @@ def _read_metadata(reader: Any, file: Path) -> dict[str, Any]:
 def _model_config(metadata: Mapping[str, Any], tensors: list[Any], file: Path) -> dict[str, Any]:
     names = {tensor.name for tensor in tensors}
     if missing := {"token_embd.weight", "output_norm.weight"} - names:
-        raise ModelError(
-            f"{file}: tensor {min(missing)} is missing; this is a vocabulary only or a damaged file"
-        )
+        raise ModelError(f"{file}: tensor {min(missing)} is missing; this is a vocabulary only or a damaged file")
     try:
         heads = int(metadata["llama.attention.head_count"])
         width = int(metadata["llama.embedding_length"])
@@ -147,9 +143,7 @@ def _model_config(metadata: Mapping[str, Any], tensors: list[Any], file: Path) -
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ModelError(f"{file}: the metadata is incomplete or damaged: {error!r}") from error
     ids = {"bos": "bos", "eos": "eos", "pad": "padding"}
-    found = {
-        f"{short}_token_id": metadata.get(f"tokenizer.ggml.{name}_token_id") for short, name in ids.items()
-    }
+    found = {f"{short}_token_id": metadata.get(f"tokenizer.ggml.{name}_token_id") for short, name in ids.items()}
     return config | {key: int(value) for key, value in found.items() if value is not None}
 
 

@@ -41,8 +41,6 @@ def locate_model(
 
 def _convert(file: Path, note: Callable[[str], None]) -> Path:
     if file.suffix.lower() != ".gguf":
-        raise ModelError(
-            f"model.model_name_or_path: {file} is a file; give the model's folder, or a .gguf file"
-        )
+        raise ModelError(f"model.model_name_or_path: {file} is a file; give the model's folder, or a .gguf file")
     key = f"{file.stem}-{fingerprint_file(file)[:12]}-v{CONVERTER_VERSION}"
     return convert_gguf(file, cache_dir() / "models" / key, note)

@@ -73,14 +73,18 @@ class LoraAdapter:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every A (r, I) and B (O, r) as a view of the buffer, under the names PEFT writes."""
-        tensors, rank = {}, self.section.r
+        tensors: dict[str, Tensor] = {}
+        rank = self.section.r
         for (layer, group), projection in _projections(self.decoder).items():
             if projection.lora is None:
                 continue
             modules = [module for module in projection.modules_rows if module in self.target_modules]
             heights = [last - first for first, last in projection.lora.rows]
             for module, a, b in zip(
-                modules, projection.lora.a_RI.data.split(rank), projection.lora.b_OR.data.split(heights), strict=True
+                modules,
+                projection.lora.a_RI.data.split(rank),
+                projection.lora.b_OR.data.split(heights),
+                strict=True,
             ):
                 prefix = f"base_model.model.{module_path(layer, group, module)}"
                 tensors |= {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}

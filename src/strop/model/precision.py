@@ -14,9 +14,7 @@ def choose_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def choose_precision(
-    asked: Literal["auto", "float32", "bfloat16"], device: torch.device
-) -> tuple[torch.dtype, str]:
+def choose_precision(asked: Literal["auto", "float32", "bfloat16"], device: torch.device) -> tuple[torch.dtype, str]:
     """The weights' type, and a line that says why.
 
     Raises:

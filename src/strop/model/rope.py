@@ -32,13 +32,16 @@ class RotaryTable(nn.Module):
             inv_freq = _llama3(inv_freq, config)
         elif config.kind == "longrope":
             short, long = (torch.tensor(config.parameters[f"{kind}_factor"]) for kind in ("short", "long"))
-            inv_freq, long_inv_freq = 1.0 / (short * config.theta**exponents), 1.0 / (long * config.theta**exponents)
+            inv_freq, long_inv_freq = (
+                1.0 / (short * config.theta**exponents),
+                1.0 / (long * config.theta**exponents),
+            )
         self.has_long = config.kind == "longrope"
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.register_buffer("long_inv_freq", long_inv_freq, persistent=False)
 
     def forward(self, positions_T: Tensor, sample_lengths_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin, each (T, width / 2), of the given positions.
+        """Cos and sin, each (T, width / 2), of the given positions.
 
         Args:
             positions_T: Position of each token in its own sample.

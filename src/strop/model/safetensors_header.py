@@ -27,9 +27,7 @@ def check_safetensors(file: Path) -> set[str]:
     with file.open("rb") as stream:
         start = stream.read(len(_LFS_POINTER))
         if start == _LFS_POINTER:
-            raise ModelError(
-                f"{file.name}: a Git LFS pointer, not the weights; run `git lfs pull` in the folder"
-            )
+            raise ModelError(f"{file.name}: a Git LFS pointer, not the weights; run `git lfs pull` in the folder")
         length = int.from_bytes(start[:8], "little")
         if size < 8 or length > size - 8:
             raise ModelError(f"{file.name}: cut short or no safetensors file ({size} bytes); fetch it again")
@@ -96,12 +94,8 @@ def _check_layout(file_name: str, spans: list[tuple[int, int, str]], data_bytes:
     position = 0
     for start, end, name in spans:
         if start != position:
-            raise ModelError(
-                f"{file_name}: tensor {name!r} starts at {start} and not at {position}: gap or overlap"
-            )
+            raise ModelError(f"{file_name}: tensor {name!r} starts at {start} and not at {position}: gap or overlap")
         position = end
     if position != data_bytes:
         what = "cut short" if position > data_bytes else "has bytes that belong to no tensor"
-        raise ModelError(
-            f"{file_name}: {what} (tensors need {position} bytes, there are {data_bytes}); fetch it again"
-        )
+        raise ModelError(f"{file_name}: {what} (tensors need {position} bytes, there are {data_bytes}); fetch it again")

@@ -26,6 +26,9 @@ MAX_CHAT_TEMPLATE_BYTES = 64 << 10
 MAX_TOKENIZER_BYTES = 128 << 20
 
 _CODE_KEYS = {"auto_map", "custom_code", "custom_pipelines", "trust_remote_code"}
+_NATIVE_CODE = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+"""Microsoft's Phi-3 folders still name the code they came with before transformers had the model. Nothing here or in
+transformers needs it, so it is let through, but only while that code is not in the folder."""
 _ATTENTION_KEY = re.compile(r"_?attn_implementation\w*", re.ASCII)
 _MODEL_TYPE = re.compile(r"[a-z0-9_]{1,64}")
 _TOKENIZER_CLASS = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}(Tokenizer|TokenizerFast|Backend)")
@@ -61,7 +64,8 @@ def vet_model_folder(folder: Path) -> dict[str, Any]:
             continue
         if content is not None:
             parsed[name] = content
-            faults += [f"{name}: {fault}" for fault in _dangerous_keys(content)]
+            suspects = _without_native_code(content, folder) if name == "config.json" else content
+            faults += [f"{name}: {fault}" for fault in _dangerous_keys(suspects)]
     if not (folder / "config.json").exists():
         faults.insert(0, "config.json: missing; is this the folder of a model in Hugging Face's layout?")
     config = parsed.get("config.json")
@@ -109,6 +113,15 @@ def _linked_outside(folder: Path) -> Iterator[str]:
             continue
         if not any(target.is_relative_to(place) for place in inside):
             yield f"{entry.name}: links to {target}, outside the folder; copy the file here"
+
+
+def _without_native_code(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The config without an auto_map that names only Phi-3's own, absent code (see `_NATIVE_CODE`)."""
+    named = config.get("auto_map")
+    native = isinstance(named, dict) and named.items() <= _NATIVE_CODE.items() and config.get("model_type") == "phi3"
+    if native and not any(folder.glob("*.py")):
+        return {key: value for key, value in config.items() if key != "auto_map"}
+    return config
 
 
 def _dangerous_keys(content: Any) -> Iterator[str]:

@@ -49,7 +49,9 @@ def _one_sample(q_LNH: Tensor, k_LKH: Tensor, v_LKH: Tensor, window: int | None)
         distance = position[:, None] - position[None, :]
         mask = (distance >= 0) & (distance < window)
     out_NLH = torch.nn.functional.scaled_dot_product_attention(
-        *(x.transpose(0, 1) for x in (q_LNH, k_LKH, v_LKH)),
+        q_LNH.transpose(0, 1),
+        k_LKH.transpose(0, 1),
+        v_LKH.transpose(0, 1),
         attn_mask=mask,
         is_causal=mask is None,
         enable_gqa=q_LNH.shape[1] != k_LKH.shape[1],
@@ -64,7 +66,7 @@ def _flash_varlen(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, packing: Packing,
     groups = q_TNH.shape[1] // k_TKH.shape[1]
     if groups > 1:  # torch 2.11's call takes equal head counts only
         k_TKH, v_TKH = (x.repeat_interleave(groups, dim=1) for x in (k_TKH, v_TKH))
-    out: Tensor = varlen_attn(
+    out_TNH = varlen_attn(
         q_TNH,
         k_TKH,
         v_TKH,
@@ -74,4 +76,5 @@ def _flash_varlen(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, packing: Packing,
         longest,
         window_size=(-1 if window is None else window - 1, 0),
     )
-    return out
+    assert isinstance(out_TNH, Tensor)  # a tuple only where more than the output is asked for
+    return out_TNH

@@ -20,17 +20,17 @@ class FrozenWeight(nn.Module):
         self.register_buffer("weight", weight_OI, persistent=False)
 
     def project(self, x_TI: Tensor) -> Tensor:
-        """x W^T, shape (T, O)."""
+        """X W^T, shape (T, O)."""
         return torch.mm(x_TI, self.weight.t())
 
     def backproject(self, grad_TO: Tensor) -> Tensor:
-        """grad W, shape (T, I): the gradient of `project` with respect to its input."""
+        """Grad W, shape (T, I): the gradient of `project` with respect to its input."""
         return torch.mm(grad_TO, self.weight)
 
 
 def frozen_linear(x_TI: Tensor, frozen: FrozenWeight, bias_O: Tensor | None = None) -> Tensor:
-    """x W^T + b, differentiable in x alone."""
-    return _FrozenLinear.apply(x_TI, frozen, bias_O)  # type: ignore[no-any-return]
+    """X W^T + b, differentiable in x alone."""
+    return _FrozenLinear.apply(x_TI, frozen, bias_O)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _FrozenLinear(torch.autograd.Function):

@@ -41,7 +41,7 @@ def lora_linear(
     """
     a_RI, b_OR = a_RI.to(x_TI.dtype), b_OR.to(x_TI.dtype)
     if dropout == 0.0:
-        return _LoraLinear.apply(x_TI, frozen, bias_O, a_RI, b_OR, rows, scaling)  # type: ignore[no-any-return]
+        return _LoraLinear.apply(x_TI, frozen, bias_O, a_RI, b_OR, rows, scaling)  # type: ignore[no-any-return, no-untyped-call]
     # PEFT draws a mask for every module, so their products do not share an input and cannot be merged.
     y_TO = frozen_linear(x_TI, frozen, bias_O)
     for (first, last), a, b in _modules(a_RI, b_OR, rows):

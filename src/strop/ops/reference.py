@@ -40,7 +40,9 @@ def attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, lengths: tuple[int, .
     """Causal attention inside each packed sample, softmax(q k^T / sqrt(H)) v; samples never see each other.
 
     Args:
-        q_TNH, k_TKH, v_TKH: Packed one sample after the other; N is a multiple of K.
+        q_TNH: Queries, packed one sample after the other; N is a multiple of K.
+        k_TKH: Keys, likewise.
+        v_TKH: Values, likewise.
         lengths: Tokens of each sample; they add up to T.
         window: A query sees itself and the `window - 1` tokens before it; None sees all before it.
     """

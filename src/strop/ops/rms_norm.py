@@ -13,7 +13,7 @@ from torch import Tensor
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """See `reference.rms_norm`; the last axis is the one that is normed, any axes may come before it."""
-    return _RmsNorm.apply(x_TD, weight_D, eps)  # type: ignore[no-any-return]
+    return _RmsNorm.apply(x_TD, weight_D, eps)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _RmsNorm(torch.autograd.Function):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 def rotary(x_TNH: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     """See `reference.rotary`. Channels from 2R on pass through (partial rotary)."""
-    return _Rotary.apply(x_TNH, cos_TR, sin_TR)  # type: ignore[no-any-return]
+    return _Rotary.apply(x_TNH, cos_TR, sin_TR)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _turn(x_TNH: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch.nn.functional import silu
 
 def swiglu(gate_up_T2F: Tensor) -> Tensor:
     """See `reference.swiglu`. (T, 2F) -> (T, F)."""
-    return _SwiGLU.apply(gate_up_T2F)  # type: ignore[no-any-return]
+    return _SwiGLU.apply(gate_up_T2F)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _SwiGLU(torch.autograd.Function):

@@ -65,9 +65,7 @@ class _Damaged(Exception):
     """Why a folder is not a checkpoint that can be trusted."""
 
 
-def save_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
-) -> Path:
+def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Path:
     """Write `folder`/step-NNNNNNNN so that a crash at any instant leaves it whole or absent.
 
     A sound checkpoint of the same step is kept: replacing it would open an instant with neither. Folders of
@@ -192,10 +190,7 @@ def _misnamed(folder: Path) -> list[Path]:
 
 def _manifest(step: int, contents: Mapping[str, bytes]) -> bytes:
     """The manifest is a function of what it describes, so a reader can compare all of its bytes."""
-    files = {
-        name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-        for name, data in contents.items()
-    }
+    files = {name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for name, data in contents.items()}
     return json.dumps({"format_version": FORMAT_VERSION, "step": step, "files": files}, indent=1).encode()
 
 
@@ -277,6 +272,4 @@ def _save_failed(folder: Path, step: int, needed: int, error: OSError) -> StropE
             f"the checkpoint of step {step} does not fit on the disk: it needs {needed:,} bytes, "
             f"{free:,} are free in {folder}. Make room, or lower train.save_total_limit. {intact}"
         )
-    return StropError(
-        f"the checkpoint of step {step} cannot be written to {folder}: {error.strerror}. {intact}"
-    )
+    return StropError(f"the checkpoint of step {step} cannot be written to {folder}: {error.strerror}. {intact}")

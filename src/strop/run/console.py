@@ -137,9 +137,7 @@ class BarReporter:
         with self._output.guarded() as stream:
             if stream is not None:
                 due = time.monotonic() - self._drawn > 0.1 or record["step"] == self._num_steps
-                self._progress.update(
-                    self._task, completed=record["step"], figures=describe(record), refresh=due
-                )
+                self._progress.update(self._task, completed=record["step"], figures=describe(record), refresh=due)
                 self._drawn = time.monotonic() if due else self._drawn
 
     def on_eval(self, step: int, loss: float) -> None:

@@ -176,9 +176,7 @@ class RunFolder:
             raise StropError(f"{self.path / name} cannot be written: {error.strerror}") from error
 
 
-def refuse_changes(
-    stored: Mapping[str, str], current: Mapping[str, str], recipe_changes: Sequence[str]
-) -> None:
+def refuse_changes(stored: Mapping[str, str], current: Mapping[str, str], recipe_changes: Sequence[str]) -> None:
     """Refuse to continue a run whose inputs are not what they were.
 
     Args:

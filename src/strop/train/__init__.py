@@ -1,0 +1,1 @@
+"""From samples and an adapter to a trained adapter."""

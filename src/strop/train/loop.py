@@ -30,7 +30,10 @@ class Progress:
         step: Updates made.
         seconds: Time spent training, over all attempts.
         num_tokens: Tokens computed so far.
-        best_loss: Lowest held-out loss, and `best_step`, where it was.
+        last_loss: Of the last step.
+        evaluated_step: The step after which the held-out rows were last evaluated.
+        best_loss: Lowest held-out loss.
+        best_step: Where that was.
         evals_without_gain: Evaluations since the last that was better by the recipe's threshold.
         stopped_early: Early stopping ended the run.
     """
@@ -39,6 +42,7 @@ class Progress:
     seconds: float = 0.0
     num_tokens: int = 0
     last_loss: float | None = None
+    evaluated_step: int = -1
     best_loss: float | None = None
     best_step: int = 0
     evals_without_gain: int = 0
@@ -97,9 +101,17 @@ class Trainer:
         self.reporter.on_start(self.progress.step, self.num_steps)
         self.decoder.train()
         try:
+            self._evaluate_if_due()
             while self.progress.step < self.num_steps and not self.progress.stopped_early:
                 self._one_step()
-        except (Interrupted, NumericsError, OutOfMemoryError):
+                self._evaluate_if_due()
+                if self.progress.step < self.num_steps and _due(self.progress.step, self.section.save_steps):
+                    self._save()
+        except Interrupted as stop:
+            self._save()
+            done = f"step {self.progress.step} of {self.num_steps}"
+            raise Interrupted(f"{stop}; {done} is saved" if self.progress.step else f"{stop} before step 1") from None
+        except (NumericsError, OutOfMemoryError):
             self._save()
             raise
         finally:
@@ -120,18 +132,17 @@ class Trainer:
         progress.last_loss = result.loss
         self._record(result, rate, elapsed)
 
-        is_last = progress.step == self.num_steps
-        if self.evaluate is not None and (is_last or _due(progress.step, self.section.eval_steps)):
-            self._evaluate()
-        if not is_last and _due(progress.step, self.section.save_steps):
-            self._save()
-
     def _update(self, rate: float) -> StepResult:
         step = self.progress.step
         torch.manual_seed(_dropout_seed(self.section.seed, step))
         try:
             return train_step(
-                self.decoder, self.optimizer, self._batches(step), rate, self.section.max_grad_norm, self.check_stop
+                self.decoder,
+                self.optimizer,
+                self._batches(step),
+                rate,
+                self.section.max_grad_norm,
+                self.check_stop,
             )
         except NonFiniteError as error:
             raise NumericsError(self._explain_non_finite(error)) from None
@@ -156,19 +167,29 @@ class Trainer:
         chosen = [[indices[i] for i in group] for group in groups]
         return [collate((self.store[i] for i in group), group) for group in chosen]
 
-    def _evaluate(self) -> None:
-        assert self.evaluate is not None
-        progress, loss = self.progress, self.evaluate()
-        self.decoder.train()
+    def _evaluate_if_due(self) -> None:
+        """Evaluate after this step if it is time and has not been done; an interruption may have cut it off."""
+        step, section = self.progress.step, self.section
+        if self.evaluate is None or self.progress.evaluated_step == step:
+            return
+        if section.eval_on_start if step == 0 else step == self.num_steps or _due(step, section.eval_steps):
+            self._take_in(self.evaluate())
+            self.decoder.train()
+
+    def _take_in(self, loss: float) -> None:
+        """Record a held-out loss and judge it: the best so far, or reason to stop early."""
+        progress, section = self.progress, self.section
+        progress.evaluated_step = progress.step
         self.metrics.append({"kind": "eval", "step": progress.step, "eval_loss": loss})
         self.reporter.on_eval(progress.step, loss)
         gain = float("inf") if progress.best_loss is None else progress.best_loss - loss
-        progress.evals_without_gain = 0 if gain > self.section.early_stopping_threshold else progress.evals_without_gain + 1
+        gained = gain > section.early_stopping_threshold
+        progress.evals_without_gain = 0 if gained else progress.evals_without_gain + 1
         if gain > 0:
             progress.best_loss, progress.best_step = loss, progress.step
-            if self.section.load_best_model_at_end:
+            if section.load_best_model_at_end:
                 self._best = self.adapter.flat.detach().cpu().clone()
-        patience = self.section.early_stopping_patience
+        patience = section.early_stopping_patience
         progress.stopped_early = patience is not None and progress.evals_without_gain >= patience
 
     def _record(self, result: StepResult, rate: float, elapsed: float) -> None:

@@ -32,7 +32,8 @@ class FlatAdamW:
 
     def grad_norm(self) -> Tensor:
         """L2 norm of all gradients together."""
-        return torch.linalg.vector_norm(self._grad)
+        norm: Tensor = torch.linalg.vector_norm(self._grad)
+        return norm
 
     def step(self, learning_rate: float, grad_scale: Tensor | None = None) -> None:
         """Update every parameter with the gradient times `grad_scale`."""

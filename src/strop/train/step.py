@@ -71,7 +71,7 @@ def train_step(
     for batch in batches:
         check_stop()
         mean_nll = nll_sum(decoder, batch) / num_loss_tokens
-        mean_nll.backward()  # type: ignore[no-untyped-call]
+        mean_nll.backward()
         if not torch.isfinite(mean_nll):
             raise NonFiniteError(f"the loss is {mean_nll.item()}", batch.samples)
         loss += mean_nll.item()

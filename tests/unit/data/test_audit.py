@@ -20,9 +20,7 @@ def cache(tmp_path, monkeypatch):
 def open_rows(folder, rows, template, name="train.jsonl", **settings):
     path = folder / name
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return open_or_build(
-        [path], template, Settings(**({"format": "alpaca", "max_seq_length": 128} | settings))
-    )
+    return open_or_build([path], template, Settings(**({"format": "alpaca", "max_seq_length": 128} | settings)))
 
 
 def row(question, answer):
@@ -37,9 +35,7 @@ def test_report(tmp_path):
         row("t", "w " * 300),
     ]
     store = open_rows(tmp_path, [*rows, row("", "x")], template, on_bad_row="skip")
-    validation = open_rows(
-        tmp_path, [row("q 1", "yes"), row("q 1", "no"), row("new", "x")], template, "val.jsonl"
-    )
+    validation = open_rows(tmp_path, [row("q 1", "yes"), row("q 1", "no"), row("new", "x")], template, "val.jsonl")
     report = audit(store, template, validation, num_preview=2)
     part = report.train
     assert (part.rows_read, part.rows_kept, part.skipped) == (5004, 5003, {"empty instruction": 1})
@@ -53,8 +49,7 @@ def test_report(tmp_path):
     assert report.overlap == Overlap(rows=1, prompts=2)
     first = report.preview[0]
     assert (
-        "".join(t for t, is_learned in zip(first.tokens, first.learned, strict=True) if is_learned)
-        == "yes<|im_end|>"
+        "".join(t for t, is_learned in zip(first.tokens, first.learned, strict=True) if is_learned) == "yes<|im_end|>"
     )
     refuse(report)
 
@@ -85,9 +80,7 @@ def test_double_bos_is_refused(tmp_path):
 def test_stop_token_that_is_always_cut_off_is_refused(tmp_path):
     template = load_template(SMOLLM2, "chat", "alpaca")
     report = audit(open_rows(tmp_path, [row("a", "w " * 300)] * 2, template), template)
-    with pytest.raises(
-        DataError, match=r"no training sample teaches a stop token .*max_seq_length=128 cuts it off"
-    ):
+    with pytest.raises(DataError, match=r"no training sample teaches a stop token .*max_seq_length=128 cuts it off"):
         refuse(report)
 
 

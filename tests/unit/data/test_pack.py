@@ -13,7 +13,7 @@ def sample(ids: list[int], learned: list[int]) -> Sample:
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 120))
 def test_every_sample_lands_once_and_budgets_hold(lengths: list[int], budget: int) -> None:
     groups = pack(lengths, budget)
-    assert sorted(sum(groups, [])) == list(range(len(lengths)))
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in group) <= budget or len(group) == 1 for group in groups)
     assert all(group == sorted(group) for group in groups)
 

@@ -72,9 +72,7 @@ def test_json_file_with_one_object_a_line(tmp_path):
 def test_csv_and_parquet_give_the_same_examples(tmp_path):
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    (tmp_path / "a.csv").write_text(
-        'instruction,input,output\nAdd.,2+2,4\n"Say ""hi"", twice",,"hi\nhi"\n', "utf-8"
-    )
+    (tmp_path / "a.csv").write_text('instruction,input,output\nAdd.,2+2,4\n"Say ""hi"", twice",,"hi\nhi"\n', "utf-8")
     rows = [ALPACA, {"instruction": 'Say "hi", twice', "input": "", "output": "hi\nhi"}]
     parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     tables = [

@@ -11,25 +11,29 @@ def stream(num_samples: int, batch: int, epochs: float, max_steps: int, seed: in
     return [step_samples(step, num_samples, batch, epochs, max_steps, seed).tolist() for step in range(steps)]
 
 
+def flat(steps: list[list[int]]) -> list[int]:
+    return [index for step in steps for index in step]
+
+
 @given(st.integers(1, 3000), st.integers(1, 40), st.integers(0, 2**31 - 1))
 def test_an_epoch_visits_every_sample_once(num_samples: int, batch: int, seed: int) -> None:
     steps = stream(num_samples, batch, 1.0, -1, seed)
-    assert sorted(sum(steps, [])) == list(range(num_samples))
+    assert sorted(flat(steps)) == list(range(num_samples))
     assert all(len(step) == batch for step in steps[:-1])
 
 
 def test_epochs_differ_and_each_is_whole() -> None:
-    flat = sum(stream(100, 8, 3.0, -1), [])
-    epochs = [flat[:100], flat[100:200], flat[200:]]
+    order = flat(stream(100, 8, 3.0, -1))
+    epochs = [order[:100], order[100:200], order[200:]]
     assert all(sorted(epoch) == list(range(100)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 
 
 def test_half_an_epoch_and_a_fixed_number_of_steps() -> None:
-    assert len(sum(stream(100, 8, 0.5, -1), [])) == 50
+    assert len(flat(stream(100, 8, 0.5, -1))) == 50
     steps = stream(10, 8, 1.0, 5)
     assert [len(step) for step in steps] == [8] * 5
-    assert sorted(sum(steps, [])[:10]) == list(range(10))
+    assert sorted(flat(steps)[:10]) == list(range(10))
 
 
 def test_order_depends_on_the_seed_and_nothing_else() -> None:

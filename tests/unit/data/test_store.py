@@ -151,10 +151,7 @@ def test_every_faulty_row_is_named(tmp_path, template):
     assert f"{path}:1: missing field: 'output'" in message
     listing = Path(message.split("all of them are in ")[1].split("\n")[0])
     assert len(listing.read_text().splitlines()) == 51
-    assert (
-        "no answer token is left: the prompt alone has 231 tokens, max_seq_length is 128"
-        in listing.read_text()
-    )
+    assert "no answer token is left: the prompt alone has 231 tokens, max_seq_length is 128" in listing.read_text()
 
 
 def test_skip_counts_by_kind_and_names_every_row(tmp_path, template, cache):
@@ -221,9 +218,7 @@ def test_row_that_only_the_template_refuses(tmp_path, monkeypatch):
     path = write(tmp_path, [row("a", "b"), row("BAD", "b"), row("c", "d")])
     with pytest.raises(BadRowsError) as caught:
         open_or_build([path], template, SETTINGS)
-    assert [str(f) for f in caught.value.faults] == [
-        f"{path}:2: the chat template refuses this row: no BAD here"
-    ]
+    assert [str(f) for f in caught.value.faults] == [f"{path}:2: the chat template refuses this row: no BAD here"]
 
 
 def test_several_files_in_order(tmp_path, template):

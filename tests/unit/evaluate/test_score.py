@@ -31,8 +31,6 @@ def test_exact_match_folds_white_space_only() -> None:
 
 def test_the_question_is_everything_before_the_last_answer() -> None:
     # two answers, 7 8 and 5 6 9; 9 is a stop token
-    question, answer = split_question(
-        sample([1, 7, 8, 2, 3, 5, 6, 9], [0, 1, 1, 0, 0, 1, 1, 1]), frozenset({9})
-    )
+    question, answer = split_question(sample([1, 7, 8, 2, 3, 5, 6, 9], [0, 1, 1, 0, 0, 1, 1, 1]), frozenset({9}))
     assert question == [1, 7, 8, 2, 3]
     assert answer == [5, 6]

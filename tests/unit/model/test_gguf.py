@@ -38,9 +38,7 @@ def make_weights() -> dict[str, np.ndarray[Any, Any]]:
         "model.layers.0.mlp.up_proj": (FF, HIDDEN),
         "model.layers.0.mlp.down_proj": (HIDDEN, FF),
     }
-    return {
-        f"{name}.weight": rng.integers(-127, 128, shape).astype(np.float32) for name, shape in shapes.items()
-    }
+    return {f"{name}.weight": rng.integers(-127, 128, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 GGUF_NAMES = {
@@ -62,9 +60,7 @@ GGUF_NAMES = {
 def permute(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     """The rotary order that llama.cpp's convert_hf_to_gguf.py writes, copied from there."""
     return (
-        weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
-        .swapaxes(1, 2)
-        .reshape(weight.shape)
+        weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
     )
 
 
@@ -152,9 +148,7 @@ def test_digits_are_split_before_merges_as_the_original_does(tmp_path: Path) -> 
     assert tokenizer.chat_template.startswith("{% for m")
 
 
-def test_conversion_happens_once_and_leaves_nothing_beside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_conversion_happens_once_and_leaves_nothing_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STROP_CACHE", str(tmp_path / "cache"))
     file, notes = write_gguf(tmp_path / "x.gguf"), []
     folder = locate_model(str(file), note=notes.append)
@@ -164,9 +158,7 @@ def test_conversion_happens_once_and_leaves_nothing_beside_it(
     assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_another_file_of_the_same_name_is_converted_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_file_of_the_same_name_is_converted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STROP_CACHE", str(tmp_path / "cache"))
     first = locate_model(str(write_gguf(tmp_path / "x.gguf")))
     second = locate_model(str(write_gguf(tmp_path / "x.gguf", metadata={"general.name": "another"})))
@@ -183,9 +175,7 @@ def test_another_file_of_the_same_name_is_converted_anew(
         ({"tensor": "blk.0.attn_q.bias"}, "attn_q.bias is unknown"),
     ],
 )
-def test_what_would_be_converted_wrongly_is_refused(
-    changes: dict[str, Any], reason: str, tmp_path: Path
-) -> None:
+def test_what_would_be_converted_wrongly_is_refused(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "x.gguf", **changes)
     with pytest.raises(ModelError, match=reason.replace(".", r"\.")):
         convert_gguf(file, tmp_path / "cache" / "out")
@@ -226,9 +216,7 @@ def test_smollm2_is_what_transformers_reads_and_answers(tmp_path: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.apply_chat_template(
-        question, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.generate(**prompt, max_new_tokens=12, do_sample=False)
     assert "Paris" in tokenizer.decode(answer[0, prompt.input_ids.shape[1] :])
 

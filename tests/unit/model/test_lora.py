@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import write_checkpoint
 
 from strop.errors import RecipeError
 from strop.model.families import read_config
 from strop.model.lora import LoraAdapter, resolve_targets
 from strop.model.weights import load_decoder
 from strop.recipe import LoraSection
+from tiny_models import write_checkpoint
 
 SPLIT = read_config(
     {

@@ -27,9 +27,7 @@ def test_nothing_saved_is_nothing_found(tmp_path: Path) -> None:
     assert load_newest(tmp_path) == (None, [])
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool])
 def test_tensors_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     numbers = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)) * 100
     saved = {

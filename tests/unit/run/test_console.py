@@ -167,9 +167,7 @@ def script() -> list[str]:
 
 
 def test_a_reader_that_leaves_does_not_change_the_exit_code() -> None:
-    process = subprocess.Popen(
-        script(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = subprocess.Popen(script(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()
     _, errors = process.communicate(timeout=60)

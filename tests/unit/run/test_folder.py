@@ -179,10 +179,7 @@ def test_no_folder_to_list_is_one_message(tmp_path: Path) -> None:
 
 def test_listing_runs_imports_no_torch(tmp_path: Path) -> None:
     code = "import sys; from strop.run.folder import list_runs; sys.exit('torch' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], env=os.environ | _python_path(), check=False).returncode
-        == 0
-    )
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ | _python_path(), check=False).returncode == 0
 
 
 def _python_path() -> dict[str, str]:
