@@ -1,5 +1,6 @@
 """What the commands print. Tables and colour on a terminal, the same words without them elsewhere."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -52,9 +53,8 @@ def audit(prepared: Prepared, num_preview: int) -> None:
     table = Table("", "training", "held out", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
-    parts = [report.train, report.validation]
-    for label, values in _rows_of(parts):
-        table.add_row(label, *values)
+    for label, show in _AUDIT_ROWS:
+        table.add_row(label, show(report.train), show(report.validation) if report.validation else "")
     _out.print(table)
     _histogram(report.train.lengths)
     for line in _warnings(prepared):
@@ -63,28 +63,20 @@ def audit(prepared: Prepared, num_preview: int) -> None:
         _out.print(_preview(row))
 
 
-def _rows_of(parts: list[StoreReport | None]) -> list[tuple[str, list[str]]]:
-    def line(label: str, pick: object) -> tuple[str, list[str]]:
-        return label, ["" if part is None else str(pick(part)) for part in parts]  # type: ignore[operator]
-
-    return [
-        line("rows read", lambda p: f"{p.rows_read:,}"),
-        line("rows used", lambda p: f"{p.rows_kept:,}"),
-        line("tokens", lambda p: f"{p.num_tokens:,}"),
-        line(
-            "learned tokens",
-            lambda p: f"{p.num_loss_tokens:,} ({p.num_loss_tokens / max(1, p.num_tokens):.0%})",
-        ),
-        line(
-            "tokens a sample",
-            lambda p: f"{p.lengths.min} / {p.lengths.median:.0f} / {p.lengths.p95:.0f} / {p.lengths.max}",
-        ),
-        line("  (least / median / 95% / most)", lambda p: ""),
-        line("samples that learn to stop", lambda p: f"{p.stop_learned:,}"),
-        line("cut at the limit", lambda p: f"{p.truncated:,}"),
-        line("shared prefix, tokens", lambda p: f"{p.shared_prefix:,}"),
-        line("repeated rows", lambda p: f"{p.duplicates:,}"),
-    ]
+_AUDIT_ROWS: list[tuple[str, Callable[[StoreReport], str]]] = [
+    ("rows read", lambda part: f"{part.rows_read:,}"),
+    ("rows used", lambda part: f"{part.rows_kept:,}"),
+    ("tokens", lambda part: f"{part.num_tokens:,}"),
+    ("learned tokens", lambda part: f"{part.num_loss_tokens:,} ({part.num_loss_tokens / part.num_tokens:.0%})"),
+    ("tokens a sample: least", lambda part: f"{part.lengths.min:,}"),
+    ("  median", lambda part: f"{part.lengths.median:,.0f}"),
+    ("  95% have at most", lambda part: f"{part.lengths.p95:,.0f}"),
+    ("  most", lambda part: f"{part.lengths.max:,}"),
+    ("samples that learn to stop", lambda part: f"{part.stop_learned:,}"),
+    ("cut at the limit", lambda part: f"{part.truncated:,}"),
+    ("shared prefix, tokens", lambda part: f"{part.shared_prefix:,}"),
+    ("repeated rows", lambda part: f"{part.duplicates:,}"),
+]
 
 
 def _histogram(lengths: Lengths) -> None:

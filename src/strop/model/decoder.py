@@ -102,7 +102,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens in, hidden states, logits or a loss out. Its only parameters are LoRA's."""
+    """Tokens in, hidden states, logits or a loss out. All its weights are frozen buffers; what is trained is LoRA's."""
 
     final_norm: Tensor
 

@@ -148,8 +148,8 @@ class Trainer:
             raise NumericsError(self._explain_non_finite(error)) from None
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(
-                f"step {step + 1}: a microbatch of up to {self.max_tokens} tokens does not fit in the GPU's memory. Set "
-                f"train.max_tokens_per_microbatch={self.max_tokens // 2} (the batch of "
+                f"step {step + 1}: a microbatch of up to {self.max_tokens} tokens does not fit in the GPU's memory. "
+                f"Set train.max_tokens_per_microbatch={self.max_tokens // 2} (the batch of "
                 f"{self.section.samples_per_step} samples stays what it is), or train.gradient_checkpointing=true."
             ) from error
 

@@ -68,8 +68,7 @@ def test_the_buffer_is_the_parameters_and_the_start_is_the_base(tmp_path: Path) 
     assert all(not tensor.any() for name, tensor in state.items() if "lora_B" in name)
     adapter.flat.fill_(2.0)
     assert all((tensor == 2.0).all() for tensor in state.values())
-    assert all(p.grad is not None for p in decoder.parameters())
-    assert sum(p.numel() for p in decoder.parameters()) == adapter.num_parameters
+    assert not list(decoder.parameters())  # nothing but the adapter can be trained
 
 
 def test_initial_values_are_pefts_and_depend_on_seed_and_name_only(tmp_path: Path) -> None:
