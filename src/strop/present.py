@@ -47,7 +47,8 @@ def audit(prepared: Prepared, num_preview: int) -> None:
     found = " (found from the rows)" if prepared.data.format_detected else ""
     learned = "the answers" if report.train_on == "completion" else "everything"
     _out.print(
-        f"format [bold]{prepared.data.format}[/bold]{found}, template [bold]{report.template}[/bold], learned: {learned}; "
+        f"format [bold]{prepared.data.format}[/bold]{found}, template [bold]{report.template}[/bold], "
+        f"learned: {learned}; "
         f"stop tokens {escape(' '.join(report.stop_tokens))}; at most {report.max_seq_length:,} tokens a sample"
     )
     table = Table("", "training", "held out", box=None, pad_edge=False)

@@ -1,0 +1,128 @@
+"""Recipes that are wrong: each gets one RecipeError that names the key, the value, the rule and the nearest name."""
+
+from pathlib import Path
+
+import pytest
+
+from strop.errors import RecipeError
+from strop.recipe import load_recipe
+
+GOOD = "model: {model_name_or_path: org/base}\ndata: {train_file: rows.jsonl}\n"
+
+FILES: dict[str, tuple[str | bytes, list[str]]] = {
+    "typo": (GOOD + "train: {learning_rat: 1}\n", ["mine.yaml:3", "learning_rat=1", "train.learning_rate"]),
+    "typo at top": (GOOD + "learning_rat: 1\n", ["learning_rat", "train.learning_rate"]),
+    "typo of an alias": (GOOD + "micro_batch_sise: 1\n", ["train.per_device_train_batch_size"]),
+    "nothing near": (GOOD + "zzzqqq: 1\n", ["unknown key zzzqqq=1"]),
+    "unknown section": (GOOD + "trian: {max_steps: 1}\n", ["trian"]),
+    "wrong type": (GOOD + "train: {max_steps: many}\n", ["mine.yaml:3", "train.max_steps='many'", "integer"]),
+    "a list for a number": (GOOD + "train: {max_steps: [1]}\n", ["train.max_steps"]),
+    "out of range": (GOOD + "lora: {r: 0}\n", ["lora.r=0", "greater than or equal to 1"]),
+    "negative rate": (GOOD + "train: {learning_rate: -1.0}\n", ["train.learning_rate=-1.0", "greater than 0"]),
+    "nan": (GOOD + "train: {learning_rate: .nan}\n", ["train.learning_rate=nan"]),
+    "infinite": (GOOD + "train: {weight_decay: .inf}\n", ["train.weight_decay=inf"]),
+    "dropout of one": (GOOD + "lora: {lora_dropout: 1.0}\n", ["lora.lora_dropout=1.0", "less than 1"]),
+    "bad choice": (GOOD + "train: {lr_scheduler_type: polynomial}\n", ["polynomial", "cosine"]),
+    "optimizer not here": (GOOD + "train: {optim: adamw_8bit}\n", ["train.optim='adamw_8bit'", "adamw_torch"]),
+    "4 bits not here": (GOOD + "load_in_4bit: true\n", ["load_in_4bit", "bfloat16"]),
+    "8 bits": (GOOD + "load_in_8bit: true\n", ["load_in_8bit=True", "precision"]),
+    "half precision": (GOOD + "fp16: true\n", ["fp16=True", "bfloat16"]),
+    "full fine-tuning": (GOOD + "finetuning_type: full\n", ["finetuning_type=full", "LoRA"]),
+    "another adapter": (GOOD + "adapter: qlora\n", ["adapter=qlora"]),
+    "warmup twice": (GOOD + "train: {warmup_steps: 3, warmup_ratio: 0.1}\n", ["warmup_steps", "warmup_ratio"]),
+    "no steps": (GOOD + "train: {max_steps: 0}\n", ["max_steps=0", "-1"]),
+    "patience without evaluations": (
+        GOOD.replace("rows.jsonl", "rows.jsonl, validation_file: v.jsonl") + "train: {early_stopping_patience: 2}\n",
+        ["early_stopping_patience", "eval_steps"],
+    ),
+    "evaluation of nothing": (GOOD + "train: {eval_steps: 5}\n", ["train.eval_steps", "data.validation_file"]),
+    "best of nothing": (GOOD + "train: {load_best_model_at_end: true}\n", ["load_best_model_at_end", "validation"]),
+    "held out twice": (
+        GOOD.replace("rows.jsonl", "r.jsonl, validation_file: v.jsonl, validation_split_percentage: 5"),
+        ["data.validation_file", "data.validation_split_percentage"],
+    ),
+    "contradicting names": (GOOD + "lr: 0.1\nlearning_rate: 0.2\n", ["contradicts", "train.learning_rate"]),
+    "key twice": (GOOD + "train: {seed: 1,\n  seed: 2}\n", ["mine.yaml:4", "seed is set twice"]),
+    "section twice": (GOOD + "data: {train_file: x.jsonl}\n", ["data is set twice"]),
+    "no model": ("data: {train_file: rows.jsonl}\n", ["model", "missing"]),
+    "no data": ("model: {model_name_or_path: org/base}\n", ["data", "missing"]),
+    "empty train_file": (GOOD.replace("rows.jsonl", "[]"), ["data.train_file"]),
+    "unknown gpu": (GOOD + "modal: {gpu: H300}\n", ["gpu=H300", "H200"]),
+    "a day and more": (GOOD + "modal: {timeout: 90000}\n", ["modal.timeout=90000", "86400"]),
+    "a token": (GOOD + "model_revision: hf_abcdefghijklmnopqrstuvwxyz\n", ["access token", "HF_TOKEN"]),
+    "a tag": (GOOD + "train: {seed: !!python/object/apply:os.system ['touch hacked']}\n", ["mine.yaml:3"]),
+    "not a mapping": ("- a\n- b\n", ["not a mapping"]),
+    "a sentence": ("train my model please\n", ["not a mapping"]),
+    "empty": ("", ["empty"]),
+    "only comments": ("# nothing\n", ["empty"]),
+    "tabs": ("model:\n\tmodel_name_or_path: x\n", ["not valid YAML"]),
+    "unclosed": ("model: {model_name_or_path: x\n", ["not valid YAML"]),
+    "binary": (b"\x00\x01\x02\xff\xfe", ["mine.yaml"]),
+    "latin-1": ("model: {model_name_or_path: caf\xe9}".encode("latin-1"), ["not UTF-8"]),
+    "an anchor bomb": (
+        "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: [*b,*b,*b,*b]\n",
+        ["unknown key"],
+    ),
+    "too large": (GOOD + "#" * (1 << 20), ["at most"]),
+    "a bad name": (GOOD + "name: ../../etc\n", ["name"]),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_wrong_files(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, words = FILES[case]
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path))
+    assert caught.value.exit_code == 2
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+    assert not (tmp_path / "hacked").exists()
+    assert "hf_abc" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("max_steps", ["'max_steps' is not an override", "train.max_steps=60"]),
+        ("=5", ["not an override"]),
+        ("max_step=5", ["unknown key max_step", "train.max_steps"]),
+        ("train.max_steps=x", ["train.max_steps='x'"]),
+        ("lora.r={", ["not valid YAML"]),
+        ("nowhere.r=1", ["unknown section 'nowhere'"]),
+    ],
+)
+def test_wrong_overrides(override: str, words: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path), [override])
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("phi3-cencus", ["did you mean phi3-census"]),
+        ("no/such/file.yaml", ["no/such/file.yaml"]),
+        (".", ["is a folder"]),
+    ],
+)
+def test_wrong_names(name: str, words: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(name)
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+def test_all_faults_are_said_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD + "lora: {r: 0, alhpa: 3}\ntrain: {max_steps: x, seed: -1}\nfp16: true\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path), ["oops", "lr=0"])
+    lines = str(caught.value).splitlines()
+    for word in ("lora.r=0", "alhpa", "train.max_steps", "train.seed", "fp16", "oops", "train.learning_rate"):
+        assert any(word in line for line in lines), (word, lines)
