@@ -1,0 +1,54 @@
+"""Writes docs/recipe.md from the schema, so that it cannot go stale: python docs/make_recipe_reference.py."""
+
+from pathlib import Path
+from typing import Any
+
+from strop.recipe import DataSection, LoraSection, ModalSection, ModelSection, Section, TrainSection
+from strop.recipe_aliases import ALIASES, TRANSLATED, UNDERSTOOD
+
+PAGE = Path(__file__).with_name("recipe.md")
+SECTIONS: dict[str, type[Section]] = {
+    "model": ModelSection,
+    "lora": LoraSection,
+    "data": DataSection,
+    "train": TrainSection,
+    "modal": ModalSection,
+}
+INTRODUCTION = """# The recipe: every key
+
+Made from the code by `python docs/make_recipe_reference.py`.
+
+A recipe is YAML with these sections. On the command line a key is `section.key=value` or, where the name is unique,
+`key=value`. Relative paths are relative to the current folder. A key that is not known, a value that is not allowed and
+keys that contradict each other are errors (exit code 2), all of a file at once.
+"""
+
+
+def default_of(field: Any) -> str:
+    if field.is_required():
+        return "required"
+    value = list(field.default) if isinstance(field.default, tuple) else field.default
+    return "" if value in (None, []) else f"`{value}`"
+
+
+def render() -> str:
+    parts = [INTRODUCTION]
+    for name, schema in SECTIONS.items():
+        parts.append(f"\n## {name}\n\n{schema.__doc__}\n\n| key | default | meaning |\n|---|---|---|\n")
+        for key, field in schema.model_fields.items():
+            parts.append(f"| `{key}` | {default_of(field)} | {' '.join((field.description or '').split())} |\n")
+    parts.append(
+        "\n## Other tools' names\n\nThe names of Axolotl, TRL, LLaMA-Factory and Unsloth are read as the keys above, "
+        "and reported.\nSo are these keys at the top level of a file, without a section.\n\n| name | read as |\n|---|---|\n"
+    )
+    parts += [f"| `{alias}` | `{target}` |\n" for alias, target in sorted(ALIASES.items())]
+    parts.append(f"\nTranslated with their value: {', '.join(f'`{name}`' for name in sorted(TRANSLATED))}.\n")
+    parts.append(
+        "\nUnderstood where they agree with what strop does anyway, and refused where they do not: "
+        f"{', '.join(f'`{name}`' for name in sorted(UNDERSTOOD))}.\n"
+    )
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")
