@@ -39,7 +39,8 @@ def render() -> str:
             parts.append(f"| `{key}` | {default_of(field)} | {' '.join((field.description or '').split())} |\n")
     parts.append(
         "\n## Other tools' names\n\nThe names of Axolotl, TRL, LLaMA-Factory and Unsloth are read as the keys above, "
-        "and reported.\nSo are these keys at the top level of a file, without a section.\n\n| name | read as |\n|---|---|\n"
+        "and reported.\nSo are these keys at the top level of a file, without a section.\n\n"
+        "| name | read as |\n|---|---|\n"
     )
     parts += [f"| `{alias}` | `{target}` |\n" for alias, target in sorted(ALIASES.items())]
     parts.append(f"\nTranslated with their value: {', '.join(f'`{name}`' for name in sorted(TRANSLATED))}.\n")

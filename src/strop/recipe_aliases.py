@@ -44,24 +44,31 @@ ALIASES: dict[str, str] = {
 """Another name -> the key it means."""
 
 
-def _percentage(value: Any) -> tuple[str, Any] | None:
-    share = float(value)
-    return ("data.validation_split_percentage", share * 100) if share < 1 else None
+def _percentage(value: Any) -> tuple[str, Any]:
+    if isinstance(value, bool) or not 0 <= float(value) < 1:
+        raise ValueError("must be a share from 0 up to 1, not a number of rows")
+    return ("data.validation_split_percentage", round(float(value) * 100, 9))  # 0.07 * 100 is 7.000000000000001
 
 
 def _train_on_inputs(value: Any) -> tuple[str, Any]:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
     return ("data.train_on", "all" if value else "completion")
 
 
-def _bf16(value: Any) -> tuple[str, Any] | None:
-    return ("model.precision", "bfloat16") if value is True else None
+def _bf16(value: Any) -> tuple[str, Any]:
+    if not isinstance(value, bool) and value != "auto":
+        raise ValueError("must be true, false or auto")
+    return ("model.precision", {True: "bfloat16", False: "float32"}.get(value, "auto"))
 
 
-def _four_bits(value: Any) -> tuple[str, Any] | None:
-    return ("model.load_in_4bit", True) if value == 4 else None
+def _four_bits(value: Any) -> tuple[str, Any]:
+    if value != 4:
+        raise ValueError("is not supported; leave it out and train in bfloat16")
+    return ("model.load_in_4bit", True)
 
 
-TRANSLATED: dict[str, Callable[[Any], tuple[str, Any] | None]] = {
+TRANSLATED: dict[str, Callable[[Any], tuple[str, Any]]] = {
     "val_size": _percentage,
     "val_set_size": _percentage,
     "train_on_inputs": _train_on_inputs,
@@ -69,7 +76,7 @@ TRANSLATED: dict[str, Callable[[Any], tuple[str, Any] | None]] = {
     "bf16": _bf16,
     "quantization_bit": _four_bits,
 }
-"""Another name -> the key and value it means, or None where its value changes nothing."""
+"""Another name -> the key and value it means, or a ValueError with the rule that the value breaks."""
 
 UNDERSTOOD: dict[str, tuple[tuple[Any, ...], str]] = {
     "packing": ((True, False), "samples are always packed here, and packing changes no result"),
@@ -88,3 +95,43 @@ UNDERSTOOD: dict[str, tuple[tuple[Any, ...], str]] = {
     "flash_attention": ((True, False), "attention is chosen by the device"),
 }
 """Another tool's key -> the values that agree with what happens here anyway, and why."""
+
+_ROW_SHAPES = {"alpaca": "alpaca", "completion": "text", "sharegpt": "sharegpt", "chat_template": None}
+_KNOWN_OF_A_DATASET = {"path", "type", "split", "ds_type"}
+
+
+def translate_value(target: str, value: Any) -> dict[str, Any]:
+    """What other tools write as the value of a key, as the keys and values that it means.
+
+    Raises:
+        ValueError: It asks for something that would be left out, with the reason.
+    """
+    if target == "lora.target_modules" and isinstance(value, str):
+        names = [name.strip() for name in value.split(",")]
+        return {target: "all-linear" if names == ["all"] else names if len(names) > 1 else value}
+    if target == "train.gradient_checkpointing" and value == "unsloth":
+        return {target: True}
+    if target in ("data.train_file", "data.validation_file"):
+        items = value if isinstance(value, list) else [value]
+        if items and all(isinstance(item, dict) for item in items):
+            return _axolotl_datasets(target, items)
+    return {target: value}
+
+
+def _axolotl_datasets(target: str, items: list[dict[str, Any]]) -> dict[str, Any]:
+    files, shapes = [], set()
+    for item in items:
+        if unread := sorted(map(str, item.keys() - _KNOWN_OF_A_DATASET)):
+            raise ValueError(f"{', '.join(unread)} of a dataset cannot be read; only path, type and split can")
+        if not isinstance(item.get("path"), str):
+            raise ValueError("every dataset needs a path")
+        kind = item.get("type")
+        if kind is not None and (not isinstance(kind, str) or kind not in _ROW_SHAPES):
+            raise ValueError(f"type {kind} is not known; {', '.join(_ROW_SHAPES)} are")
+        split = item.get("split")
+        files.append(item["path"] if split in (None, "train") else f"{item['path']}:{split}")
+        shapes.add(_ROW_SHAPES[kind] if kind else None)
+    if len(shapes) > 1:
+        raise ValueError("the datasets have different types; a recipe's rows all have one shape")
+    shape = shapes.pop()
+    return {target: files} | ({"data.format": shape} if shape else {})

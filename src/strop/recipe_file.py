@@ -1,6 +1,7 @@
 """Recipe files and overrides -> a `Recipe`, or one error that lists every fault with its line."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +12,18 @@ import yaml
 from pydantic import ValidationError
 
 from strop.errors import RecipeError
-from strop.recipe import DataSection, LoraSection, ModalSection, ModelSection, Recipe, Section, TrainSection
-from strop.recipe_aliases import ALIASES, TRANSLATED, UNDERSTOOD
+from strop.recipe import (
+    EXPONENT,
+    DataSection,
+    LoraSection,
+    ModalSection,
+    ModelSection,
+    Recipe,
+    Section,
+    TrainSection,
+    contradictions,
+)
+from strop.recipe_aliases import ALIASES, TRANSLATED, UNDERSTOOD, translate_value
 
 SHIPPED = Path(__file__).parent / "recipes"
 _SECTIONS: dict[str, type[Section]] = {
@@ -24,7 +35,12 @@ _SECTIONS: dict[str, type[Section]] = {
 }
 _HOME = {key: section for section, schema in _SECTIONS.items() for key in schema.model_fields}
 _MAX_BYTES = 1 << 20
-_SECRET = re.compile(r"^(hf_|sk-|ghp_|github_pat_|ak-|as-)[A-Za-z0-9_-]{16,}$|^[0-9a-f]{40}$")
+_SECRET = re.compile(
+    r"(?<![A-Za-z0-9])((hf_|ghp_|ak-|as-)[A-Za-z0-9]{16,}|github_pat_\w{16,}|sk-(proj-|ant-)?[A-Za-z0-9_]{16,})"
+)
+_SECRET_KEY = re.compile(r"(api_?key|(hf|hub|auth|access)_token|secret|password)$", re.IGNORECASE)
+_UNREADABLE = object()
+"""Stands for a value that could not be read, which has been reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +54,14 @@ class _Entry:
 
 def read_recipe(name_or_path: str, overrides: Mapping[str, Any] | Sequence[str]) -> Recipe:
     """See `strop.recipe.load_recipe`."""
-    path = _find(name_or_path)
-    reader = _Reader()
-    reader.place(_entries_of_file(path, reader.faults), "of the file")
-    reader.place(_entries_of_overrides(overrides, reader.faults), "on the command line", replacing=True)
-    return reader.finish(path.stem)
+    try:
+        path = _find(name_or_path)
+        reader = _Reader(str(path))
+        reader.place(_entries_of_file(path, reader.faults), "of the file")
+        reader.place(_entries_of_overrides(overrides, reader.faults), "on the command line", replacing=True)
+        return reader.finish(path.stem)
+    except RecipeError as error:  # its message may quote a token, and messages end up in logs
+        raise RecipeError(_SECRET.sub("(a secret)", str(error))) from None
 
 
 def starter_recipe(train_file: str, model: str) -> str:
@@ -54,7 +73,8 @@ def starter_recipe(train_file: str, model: str) -> str:
 
 def yaml_scalar(text: str) -> str:
     """A string as YAML writes it on one line."""
-    return yaml.safe_dump(text, default_flow_style=True, width=10**6).split("\n")[0]
+    plain = yaml.safe_dump(text, width=10**6).removesuffix("...\n").rstrip("\n")
+    return yaml.safe_dump(text, default_style='"', width=10**6).rstrip("\n") if "\n" in plain else plain
 
 
 def _find(name_or_path: str) -> Path:
@@ -62,46 +82,57 @@ def _find(name_or_path: str) -> Path:
     shipped = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
     if name_or_path in shipped and not path.is_file():
         return SHIPPED / f"{name_or_path}.yaml"
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, these are False for a name too long to exist
         raise RecipeError(f"{path} is a folder, and not a run's; give a recipe file or one of {', '.join(shipped)}")
-    if not path.exists():
-        siblings = [str(p) for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    if not os.path.exists(path):
+        siblings = [str(p) for p in path.parent.glob("*.y*ml")] if os.path.isdir(path.parent) else []
         raise RecipeError(
-            f"there is no recipe file {name_or_path} and no shipped recipe of that name"
+            f"there is no recipe file {_show(name_or_path)} and no shipped recipe of that name"
             f"{_nearest(name_or_path, [*shipped, *siblings])}. Shipped: {', '.join(shipped)}"
         )
     return path
 
 
 class _YamlReader(yaml.SafeLoader):
-    """Plain data only; numbers such as 2e-4, which YAML 1.1 takes for text, are numbers."""
+    """Plain data only; numbers such as 2e-4 are numbers, dates are text, and nothing stands for something else."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):  # a few lines of them can stand for more than memory holds
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="*name is a reference, which a recipe cannot have", problem_mark=mark)
+        return super().compose_node(parent, index)
 
 
-_YamlReader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+_YamlReader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_YamlReader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789."))
 
 
 def _entries_of_file(path: Path, faults: list[str]) -> Iterator[_Entry]:
     """Every key of a recipe file as `section.key` or a bare name, with its line."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
     if len(data) > _MAX_BYTES:
-        raise RecipeError(f"{path} has {len(data):,} bytes; a recipe has at most {_MAX_BYTES:,}. Is it the data?")
+        raise RecipeError(f"{path}: a recipe has at most {_MAX_BYTES:,} bytes. Is it the data?")
     try:
         reader = _YamlReader(data.decode("utf-8-sig"))
         root = reader.get_single_node()
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 text (byte {error.start})") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f"{path} is not valid YAML: {str(error).replace(chr(10), ' ')}") from error
+        raise RecipeError(_explain_syntax(path, error)) from error
     if not isinstance(root, yaml.MappingNode):
         what = "empty" if root is None else "not a mapping of keys to values"
         raise RecipeError(f"{path} is {what}; a recipe has sections such as `model:` and `data:`")
+    _refuse_tag(root, path, faults)
     for key, node, line in _pairs(root, path, faults):
         if key in _SECTIONS and isinstance(node, yaml.MappingNode):
+            _refuse_tag(node, path, faults)
             for inner, value, inner_line in _pairs(node, path, faults):
                 yield _Entry(f"{key}.{inner}", _construct(reader, value, path, faults), f"{path}:{inner_line}")
         elif key in _SECTIONS and _is_null(node):
@@ -110,10 +141,28 @@ def _entries_of_file(path: Path, faults: list[str]) -> Iterator[_Entry]:
             yield _Entry(key, _construct(reader, node, path, faults), f"{path}:{line}")
 
 
+def _explain_syntax(path: Path, error: Exception) -> str:
+    problem = str(getattr(error, "problem", None) or str(error).replace("\n", " "))
+    mark = getattr(error, "problem_mark", None)
+    hint = "; indent with spaces" if "\\t" in problem else ""
+    if "alias" in str(getattr(error, "context", "")) or "reference" in problem:
+        hint = '; put a value that begins with * in quotes, such as "*.jsonl"'
+    return f"{path}{f':{mark.line + 1}' if mark else ''} is not valid YAML: {problem}{hint}"
+
+
+def _refuse_tag(node: yaml.MappingNode, path: Path, faults: list[str]) -> None:
+    if node.tag != "tag:yaml.org,2002:map":
+        faults.append(f"{path}:{node.start_mark.line + 1}: the tag {node.tag} cannot be used in a recipe")
+
+
 def _pairs(mapping: yaml.MappingNode, path: Path, faults: list[str]) -> Iterator[tuple[str, yaml.Node, int]]:
     lines: dict[str, int] = {}
     for key_node, value in mapping.value:
-        key, line = str(key_node.value), key_node.start_mark.line + 1
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            faults.append(f"{path}:{line}: a key must be a name, not a list or a mapping")
+            continue
+        key = str(key_node.value)
         if key in lines:
             faults.append(f"{path}:{line}: {key} is set twice, first in line {lines[key]}; keep one")
             continue
@@ -127,7 +176,7 @@ def _construct(reader: yaml.SafeLoader, node: yaml.Node, path: Path, faults: lis
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = getattr(error, "problem", None) or str(error)
         faults.append(f"{path}:{node.start_mark.line + 1}: {problem}")
-        return None
+        return _UNREADABLE
 
 
 def _is_null(node: yaml.Node) -> bool:
@@ -136,7 +185,8 @@ def _is_null(node: yaml.Node) -> bool:
 
 def _entries_of_overrides(overrides: Mapping[str, Any] | Sequence[str], faults: list[str]) -> Iterator[_Entry]:
     if isinstance(overrides, Mapping):
-        for key, value in overrides.items():
+        for name, value in overrides.items():
+            key = str(name)
             if key in _SECTIONS and isinstance(value, Mapping):
                 yield from (_Entry(f"{key}.{inner}", given, "override") for inner, given in value.items())
             else:
@@ -145,139 +195,186 @@ def _entries_of_overrides(overrides: Mapping[str, Any] | Sequence[str], faults: 
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            faults.append(f"{text!r} is not an override; write key=value, such as train.max_steps=60")
+            faults.append(f"{_show(text)} is not an override; write key=value, such as train.max_steps=60")
             continue
         try:
-            yield _Entry(key.strip(), yaml.load(value, _YamlReader), f"{text!r}")
-        except yaml.YAMLError:
-            faults.append(f"{text!r}: the value is not valid YAML; quote it")
+            yield _Entry(key.strip(), yaml.load(value, _YamlReader), "override")
+        except (yaml.YAMLError, ValueError, RecursionError):
+            faults.append(f"override: {_show(text)}: the value is not valid YAML; quote it")
 
 
 class _Reader:
     """Collects keys into sections, and everything that is wrong with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: str) -> None:
         self.faults: list[str] = []
         self.notes: list[str] = []
-        self._values: dict[str, dict[str, Any]] = {}
-        self._written: dict[str, _Entry] = {}
-        self._name: str | None = None
+        self._source = source
+        self._values: dict[str, _Entry] = {}
+        self._faulty: set[str] = set()
 
     def place(self, entries: Iterator[_Entry], source: str, replacing: bool = False) -> None:
         """Put every entry where it belongs; two that mean the same key must agree, unless they replace."""
         seen: dict[str, _Entry] = {}
         for entry in entries:
-            if _holds_secret(entry.value):
-                self.faults.append(
+            for target, value in self._resolve(entry, report_place=not replacing).items():
+                other = seen.setdefault(target, entry)
+                if other is not entry and self._values[target].value != value:
+                    self.faults.append(
+                        f"{entry.where}: {entry.key}={_show(entry.value)} contradicts "
+                        f"{other.key}={_show(other.value)} {source}; both mean {target}"
+                    )
+                    continue
+                self._values[target] = replace(entry, value=value)
+
+    def _resolve(self, entry: _Entry, report_place: bool) -> dict[str, Any]:
+        """The keys that an entry means and their values; empty if it changes nothing or is a fault, which is noted."""
+        section, _, key = entry.key.rpartition(".")
+        target = _target(entry.key)
+        if entry.value is _UNREADABLE or _holds_secret(entry):
+            self._faulty.add(target or entry.key)
+            if entry.value is not _UNREADABLE:
+                self._fault(
                     f"{entry.where}: {entry.key} looks like an access token; recipes are copied into run folders. "
                     "Put it in the environment (HF_TOKEN) instead"
                 )
-                continue
-            placed = self._resolve(entry)
-            if placed is None:
-                continue
-            target, value = placed
-            other = seen.setdefault(target, entry)
-            if other is not entry and self._written[target].value != value:
-                self.faults.append(
-                    f"{entry.where}: {entry.key}={entry.value} contradicts {other.key}={other.value} {source}; "
-                    f"both mean {target}"
-                )
-                continue
-            if target == "name":
-                self._name = value
-                continue
-            section, key = target.split(".", 1)
-            self._written[target] = replace(entry, value=value)
-            self._values.setdefault(section, {})[key] = value
-
-    def _resolve(self, entry: _Entry) -> tuple[str, Any] | None:
-        """The key that an entry means and its value; None if it changes nothing or is a fault, which is noted."""
-        written = entry.key
-        section, _, key = written.rpartition(".")
-        if (section in _SECTIONS and key in _SECTIONS[section].model_fields) or written == "name":
-            return written, entry.value
-        if section and section not in _SECTIONS:
-            self.faults.append(f"{entry.where}: unknown section {section!r}{_nearest(section, list(_SECTIONS))}")
-            return None
+            return {}
+        if section not in _SECTIONS and (section or (isinstance(entry.value, dict) and not target)):
+            name = section or key
+            return self._fault(f"{entry.where}: unknown section {_show(name)}{_nearest(name, list(_SECTIONS))}")
+        if entry.key in _SECTIONS and target is None:
+            example = f"{key}.{next(iter(_SECTIONS[key].model_fields))}"
+            return self._fault(
+                f"{entry.where}: {key}={_show(entry.value)}: {key} is a section of keys, such as {example}"
+            )
         if key in TRANSLATED or key in UNDERSTOOD:
             return self._translate(entry, key)
-        target = f"{_HOME[key]}.{key}" if key in _HOME else ALIASES.get(key)
         if target is None:
+            written = entry.key if entry.key.isprintable() else _show(entry.key)
             known = [*(f"{home}.{name}" for name, home in _HOME.items()), *_HOME, *ALIASES, *TRANSLATED]
-            self.faults.append(f"{entry.where}: unknown key {written}={entry.value!r}{_nearest(written, known)}")
-            return None
-        if key not in _HOME or (section and section != _HOME[key]):
-            self.notes.append(f"{written}: read as {target}")
-        return target, _unwrap_datasets(entry.value) if target.startswith("data.") else entry.value
+            return self._fault(f"{entry.where}: unknown key {written}={_show(entry.value)}{_nearest(entry.key, known)}")
+        return self._read_as(entry, target, report_place or key not in _HOME or bool(section))
 
-    def _translate(self, entry: _Entry, key: str) -> tuple[str, Any] | None:
+    def _read_as(self, entry: _Entry, target: str, report: bool) -> dict[str, Any]:
+        try:
+            values = translate_value(target, entry.value)
+        except ValueError as error:
+            self._faulty.add(target)
+            return self._fault(f"{entry.where}: {entry.key}={_show(entry.value)}: {error}")
+        if values != {target: entry.value}:
+            self.notes += [f"{entry.key}: read as {key}={_show(value)}" for key, value in values.items()]
+        elif report and entry.key != target:
+            self.notes.append(f"{entry.key}: read as {target}")
+        return values
+
+    def _translate(self, entry: _Entry, key: str) -> dict[str, Any]:
+        written = f"{entry.key}={_show(entry.value)}"
+        if entry.value is None and key != "adapter":  # Axolotl's blank adapter means full fine-tuning
+            self.notes.append(f"{entry.key} is blank: changes nothing")
+            return {}
         if key in UNDERSTOOD:
             agreeing, reason = UNDERSTOOD[key]
-            if entry.value in agreeing or entry.value is None:
-                self.notes.append(f"{entry.key}={entry.value}: changes nothing; {reason}")
-            else:
-                self.faults.append(f"{entry.where}: {entry.key}={entry.value} cannot be done; {reason}")
-            return None
+            if entry.value not in agreeing:
+                return self._fault(f"{entry.where}: {written} cannot be done; {reason}")
+            self.notes.append(f"{written}: changes nothing; {reason}")
+            return {}
         try:
-            placed = TRANSLATED[key](entry.value)
-        except (TypeError, ValueError):
-            self.faults.append(f"{entry.where}: {entry.key}={entry.value!r} is not a number")
-            return None
-        if placed is None:
-            self.notes.append(f"{entry.key}={entry.value}: changes nothing")
-        else:
-            self.notes.append(f"{entry.key}={entry.value}: read as {placed[0]}={placed[1]}")
-        return placed
+            target, value = TRANSLATED[key](entry.value)
+        except TypeError:
+            return self._fault(f"{entry.where}: {written} is not a number")
+        except ValueError as error:
+            return self._fault(f"{entry.where}: {written}: {error}")
+        self.notes.append(f"{written}: read as {target}={value}")
+        return {target: value}
+
+    def _fault(self, text: str) -> dict[str, Any]:
+        self.faults.append(text)
+        return {}
 
     def finish(self, stem: str) -> Recipe:
         """The recipe, or all faults together."""
-        if "name" not in self._values and self._name is None:
-            self._name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "recipe"
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:100] or "recipe"
+        values: dict[str, Any] = {"name": name, "model": {}, "data": {}}
+        for target, entry in self._values.items():
+            section, _, key = target.rpartition(".")
+            (values.setdefault(section, {}) if section else values)[key] = entry.value
         try:
-            recipe = Recipe(name=self._name, notes=tuple(self.notes), **self._values)
+            recipe = Recipe(notes=(*self.notes, *_remarks(values)), **values)
         except ValidationError as error:
-            self.faults += [self._explain(dict(fault)) for fault in error.errors()]
+            self._explain(error)
+            self._explain_contradictions(values)
             recipe = None
         if self.faults or recipe is None:
             raise RecipeError("\n".join(self.faults))
         return recipe
 
-    def _explain(self, fault: dict[str, Any]) -> str:
-        """One of pydantic's faults in a person's words."""
-        path = [str(part) for part in fault["loc"] if str(part).isidentifier()][:2]
-        key = ".".join(path)
-        message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "missing":
-            return f"{key} is missing: {_describe(path)}"
-        entry = self._written.get(key)
-        if fault["type"] == "value_error":
-            return f"{path[0]}.{message}" if len(path) == 1 else message
-        where = f"{entry.where}: " if entry else ""
-        return f"{where}{key}={fault['input']!r}: {message[0].lower()}{message[1:]}"
+    def _explain(self, error: ValidationError) -> None:
+        """Pydantic's faults in a person's words, one for each key."""
+        by_key: dict[str, dict[str, Any]] = {}
+        for details in error.errors():
+            key = ".".join([str(part) for part in details["loc"] if str(part).isidentifier()][:2])
+            if key and (key not in by_key or by_key[key]["type"] == "literal_error"):
+                by_key[key] = dict(details)
+        for key, fault in by_key.items():
+            if key in self._faulty:
+                continue
+            self._faulty.add(key)
+            if fault["type"] == "missing":
+                self.faults.append(f"{self._source}: {key} is missing: {_describe(key)}")
+                continue
+            entry = self._values[key]
+            message = fault["msg"].removeprefix("Value error, ")
+            message = message if fault["type"] == "value_error" else message[0].lower() + message[1:]
+            near = ""
+            if fault["type"] == "literal_error":
+                near = _nearest(str(entry.value), re.findall("'([^']+)'", fault["ctx"]["expected"]))
+            self.faults.append(f"{entry.where}: {key}={_show(entry.value)}: {message}{near}")
+
+    def _explain_contradictions(self, values: dict[str, Any]) -> None:
+        """Those between the keys that have no fault of their own; the others may be what the faulty ones lead to."""
+        sound = {
+            section: {
+                key: value for key, value in values.get(section, {}).items() if f"{section}.{key}" not in self._faulty
+            }
+            for section in ("data", "train")
+        }
+        data = DataSection(**{"train_file": "any", **sound["data"]})
+        for keys, text in contradictions(data, TrainSection(**sound["train"])):
+            if self._faulty.isdisjoint(keys):
+                first = next((self._values[key] for key in keys if key in self._values), None)
+                self.faults.append(f"{first.where if first else self._source}: {text}")
 
 
-def _describe(path: list[str]) -> str:
-    if len(path) == 1:
-        return "every recipe needs this section"
-    field = _SECTIONS[path[0]].model_fields[path[1]]
-    return (field.description or "").rstrip(".")
+def _target(written: str) -> str | None:
+    """The key that is meant by a name, with or without a section; None if there is none or its value decides."""
+    section, _, key = written.rpartition(".")
+    if written == "name" or (section in _SECTIONS and key in _SECTIONS[section].model_fields):
+        return written
+    return f"{_HOME[key]}.{key}" if key in _HOME else ALIASES.get(key)
 
 
-def _unwrap_datasets(value: Any) -> Any:
-    """Axolotl's list of {path: ...} is a list of files here."""
-    items = value if isinstance(value, list) else [value]
-    if all(isinstance(item, dict) and "path" in item for item in items):
-        return [item["path"] for item in items]
-    return value
+def _remarks(values: dict[str, Any]) -> Iterator[str]:
+    """What is allowed but hardly meant."""
+    train = values.get("train", {})
+    steps, warmup = train.get("max_steps"), train.get("warmup_steps")
+    if isinstance(steps, int) and isinstance(warmup, int) and 0 < steps <= warmup:
+        yield f"train.warmup_steps={warmup}: train.max_steps={steps} ends before the learning rate is at its highest"
 
 
-def _holds_secret(value: Any) -> bool:
-    if isinstance(value, str):
-        return bool(_SECRET.match(value.strip()))
-    if isinstance(value, list):
-        return any(_holds_secret(item) for item in value)
-    return isinstance(value, dict) and any(_holds_secret(item) for item in value.values())
+def _describe(key: str) -> str:
+    section, _, name = key.rpartition(".")
+    return (_SECTIONS[section].model_fields[name].description or "").rstrip(".")
+
+
+def _holds_secret(entry: _Entry) -> bool:
+    named = bool(_SECRET_KEY.search(entry.key)) and isinstance(entry.value, str)
+    return named or bool(_SECRET.search(str(entry.value)))
+
+
+def _show(value: Any) -> str:
+    """A value as messages quote it: on one line, and not the whole of a long one."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:80]}... ({len(text):,} characters)"
 
 
 def _nearest(word: str, known: list[str]) -> str:

@@ -9,11 +9,7 @@ from pathlib import Path
 
 from strop.errors import DataError, RecipeError
 
-MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
+TOKENIZER_FILES = (
     "tokenizer*.json",
     "tokenizer.model",
     "special_tokens_map.json",
@@ -21,6 +17,15 @@ MODEL_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+)
+"""Patterns of the files that make a tokenizer."""
+
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    *TOKENIZER_FILES,
 )
 """All that is ever downloaded of a model: no code, no pickles."""
 

@@ -154,6 +154,86 @@ def test_other_tools_files_are_understood_and_reported(write, text: str) -> None
         assert any(line in note for note in recipe.notes), line
 
 
+def test_flat_keys_are_placed_and_reported(write) -> None:
+    recipe = load_recipe(write("model_name_or_path: m\ntrain_file: t\nmax_steps: 3\n"))
+    assert recipe.train.max_steps == 3
+    assert "max_steps: read as train.max_steps" in recipe.notes
+
+
+@pytest.mark.parametrize(
+    ("line", "section", "key", "value"),
+    [
+        ("lora_target: q_proj,v_proj", "lora", "target_modules", ("q_proj", "v_proj")),
+        ("lora_target: all", "lora", "target_modules", "all-linear"),
+        ("use_gradient_checkpointing: unsloth", "train", "gradient_checkpointing", True),
+        ("bf16: false", "model", "precision", "float32"),
+        ("bf16:", "model", "precision", "auto"),
+        ("train_on_inputs: true", "data", "train_on", "all"),
+        ("val_size: 0.07", "data", "validation_split_percentage", 7.0),
+        ("modal: {gpu: [A10G, 'a10g:2']}", "modal", "gpu", ("A10", "A10:2")),
+    ],
+)
+def test_other_tools_values(write, line: str, section: str, key: str, value: object) -> None:
+    assert getattr(getattr(load_recipe(write(MINIMAL + line + "\n")), section), key) == value
+
+
+def test_axolotls_datasets_keep_their_shape_and_split(write) -> None:
+    recipe = load_recipe(write("base_model: m\ndatasets: [{path: org/rows, type: completion, split: test}]\n"))
+    assert recipe.data.train_file == ("org/rows:test",)
+    assert recipe.data.format == "text"
+
+
+def test_a_commit_is_no_secret(write) -> None:
+    assert load_recipe(write(MINIMAL), ["model.revision=" + "ab12" * 10]).model.revision == "ab12" * 10
+
+
+@pytest.mark.parametrize("revision", ["12e4", "1e-5", "0x1f", "1:30", "2020-01-01", "on", "~"])
+def test_text_that_looks_like_something_else_reads_back(write, revision: str) -> None:
+    recipe = load_recipe(write(MINIMAL), {"revision": revision})
+    assert load_recipe(write(recipe.to_yaml())).model.revision == revision
+
+
+def test_notes_do_not_tell_recipes_apart(write) -> None:
+    recipe = load_recipe(write(MINIMAL), ["lr=1e-3"])
+    assert recipe.notes
+    again = load_recipe(write(recipe.to_yaml()))
+    assert again == recipe
+    assert hash(again) == hash(recipe)
+    assert recipe != load_recipe(write(MINIMAL), ["lr=2e-3"])
+
+
+def test_a_path_and_a_single_override(write) -> None:
+    assert load_recipe(Path(write(MINIMAL)), "max_steps=5").train.max_steps == 5
+
+
+def test_a_warmup_that_outlasts_the_run_is_remarked_on() -> None:
+    (note,) = load_recipe("phi3-census", ["max_steps=60"]).notes
+    assert "train.warmup_steps=100" in note
+    assert load_recipe("phi3-census", ["max_steps=500"]).notes == ()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["max_tokens_per_microbatch=512"],
+        ["gradient_checkpointing=true"],
+        ["per_device_train_batch_size=2", "gradient_accumulation_steps=4"],
+        ["eval_steps=5"],
+    ],
+)
+def test_what_only_moves_memory_or_time_may_change_in_a_run(write, change: list[str]) -> None:
+    path = write(MINIMAL)
+    before = load_recipe(path, ["val_size=0.1"])
+    assert differences(before, load_recipe(path, ["val_size=0.1", *change])) == []
+
+
+def test_evaluations_decide_the_result_where_they_choose_it(write) -> None:
+    path = write(MINIMAL)
+    best = ["val_size=0.1", "load_best_model_at_end=true"]
+    changes = differences(load_recipe(path, [*best, "eval_steps=9"]), load_recipe(path, [*best, "eval_steps=5"]))
+    assert changes == ["train.eval_steps: 9 -> 5"]
+
+
 def test_identity_and_differences(write) -> None:
     path = write(MINIMAL)
     base = load_recipe(path)

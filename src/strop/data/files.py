@@ -3,16 +3,14 @@
 import glob
 import hashlib
 import os
-import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from strop.errors import DataError
+from strop.resolve import DATA_SUFFIXES, is_hub_id, resolve_dataset, resolve_package_path
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 BOM = b"\xef\xbb\xbf"
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(:[\w.-]+)?")
 
 
 def find_files(specs: Sequence[str], key: str = "data.train_file") -> list[Path]:
@@ -40,8 +38,6 @@ def find_files(specs: Sequence[str], key: str = "data.train_file") -> list[Path]
 
 def _expand(spec: str, key: str) -> list[Path]:
     if spec.startswith("package:"):
-        from strop.resolve import resolve_package_path
-
         return [resolve_package_path(spec)]
     path = Path(spec).expanduser()
     if _exists(path, key):
@@ -52,11 +48,9 @@ def _expand(spec: str, key: str) -> list[Path]:
         if not files:
             raise DataError(f"{key}: no file matches {spec} (looked from {Path.cwd()})")
         return files
-    if _HUB_ID.fullmatch(spec) and path.suffix not in SUFFIXES and not _exists(path.parent, key):
-        from strop.resolve import resolve_dataset
-
-        hub_id, _, split = spec.partition(":")
-        return list(resolve_dataset(hub_id, split or None))
+    hub_id, _, split = spec.partition(":")
+    if is_hub_id(hub_id) and path.suffix not in DATA_SUFFIXES and not _exists(path.parent, key):
+        return resolve_dataset(hub_id, split or None)
     raise DataError(f"{key}: there is no file {spec} (looked from {Path.cwd()})")
 
 
@@ -78,8 +72,8 @@ def _require_readable(path: Path, key: str) -> None:
             pass
     except OSError as error:
         raise DataError(f"{key}: cannot read {path}: {error.strerror}") from error
-    if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{key}: {path} is of an unknown type; known are {', '.join(SUFFIXES)}")
+    if path.suffix.lower() not in DATA_SUFFIXES:
+        raise DataError(f"{key}: {path} is of an unknown type; known are {', '.join(DATA_SUFFIXES)}")
 
 
 def hash_file(path: Path) -> str:

@@ -12,18 +12,9 @@ from torch import Tensor
 from strop.errors import StropError
 from strop.model.lora import LoraAdapter
 from strop.ops.attention import Packing
+from strop.resolve import TOKENIZER_FILES
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 
 
 def save_adapter(adapter: LoraAdapter, folder: Path, base: str, revision: str | None, model_folder: Path) -> None:
@@ -47,9 +38,8 @@ def save_adapter(adapter: LoraAdapter, folder: Path, base: str, revision: str | 
     (staging / WEIGHTS_FILE).chmod(0o644)  # safetensors makes it private to its owner
     config = json.dumps(peft_config(adapter, base, revision), indent=2, sort_keys=True)
     (staging / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
-    for name in _TOKENIZER_FILES:
-        if (model_folder / name).exists():
-            shutil.copyfile(model_folder / name, staging / name)
+    for file in (file for pattern in TOKENIZER_FILES for file in model_folder.glob(pattern)):
+        shutil.copyfile(file, staging / file.name)
     check_adapter(adapter, staging)
     shutil.rmtree(folder, ignore_errors=True)
     staging.rename(folder)
@@ -115,10 +105,12 @@ def check_adapter(adapter: LoraAdapter, folder: Path) -> None:
         raise StropError(f"{folder / CONFIG_FILE}: lora_alpha and r give another scaling than {adapter.scaling}")
     trained = adapter.flat.clone()
     before = _probe(adapter)
-    adapter.flat.zero_()
-    load_adapter(adapter, folder)
-    after = _probe(adapter)
-    adapter.flat.copy_(trained)
+    try:
+        adapter.flat.zero_()
+        load_adapter(adapter, folder)
+        after = _probe(adapter)
+    finally:
+        adapter.flat.copy_(trained)
     if not torch.equal(before, after):
         worst = (before - after).abs().max().item()
         raise StropError(f"{folder / WEIGHTS_FILE}: logits differ from the trained model's by up to {worst:.3g}")

@@ -1,0 +1,89 @@
+"""An adapter folder is put in place only if it reads back as what was trained."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from strop.errors import StropError
+from strop.export.adapter import CONFIG_FILE, WEIGHTS_FILE, check_adapter, load_adapter, save_adapter
+from strop.model.lora import LoraAdapter
+from strop.model.weights import load_decoder
+from strop.recipe import LoraSection
+from tiny_models import write_checkpoint
+
+
+@pytest.fixture(params=["llama3", "phi3"])
+def trained(request: pytest.FixtureRequest, tmp_path: Path) -> LoraAdapter:
+    decoder = load_decoder(write_checkpoint(tmp_path / "model", request.param), torch.float32)
+    adapter = LoraAdapter(decoder, LoraSection(r=4, lora_alpha=8), seed=0)
+    adapter.flat.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    return adapter
+
+
+def save(adapter: LoraAdapter, tmp_path: Path) -> Path:
+    folder = tmp_path / "adapter"
+    save_adapter(adapter, folder, "org/base", None, tmp_path / "model")
+    return folder
+
+
+def test_what_is_saved_is_what_is_loaded(trained: LoraAdapter, tmp_path: Path) -> None:
+    folder = save(trained, tmp_path)
+    fresh = LoraAdapter(trained.decoder, trained.section, seed=9)
+    load_adapter(fresh, folder)
+    assert torch.equal(fresh.flat, trained.flat)
+    assert not list(tmp_path.glob("*.tmp"))
+    assert (folder / WEIGHTS_FILE).stat().st_mode & 0o044, "others can read it"
+
+
+def test_module_names_are_the_checkpoints_own(tmp_path: Path) -> None:
+    for family, module in (("phi3", "self_attn.qkv_proj"), ("llama2", "self_attn.q_proj")):
+        decoder = load_decoder(write_checkpoint(tmp_path / family, family), torch.float32)
+        names = LoraAdapter(decoder, LoraSection(r=2), seed=0).state_dict()
+        assert f"base_model.model.model.layers.0.{module}.lora_A.weight" in names
+
+
+def test_an_untrained_adapter_is_refused(trained: LoraAdapter, tmp_path: Path) -> None:
+    trained.state_dict()[next(n for n in trained.state_dict() if "lora_B" in n)].zero_()
+    with pytest.raises(StropError, match="all zero"):
+        save(trained, tmp_path)
+    assert not (tmp_path / "adapter").exists()
+
+
+def damage(file: Path, change: str) -> None:
+    tensors = load_file(file)
+    name = next(iter(sorted(tensors)))
+    if change == "missing":
+        del tensors[name]
+    elif change == "extra":
+        tensors["base_model.model.lm_head.lora_A.weight"] = torch.ones(4, 4)
+    elif change == "shape":
+        tensors[name] = tensors[name][:, :-1].contiguous()
+    else:
+        tensors[name] = tensors[name] * 1.01
+    save_file(tensors, file)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [("missing", "missing"), ("extra", "unexpected"), ("shape", "shape"), ("value", "logits differ")],
+)
+def test_a_file_that_is_not_the_trained_adapter_is_seen(
+    trained: LoraAdapter, tmp_path: Path, change: str, words: str
+) -> None:
+    folder = save(trained, tmp_path)
+    flat = trained.flat.clone()
+    check_adapter(trained, folder)
+    damage(folder / WEIGHTS_FILE, change)
+    with pytest.raises(StropError, match=words):
+        check_adapter(trained, folder)
+    assert torch.equal(trained.flat, flat), "the trained weights stay in place whatever the check finds"
+
+
+def test_a_wrong_scaling_is_seen(trained: LoraAdapter, tmp_path: Path) -> None:
+    folder = save(trained, tmp_path)
+    config = folder / CONFIG_FILE
+    config.write_text(config.read_text().replace('"lora_alpha": 8.0', '"lora_alpha": 9.0'))
+    with pytest.raises(StropError, match="scaling"):
+        check_adapter(trained, folder)
