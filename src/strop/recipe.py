@@ -128,7 +128,7 @@ class TrainSection(Section):
     """Samples in an accumulation step. Only its product with gradient_accumulation_steps matters."""
     gradient_accumulation_steps: int = Field(2, ge=1)
     """Accumulation steps in an optimizer step."""
-    learning_rate: float = Field(2e-4, gt=0, le=1)
+    learning_rate: float = Field(2e-4, gt=0)
     """Highest learning rate."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     """How the rate falls after warmup."""

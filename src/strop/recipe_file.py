@@ -299,7 +299,8 @@ class _Reader:
             section, _, key = target.rpartition(".")
             (values.setdefault(section, {}) if section else values)[key] = entry.value
         try:
-            recipe = Recipe(notes=(*self.notes, *_remarks(values)), **values)
+            recipe = Recipe(**values)
+            recipe = recipe.model_copy(update={"notes": (*self.notes, *_remarks(recipe.train))})
         except ValidationError as error:
             self._explain(error)
             self._explain_contradictions(values)
@@ -353,12 +354,15 @@ def _target(written: str) -> str | None:
     return f"{_HOME[key]}.{key}" if key in _HOME else ALIASES.get(key)
 
 
-def _remarks(values: dict[str, Any]) -> Iterator[str]:
+def _remarks(train: TrainSection) -> Iterator[str]:
     """What is allowed but hardly meant."""
-    train = values.get("train", {})
-    steps, warmup = train.get("max_steps"), train.get("warmup_steps")
-    if isinstance(steps, int) and isinstance(warmup, int) and 0 < steps <= warmup:
-        yield f"train.warmup_steps={warmup}: train.max_steps={steps} ends before the learning rate is at its highest"
+    if 0 < train.max_steps <= train.warmup_steps:
+        yield (
+            f"train.warmup_steps={train.warmup_steps}: train.max_steps={train.max_steps} ends before the learning "
+            "rate is at its highest"
+        )
+    if train.learning_rate > 0.1:
+        yield f"train.learning_rate={train.learning_rate}: usual rates for LoRA are 1e-5 to 1e-3"
 
 
 def _describe(key: str) -> str:

@@ -212,6 +212,11 @@ def test_a_warmup_that_outlasts_the_run_is_remarked_on() -> None:
     assert load_recipe("phi3-census", ["max_steps=500"]).notes == ()
 
 
+def test_a_rate_that_is_hardly_meant_is_remarked_on() -> None:
+    (note,) = load_recipe("phi3-census", ["learning_rate=2"]).notes
+    assert "train.learning_rate=2" in note
+
+
 @pytest.mark.parametrize(
     "change",
     [
