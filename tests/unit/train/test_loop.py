@@ -1,0 +1,142 @@
+"""What the loop decides: when to evaluate, which weights win, when to stop; and that a stop loses nothing."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from strop.data.examples import Origin
+from strop.data.store import Sample
+from strop.errors import Interrupted, NumericsError
+from strop.model.lora import LoraAdapter
+from strop.model.weights import load_decoder
+from strop.recipe import LoraSection, TrainSection
+from strop.run.checkpoint import load_newest
+from strop.run.console import SilentReporter
+from strop.run.folder import RunFolder
+from strop.run.metrics import read_metrics
+from strop.train.loop import Trainer
+from tiny_models import write_checkpoint
+
+
+class Rows:
+    """A store of twenty random samples, in memory."""
+
+    def __init__(self) -> None:
+        random = np.random.default_rng(0)
+        self._rows = [random.integers(3, 128, 6 + i % 5).astype(np.int32) for i in range(20)]
+        self.lengths = np.array([len(row) for row in self._rows])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(self._rows[index], np.arange(len(self._rows[index])) > 2)
+
+    def origin(self, index: int) -> Origin:
+        return Origin("rows.jsonl", index + 1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("model"), "smollm2")
+
+
+Start = Callable[..., Trainer]
+
+
+@pytest.fixture
+def start(model: Path, tmp_path: Path) -> Start:
+    def started(
+        losses: Iterator[float] | None = None, check_stop: Callable[[], None] = lambda: None, **settings: object
+    ) -> Trainer:
+        section = TrainSection(**{"max_steps": 8, "learning_rate": 1e-2, "save_steps": 0, **settings})
+        adapter = LoraAdapter(load_decoder(model, torch.float32), LoraSection(r=2), seed=0)
+        tmp_path.mkdir(exist_ok=True)
+        folder = RunFolder(tmp_path)
+        evaluate = None if losses is None else (lambda: next(losses))
+        return Trainer(adapter, Rows(), section, folder, SilentReporter(), evaluate, check_stop)  # type: ignore[arg-type]
+
+    return started
+
+
+def evaluated_at(trainer: Trainer) -> list[int]:
+    return [r["step"] for r in read_metrics(trainer.folder.metrics_path) if r["kind"] == "eval"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({}, [8]),
+        ({"eval_steps": 3}, [3, 6, 8]),
+        ({"eval_steps": 4}, [4, 8]),
+        ({"eval_on_start": True}, [0, 8]),
+    ],
+)
+def test_when_it_evaluates(start: Start, settings: dict[str, object], steps: list[int]) -> None:
+    trainer = start(itertools.count(1.0), **settings)
+    trainer.run()
+    assert evaluated_at(trainer) == steps
+
+
+def test_the_best_weights_win(start: Start) -> None:
+    trainer = start(iter([3.0, 1.0, 2.0, 2.5]), eval_steps=2, load_best_model_at_end=True)
+    kept: dict[int, torch.Tensor] = {}
+    trainer.reporter.on_eval = lambda step, loss: kept.__setitem__(step, trainer.adapter.flat.clone())  # type: ignore
+    trainer.run()
+    assert trainer.progress.best_step == 4
+    assert torch.equal(trainer.adapter.flat, kept[4])
+    assert not torch.equal(kept[4], kept[8])
+
+
+def test_early_stopping_counts_evaluations_without_gain(start: Start) -> None:
+    losses = iter([3.0, 2.0, 1.99, 1.98, 0.1])
+    trainer = start(losses, eval_steps=1, early_stopping_patience=2, early_stopping_threshold=0.05)
+    trainer.run()
+    assert trainer.progress.stopped_early
+    assert trainer.progress.step == 4
+
+
+def test_an_interrupted_evaluation_is_made_up_for(start: Start) -> None:
+    def losses() -> Iterator[float]:
+        yield 2.0
+        raise Interrupted("SIGTERM")
+
+    first = start(losses(), eval_steps=2)
+    with pytest.raises(Interrupted, match="step 4 of 8 is saved"):
+        first.run()
+    assert evaluated_at(first) == [2]
+    second = start(itertools.count(1.0), eval_steps=2)
+    checkpoint, _ = load_newest(second.folder.checkpoints)
+    assert checkpoint is not None
+    second.restore(checkpoint)
+    second.run()
+    assert evaluated_at(second) == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_a_number_stops_before_the_update(start: Start, what: str) -> None:
+    trainer = start(max_steps=5, max_tokens_per_microbatch=20)
+    before: list[torch.Tensor] = []
+    real = trainer.decoder.nll_sum
+    calls = itertools.count()
+
+    def poisoned(*args: torch.Tensor) -> torch.Tensor:
+        nll = real(*args)
+        if trainer.progress.step < 2 or next(calls) != 1:
+            return nll
+        before.append(trainer.adapter.flat.clone())
+        return nll * float("nan") if what == "loss" else nll + (nll - nll.detach()) * float("inf")
+
+    trainer.decoder.nll_sum = poisoned  # type: ignore[method-assign]
+    with pytest.raises(NumericsError, match="step 3") as caught:
+        trainer.run()
+    assert torch.equal(trainer.adapter.flat, before[0])
+    assert "rows.jsonl:" in str(caught.value)
+    checkpoint, _ = load_newest(trainer.folder.checkpoints)
+    assert checkpoint is not None
+    assert checkpoint.step == 2
+    assert torch.equal(checkpoint.tensors["lora"], before[0])
