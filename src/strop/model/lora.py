@@ -139,6 +139,7 @@ def _parameter(values: Tensor, grads: Tensor, shape: tuple[int, int]) -> nn.Para
 
 
 def _fill_a(a_RI: Tensor, name: str, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(name.encode()))
+    # One 32-bit number of both: torch's CPU generator ignores a seed's upper half.
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
     bound = 1 / math.sqrt(a_RI.shape[1])
     a_RI.copy_(torch.rand(a_RI.shape, generator=generator).mul_(2 * bound).sub_(bound))

@@ -113,7 +113,7 @@ class BarReporter:
         self._num_steps = 0
         self._progress = Progress(
             TextColumn("[bold]training"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}", markup=False),
             TextColumn("left"),
@@ -137,7 +137,7 @@ class BarReporter:
         with self._output.guarded() as stream:
             if stream is not None:
                 due = time.monotonic() - self._drawn > 0.1 or record["step"] == self._num_steps
-                self._progress.update(self._task, completed=record["step"], figures=describe(record), refresh=due)
+                self._progress.update(self._task, completed=record["step"], figures=_brief(record), refresh=due)
                 self._drawn = time.monotonic() if due else self._drawn
 
     def on_eval(self, step: int, loss: float) -> None:
@@ -179,6 +179,11 @@ def describe(record: Mapping[str, Any]) -> str:
     )
     memory = record.get("peak_memory_gib")
     return line if memory is None else f"{line}  {memory:.1f} GiB"
+
+
+def _brief(record: Mapping[str, Any]) -> str:
+    """What fits beside a bar on 80 columns."""
+    return f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tok/s"
 
 
 def clock(seconds: float) -> str:

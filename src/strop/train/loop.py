@@ -1,6 +1,7 @@
 """The run: steps, evaluations, checkpoints, and an end that is always resumable."""
 
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -235,5 +236,8 @@ def _due(step: int, every: int) -> bool:
 
 
 def _dropout_seed(seed: int, step: int) -> int:
-    """Dropout's draws are a function of the step, so a resumed run draws what an undisturbed one does."""
-    return (seed << 32) + step
+    """Dropout's draws are a function of seed and step, so a resumed run draws what an undisturbed one does.
+
+    A single 32-bit number, because torch's CPU generator ignores a seed's upper half.
+    """
+    return zlib.crc32(f"{seed}/{step}".encode())

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +141,19 @@ def test_what_is_not_a_number_stops_before_the_update(start: Start, what: str) -
     assert checkpoint is not None
     assert checkpoint.step == 2
     assert torch.equal(checkpoint.tensors["lora"], before[0])
+
+
+def test_dropout_depends_on_seed_and_step(start: Start) -> None:
+    def dropped(seed: int) -> list[float]:
+        trainer = start(seed=seed, max_steps=2)
+        for projection in (layer.qkv for layer in trainer.decoder.layers):
+            projection.lora = replace(projection.lora, dropout=0.5)
+        trainer.adapter.flat.normal_(generator=torch.Generator().manual_seed(0))
+        trainer.run()
+        return [r["loss"] for r in read_metrics(trainer.folder.metrics_path)][-2:]
+
+    section = "strop.train.loop.step_samples"
+    with pytest.MonkeyPatch.context() as patch:  # the same rows whatever the seed
+        patch.setattr(section, lambda *_: np.arange(8))
+        assert dropped(1) == dropped(1)
+        assert dropped(1) != dropped(2)
