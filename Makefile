@@ -38,7 +38,7 @@ test-gpu:  ## the tests that need a CUDA device, with the Python that is active
 	PYTHONPATH=src python3 -m pytest -m gpu tests
 
 bench: $(READY)  ## tokenisation throughput
-	$(BIN)/python benchmarks/bench_tokenize.py
+	STROP_CACHE=$$(mktemp -d) $(BIN)/python benchmarks/bench_tokenize.py tests/fixtures/phi3-tokenizer 200000
 
 clean:  ## remove the environment and all caches in this folder; runs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

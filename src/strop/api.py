@@ -15,10 +15,12 @@ from strop.errors import Interrupted, RecipeError, StropError
 from strop.recipe import Recipe, differences, load_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from strop.data.audit import AuditReport
     from strop.data.dataset import Dataset
+    from strop.data.examples import Origin
+    from strop.data.formats import Format
     from strop.evaluate.chat import ChatSession
     from strop.evaluate.score import Evaluation
     from strop.model.lora import LoraAdapter
@@ -188,14 +190,18 @@ def evaluate(run: Run, num_generated: int = 32, max_new_tokens: int = 96) -> Eva
             f"{run.path} holds no rows out: set data.validation_file or data.validation_split_percentage, train again"
         )
     adapter = _tuned(run, prepared.model_folder)
-    template = prepared.data.template
+    template, store = prepared.data.template, prepared.data.validation
+    shown = range(0 if prepared.data.format == "text" else min(num_generated, len(store)))
+    wanted = {store.origin(i) for i in shown}
+    specs = recipe.data.validation_file or recipe.data.train_file
+    asked = {origin: text for origin, text in _questions(specs, prepared.data.format) if origin in wanted}
     result = score(
         adapter,
-        prepared.data.validation,
+        store,
+        [asked[store.origin(i)] for i in shown],
         lambda ids: str(template.tokenizer.decode(ids, skip_special_tokens=True)),
         template.stop_ids,
-        tokens_per_microbatch(adapter.decoder, int(prepared.data.validation.lengths.max())),
-        0 if prepared.data.format == "text" else num_generated,
+        tokens_per_microbatch(adapter.decoder, int(store.lengths.max())),
         max_new_tokens,
     )
     RunFolder(run.path).write_evaluation(result.to_json())
@@ -225,15 +231,21 @@ def held_out_question(run: Run) -> str:
     Raises:
         RecipeError: The recipe names no held-out file.
     """
-    from strop.data.prompts import as_turns
-    from strop.data.rows import Fault, find_files, read_examples
-
     if not run.recipe.data.validation_file:
         raise RecipeError("this run has no data.validation_file to take a question from; use --prompt")
-    for row in read_examples(find_files(run.recipe.data.validation_file), run.manifest["format"]):
-        if not isinstance(row, Fault):
-            return next(turn["content"] for turn in as_turns(row[1]) if turn["role"] == "user")
+    for _, question in _questions(run.recipe.data.validation_file, run.manifest["format"]):
+        return question
     raise RecipeError("no held-out row can be read; use --prompt")
+
+
+def _questions(specs: Sequence[str], format: Format) -> Iterator[tuple[Origin, str]]:
+    """Where each row comes from and what it asks."""
+    from strop.data.prompts import question_of
+    from strop.data.rows import Fault, find_files, read_examples
+
+    for row in read_examples(find_files(specs), format):
+        if not isinstance(row, Fault):
+            yield row[0], question_of(row[1])
 
 
 def _fingerprints(prepared: Prepared) -> dict[str, str]:

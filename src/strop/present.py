@@ -154,7 +154,7 @@ def evaluation(result: Evaluation, num_examples: int) -> None:
         table.add_row(label, *("-" if value is None else form.format(value) for value in values))
     _out.print(table)
     for example in result.examples[:num_examples]:
-        _out.print(f"\n[dim]{escape(example.row)}[/dim]  {escape(example.prompt)}")
+        _out.print(f"\n[dim]{escape(example.row)}[/dim]\n{escape(example.question)}")
         for label, style, answer in (
             ("reference", "dim", example.reference),
             ("base", "red", example.base),

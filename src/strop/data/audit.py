@@ -21,7 +21,7 @@ _ORIGINS_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens a sample: extremes, percentiles, and a histogram (edges has one entry more than counts)."""
+    """Tokens a sample: extremes, percentiles, and a histogram; bin i holds lengths from edges[i] up to edges[i + 1]."""
 
     min: int
     median: float
@@ -190,7 +190,8 @@ def _blocks(store: SampleStore) -> Iterator[tuple[NDArray[np.int32], NDArray[np.
 
 
 def _lengths(lengths: NDArray[np.int32]) -> Lengths:
-    counts, edges = np.histogram(lengths, bins=_HISTOGRAM_BINS, range=(0, int(lengths.max())))
+    longest = int(lengths.max())
+    counts, edges = np.histogram(lengths, bins=min(_HISTOGRAM_BINS, longest), range=(1, longest + 1))
     median, p95 = np.percentile(lengths, [50, 95])
     return Lengths(
         min=int(lengths.min()),

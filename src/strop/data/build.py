@@ -249,5 +249,9 @@ def _no_rows_left(builder: _Builder, settings: Settings) -> str:
         kinds = Counter(fault.kind for fault in builder.faults)
         reasons = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common())
         return f"no row of {names} can be used: {reasons}; the first: {builder.faults[0]}"
-    side = f" on the {settings.split.part} side of the split" if settings.split else ""
-    return f"{names}: there is no row{side}"
+    if settings.split is None:
+        return f"{names}: there is no row"
+    return (
+        f"{names}: there are so few rows that none fell to {settings.split.part}; raise "
+        f"data.validation_split_percentage={settings.split.percentage:g}, or name a data.validation_file"
+    )

@@ -85,3 +85,12 @@ def as_segments(name: TemplateName, example: Example) -> list[Segment]:
         case "plain", Text(text):
             return [(text, True)]
     raise DataError(f"the {name} template cannot render a row of type {type(example).__name__}")
+
+
+def question_of(example: Example) -> str:
+    """What the user asked last, in the row's own words.
+
+    Raises:
+        DataError: A Text has no turns.
+    """
+    return [turn["content"] for turn in as_turns(example) if turn["role"] == "user"][-1]

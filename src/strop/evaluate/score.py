@@ -40,7 +40,7 @@ class Example:
     """A held-out question and what both models made of it."""
 
     row: str
-    prompt: str
+    question: str
     reference: str
     base: str
     tuned: str
@@ -65,10 +65,10 @@ class Evaluation:
 def evaluate(
     adapter: LoraAdapter,
     store: SampleStore,
+    questions: Sequence[str],
     decode: Callable[[Sequence[int]], str],
     stop_ids: frozenset[int],
     max_tokens: int,
-    num_generated: int,
     max_new_tokens: int,
 ) -> Evaluation:
     """Score the base model and the tuned one on every row's loss and on the first rows' generated answers.
@@ -76,15 +76,15 @@ def evaluate(
     Args:
         adapter: Attached to its decoder, holding the tuned weights.
         store: Held-out samples with only answers learned.
+        questions: What the first rows ask, in their own words; so many answers each model generates.
         decode: Token ids -> text, special tokens dropped.
         stop_ids: Tokens that end an answer.
         max_tokens: Token budget of a microbatch for the loss.
-        num_generated: Answers to generate with each model; 0 for none.
         max_new_tokens: Longest answer.
     """
-    questions = [split_question(store[i], stop_ids) for i in range(min(num_generated, len(store)))]
-    prompts = [prompt for prompt, _ in questions]
-    references = [decode(answer).strip() for _, answer in questions]
+    pairs = [split_question(store[i], stop_ids) for i in range(len(questions))]
+    prompts = [prompt for prompt, _ in pairs]
+    references = [decode(answer).strip() for _, answer in pairs]
     losses, texts, scores = {}, {}, {}
     for name, enabled in (("base", False), ("tuned", True)):
         adapter.enable(enabled)
@@ -93,8 +93,8 @@ def evaluate(
         texts[name] = [decode(answer.ids).strip() for answer in answers]
         scores[name] = _score(losses[name], answers, texts[name], references)
     examples = [
-        Example(str(store.origin(i)), decode(prompts[i]), references[i], texts["base"][i], texts["tuned"][i])
-        for i in range(len(prompts))
+        Example(str(store.origin(i)), question, references[i], texts["base"][i], texts["tuned"][i])
+        for i, question in enumerate(questions)
     ]
     count = losses["tuned"].num_loss_tokens
     return Evaluation(len(store), count, len(prompts), scores["base"], scores["tuned"], examples)

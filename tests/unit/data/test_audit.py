@@ -45,7 +45,7 @@ def test_report(tmp_path):
     assert [origin.line for origin in part.special_text_origins] == [5002]
     assert (part.lengths.max, part.lengths.min) == (128, int(store.lengths.min()))
     assert sum(part.lengths.counts) == 5003
-    assert part.lengths.edges[-1] == 128
+    assert part.lengths.edges[-1] == 129
     assert report.overlap == Overlap(rows=1, prompts=2)
     first = report.preview[0]
     assert (

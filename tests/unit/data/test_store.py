@@ -202,7 +202,7 @@ def test_split_is_a_partition_that_ignores_order(tmp_path, template):
 
 
 def test_split_that_takes_nothing(tmp_path, template):
-    with pytest.raises(DataError, match="there is no row on the validation side"):
+    with pytest.raises(DataError, match="none fell to validation"):
         open_or_build(
             [write(tmp_path, [row("a", "b")])],
             template,
