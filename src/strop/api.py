@@ -146,7 +146,7 @@ def train(recipe: Recipe, reporter: Reporter | None = None) -> Run:
 
     reporter = reporter or SilentReporter()
     folder = RunFolder(recipe.output_dir)
-    with folder.claim(), StopSignals() as stop:
+    with folder.claim():
         prepared = check(recipe, reporter.note)
         fingerprints = _fingerprints(prepared)
         if folder.manifest:
@@ -155,11 +155,11 @@ def train(recipe: Recipe, reporter: Reporter | None = None) -> Run:
             reporter.note(f"{folder.path} is finished already; its adapter is {folder.adapter}")
             return Run(folder.path)
         adapter = _load_adapter(recipe, prepared.model_folder, reporter)
+        stop = StopSignals()
         trainer = _trainer(recipe, prepared, adapter, folder, reporter, stop)
         _begin(folder, recipe, fingerprints, prepared, trainer)
-        with _status_kept(folder):
+        with stop, _status_kept(folder):  # until here a signal may end the process at once: nothing is lost
             _resume(trainer, folder, reporter)
-            stop.check()
             trainer.run()
             _write_adapter(recipe, prepared.model_folder, adapter, folder)
         folder.update_manifest(status="finished", seconds=trainer.progress.seconds, step=trainer.progress.step)

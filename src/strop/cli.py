@@ -25,7 +25,7 @@ A **recipe** is a YAML file or the name of a shipped one (`strop recipes`). Any 
 `strop train my.yaml train.max_steps=60 learning_rate=1e-4`.
 
 **Exit codes:** 0 done, 2 recipe or model, 3 data, 4 checkpoint, 5 a loss that is not a number, 6 out of memory,
-75 interrupted (run the same command again to go on), 1 a bug.""",
+75 interrupted (run the same command again to go on; 130 if nothing was trained yet), 1 a bug.""",
 )
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file or a shipped recipe's name.")]
@@ -80,8 +80,10 @@ def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     from strop import api, present
     from strop.run.console import console_reporter
 
-    is_run = Path(recipe, "recipe.yaml").exists()
-    loaded = load_recipe(str(Path(recipe, "recipe.yaml")) if is_run else recipe, overrides or ())
+    settings = list(overrides or ())
+    if Path(recipe, "recipe.yaml").exists():  # a run folder, wherever it has been moved to
+        recipe, settings = f"{recipe}/recipe.yaml", [*settings, f"train.output_dir={recipe}"]
+    loaded = load_recipe(recipe, settings)
     present.notes(loaded)
     run = api.train(loaded, console_reporter(loaded.train.logging_steps))
     present.finished(run)

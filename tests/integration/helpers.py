@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from strop.run.metrics import read_metrics
 from tiny_models import write_checkpoint
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -83,5 +84,5 @@ def strop(*arguments: object, cache: Path, timeout: float = 240) -> subprocess.C
 def metrics(run: Path) -> list[dict[str, Any]]:
     """The records of a run without what depends on the clock."""
     timed = {"tokens_per_second", "samples_per_second"}
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+    records = read_metrics(run / "metrics.jsonl")  # tolerates the line that is being written
+    return [{key: value for key, value in record.items() if key not in timed} for record in records]
