@@ -35,7 +35,7 @@ check: $(READY)  ## formatting, lint and types
 	$(BIN)/mypy
 
 test-gpu:  ## the tests that need a CUDA device, with the Python that is active
-	PYTHONPATH=src python3 -m pytest -m gpu tests
+	PYTHONPATH=src:$$PYTHONPATH python3 -m pytest -m gpu tests/gpu
 
 bench: $(READY)  ## tokenisation throughput
 	STROP_CACHE=$$(mktemp -d) $(BIN)/python benchmarks/bench_tokenize.py tests/fixtures/phi3-tokenizer 200000
