@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from strop.errors import Interrupted, RecipeError, StropError
+from strop.errors import Interrupted, OutOfMemoryError, RecipeError, StropError
 from strop.recipe import Recipe, differences, load_recipe
 
 if TYPE_CHECKING:
@@ -192,9 +192,10 @@ def evaluate(run: Run, num_generated: int = 32, max_new_tokens: int = 96) -> Eva
     adapter = _tuned(run, prepared.model_folder)
     template, store = prepared.data.template, prepared.data.validation
     shown = range(0 if prepared.data.format == "text" else min(num_generated, len(store)))
-    wanted = {store.origin(i) for i in shown}
-    specs = recipe.data.validation_file or recipe.data.train_file
-    asked = {origin: text for origin, text in _questions(specs, prepared.data.format) if origin in wanted}
+    asked = {}
+    if wanted := {store.origin(i) for i in shown}:
+        specs = recipe.data.validation_file or recipe.data.train_file
+        asked = {origin: text for origin, text in _questions(specs, prepared.data.format) if origin in wanted}
     result = score(
         adapter,
         store,
@@ -266,6 +267,8 @@ def _refuse_another_run(folder: RunFolder, recipe: Recipe, fingerprints: dict[st
 
 
 def _load_adapter(recipe: Recipe, model_folder: Path, reporter: Reporter) -> LoraAdapter:
+    import torch
+
     from strop.model.lora import LoraAdapter
     from strop.model.precision import choose_device, choose_precision
     from strop.model.weights import load_decoder
@@ -273,8 +276,11 @@ def _load_adapter(recipe: Recipe, model_folder: Path, reporter: Reporter) -> Lor
     device = choose_device()
     dtype, reason = choose_precision(recipe.model.precision, device)
     reporter.note(reason)
-    decoder = load_decoder(model_folder, dtype, device)
-    adapter = LoraAdapter(decoder, recipe.lora, recipe.train.seed)
+    try:
+        decoder = load_decoder(model_folder, dtype, device)
+        adapter = LoraAdapter(decoder, recipe.lora, recipe.train.seed)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(f"the weights of {model_folder} do not fit in the GPU's memory in {dtype}") from error
     total = decoder.num_base_parameters + adapter.num_parameters
     share = adapter.num_parameters / total
     reporter.note(f"trainable parameters: {adapter.num_parameters:,} of {total:,} ({share:.2%})")

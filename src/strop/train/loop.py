@@ -112,9 +112,12 @@ class Trainer:
             self._save()
             done = f"step {self.progress.step} of {self.num_steps}"
             raise Interrupted(f"{stop}; {done} is saved" if self.progress.step else f"{stop} before step 1") from None
-        except (NumericsError, OutOfMemoryError):
+        except NumericsError:
             self._save()
             raise
+        except torch.OutOfMemoryError as error:
+            self._save()
+            raise OutOfMemoryError(self._explain_out_of_memory()) from error
         finally:
             self.reporter.close()
         self._save()
@@ -147,12 +150,6 @@ class Trainer:
             )
         except NonFiniteError as error:
             raise NumericsError(self._explain_non_finite(error)) from None
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemoryError(
-                f"step {step + 1}: a microbatch of up to {self.max_tokens} tokens does not fit in the GPU's memory. "
-                f"Set train.max_tokens_per_microbatch={self.max_tokens // 2} (the batch of "
-                f"{self.section.samples_per_step} samples stays what it is), or train.gradient_checkpointing=true."
-            ) from error
 
     def _batches(self, step: int) -> list[Batch]:
         section = self.section
@@ -221,6 +218,13 @@ class Trainer:
         save_checkpoint(self.folder.checkpoints, step, tensors, asdict(self.progress))
         prune(self.folder.checkpoints, keep=self.section.save_total_limit)
         self.reporter.on_save(step)
+
+    def _explain_out_of_memory(self) -> str:
+        return (
+            f"step {self.progress.step + 1}: a microbatch of up to {self.max_tokens} tokens does not fit in the GPU's "
+            f"memory. Set train.max_tokens_per_microbatch={self.max_tokens // 2} (the batch of "
+            f"{self.section.samples_per_step} samples stays what it is), or train.gradient_checkpointing=true."
+        )
 
     def _explain_non_finite(self, error: NonFiniteError) -> str:
         rows = ", ".join(str(self.store.origin(i)) for i in error.samples[:16])
