@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from strop.errors import RecipeError
 from strop.recipe import (
-    EXPONENT,
     DataSection,
     LoraSection,
     ModalSection,
@@ -24,6 +23,7 @@ from strop.recipe import (
     contradictions,
 )
 from strop.recipe_aliases import ALIASES, TRANSLATED, UNDERSTOOD, translate_value
+from strop.recipe_yaml import UNREADABLE, Entry, entries_of_file, parse_value
 
 SHIPPED = Path(__file__).parent / "recipes"
 _SECTIONS: dict[str, type[Section]] = {
@@ -34,22 +34,10 @@ _SECTIONS: dict[str, type[Section]] = {
     "modal": ModalSection,
 }
 _HOME = {key: section for section, schema in _SECTIONS.items() for key in schema.model_fields}
-_MAX_BYTES = 1 << 20
 _SECRET = re.compile(
     r"(?<![A-Za-z0-9])((hf_|ghp_|ak-|as-)[A-Za-z0-9]{16,}|github_pat_\w{16,}|sk-(proj-|ant-)?[A-Za-z0-9_]{16,})"
 )
 _SECRET_KEY = re.compile(r"(api_?key|(hf|hub|auth|access)_token|secret|password)$", re.IGNORECASE)
-_UNREADABLE = object()
-"""Stands for a value that could not be read, which has been reported."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A key as someone wrote it, and where."""
-
-    key: str
-    value: Any
-    where: str
 
 
 def read_recipe(name_or_path: str, overrides: Mapping[str, Any] | Sequence[str]) -> Recipe:
@@ -57,7 +45,7 @@ def read_recipe(name_or_path: str, overrides: Mapping[str, Any] | Sequence[str])
     try:
         path = _find(name_or_path)
         reader = _Reader(str(path))
-        reader.place(_entries_of_file(path, reader.faults), "of the file")
+        reader.place(entries_of_file(path, _SECTIONS, reader.faults), "of the file")
         reader.place(_entries_of_overrides(overrides, reader.faults), "on the command line", replacing=True)
         return reader.finish(path.stem)
     except RecipeError as error:  # its message may quote a token, and messages end up in logs
@@ -93,104 +81,14 @@ def _find(name_or_path: str) -> Path:
     return path
 
 
-class _YamlReader(yaml.SafeLoader):
-    """Plain data only; numbers such as 2e-4 are numbers, dates are text, and nothing stands for something else."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # a few lines of them can stand for more than memory holds
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="*name is a reference, which a recipe cannot have", problem_mark=mark)
-        return super().compose_node(parent, index)
-
-
-_YamlReader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_YamlReader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789."))
-
-
-def _entries_of_file(path: Path, faults: list[str]) -> Iterator[_Entry]:
-    """Every key of a recipe file as `section.key` or a bare name, with its line."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
-    if len(data) > _MAX_BYTES:
-        raise RecipeError(f"{path}: a recipe has at most {_MAX_BYTES:,} bytes. Is it the data?")
-    try:
-        reader = _YamlReader(data.decode("utf-8-sig"))
-        root = reader.get_single_node()
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(_explain_syntax(path, error)) from error
-    if not isinstance(root, yaml.MappingNode):
-        what = "empty" if root is None else "not a mapping of keys to values"
-        raise RecipeError(f"{path} is {what}; a recipe has sections such as `model:` and `data:`")
-    _refuse_tag(root, path, faults)
-    for key, node, line in _pairs(root, path, faults):
-        if key in _SECTIONS and isinstance(node, yaml.MappingNode):
-            _refuse_tag(node, path, faults)
-            for inner, value, inner_line in _pairs(node, path, faults):
-                yield _Entry(f"{key}.{inner}", _construct(reader, value, path, faults), f"{path}:{inner_line}")
-        elif key in _SECTIONS and _is_null(node):
-            continue
-        else:
-            yield _Entry(key, _construct(reader, node, path, faults), f"{path}:{line}")
-
-
-def _explain_syntax(path: Path, error: Exception) -> str:
-    problem = str(getattr(error, "problem", None) or str(error).replace("\n", " "))
-    mark = getattr(error, "problem_mark", None)
-    hint = "; indent with spaces" if "\\t" in problem else ""
-    if "alias" in str(getattr(error, "context", "")) or "reference" in problem:
-        hint = '; put a value that begins with * in quotes, such as "*.jsonl"'
-    return f"{path}{f':{mark.line + 1}' if mark else ''} is not valid YAML: {problem}{hint}"
-
-
-def _refuse_tag(node: yaml.MappingNode, path: Path, faults: list[str]) -> None:
-    if node.tag != "tag:yaml.org,2002:map":
-        faults.append(f"{path}:{node.start_mark.line + 1}: the tag {node.tag} cannot be used in a recipe")
-
-
-def _pairs(mapping: yaml.MappingNode, path: Path, faults: list[str]) -> Iterator[tuple[str, yaml.Node, int]]:
-    lines: dict[str, int] = {}
-    for key_node, value in mapping.value:
-        line = key_node.start_mark.line + 1
-        if not isinstance(key_node, yaml.ScalarNode):
-            faults.append(f"{path}:{line}: a key must be a name, not a list or a mapping")
-            continue
-        key = str(key_node.value)
-        if key in lines:
-            faults.append(f"{path}:{line}: {key} is set twice, first in line {lines[key]}; keep one")
-            continue
-        lines[key] = line
-        yield key, value, line
-
-
-def _construct(reader: yaml.SafeLoader, node: yaml.Node, path: Path, faults: list[str]) -> Any:
-    try:
-        return reader.construct_object(node, deep=True)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = getattr(error, "problem", None) or str(error)
-        faults.append(f"{path}:{node.start_mark.line + 1}: {problem}")
-        return _UNREADABLE
-
-
-def _is_null(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
-
-
-def _entries_of_overrides(overrides: Mapping[str, Any] | Sequence[str], faults: list[str]) -> Iterator[_Entry]:
+def _entries_of_overrides(overrides: Mapping[str, Any] | Sequence[str], faults: list[str]) -> Iterator[Entry]:
     if isinstance(overrides, Mapping):
         for name, value in overrides.items():
             key = str(name)
             if key in _SECTIONS and isinstance(value, Mapping):
-                yield from (_Entry(f"{key}.{inner}", given, "override") for inner, given in value.items())
+                yield from (Entry(f"{key}.{inner}", given, "override") for inner, given in value.items())
             else:
-                yield _Entry(key, value, "override")
+                yield Entry(key, value, "override")
         return
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -198,7 +96,7 @@ def _entries_of_overrides(overrides: Mapping[str, Any] | Sequence[str], faults: 
             faults.append(f"{_show(text)} is not an override; write key=value, such as train.max_steps=60")
             continue
         try:
-            yield _Entry(key.strip(), yaml.load(value, _YamlReader), "override")
+            yield Entry(key.strip(), parse_value(value), "override")
         except (yaml.YAMLError, ValueError, RecursionError):
             faults.append(f"override: {_show(text)}: the value is not valid YAML; quote it")
 
@@ -210,12 +108,12 @@ class _Reader:
         self.faults: list[str] = []
         self.notes: list[str] = []
         self._source = source
-        self._values: dict[str, _Entry] = {}
+        self._values: dict[str, Entry] = {}
         self._faulty: set[str] = set()
 
-    def place(self, entries: Iterator[_Entry], source: str, replacing: bool = False) -> None:
+    def place(self, entries: Iterator[Entry], source: str, replacing: bool = False) -> None:
         """Put every entry where it belongs; two that mean the same key must agree, unless they replace."""
-        seen: dict[str, _Entry] = {}
+        seen: dict[str, Entry] = {}
         for entry in entries:
             for target, value in self._resolve(entry, report_place=not replacing).items():
                 other = seen.setdefault(target, entry)
@@ -227,13 +125,13 @@ class _Reader:
                     continue
                 self._values[target] = replace(entry, value=value)
 
-    def _resolve(self, entry: _Entry, report_place: bool) -> dict[str, Any]:
+    def _resolve(self, entry: Entry, report_place: bool) -> dict[str, Any]:
         """The keys that an entry means and their values; empty if it changes nothing or is a fault, which is noted."""
         section, _, key = entry.key.rpartition(".")
         target = _target(entry.key)
-        if entry.value is _UNREADABLE or _holds_secret(entry):
+        if entry.value is UNREADABLE or _holds_secret(entry):
             self._faulty.add(target or entry.key)
-            if entry.value is not _UNREADABLE:
+            if entry.value is not UNREADABLE:
                 self._fault(
                     f"{entry.where}: {entry.key} looks like an access token; recipes are copied into run folders. "
                     "Put it in the environment (HF_TOKEN) instead"
@@ -255,7 +153,7 @@ class _Reader:
             return self._fault(f"{entry.where}: unknown key {written}={_show(entry.value)}{_nearest(entry.key, known)}")
         return self._read_as(entry, target, report_place or key not in _HOME or bool(section))
 
-    def _read_as(self, entry: _Entry, target: str, report: bool) -> dict[str, Any]:
+    def _read_as(self, entry: Entry, target: str, report: bool) -> dict[str, Any]:
         try:
             values = translate_value(target, entry.value)
         except ValueError as error:
@@ -267,7 +165,7 @@ class _Reader:
             self.notes.append(f"{entry.key}: read as {target}")
         return values
 
-    def _translate(self, entry: _Entry, key: str) -> dict[str, Any]:
+    def _translate(self, entry: Entry, key: str) -> dict[str, Any]:
         written = f"{entry.key}={_show(entry.value)}"
         if entry.value is None and key != "adapter":  # Axolotl's blank adapter means full fine-tuning
             self.notes.append(f"{entry.key} is blank: changes nothing")
@@ -370,7 +268,7 @@ def _describe(key: str) -> str:
     return (_SECTIONS[section].model_fields[name].description or "").rstrip(".")
 
 
-def _holds_secret(entry: _Entry) -> bool:
+def _holds_secret(entry: Entry) -> bool:
     named = bool(_SECRET_KEY.search(entry.key)) and isinstance(entry.value, str)
     return named or bool(_SECRET.search(str(entry.value)))
 
