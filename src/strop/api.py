@@ -140,11 +140,11 @@ def train(recipe: Recipe, reporter: Reporter | None = None) -> Run:
     Raises:
         StropError: See `strop.errors`; whatever was trained until then is in a checkpoint.
     """
-    from strop.run.console import SilentReporter
+    from strop.run.console import Reporter
     from strop.run.folder import RunFolder
     from strop.train.stop import StopSignals
 
-    reporter = reporter or SilentReporter()
+    reporter = reporter or Reporter()
     folder = RunFolder(recipe.output_dir)
     with folder.claim():
         prepared = check(recipe, reporter.note)
@@ -361,11 +361,11 @@ def _write_adapter(recipe: Recipe, model_folder: Path, adapter: LoraAdapter, fol
 def _tuned(run: Run, model_folder: Path) -> LoraAdapter:
     """The run's model with its trained adapter."""
     from strop.export.adapter import load_adapter
-    from strop.run.console import SilentReporter
+    from strop.run.console import Reporter
 
     if not (run.adapter_path / "adapter_config.json").exists():
         raise RecipeError(f"{run.path} has no adapter yet; `strop train {run.path}` goes on with it")
-    adapter = _load_adapter(run.recipe, model_folder, SilentReporter())
+    adapter = _load_adapter(run.recipe, model_folder, Reporter())
     load_adapter(adapter, run.adapter_path)
     adapter.decoder.eval()
     return adapter

@@ -19,7 +19,7 @@ from strop.ops.attention import Packing, attention
 from strop.ops.frozen_linear import FrozenWeight
 from strop.ops.lora_linear import lora_linear
 from strop.recipe import LoraSection, load_recipe
-from strop.run.console import SilentReporter
+from strop.run.console import Reporter
 from tiny_models import load_oracle, write_checkpoint
 
 pytestmark = [
@@ -105,7 +105,7 @@ def test_float32_equals_the_cpu(tmp_path: Path) -> None:
     assert (logits[0] - logits[1]).abs().max() < 1e-4
 
 
-class StopAt(SilentReporter):
+class StopAt(Reporter):
     """Interrupts a run at a step, as a signal would."""
 
     def __init__(self, step: int) -> None:

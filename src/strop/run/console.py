@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,8 +19,8 @@ _WINDOW = 50
 """Steps that the time left is estimated from: enough to be steady, few enough to forget slow first ones."""
 
 
-class Reporter(Protocol):
-    """Told of everything that happens in a run."""
+class Reporter:
+    """Told of everything that happens in a run. This one says nothing; the others override what they show."""
 
     def on_start(self, step: int, num_steps: int) -> None:
         """Training begins, or goes on after `step`."""
@@ -41,29 +41,7 @@ class Reporter(Protocol):
         """Training has ended."""
 
 
-class SilentReporter:
-    """Says nothing: what `strop.train` uses in Python unless it is given another."""
-
-    def on_start(self, step: int, num_steps: int) -> None:
-        """See `Reporter`."""
-
-    def on_step(self, record: Mapping[str, Any]) -> None:
-        """See `Reporter`."""
-
-    def on_eval(self, step: int, loss: float) -> None:
-        """See `Reporter`."""
-
-    def on_save(self, step: int) -> None:
-        """See `Reporter`."""
-
-    def note(self, line: str) -> None:
-        """See `Reporter`."""
-
-    def close(self) -> None:
-        """See `Reporter`."""
-
-
-class LineReporter:
+class LineReporter(Reporter):
     """One line for each step that is due: for logs, pipes and cloud consoles."""
 
     def __init__(self, every: int, stream: IO[str]) -> None:
@@ -101,11 +79,8 @@ class LineReporter:
                 encoding = getattr(stream, "encoding", None) or "utf-8"
                 print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
-    def close(self) -> None:
-        """See `Reporter`."""
 
-
-class BarReporter:
+class BarReporter(Reporter):
     """A live bar with the last step's figures beside it; evaluations stay above it as lines."""
 
     def __init__(self, console: Console) -> None:
@@ -143,9 +118,6 @@ class BarReporter:
     def on_eval(self, step: int, loss: float) -> None:
         """See `Reporter`."""
         self.note(f"step {step}: held-out loss {loss:.4f}")
-
-    def on_save(self, step: int) -> None:
-        """See `Reporter`: a bar has no room for it."""
 
     def note(self, line: str) -> None:
         """See `Reporter`."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from strop.run.console import BarReporter, LineReporter, SilentReporter, clock, console_reporter
+from strop.run.console import BarReporter, LineReporter, Reporter, clock, console_reporter
 
 STEPS = 60
 
@@ -141,7 +141,7 @@ def test_a_name_that_the_log_cannot_encode_is_escaped() -> None:
 
 
 def test_silence() -> None:
-    run_whole(SilentReporter())
+    run_whole(Reporter())
 
 
 _SCRIPT = """

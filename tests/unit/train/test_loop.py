@@ -16,7 +16,7 @@ from strop.model.lora import LoraAdapter
 from strop.model.weights import load_decoder
 from strop.recipe import LoraSection, TrainSection
 from strop.run.checkpoint import load_newest
-from strop.run.console import SilentReporter
+from strop.run.console import Reporter
 from strop.run.folder import RunFolder
 from strop.run.metrics import read_metrics
 from strop.train.loop import Trainer
@@ -59,7 +59,7 @@ def start(model: Path, tmp_path: Path) -> Start:
         tmp_path.mkdir(exist_ok=True)
         folder = RunFolder(tmp_path)
         evaluate = None if losses is None else (lambda: next(losses))
-        return Trainer(adapter, Rows(), section, folder, SilentReporter(), evaluate, check_stop)  # type: ignore[arg-type]
+        return Trainer(adapter, Rows(), section, folder, Reporter(), evaluate, check_stop)  # type: ignore[arg-type]
 
     return started
 
