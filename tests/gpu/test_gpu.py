@@ -18,6 +18,9 @@ from strop.ops import reference
 from strop.ops.attention import Packing, attention
 from strop.ops.frozen_linear import FrozenWeight
 from strop.ops.lora_linear import lora_linear
+from strop.ops.rms_norm import rms_norm
+from strop.ops.rotary import rotary
+from strop.ops.swiglu import swiglu
 from strop.recipe import LoraSection, load_recipe
 from strop.run.console import Reporter
 from tiny_models import load_oracle, write_checkpoint
@@ -38,12 +41,12 @@ def outputs(function, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
     return [x.float() for x in (out.detach(), *torch.autograd.grad(out, leaves, cotangent))]
 
 
-def assert_twice(fast, plain, inputs: list[torch.Tensor]) -> None:
+def assert_twice(fast, plain, inputs: list[torch.Tensor], bound: float = 1e-6) -> None:
     want = outputs(plain, [x.float() for x in inputs])
     slow = outputs(plain, inputs)
     got = outputs(fast, inputs)
     for a, b, exact in zip(got, slow, want, strict=True):
-        assert (a - exact).norm() <= 2 * (b - exact).norm() + 1e-6 * exact.norm()
+        assert (a - exact).norm() <= 2 * (b - exact).norm() + bound * exact.norm()
 
 
 @pytest.mark.parametrize("width", [64, 96, 128])
@@ -65,6 +68,45 @@ def test_attention(width: int, heads: tuple[int, int], window: int | None) -> No
             lambda q, k, v: reference.attention(q, k, v, LENGTHS, window),
             qkv,
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(1, 3072), (333, 576), (37, 4, 96)])
+def test_rms_norm(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x, gain = torch.randn(shape, device="cuda").to(dtype), torch.rand(shape[-1], device="cuda").to(dtype) + 0.5
+    assert_twice(
+        lambda x: rms_norm(x, gain, 1e-5), lambda x: reference.rms_norm(x, gain.to(x.dtype), 1e-5), [x], bound=2e-6
+    )
+    with pytest.raises(AssertionError):
+        assert_twice(lambda x: rms_norm(x, gain, 1.0), lambda x: reference.rms_norm(x, gain.to(x.dtype), 1e-5), [x])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(1, 16384), (333, 3072), (5, 200)])
+def test_swiglu(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape, device="cuda").to(dtype)
+    assert_twice(swiglu, reference.swiglu, [x], bound=2e-6)
+    with pytest.raises(AssertionError):
+        assert_twice(lambda x: swiglu(x.roll(1, -1)), reference.swiglu, [x])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("heads", "width", "half"), [(32, 96, 48), (3, 64, 32), (9, 128, 48)])
+def test_rotary(dtype: torch.dtype, heads: int, width: int, half: int) -> None:
+    torch.manual_seed(0)
+    qkv = torch.randn(301, 2 * heads, width, device="cuda").to(dtype)
+    angle = torch.randn(301, half, device="cuda")
+    tables = angle.cos().to(dtype), angle.sin().to(dtype)
+    wide = tuple(table.float() for table in tables)
+
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        return reference.rotary(x[:, heads:], *(wide if x.dtype == torch.float32 else tables))
+
+    assert_twice(lambda x: rotary(x[:, heads:], *tables), plain, [qkv], bound=2e-6)
+    with pytest.raises(AssertionError):
+        assert_twice(lambda x: rotary(x[:, heads:], tables[0], -tables[1]), plain, [qkv])
 
 
 def test_lora_linear() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from strop.ops.dispatch import kernels_for
+
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """See `reference.rms_norm`; the last axis is the one that is normed, any axes may come before it."""
@@ -19,6 +21,11 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        if kernels := kernels_for(x_TD):
+            y_TD: Tensor
+            y_TD, scale_T1 = kernels.rms_norm_forward(x_TD, weight_D, eps)
+            ctx.save_for_backward(x_TD, weight_D, scale_T1)
+            return y_TD
         wide = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
         scale_T1 = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
         ctx.save_for_backward(x_TD, weight_D, scale_T1)
@@ -27,6 +34,8 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         x_TD, weight_D, scale_T1 = ctx.saved_tensors
+        if kernels := kernels_for(x_TD):
+            return kernels.rms_norm_backward(grads[0], x_TD, weight_D, scale_T1), None, None
         normed = x_TD.to(scale_T1.dtype) * scale_T1
         u = (grads[0] * weight_D).to(scale_T1.dtype)
         projection_T1 = (u * normed).mean(-1, keepdim=True)

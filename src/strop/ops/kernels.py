@@ -1,0 +1,128 @@
+"""Triton kernels of the element-wise ops: one pass over memory each, where PyTorch's own kernels make three to six.
+
+Used for float32 and narrower types on a GPU; everywhere else the ops compute the same in plain PyTorch. All
+arithmetic is in float32. Imported only there, because torch's CPU builds come without Triton.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_BLOCK = 1024
+
+
+@triton.jit
+def _rms_norm_forward(x, gain, y, scale, eps, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    value = tl.load(x + row * width + column, inside, 0.0).to(tl.float32)
+    factor = tl.rsqrt(tl.sum(value * value) / width + eps)
+    weight = tl.load(gain + column, inside, 0.0)
+    # The norm is rounded to the model's type before the gain is applied, as in the models' own code.
+    tl.store(y + row * width + column, (value * factor).to(weight.dtype) * weight, inside)
+    tl.store(scale + row, factor)
+
+
+@triton.jit
+def _rms_norm_backward(grad, x, gain, scale, dx, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    place = row * width + column
+    factor = tl.load(scale + row)
+    normed = tl.load(x + place, inside, 0.0).to(tl.float32) * factor
+    weighted = tl.load(grad + place, inside, 0.0).to(tl.float32) * tl.load(gain + column, inside, 0.0).to(tl.float32)
+    projection = tl.sum(weighted * normed) / width
+    tl.store(dx + place, factor * (weighted - normed * projection), inside)
+
+
+@triton.jit
+def _swiglu_forward(gate_up, out, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    gate = tl.load(gate_up + row * 2 * width + column, inside, 0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * width + width + column, inside, 0.0).to(tl.float32)
+    tl.store(out + row * width + column, gate * tl.sigmoid(gate) * up, inside)
+
+
+@triton.jit
+def _swiglu_backward(grad, gate_up, dgate_up, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    left, right = row * 2 * width + column, row * 2 * width + width + column
+    g = tl.load(grad + row * width + column, inside, 0.0).to(tl.float32)
+    gate = tl.load(gate_up + left, inside, 0.0).to(tl.float32)
+    up = tl.load(gate_up + right, inside, 0.0).to(tl.float32)
+    sigmoid = tl.sigmoid(gate)
+    tl.store(dgate_up + left, g * up * sigmoid * (1 + gate * (1 - sigmoid)), inside)
+    tl.store(dgate_up + right, g * gate * sigmoid, inside)
+
+
+@triton.jit
+def _rotary(x, cos, sin, out, row_stride, heads, width, half, sign, HEADS: tl.constexpr, HALF: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    head, channel = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
+    inside = (head < heads) & (channel < half)
+    c = tl.load(cos + row * half + channel, channel < half, 0.0).to(tl.float32)
+    s = tl.load(sin + row * half + channel, channel < half, 0.0).to(tl.float32) * sign
+    read = x + row * row_stride + head * width + channel
+    write = out + row * heads * width + head * width + channel
+    first = tl.load(read, inside, 0.0).to(tl.float32)
+    second = tl.load(read + half, inside, 0.0).to(tl.float32)
+    tl.store(write, first * c - second * s, inside)
+    tl.store(write + half, second * c + first * s, inside)
+
+
+def rms_norm_forward(x_TD: Tensor, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The normed rows and each row's factor, (..., 1) in float32."""
+    x_TD = x_TD.contiguous()
+    y_TD = torch.empty_like(x_TD)
+    scale_T1 = torch.empty((*x_TD.shape[:-1], 1), dtype=torch.float32, device=x_TD.device)
+    width = x_TD.shape[-1]
+    _rms_norm_forward[(scale_T1.numel(),)](x_TD, gain_D, y_TD, scale_T1, eps, width, triton.next_power_of_2(width))
+    return y_TD, scale_T1
+
+
+def rms_norm_backward(grad_TD: Tensor, x_TD: Tensor, gain_D: Tensor, scale_T1: Tensor) -> Tensor:
+    """The gradient of the norm's input."""
+    grad_TD, x_TD = grad_TD.contiguous(), x_TD.contiguous()
+    dx_TD, width = torch.empty_like(x_TD), x_TD.shape[-1]
+    block = triton.next_power_of_2(width)
+    _rms_norm_backward[(scale_T1.numel(),)](grad_TD, x_TD, gain_D, scale_T1, dx_TD, width, block)
+    return dx_TD
+
+
+def swiglu_forward(gate_up_T2F: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    rows, width = gate_up_T2F.shape[0], gate_up_T2F.shape[1] // 2
+    out_TF = gate_up_T2F.new_empty((rows, width))
+    _swiglu_forward[(rows, triton.cdiv(width, _BLOCK))](gate_up_T2F.contiguous(), out_TF, width, _BLOCK)
+    return out_TF
+
+
+def swiglu_backward(grad_TF: Tensor, gate_up_T2F: Tensor) -> Tensor:
+    """The gradient of gate and up, side by side."""
+    rows, width = grad_TF.shape
+    out_T2F = torch.empty_like(gate_up_T2F)
+    grid = (rows, triton.cdiv(width, _BLOCK))
+    _swiglu_backward[grid](grad_TF.contiguous(), gate_up_T2F, out_T2F, width, _BLOCK)
+    return out_T2F
+
+
+def rotary(x_TNH: Tensor, cos_TR: Tensor, sin_TR: Tensor, sign: float) -> Tensor:
+    """X turned by the angle, or back by it where sign is -1. Rows of x may lie apart, as slices of q, k, v do."""
+    rows, heads, width = x_TNH.shape
+    if x_TNH.stride()[1:] != (width, 1):
+        x_TNH = x_TNH.contiguous()
+    half = cos_TR.shape[-1]
+    out_TNH = torch.empty((rows, heads, width), dtype=x_TNH.dtype, device=x_TNH.device)
+    blocks = (triton.next_power_of_2(heads), triton.next_power_of_2(half))
+    stride = x_TNH.stride(0)
+    _rotary[(rows,)](x_TNH, cos_TR, sin_TR, out_TNH, stride, heads, width, half, sign, *blocks)
+    if 2 * half < width:
+        out_TNH[..., 2 * half :] = x_TNH[..., 2 * half :]
+    return out_TNH
