@@ -2,14 +2,21 @@
 
     python benchmarks/throughput.py --rows data/census/train.jsonl [--batch 8 128] [--steps 20] [--profile]
 
-For each batch: samples/s, real tokens/s, the share of the bf16 matrix-product rate measured in the same process, peak
-memory, and the first and last loss with the gradient norm, which show that something was trained. Floating-point
-operations are those of the frozen matrices, forward and input gradient, and nothing else: 4 for each weight and token.
+For each batch, first with the ops in plain PyTorch and then with the Triton kernels, on the same weights and rows:
+samples/s, real tokens/s, the share of the bf16 matrix-product rate measured in the same process, peak memory, and the
+first and last loss with the gradient norm, which show that the same was trained. Floating-point operations are those of
+the frozen matrices, forward and input gradient, and nothing else: 4 for each weight and token.
 """
 
 import argparse
+import gc
+import importlib
+import itertools
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -27,11 +34,23 @@ from strop.train.optim import FlatAdamW, learning_rate
 from strop.train.step import StepResult, train_step
 
 WARMUP = 3
+rms_norm, rotary, swiglu = (importlib.import_module(f"strop.ops.{name}") for name in ("rms_norm", "rotary", "swiglu"))
+
+
+@contextmanager
+def plain_ops() -> Iterator[None]:
+    """The ops without their kernels, for the comparison."""
+    with ExitStack() as stack:
+        for op in (rms_norm, rotary, swiglu):
+            stack.enter_context(patch.object(op, "kernels_for", lambda x: None))
+        yield
 
 
 def random_adapter(config: DecoderConfig, device: str) -> LoraAdapter:
     rows = {module: last - first for group in group_modules(config).values() for module, (first, last) in group.items()}
     inputs = {"o_proj": config.num_heads * config.head_dim, "down_proj": config.intermediate_size}
+
+    torch.manual_seed(0)
 
     def read(name: str) -> torch.Tensor:
         if "norm" in name:
@@ -90,23 +109,25 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print the kernels of one step of the last batch")
     arguments = parser.parse_args()
 
-    torch.manual_seed(0)
     template = load_template(TOKENIZER, "alpaca", "alpaca")
     store = open_or_build([arguments.rows], template, Settings("alpaca", 2048))
     config = read_config(PHI3_MINI | LAYOUTS["split"])
     limit = gemm_rate()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; bf16 matrix products {limit / 1e12:.0f} TFLOP/s")
     print(f"{len(store):,} rows, {store.num_tokens / len(store):.1f} tokens a row, {store.num_loss_tokens:,} learned")
-    print("batch  steps/s  samples/s    tok/s  of bf16 limit  peak GiB  loss first..last  gradient norm")
-    for batch in arguments.batch:
+    print("ops     batch  steps/s  samples/s    tok/s  of bf16 limit  peak GiB  loss first..last  gradient norm")
+    for batch, ops in itertools.product(arguments.batch, ("plain", "triton")):
+        run = adapter = None  # the last one's memory is the next one's
+        gc.collect()
         adapter = random_adapter(config, "cuda")
         linears = adapter.decoder.num_base_parameters - 2 * config.vocab_size * config.hidden_size
         run = Run(adapter, store, batch, arguments.steps)
-        results, seconds = run.measure()
+        with plain_ops() if ops == "plain" else nullcontext():
+            results, seconds = run.measure()
         tokens = sum(result.num_tokens for result in results[1:])
         norms = [result.grad_norm for result in results]
         print(
-            f"{batch:5}  {arguments.steps / seconds:7.2f}  {batch * arguments.steps / seconds:9.1f}  "
+            f"{ops:6}  {batch:5}  {arguments.steps / seconds:7.2f}  {batch * arguments.steps / seconds:9.1f}  "
             f"{tokens / seconds:7,.0f}  {4 * linears * tokens / seconds / limit:13.1%}  "
             f"{torch.cuda.max_memory_allocated() / 2**30:8.1f}  {results[0].loss:7.3f}..{results[-1].loss:.3f}  "
             f"{min(norms):.2f} to {max(norms):.2f}"

@@ -1,6 +1,13 @@
 """Settings that hold for every test."""
 
+import os
+
 import hypothesis
+import torch
+
+if not torch.cuda.is_available():
+    # Triton's own helpers become interpreted or compiled ones when it is first imported, which peft may do.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # Two test processes share two cores whose speed varies fourfold; a deadline would measure the machine.
 hypothesis.settings.register_profile("strop", deadline=None)
