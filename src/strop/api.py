@@ -6,7 +6,7 @@ This is the one place that wires recipe, data, model, training and evaluation to
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,7 +162,7 @@ def train(recipe: Recipe, reporter: Reporter | None = None) -> Run:
             _resume(trainer, folder, reporter)
             trainer.run()
             _write_adapter(recipe, prepared.model_folder, adapter, folder)
-        folder.update_manifest(status="finished", seconds=trainer.progress.seconds, step=trainer.progress.step)
+        folder.update_manifest(status="finished", progress=asdict(trainer.progress))
     return Run(folder.path)
 
 
@@ -309,10 +309,12 @@ def _begin(
         template=prepared.data.template.name,
         precision=str(decoder.dtype).removeprefix("torch."),
         max_tokens_per_microbatch=trainer.max_tokens,
-        rows=len(prepared.data.train),
-        num_tokens=prepared.data.train.num_tokens,
-        num_loss_tokens=prepared.data.train.num_loss_tokens,
-        skipped=prepared.data.train.skipped,
+        data={
+            "rows": len(prepared.data.train),
+            "num_tokens": prepared.data.train.num_tokens,
+            "num_loss_tokens": prepared.data.train.num_loss_tokens,
+            "skipped": prepared.data.train.skipped,
+        },
     )
 
 

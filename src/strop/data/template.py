@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strop.data.chat import ChatTemplate, Segment
-from strop.data.examples import Example, split_answer
+from strop.data.examples import Example
 from strop.data.formats import Format
 from strop.data.prompts import (
     ALPACA,
@@ -129,10 +129,6 @@ class Template:
             segments = as_segments(self.name, example)
             text = segments[0][0] if len(segments) > 1 else ""
         return self._with_bos(self._encode_texts([text])[0])
-
-    def answer_text(self, example: Example) -> str:
-        """The last answer as the row has it."""
-        return split_answer(example)[1]
 
     def _segments(self, examples: Sequence[Example]) -> list[list[Segment]]:
         if self._chat:

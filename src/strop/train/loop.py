@@ -31,7 +31,6 @@ class Progress:
         step: Updates made.
         seconds: Time spent training, over all attempts.
         num_tokens: Tokens computed so far.
-        last_loss: Of the last step.
         evaluated_step: The step after which the held-out rows were last evaluated.
         best_loss: Lowest held-out loss.
         best_step: Where that was.
@@ -42,7 +41,6 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     num_tokens: int = 0
-    last_loss: float | None = None
     evaluated_step: int = -1
     best_loss: float | None = None
     best_step: int = 0
@@ -133,7 +131,6 @@ class Trainer:
         progress.step += 1
         progress.seconds += elapsed
         progress.num_tokens += result.num_tokens
-        progress.last_loss = result.loss
         self._record(result, rate, elapsed)
 
     def _update(self, rate: float) -> StepResult:
