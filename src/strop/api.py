@@ -182,9 +182,10 @@ def evaluate(run: Run, num_generated: int = 32, max_new_tokens: int = 96) -> Eva
     from strop.train.budget import tokens_per_microbatch
 
     recipe = run.recipe
-    # Answers are what is asked for here, so only they are scored, whatever was learned in training.
-    answers_only = recipe.data.model_copy(update={"train_on": "completion"})
-    prepared = prepare(recipe.model_copy(update={"data": answers_only}))
+    # Answers are what is asked for here, so only they are scored, whatever was learned in training; and of the
+    # training rows one is enough: to tokenise and audit the others again would take minutes where there are millions.
+    held_out_answers = recipe.data.model_copy(update={"train_on": "completion", "max_train_samples": 1})
+    prepared = prepare(recipe.model_copy(update={"data": held_out_answers}))
     if prepared.data.validation is None:
         raise RecipeError(
             f"{run.path} holds no rows out: set data.validation_file or data.validation_split_percentage, train again"

@@ -29,6 +29,9 @@ MODEL_FILES = (
 )
 """All that is ever downloaded of a model: no code, no pickles."""
 
+MAX_CHAT_TEMPLATE_BYTES = 64 << 10
+"""No honest chat template is larger."""
+
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 NETWORK_TIMEOUT = 7.0
 """Seconds without an answer before the hub counts as unreachable."""

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.errors import ModelError
-
-MAX_CHAT_TEMPLATE_BYTES = 64 << 10
+from strop.resolve import MAX_CHAT_TEMPLATE_BYTES
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from strop.errors import ModelError
 from strop.model.safetensors_header import ITEM_BYTES, check_safetensors, load_strict_json
+from strop.resolve import MAX_CHAT_TEMPLATE_BYTES
 
 JSON_LIMITS = {
     "config.json": 1 << 20,
@@ -22,7 +23,6 @@ JSON_LIMITS = {
 }
 """Bytes that each JSON file may have; an honest one has a tenth of that."""
 
-MAX_CHAT_TEMPLATE_BYTES = 64 << 10
 MAX_TOKENIZER_BYTES = 128 << 20
 
 _CODE_KEYS = {"auto_map", "custom_code", "custom_pipelines", "trust_remote_code"}
