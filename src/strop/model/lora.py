@@ -58,7 +58,7 @@ class LoraAdapter:
     def _slots(self) -> list[tuple[Projection, list[str], tuple[tuple[int, int], tuple[int, int]]]]:
         """Each adapted projection, its target modules, and the shapes of its merged A and B."""
         slots = []
-        for projection in _projections(self.decoder).values():
+        for projection in projections(self.decoder).values():
             modules = [module for module in projection.modules_rows if module in self.target_modules]
             if modules:
                 covered = sum(last - first for first, last in (projection.modules_rows[m] for m in modules))
@@ -75,7 +75,7 @@ class LoraAdapter:
         """Every A (r, I) and B (O, r) as a view of the buffer, under the names PEFT writes."""
         tensors: dict[str, Tensor] = {}
         rank = self.section.r
-        for (layer, group), projection in _projections(self.decoder).items():
+        for (layer, group), projection in projections(self.decoder).items():
             if projection.lora is None:
                 continue
             modules = [module for module in projection.modules_rows if module in self.target_modules]
@@ -92,7 +92,7 @@ class LoraAdapter:
 
     def enable(self, enabled: bool) -> None:
         """Switch the low-rank terms on or off; off is exactly the base model."""
-        for projection in _projections(self.decoder).values():
+        for projection in projections(self.decoder).values():
             projection.lora_enabled = enabled
 
 
@@ -123,7 +123,7 @@ def resolve_targets(config: DecoderConfig, targets: Sequence[str] | str) -> list
     return sorted(wanted)
 
 
-def _projections(decoder: Decoder) -> dict[tuple[int, str], Projection]:
+def projections(decoder: Decoder) -> dict[tuple[int, str], Projection]:
     """Every projection by (layer, group), in a fixed order."""
     return {
         (index, group): getattr(layer, group)

@@ -1,31 +1,112 @@
 """A linear layer whose weight is never trained: two products, and never the third.
 
-Every frozen matrix of a model is a `FrozenWeight`. A new storage format (FP8, NF4) is a class with the same two
-methods and a line in `model.weights` that picks it; no caller changes.
+Every frozen matrix of a model is a `FrozenWeight`; how it is stored is its own business. A new storage format is a
+class with the same products and a line in `model.weights` that picks it; no caller changes.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+FLOAT8_MAX = 448.0
+"""The largest number of float8_e4m3fn."""
+
+
+class Operand(NamedTuple):
+    """What a frozen product reads: (T, I) values, with one float32 scale a row where they are float8."""
+
+    values: Tensor
+    scale_T: Tensor | None = None
 
 
 class FrozenWeight(nn.Module):
     """A dense (O, I) matrix in float64, float32 or bfloat16."""
 
     weight: Tensor
+    float8 = False
 
     def __init__(self, weight_OI: Tensor) -> None:
         super().__init__()
         self.register_buffer("weight", weight_OI, persistent=False)
+        self.shape = weight_OI.shape
+
+    def product(self, x: Operand) -> Tensor:
+        """X W^T, shape (T, O)."""
+        return torch.mm(x.values, self.weight.t())
+
+    def product_back(self, grad: Operand) -> Tensor:
+        """Grad W, shape (T, I): the gradient of `product` with respect to x."""
+        return torch.mm(grad.values, self.weight)
 
     def project(self, x_TI: Tensor) -> Tensor:
-        """X W^T, shape (T, O)."""
-        return torch.mm(x_TI, self.weight.t())
+        """`product` of a plain tensor."""
+        return self.product(Operand(x_TI))
 
     def backproject(self, grad_TO: Tensor) -> Tensor:
-        """Grad W, shape (T, I): the gradient of `project` with respect to its input."""
-        return torch.mm(grad_TO, self.weight)
+        """`product_back` of a plain tensor."""
+        return self.product_back(Operand(grad_TO))
+
+
+class Float8Weight(FrozenWeight):
+    """A dense (O, I) matrix in float8 (e4m3), kept twice: by rows for the product, by columns for its gradient.
+
+    Each row of either copy has a float32 scale; so has each row of what it is multiplied with. Hopper's float8 units
+    read both factors along the summed axis only, hence the second copy; together they are as large as bfloat16.
+    Rowwise beside one scale a tensor, and beside DeepSeek's 1 x 128 blocks, on an H200 at Phi-3-mini's shapes:
+    161, 164 and 189 ms for all products of 14,336 tokens.
+    """
+
+    weight_t: Tensor
+    scale_O: Tensor
+    scale_I: Tensor
+    float8 = True
+
+    def __init__(self, weight_OI: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.shape = weight_OI.shape
+        for name, scale, matrix in (
+            ("weight", "scale_O", weight_OI),
+            ("weight_t", "scale_I", weight_OI.t().contiguous()),
+        ):
+            values, scale_rows = quantise_rows(matrix)
+            self.register_buffer(name, values, persistent=False)
+            self.register_buffer(scale, scale_rows, persistent=False)
+
+    def product(self, x: Operand) -> Tensor:
+        """X W^T in bfloat16, shape (T, O)."""
+        return _scaled_product(x, self.weight, self.scale_O)
+
+    def product_back(self, grad: Operand) -> Tensor:
+        """Grad W in bfloat16, shape (T, I)."""
+        return _scaled_product(grad, self.weight_t, self.scale_I)
+
+    def project(self, x_TI: Tensor) -> Tensor:
+        """`product` of a plain tensor, quantised here."""
+        return self.product(quantise_rows(x_TI))
+
+    def backproject(self, grad_TO: Tensor) -> Tensor:
+        """`product_back` of a plain tensor, quantised here."""
+        return self.product_back(quantise_rows(grad_TO))
+
+
+def quantise_rows(x_TI: Tensor) -> Operand:
+    """Float8 values and one scale a row: a row's largest magnitude becomes float8's largest number."""
+    wide = x_TI.float()
+    scale_T = wide.abs().amax(1).clamp(min=1e-12) / FLOAT8_MAX
+    return Operand((wide / scale_T[:, None]).to(torch.float8_e4m3fn), scale_T)
+
+
+def _scaled_product(x: Operand, weight_OI: Tensor, scale_O: Tensor) -> Tensor:
+    assert x.scale_T is not None
+    return torch._scaled_mm(
+        x.values,
+        weight_OI.t(),
+        scale_a=x.scale_T[:, None],
+        scale_b=scale_O[None, :],
+        out_dtype=torch.bfloat16,
+        use_fast_accum=True,
+    )
 
 
 def frozen_linear(x_TI: Tensor, frozen: FrozenWeight, bias_O: Tensor | None = None) -> Tensor:

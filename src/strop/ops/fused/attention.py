@@ -1,0 +1,101 @@
+"""Causal attention over packed prefix trees, forward and backward, for short and long samples alike.
+
+Written for samples of a hundred tokens, where FlashAttention's tiles of 128 are mostly empty, and for prefixes that
+are computed once: no library's varlen call knows a key that several samples see.
+"""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from strop.ops.fused.attention_kernels import backward_keys, backward_queries, finish_grad, forward, sum_parts
+from strop.ops.fused.attention_plan import KEYS, QUERIES, AttentionPlan
+from strop.ops.fused.thin import LowRank, Measured, Parts
+
+_LOG2_E = 1.4426950408889634
+_ROWS = 64
+
+
+def tree_attention(
+    qkv_TO: Tensor, plan: AttentionPlan, heads: tuple[int, int], window: int | None, thin_OR: Tensor
+) -> tuple[Measured, Tensor]:
+    """See `reference.attention`.
+
+    Args:
+        qkv_TO: Queries, keys and values side by side, (T, (N + 2 K) H), turned.
+        plan: The packing's tiles.
+        heads: N, K.
+        window: A query sees itself and the `window - 1` positions before it; None sees all before it.
+        thin_OR: (N H, R), what the output is multiplied with for the product that reads it.
+
+    Returns:
+        The output (T, N H), measured, and the log2 of each query's sum of weights, (N, T) in float32.
+    """
+    q, k, v, width = _split(qkv_TO, heads)
+    total, num_heads = qkv_TO.shape[0], heads[0]
+    out = qkv_TO.new_empty((total, num_heads * width))
+    lse_NT = qkv_TO.new_empty((num_heads, total), dtype=torch.float32)
+    parts = Parts.new(out, num_heads, thin_OR.shape[1])
+    forward[(len(plan.queries), num_heads)](
+        q, k, v, out, lse_NT, thin_OR, *parts, plan.queries, plan.path, qkv_TO.stride(0), out.stride(0), total,
+        width**-0.5 * _LOG2_E, window or 0, R=thin_OR.shape[1], **_shape(width, heads, window),
+    )  # fmt: skip
+    return Measured(out, parts), lse_NT
+
+
+def tree_attention_backward(
+    grad_TO: Tensor, pending: LowRank, qkv_TO: Tensor, out_TO: Tensor, lse_NT: Tensor,
+    plan: AttentionPlan, heads: tuple[int, int], window: int | None,
+) -> Tensor:  # fmt: skip
+    """The gradient of q, k and v, side by side as they are in `qkv_TO`.
+
+    `grad_TO` is overwritten: `pending`, its low-rank term, is added to it.
+    """
+    (num_heads, kv_heads), total = heads, qkv_TO.shape[0]
+    dqkv = torch.empty_like(qkv_TO)
+    (q, k, v, width), (dq, dk, dv, _) = _split(qkv_TO, heads), _split(dqkv, heads)
+    delta_NT = torch.empty_like(lse_NT)
+    finish_grad[(triton.cdiv(total, _ROWS), num_heads)](
+        grad_TO, *pending, out_TO, delta_NT, total,
+        H=width, HP=max(16, triton.next_power_of_2(width)), R=pending.thin_OR.shape[1], ROWS=_ROWS,
+    )  # fmt: skip
+    strides, scale = (qkv_TO.stride(0), grad_TO.stride(0), total), width**-0.5
+    shape = _shape(width, heads, window)
+    backward_queries[(len(plan.queries), num_heads)](
+        q, k, v, grad_TO, lse_NT, delta_NT, dq, plan.queries, plan.path, *strides,
+        scale * _LOG2_E, scale, window or 0, **shape,
+    )  # fmt: skip
+    parts = qkv_TO.new_empty((plan.num_slots, kv_heads, 2, KEYS, width), dtype=torch.float32)
+    backward_keys[(len(plan.keys), kv_heads)](
+        q, k, v, grad_TO, lse_NT, delta_NT, dk, dv, parts, plan.keys, plan.positions, *strides,
+        scale * _LOG2_E, scale, window or 0, **shape,
+    )  # fmt: skip
+    if len(plan.sums):
+        sum_parts[(len(plan.sums), kv_heads)](
+            parts, plan.sums, dk, dv, qkv_TO.stride(0), H=width, HP=triton.next_power_of_2(width), KEYS=KEYS
+        )
+    return dqkv
+
+
+def _split(qkv_TO: Tensor, heads: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Views of queries, keys and values, and the head width."""
+    num_heads, kv_heads = heads
+    width = qkv_TO.shape[1] // (num_heads + 2 * kv_heads)
+    q, k, v = qkv_TO.split([num_heads * width, kv_heads * width, kv_heads * width], dim=1)
+    return q, k, v, width
+
+
+def _shape(width: int, heads: tuple[int, int], window: int | None) -> dict[str, Any]:
+    first = max(16, 1 << (width.bit_length() - 1))
+    rest = width - first
+    return {
+        "GROUPS": heads[0] // heads[1],
+        "H": width,
+        "H1": first,
+        "H2": max(16, triton.next_power_of_2(rest)) if rest > 0 else 0,
+        "QUERIES": QUERIES,
+        "KEYS": KEYS,
+        "WINDOWED": window is not None,
+    }

@@ -1,0 +1,124 @@
+"""What the fused ops share: thin matrices and low-rank terms, and how a row is summed up over several programs.
+
+A kernel that makes a tensor runs one program for a block of rows and a span of columns, so that there are enough
+programs for small batches too. What the next product needs of whole rows, their largest magnitude and their product
+with a thin matrix, is left as one partial result a span (`Parts`); whoever reads the tensor next adds them up, always
+in the same order. The partials are a few percent of the tensor itself.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ROWS, CHUNK, SPAN = 64, 128, 512
+"""Rows of a program, columns that it takes at a time, and columns it takes in all."""
+
+
+class LowRank(NamedTuple):
+    """A term h W^T that is still to be added to a (T, O) tensor by whoever reads it; W (O, R) is thin."""
+
+    h_TR: Tensor
+    thin_OR: Tensor
+
+
+class Parts(NamedTuple):
+    """Partial results of each span of a (T, I) tensor's columns, float32: largest magnitudes, products with W (I, R)."""
+
+    largest_ST: Tensor
+    product_STR: Tensor
+
+    @classmethod
+    def new(cls, like_TI: Tensor, spans: int, rank: int) -> "Parts":
+        """Room for the partial results of a tensor of as many rows as `like_TI`."""
+        shape = (spans, like_TI.shape[0])
+        return cls(
+            like_TI.new_empty(shape, dtype=torch.float32), like_TI.new_empty((*shape, rank), dtype=torch.float32)
+        )
+
+
+class Measured(NamedTuple):
+    """A tensor and what was measured when it was made."""
+
+    x_TI: Tensor
+    parts: Parts
+
+
+def grid(rows: int, width: int) -> tuple[int, int]:
+    """Programs for a (rows, width) tensor."""
+    return triton.cdiv(rows, ROWS), triton.cdiv(width, SPAN)
+
+
+@triton.jit
+def block_rows(ROWS: tl.constexpr):
+    """This program's rows."""
+    return tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+
+
+@triton.jit
+def rows_of(x, row, real, R: tl.constexpr):
+    """Rows `row` of a (T, R) tensor."""
+    return tl.load(x + row[:, None] * R + tl.arange(0, R)[None, :], real[:, None], 0.0)
+
+
+@triton.jit
+def thin_tile(thin, column, width, R: tl.constexpr):
+    """Rows `column` of a thin matrix, (columns, R)."""
+    return tl.load(thin + column[:, None] * R + tl.arange(0, R)[None, :], (column < width)[:, None], 0.0)
+
+
+@triton.jit
+def add_low_rank(value, h, thin, column, width, R: tl.constexpr):
+    """Value (rows, columns) + h W^T for these columns."""
+    return tl.dot(h, tl.trans(thin_tile(thin, column, width, R)), value, input_precision="ieee")
+
+
+@triton.jit
+def add_thin_product(total, value, thin, column, width, R: tl.constexpr):
+    """Total (rows, R) + value W for these columns."""
+    tile = thin_tile(thin, column, width, R)
+    return tl.dot(value.to(tile.dtype), tile, total, input_precision="ieee")
+
+
+@triton.jit
+def store_parts(largest_parts, product_parts, row, real, rows, largest, product, R: tl.constexpr):
+    """Leave this span's partial results."""
+    place = tl.program_id(1).to(tl.int64) * rows + row
+    tl.store(largest_parts + place, largest, real)
+    tl.store(product_parts + place[:, None] * R + tl.arange(0, R)[None, :], product, real[:, None])
+
+
+@triton.jit
+def max_of_parts(parts, row, real, rows, spans, ROWS: tl.constexpr):
+    """The maximum over all spans for these rows."""
+    total = tl.zeros([ROWS], tl.float32)
+    for span in range(spans):
+        total = tl.maximum(total, tl.load(parts + span * rows + row, real, 0.0))
+    return total
+
+
+@triton.jit
+def sum_of_parts(parts, row, real, rows, spans, ROWS: tl.constexpr):
+    """The sum over all spans for these rows."""
+    total = tl.zeros([ROWS], tl.float32)
+    for span in range(spans):
+        total += tl.load(parts + span * rows + row, real, 0.0)
+    return total
+
+
+@triton.jit
+def store_product(h, product_parts, row, real, rows, spans, factor, R: tl.constexpr, ROWS: tl.constexpr):
+    """The first span's programs write h = factor * the sum of all spans' products."""
+    if tl.program_id(1) == 0:
+        total = tl.zeros([ROWS, R], tl.float32)
+        for span in range(spans):
+            total += rows_of(product_parts + span * rows * R, row, real, R)
+        tl.store(h + row[:, None] * R + tl.arange(0, R)[None, :], total * factor, real[:, None])
+
+
+@triton.jit
+def float8_step(largest):
+    """The scale that takes a row's largest magnitude to float8_e4m3fn's largest number, 448."""
+    return tl.maximum(largest, 1e-12) / 448.0
