@@ -303,13 +303,15 @@ def _begin(
         num_trainable=trainer.adapter.num_parameters,
         num_steps=trainer.num_steps,
     )
-    for change in changes:
-        trainer.reporter.note(change)
+    sharing = trainer.microbatches.sharing()
+    for line in (*changes, trainer.microbatches.explain(sharing)):
+        trainer.reporter.note(line)
     folder.update_manifest(
         format=prepared.data.format,
         template=prepared.data.template.name,
         precision=str(decoder.dtype).removeprefix("torch."),
         max_tokens_per_microbatch=trainer.max_tokens,
+        sharing_ratio=round(sharing, 3),
         data={
             "rows": len(prepared.data.train),
             "num_tokens": prepared.data.train.num_tokens,

@@ -17,6 +17,7 @@ from strop.model.weights import load_decoder
 from strop.ops import reference
 from strop.ops.attention import Packing, attention
 from strop.ops.frozen_linear import FrozenWeight
+from strop.ops.linear_cross_entropy import linear_cross_entropy
 from strop.ops.lora_linear import lora_linear
 from strop.ops.rms_norm import rms_norm
 from strop.ops.rotary import rotary
@@ -54,20 +55,60 @@ def assert_twice(fast, plain, inputs: list[torch.Tensor], bound: float = 1e-6) -
 @pytest.mark.parametrize("window", [None, 50])
 def test_attention(width: int, heads: tuple[int, int], window: int | None) -> None:
     torch.manual_seed(0)
-    tokens, packing = sum(LENGTHS), Packing.of(LENGTHS, "cuda")
+    tokens, packing = sum(LENGTHS), Packing.of(LENGTHS)
     qkv = [torch.randn(tokens, n, width, device="cuda").bfloat16() for n in (heads[0], heads[1], heads[1])]
     assert_twice(
         lambda q, k, v: attention(q, k, v, packing, window),
         lambda q, k, v: reference.attention(q, k, v, LENGTHS, window),
         qkv,
     )
-    leaky = Packing.of((tokens,), "cuda")
+    leaky = Packing.of((tokens,))
     with pytest.raises(AssertionError):
         assert_twice(
             lambda q, k, v: attention(q, k, v, leaky, window),
             lambda q, k, v: reference.attention(q, k, v, LENGTHS, window),
             qkv,
         )
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+@pytest.mark.parametrize("window", [None, 50])
+def test_attention_of_a_prefix_tree(heads: tuple[int, int], window: int | None) -> None:
+    torch.manual_seed(0)
+    parents = (-1, 0, 1, 1, 0)
+    qkv = [torch.randn(sum(LENGTHS), n, 96, device="cuda").bfloat16() for n in (heads[0], heads[1], heads[1])]
+
+    def check(packing: Packing) -> None:
+        assert_twice(
+            lambda q, k, v: attention(q, k, v, packing, window),
+            lambda q, k, v: reference.attention(q, k, v, LENGTHS, window, parents),
+            qkv,
+        )
+
+    check(Packing.of(LENGTHS, parents))
+    with pytest.raises(AssertionError):
+        check(Packing.of(LENGTHS))
+
+
+def test_the_loss_has_the_same_bits_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several labels a row, and chunks of eight rows."""
+    monkeypatch.setattr("strop.ops.linear_cross_entropy._LOGITS_BYTES", 4 * 32064 * 8)
+    torch.manual_seed(0)
+    hidden, head = (torch.randn(n, 64, device="cuda").bfloat16() for n in (500, 32064))
+    rows = torch.arange(500, device="cuda").repeat_interleave(3)
+    labels, weights = torch.arange(1500, device="cuda") * 7, torch.arange(1500, device="cuda") % 5 + 1.0
+
+    def loss(hidden: torch.Tensor) -> torch.Tensor:
+        return linear_cross_entropy(hidden, FrozenWeight(head), rows, labels, weights)
+
+    first = outputs(loss, [hidden])
+    assert all(torch.equal(a, b) for _ in range(20) for a, b in zip(outputs(loss, [hidden]), first, strict=True))
+    assert_twice(
+        loss,
+        lambda hidden: reference.linear_cross_entropy(hidden, head.to(hidden.dtype), rows, labels, weights),
+        [hidden],
+        bound=1e-5,
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -131,7 +172,7 @@ def test_a_bfloat16_model_is_as_close_as_transformers(family: str, tmp_path: Pat
     with torch.no_grad():
         want = torch.cat([exact(part[None]).logits[0] for part in ids.split(lengths)])
         theirs = torch.cat([rough(part[None].cuda()).logits[0] for part in ids.split(lengths)]).float().cpu()
-        ours = decoder.logits(decoder.packed_hidden_states(ids.cuda(), Packing.of(lengths, "cuda"))).float().cpu()
+        ours = decoder.logits(decoder.packed_hidden_states(ids.cuda(), Packing.of(lengths))).float().cpu()
     assert (ours - want).norm() <= 2 * (theirs - want).norm()
 
 
@@ -142,7 +183,7 @@ def test_float32_equals_the_cpu(tmp_path: Path) -> None:
     with torch.no_grad():
         for device in ("cpu", "cuda"):
             adapter = LoraAdapter(load_decoder(folder, torch.float32, device), LoraSection(r=4), seed=0)
-            hidden = adapter.decoder.packed_hidden_states(ids.to(device), Packing.of(lengths, device))
+            hidden = adapter.decoder.packed_hidden_states(ids.to(device), Packing.of(lengths))
             logits.append(adapter.decoder.logits(hidden).cpu())
     assert (logits[0] - logits[1]).abs().max() < 1e-4
 

@@ -49,7 +49,9 @@ def test_train_writes_a_whole_run(workshop: Path) -> None:
     assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 13))
     assert [r["step"] for r in records if r["kind"] == "eval"] == [6, 12]
     assert all(r["grad_norm"] > 0 for r in records if r["kind"] == "train")
-    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    manifest = json.loads((run / "run.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["sharing_ratio"] == 1.0  # the recipe has dropout
 
 
 def test_vanilla_peft_gives_the_same_logits(workshop: Path) -> None:

@@ -66,7 +66,7 @@ def test_swiglu() -> None:
 @pytest.mark.parametrize("lengths", [(1,), (5, 1, 17, 9)])
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
-def test_attention(lengths: tuple[int, ...], window: int | None, heads: tuple[int, int]) -> None:
+def test_attention_of_samples(lengths: tuple[int, ...], window: int | None, heads: tuple[int, int]) -> None:
     tokens = sum(lengths)
     q, k, v = randn(tokens, heads[0], 16), randn(tokens, heads[1], 16), randn(tokens, heads[1], 16)
     want = gradients(reference.attention(q, k, v, lengths, window), [q, k, v])
@@ -76,6 +76,59 @@ def test_attention(lengths: tuple[int, ...], window: int | None, heads: tuple[in
     if len(lengths) > 1:
         leaky = gradients(attention(q, k, v, Packing.of((tokens,)), window), [q, k, v])
         assert worst(leaky, want) > 1e-2
+
+
+TREES = {
+    "one prefix": ((7, 3, 1, 9), (-1, 0, 0, 0)),
+    "nested, and a sample that ends on the way": ((6, 4, 5, 2, 3, 8), (-1, 0, 1, 1, 3, 0)),
+    "two roots": ((5, 2, 1, 4, 4, 3, 2), (-1, 0, 0, -1, 3, 4, -1)),
+}
+
+
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+def test_attention_of_a_tree(tree: str, window: int | None, heads: tuple[int, int]) -> None:
+    lengths, parents = TREES[tree]
+    tokens, packing = sum(lengths), Packing.of(lengths, parents)
+    q, k, v = randn(tokens, heads[0], 16), randn(tokens, heads[1], 16), randn(tokens, heads[1], 16)
+    want = gradients(reference.attention(q, k, v, lengths, window, parents), [q, k, v])
+    assert worst(gradients(attention(q, k, v, packing, window), [q, k, v]), want) < BOUND
+    assert worst(gradients(attention(q, k, v, Packing.of(lengths), window), [q, k, v]), want) > 1e-2
+    chain = Packing.of(lengths, tuple(range(-1, len(lengths) - 1)))  # siblings see each other
+    assert worst(gradients(attention(q, k, v, chain, window), [q, k, v]), want) > 1e-2
+
+
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("window", [None, 4])
+def test_a_tree_is_its_samples_one_by_one(tree: str, window: int | None) -> None:
+    """The definition with parents against the definition without: every path from a root, by itself."""
+    lengths, parents = TREES[tree]
+    q, k, v = (randn(sum(lengths), 2, 16, grad=False) for _ in range(3))
+    got = reference.attention(q, k, v, lengths, window, parents).split(lengths)
+    packing = Packing.of(lengths, parents)
+    for node, path in enumerate(packing.paths):
+        one = [torch.cat([x.split(lengths)[above] for above in path]) for x in (q, k, v)]
+        sample = reference.attention(*one, (len(one[0]),), window)
+        assert (sample[-lengths[node] :] - got[node]).abs().max() < BOUND
+        assert packing.positions().split(lengths)[node].tolist() == list(range(len(sample)))[-lengths[node] :]
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_ends_of_subtrees_say_who_sees_whom(tree: str) -> None:
+    lengths, parents = TREES[tree]
+    packing, total = Packing.of(lengths, parents), sum(lengths)
+    node = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    place = torch.arange(total)
+    by_ends = (place[:, None] >= place) & (place[:, None] < torch.tensor(packing.subtree_ends)[node])
+    by_paths = [[k <= q and node[k] in packing.paths[node[q]] for k in range(total)] for q in range(total)]
+    assert by_ends.tolist() == by_paths
+
+
+def test_nodes_out_of_order_are_refused() -> None:
+    for parents in [(0, -1), (-1, 2, 0), (-1, -1, 0), (-1, 0, 0, 1)]:
+        with pytest.raises(ValueError, match="is not on the path to the node before it"):
+            Packing.of((3,) * len(parents), parents)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -109,21 +162,29 @@ def test_lora_dropout_keeps_the_mean_and_the_base() -> None:
     assert not torch.allclose(draws[0], draws[1])
 
 
-def test_linear_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("several", [False, True])
+def test_linear_cross_entropy(several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, head = randn(29, 40), randn(101, 40, grad=False)
-    labels = torch.randint(0, 101, (29,))
-    want = gradients(reference.linear_cross_entropy(hidden, head, labels), [hidden])
-    assert worst(gradients(linear_cross_entropy(hidden, FrozenWeight(head), labels), [hidden]), want) < BOUND
+    rows = torch.arange(29)
+    if several:  # up to four labels a row, each with a weight
+        rows = rows.repeat_interleave(torch.randint(1, 5, (29,)))
+    labels = (torch.randint(0, 101, (29,))[rows] + torch.arange(len(rows))) % 101  # no row has one twice
+    weights = torch.randint(1, 6, (len(rows),)).float() if several else torch.ones(len(rows))
+    want = gradients(reference.linear_cross_entropy(hidden, head, rows, labels, weights), [hidden])
+
+    def fast(rows: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> float:
+        return worst(gradients(linear_cross_entropy(hidden, FrozenWeight(head), rows, labels, weights), [hidden]), want)
+
+    assert fast(rows, labels, weights) < BOUND
     monkeypatch.setattr("strop.ops.linear_cross_entropy._LOGITS_BYTES", 101 * 4 * 8)  # four chunks of eight rows
-    assert worst(gradients(linear_cross_entropy(hidden, FrozenWeight(head), labels), [hidden]), want) < BOUND
-    shifted = linear_cross_entropy(hidden, FrozenWeight(head), labels.roll(1))
-    assert worst(gradients(shifted, [hidden]), want) > 1e-2
+    assert fast(rows, labels, weights) < BOUND
+    assert fast(rows, labels.roll(1), weights) > 1e-2
+    assert fast(rows, labels, weights.roll(1)) > 1e-2 or not several
+    assert fast(rows.flip(0), labels, weights) > 1e-2
 
 
-def test_ignored_labels_count_nothing_in_the_reference() -> None:
-    hidden, head = randn(9, 40), randn(101, 40, grad=False)
-    labels = torch.randint(0, 101, (9,))
-    masked = labels.clone()
-    masked[4:] = reference.IGNORE_INDEX
-    part = reference.linear_cross_entropy(hidden[:4], head, labels[:4])
-    assert torch.equal(reference.linear_cross_entropy(hidden, head, masked), part)
+def test_one_label_a_row_is_pytorchs_cross_entropy() -> None:
+    hidden, head, labels = randn(9, 40), randn(101, 40, grad=False), torch.randint(0, 101, (9,))
+    want = torch.nn.functional.cross_entropy(hidden @ head.T, labels, reduction="sum")
+    got = reference.linear_cross_entropy(hidden, head, torch.arange(9), labels, torch.ones(9))
+    assert ((got - want) / want).abs().item() < BOUND

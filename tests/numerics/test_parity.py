@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import peft
 import pytest
 import torch
 
+from strop.data.pack import pack
+from strop.data.store import Sample
 from strop.model.decoder import Decoder
+from strop.model.inputs import PackedInputs
 from strop.model.lora import LoraAdapter
 from strop.model.weights import load_decoder
 from strop.ops.attention import Packing
@@ -99,9 +103,9 @@ def lora_gradients(
     decoder: Decoder, adapter: LoraAdapter, ids: torch.Tensor, scale: float = 1.0
 ) -> dict[str, torch.Tensor]:
     adapter.flat_grad.zero_()
-    ends = torch.tensor(LENGTHS).cumsum(0) - 1
-    learned = torch.tensor([t for t in range(sum(LENGTHS)) if t not in ends])
-    (decoder.nll_sum(ids, Packing.of(LENGTHS), learned, ids[learned + 1]) * scale).backward()
+    samples = [Sample(part.int().numpy(), np.ones(len(part), bool)) for part in ids.split(LENGTHS)]
+    (batch,) = pack(samples, range(len(samples)), sum(LENGTHS), share=False)
+    (decoder.nll_sum(PackedInputs.of(batch, decoder.device)) * scale).backward()
     keep = adapter.flat.clone()
     adapter.flat.copy_(adapter.flat_grad)
     gradients = {name: tensor.clone() for name, tensor in adapter.state_dict().items()}

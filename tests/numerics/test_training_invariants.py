@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from strop.data.pack import Batch, collate, pack
+from strop.data.pack import Batch, pack
 from strop.data.store import Sample
 from strop.model.decoder import Decoder
+from strop.model.inputs import PackedInputs
 from strop.model.lora import LoraAdapter
 from strop.model.weights import load_decoder
 from strop.ops.attention import Packing
 from strop.recipe import LoraSection, TrainSection
 from strop.train.optim import FlatAdamW
-from strop.train.step import nll_sum, train_step
+from strop.train.step import train_step
 from tiny_models import write_checkpoint
 
 BOUND = 1e-12
@@ -37,11 +38,14 @@ def adapter(folder: Path) -> LoraAdapter:
 
 
 def samples(count: int = 16) -> list[Sample]:
-    """Rows of 2 to 30 tokens, of which very different shares are learned."""
+    """Rows of 2 to 30 tokens, every other one after a common header, of which very different shares are learned."""
     random = np.random.default_rng(0)
+    header = random.integers(3, 128, 17)
     made = []
-    for _ in range(count):
+    for i in range(count):
         ids = random.integers(3, 128, random.integers(2, 31)).astype(np.int32)
+        if i % 2:
+            ids = np.concatenate([header, ids]).astype(np.int32)
         learned = random.random(len(ids)) < random.random()
         learned[-1] = True
         made.append(Sample(ids, learned))
@@ -49,14 +53,15 @@ def samples(count: int = 16) -> list[Sample]:
 
 
 def batches(rows: Sequence[Sample], groups: Sequence[Sequence[int]]) -> list[Batch]:
-    return [collate([rows[i] for i in group], group) for group in groups]
+    """Each group as one microbatch, in its order and with nothing shared."""
+    return [batch for group in groups for batch in pack([rows[i] for i in group], group, 10_000, share=False)]
 
 
 def gradient(adapter: LoraAdapter, parts: list[Batch]) -> torch.Tensor:
     adapter.flat_grad.zero_()
     count = sum(batch.num_loss_tokens for batch in parts)
     for batch in parts:
-        (nll_sum(adapter.decoder, batch) / count).backward()
+        (adapter.decoder.nll_sum(PackedInputs.of(batch, adapter.decoder.device)) / count).backward()
     return adapter.flat_grad.clone()
 
 
@@ -70,12 +75,12 @@ def test_packed_equals_separate(adapter: LoraAdapter) -> None:
     assert error(gradient(adapter, batches(rows, [range(16)])), one_by_one) < BOUND
 
 
+@pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("budget", [30, 47, 90, 150, 10_000])
-def test_any_token_budget(adapter: LoraAdapter, budget: int) -> None:
+def test_any_token_budget(adapter: LoraAdapter, budget: int, share: bool) -> None:
     rows = samples()
     whole = gradient(adapter, batches(rows, [range(16)]))
-    groups = pack([len(row.input_ids) for row in rows], budget)
-    assert error(gradient(adapter, batches(rows, groups)), whole) < BOUND
+    assert error(gradient(adapter, pack(rows, range(16), budget, share=share)), whole) < BOUND
 
 
 @pytest.mark.parametrize("microbatch", [1, 2, 4, 8, 16])
@@ -92,7 +97,8 @@ def test_mean_of_means_is_not_the_same(adapter: LoraAdapter) -> None:
     whole = gradient(adapter, batches(rows, [range(16)]))
     adapter.flat_grad.zero_()
     for batch in batches(rows, [range(i, i + 4) for i in range(0, 16, 4)]):
-        (nll_sum(adapter.decoder, batch) / batch.num_loss_tokens / 4).backward()
+        inputs = PackedInputs.of(batch, adapter.decoder.device)
+        (adapter.decoder.nll_sum(inputs) / batch.num_loss_tokens / 4).backward()
     assert error(adapter.flat_grad, whole) > 1e-3
 
 
@@ -138,8 +144,11 @@ def test_a_step_leaves_the_base_alone(adapter: LoraAdapter) -> None:
     before = {name: buffer.clone() for name, buffer in adapter.decoder.named_buffers()}
     flat = adapter.flat.clone()
     optimizer = FlatAdamW(adapter, TrainSection())
-    result = train_step(adapter.decoder, optimizer, batches(samples(), [range(16)]), 1e-3, 1.0)
+    rows = samples()
+    result = train_step(adapter.decoder, optimizer, pack(rows, range(16), 10_000), 1e-3, 1.0)
     assert all(torch.equal(before[name], buffer) for name, buffer in adapter.decoder.named_buffers())
     assert not torch.equal(flat, adapter.flat)
     assert result.grad_norm > 0
     assert result.num_samples == 16
+    assert result.num_tokens == sum(len(row.input_ids) for row in rows)
+    assert result.num_executed_tokens == result.num_tokens - 7 * 17  # the header of eight rows, once

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from strop.data.pack import collate, pack
+from strop.data.pack import pack
 from strop.data.sampler import step_samples
 from strop.data.store import Sample
 from strop.model.lora import LoraAdapter
@@ -25,11 +25,16 @@ SECTION = TrainSection(
 
 
 def rows() -> list[Sample]:
+    """Random rows, every other one with one of two beginnings."""
     random = np.random.default_rng(0)
+    heads = random.integers(3, 128, (2, 18))
     made = []
-    for _ in range(COUNT):
+    for i in range(COUNT):
         length = int(random.integers(4, 24))
         ids = random.integers(3, 128, length).astype(np.int32)
+        if i % 2:
+            ids = np.concatenate([heads[i % 4 // 2], ids]).astype(np.int32)
+            length += 18
         made.append(Sample(ids, np.arange(length) >= length // 2))
     return made
 
@@ -39,8 +44,7 @@ def ours(folder: Path, samples: list[Sample], section: TrainSection) -> tuple[li
     optimizer, losses = FlatAdamW(adapter, section), []
     for step in range(STEPS):
         chosen = step_samples(step, COUNT, BATCH, 1.0, STEPS, 0).tolist()
-        groups = pack([len(samples[i].input_ids) for i in chosen], 60)
-        batches = [collate([samples[chosen[i]] for i in group], group) for group in groups]
+        batches = pack([samples[i] for i in chosen], chosen, 60)
         rate = learning_rate(step, section, STEPS)
         losses.append(train_step(adapter.decoder, optimizer, batches, rate, section.max_grad_norm).loss)
     return losses, adapter

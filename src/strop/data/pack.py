@@ -1,76 +1,116 @@
-"""Samples -> packed microbatches under a token budget: no padding, no sample cut, no state.
+"""Samples -> packed microbatches under a token budget: no padding, no sample cut, no state, no prefix twice.
 
-samples   [a a a a] [b b] [c c c]              budget 8
-batches   a a a a c c c | b b                  labels point at the next token of the same sample
+samples   [h h a a] [h h b] [c c c]              budget 8
+batches   h h a a b | c c c                      labels point at the next token of the same sample
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from strop.data.prefix import Tree, fit, sort_by_prefix
 from strop.data.store import Sample
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A microbatch: T tokens of S samples, one after the other, on the host.
+    """A microbatch on the host: T tokens, those of the nodes of its samples' prefix tree (see `data.prefix`).
 
     Attributes:
-        input_ids: int64 (T,).
-        lengths: Tokens of each sample; they add up to T.
-        learned: int64 indices of the positions whose next token is learned; never a sample's last position.
-        labels: int64, that next token, one for each entry of `learned`.
+        input_ids: int64 (T,), nodes in depth-first pre-order.
+        lengths: Tokens of each node; they add up to T.
+        parents: Index of each node's parent, always smaller than its own; -1 for a root.
+        sample_lengths: For each node the length of the longest sample that runs through it.
+        learned: int64 (R,), ascending: the positions that predict at least one learned token.
+        label_rows: int64 (E,), non-decreasing: for each label its position's index in `learned`.
+        labels: int64 (E,), the token to predict; no position has the same one twice.
+        weights: float32 (E,), how many samples learn that label at that position.
         samples: Index in the store of each packed sample, for error messages.
+        num_sample_tokens: Tokens of the samples as the user has them; T counts shared ones once.
     """
 
     input_ids: NDArray[np.int64]
     lengths: tuple[int, ...]
+    parents: tuple[int, ...]
+    sample_lengths: tuple[int, ...]
     learned: NDArray[np.int64]
+    label_rows: NDArray[np.int64]
     labels: NDArray[np.int64]
+    weights: NDArray[np.float32]
     samples: tuple[int, ...]
+    num_sample_tokens: int
 
     @property
     def num_loss_tokens(self) -> int:
-        """Tokens that count in the loss."""
-        return len(self.labels)
+        """Learned tokens of the samples: what the loss counts."""
+        return int(self.weights.sum(dtype=np.float64))
 
 
-def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Group samples into microbatches of at most `max_tokens`, as few as first-fit decreasing finds.
+def pack(
+    samples: Sequence[Sample],
+    indices: Sequence[int],
+    max_tokens: int,
+    *,
+    share: bool = True,
+    long_from: int | None = None,
+) -> list[Batch]:
+    """Pack samples into microbatches in which at most `max_tokens` tokens are computed.
 
-    Longest first, each into the first microbatch with room; ties keep their order. A sample longer than the budget
-    gets a microbatch of its own. Within 11/9 of the fewest possible (Johnson 1973).
-
-    Returns:
-        Positions in `lengths`, ascending inside each microbatch.
+    Args:
+        samples: In any order. One longer than the budget gets a microbatch of its own.
+        indices: Their indices in the store.
+        max_tokens: Budget of a microbatch.
+        share: Compute a common prefix once. False keeps every sample whole, and their order.
+        long_from: See `sort_by_prefix`.
     """
-    groups: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        for group, left in enumerate(room):
-            if lengths[i] <= left:
-                groups[group].append(i)
-                room[group] -= lengths[i]
-                break
-        else:
-            groups.append([i])
-            room.append(max_tokens - lengths[i])
-    return [sorted(group) for group in groups]
+    if share:
+        order, shared = sort_by_prefix([sample.input_ids for sample in samples], long_from)
+    else:
+        order, shared = list(range(len(samples))), [0] * len(samples)
+    lengths = [len(samples[i].input_ids) for i in order]
+    batches = []
+    for start, tree in fit(lengths, shared, max_tokens):
+        run = order[start : start + len(tree.last_node)]
+        batches.append(_batch([samples[i] for i in run], tuple(indices[i] for i in run), tree))
+    return batches
 
 
-def collate(samples: Iterable[Sample], indices: Iterable[int]) -> Batch:
-    """One microbatch of these samples, in this order.
+def _batch(samples: Sequence[Sample], indices: tuple[int, ...], tree: Tree) -> Batch:
+    """The microbatch of a tree's samples. L counts their tokens one sample after the other."""
+    ids_L = np.concatenate([sample.input_ids for sample in samples]).astype(np.int64)
+    learned_L = np.concatenate([sample.learned for sample in samples])
+    lengths = np.subtract(tree.ends, tree.begins)
+    place_L = _places(lengths, tree)
+    input_ids = np.empty(tree.num_tokens, np.int64)
+    input_ids[place_L] = ids_L  # a shared place is written once for each of its samples, always with the same token
 
-    The first token of a sample is never predicted: nothing comes before it.
-    """
-    ids, lengths, learned, start = [], [], [], 0
-    for sample in samples:
-        ids.append(sample.input_ids)
-        lengths.append(len(sample.input_ids))
-        learned.append(start + np.flatnonzero(sample.learned[1:]))
-        start += lengths[-1]
-    input_ids = np.concatenate(ids).astype(np.int64)
-    positions = np.concatenate(learned).astype(np.int64)
-    return Batch(input_ids, tuple(lengths), positions, input_ids[positions + 1], tuple(indices))
+    ends = np.cumsum([len(sample.input_ids) for sample in samples])
+    learned_L[[0, *ends[:-1]]] = False  # nothing comes before a sample's first token that could predict it
+    targets = np.flatnonzero(learned_L)
+    # Place and label as one number: equal ones are one label of several samples, and sorting orders them by place.
+    pairs, counts = np.unique(place_L[targets - 1] << 32 | ids_L[targets], return_counts=True)
+    places = pairs >> 32
+    is_new = np.diff(places, prepend=-1) > 0
+    return Batch(
+        input_ids=input_ids,
+        lengths=tuple(lengths.tolist()),
+        parents=tree.parents,
+        sample_lengths=tree.longest,
+        learned=places[is_new],
+        label_rows=np.cumsum(is_new) - 1,
+        labels=pairs & 0xFFFFFFFF,
+        weights=counts.astype(np.float32),
+        samples=indices,
+        num_sample_tokens=len(ids_L),
+    )
+
+
+def _places(lengths: NDArray[np.int64], tree: Tree) -> NDArray[np.int64]:
+    """Where each token of each sample is in the microbatch."""
+    nodes = np.array([node for sample in range(len(tree.last_node)) for node in tree.path(sample)])
+    sizes = lengths[nodes]
+    starts_before = (np.cumsum(lengths) - lengths)[nodes] - (np.cumsum(sizes) - sizes)
+    places: NDArray[np.int64] = np.repeat(starts_before, sizes) + np.arange(sizes.sum())
+    return places

@@ -68,12 +68,12 @@ def stream(
     final_B = torch.tensor(lengths, device=device) + max_new_tokens
     cache = KVCache(decoder.config, len(prompts), int(final_B.max()), decoder.dtype, device)
 
-    packing = Packing.of(lengths, device)
+    packing = Packing.of(lengths)
     ids_T = torch.tensor([token for prompt in prompts for token in prompt], device=device)
-    positions_T = torch.cat([torch.arange(length) for length in lengths]).to(device)
+    positions_T = packing.positions().to(device)
     final_T = final_B.repeat_interleave(torch.tensor(lengths, device=device))
     hidden_TD = decoder.hidden_states(ids_T, positions_T, final_T, cache.reading(packing))
-    hidden_BD = hidden_TD[packing.cu_seqlens[1:].long() - 1]
+    hidden_BD = hidden_TD[torch.tensor(packing.subtree_ends, device=device) - 1]
 
     active = list(range(len(prompts)))
     for count in range(1, max_new_tokens + 1):

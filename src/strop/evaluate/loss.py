@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from strop.data.pack import collate, pack
+from strop.data.pack import pack
 from strop.data.store import SampleStore
 from strop.model.decoder import Decoder
-from strop.ops.attention import Packing
+from strop.model.inputs import PackedInputs
 
 _SAMPLES_AT_A_TIME = 1024
 
@@ -31,7 +31,7 @@ class HeldOutLoss:
 def held_out_loss(
     decoder: Decoder, store: SampleStore, max_tokens: int, check_stop: Callable[[], None] = lambda: None
 ) -> HeldOutLoss:
-    """Evaluate every sample of `store`, packed under `max_tokens` a microbatch.
+    """Evaluate every sample of `store`, packed under `max_tokens` computed tokens a microbatch.
 
     Args:
         decoder: With or without its LoRA terms enabled.
@@ -44,14 +44,10 @@ def held_out_loss(
     total, count = 0.0, 0
     for start in range(0, len(store), _SAMPLES_AT_A_TIME):
         indices = range(start, min(start + _SAMPLES_AT_A_TIME, len(store)))
-        for group in pack([int(store.lengths[i]) for i in indices], max_tokens):
+        samples = [store[i] for i in indices]
+        for batch in pack(samples, indices, max_tokens, long_from=decoder.config.rope.long_from):
             check_stop()
-            chosen = [indices[i] for i in group]
-            batch = collate((store[i] for i in chosen), chosen)
-            ids, learned, labels = (
-                torch.from_numpy(x).to(decoder.device) for x in (batch.input_ids, batch.learned, batch.labels)
-            )
-            total += decoder.nll_sum(ids, Packing.of(batch.lengths, decoder.device), learned, labels).item()
+            total += decoder.nll_sum(PackedInputs.of(batch, decoder.device)).item()
             count += batch.num_loss_tokens
     decoder.train(was_training)
     return HeldOutLoss(total / count, count)

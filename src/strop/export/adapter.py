@@ -123,6 +123,6 @@ def _probe(adapter: LoraAdapter) -> Tensor:
     training = decoder.training
     decoder.eval()
     ids_T = torch.arange(16, device=decoder.device) * 7 % decoder.config.vocab_size
-    logits_TV = decoder.logits(decoder.packed_hidden_states(ids_T, Packing.of((16,), decoder.device)))
+    logits_TV = decoder.logits(decoder.packed_hidden_states(ids_T, Packing.of((16,))))
     decoder.train(training)
     return logits_TV

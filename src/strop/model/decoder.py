@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from strop.model.families import DecoderConfig
+from strop.model.inputs import PackedInputs
 from strop.model.rope import RotaryTable
 from strop.ops.attention import Packing, attention
 from strop.ops.frozen_linear import FrozenWeight, frozen_linear
@@ -157,33 +158,27 @@ class Decoder(nn.Module):
         return rms_norm(x_TD, self.final_norm, self.config.rms_norm_eps)
 
     def packed_hidden_states(self, input_ids_T: Tensor, packing: Packing) -> Tensor:
-        """`hidden_states` of packed samples, each attending to itself alone."""
-        starts_S, ends_S = packing.cu_seqlens[:-1].long(), packing.cu_seqlens[1:].long()
-        lengths_S, total = ends_S - starts_S, input_ids_T.shape[0]
-        starts_T = torch.repeat_interleave(starts_S, lengths_S, output_size=total)
-        lengths_T = torch.repeat_interleave(lengths_S, lengths_S, output_size=total)
-        positions_T = torch.arange(total, device=input_ids_T.device) - starts_T
-        return self.hidden_states(input_ids_T, positions_T, lengths_T, attend_packed(packing))
+        """`hidden_states` of packed samples that share nothing, each attending to itself alone."""
+        assert packing.is_flat, "the length of a shared node's sample is not known here"
+        lengths_S, device = torch.tensor(packing.lengths), input_ids_T.device
+        lengths_T = lengths_S.repeat_interleave(lengths_S).to(device)
+        return self.hidden_states(input_ids_T, packing.positions().to(device), lengths_T, attend_packed(packing))
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Next-token logits (T, V)."""
         return frozen_linear(hidden_TD, self.head)
 
-    def nll_sum(self, input_ids_T: Tensor, packing: Packing, learned_T: Tensor, labels_T: Tensor) -> Tensor:
-        """Sum of -log p over the learned positions of packed samples, a scalar in float32 or wider.
-
-        Args:
-            input_ids_T: int64 token ids of all samples.
-            packing: How they divide into samples.
-            learned_T: int64 indices of the positions that predict a learned token.
-            labels_T: int64, the token that each of those must predict.
-        """
-        hidden_TD = self.packed_hidden_states(input_ids_T, packing)
-        return linear_cross_entropy(hidden_TD.index_select(0, learned_T), self.head, labels_T)
+    def nll_sum(self, inputs: PackedInputs) -> Tensor:
+        """Sum of -log p over the learned tokens of a microbatch's samples, a scalar in float32 or wider."""
+        attend = attend_packed(inputs.packing)
+        hidden_TD = self.hidden_states(inputs.input_ids_T, inputs.positions_T, inputs.sample_lengths_T, attend)
+        # learned_R names no position twice, so the backward of index_select never adds two values in one place.
+        hidden_RD = hidden_TD.index_select(0, inputs.learned_R)
+        return linear_cross_entropy(hidden_RD, self.head, inputs.label_rows_E, inputs.labels_E, inputs.weights_E)
 
 
 def attend_packed(packing: Packing) -> Attend:
-    """Attention of packed samples, each to itself."""
+    """Attention of packed samples, each to itself and the prefix that it shares."""
 
     def attend(layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, window: int | None) -> Tensor:
         return attention(q_TNH, k_TKH, v_TKH, packing, window)

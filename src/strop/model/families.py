@@ -40,6 +40,11 @@ class RopeConfig:
     original_positions: int
     attention_factor: float = 1.0
 
+    @property
+    def long_from(self) -> int | None:
+        """Samples longer than this are turned differently (longrope); None where length makes no difference."""
+        return self.original_positions if self.kind == "longrope" else None
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:

@@ -22,7 +22,7 @@ class RotaryTable(nn.Module):
     def __init__(self, config: RopeConfig) -> None:
         super().__init__()
         self.attention_factor = config.attention_factor
-        self.original_positions = config.original_positions
+        self.long_from = config.long_from
         exponents = torch.arange(0, config.width, 2, dtype=torch.int64).float() / config.width
         inv_freq = 1.0 / config.theta**exponents
         long_inv_freq = inv_freq
@@ -36,7 +36,6 @@ class RotaryTable(nn.Module):
                 1.0 / (short * config.theta**exponents),
                 1.0 / (long * config.theta**exponents),
             )
-        self.has_long = config.kind == "longrope"
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.register_buffer("long_inv_freq", long_inv_freq, persistent=False)
 
@@ -49,8 +48,8 @@ class RotaryTable(nn.Module):
             dtype: The type of the result.
         """
         inv_freq = self.inv_freq
-        if self.has_long:
-            is_long = (sample_lengths_T > self.original_positions)[:, None]
+        if self.long_from is not None:
+            is_long = (sample_lengths_T > self.long_from)[:, None]
             inv_freq = torch.where(is_long, self.long_inv_freq, self.inv_freq)
         angles = positions_T[:, None].float() * inv_freq
         return (angles.cos() * self.attention_factor).to(dtype), (angles.sin() * self.attention_factor).to(dtype)

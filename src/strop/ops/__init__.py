@@ -7,4 +7,6 @@ Shape letters, here and in `model`:
     F  feed-forward width                 N  query heads             K  key/value heads
     H  head width                         V  vocabulary              R  LoRA rank
     I  input width of a linear            O  output width of a linear
+    E  labels of a microbatch             R  in the loss: positions that have labels
+    P  positions of a path in the tree    L  those of its last node
 """

@@ -1,9 +1,12 @@
 """The loss from hidden states, without ever holding all the logits.
 
-The gradient of the loss with respect to a chunk's logits is softmax - onehot, known as soon as the chunk's logits
-are; so the forward goes on to grad_hidden = (softmax - onehot) W at once and drops the logits. What is kept for
-the backward is one (T, D) tensor, which the backward scales. Same idea as Liger's fused linear cross-entropy
+The gradient of the loss with respect to a chunk's logits is weight * (softmax - onehot), known as soon as the chunk's
+logits are; so the forward goes on to grad_hidden = (softmax - onehot) W at once and drops the logits. What is kept for
+the backward is one (R, D) tensor, which the backward scales. Same idea as Liger's fused linear cross-entropy
 (Hsu et al. 2024, arXiv 2410.10989), for a head that is frozen.
+
+A position that several samples share may have several labels, one for each way in which they go on. Its gradient is
+(sum of its weights) * softmax - sum of weight * onehot(label).
 """
 
 from typing import Any
@@ -17,39 +20,52 @@ _LOGITS_BYTES = 256 << 20
 """Float32 logits held at a time: large enough to fill a GPU, small beside the activations of the layers."""
 
 
-def linear_cross_entropy(hidden_TD: Tensor, head: FrozenWeight, labels_T: Tensor) -> Tensor:
-    """Sum over tokens of -log softmax(hidden W^T)[label], a scalar in float32 or wider.
+def linear_cross_entropy(
+    hidden_RD: Tensor, head: FrozenWeight, rows_E: Tensor, labels_E: Tensor, weights_E: Tensor
+) -> Tensor:
+    """Sum over entries of weight * -log softmax(hidden W^T)[row, label], a scalar in float32 or wider.
 
     Args:
-        hidden_TD: Final hidden states of the positions that are learned, and of no others.
+        hidden_RD: Final hidden states of the positions that are learned, and of no others.
         head: The output projection, (V, D).
-        labels_T: int64, the token each position must predict. Unlike the reference, no label may be ignored:
-            callers drop those positions before the last projection.
+        rows_E: int64, the row of `hidden_RD` that each entry belongs to. Every row has an entry.
+        labels_E: int64, the token it must predict; no row has the same one twice.
+        weights_E: How often it counts: whole numbers from 1 on.
     """
-    return _LinearCrossEntropy.apply(hidden_TD, head, labels_T)  # type: ignore[no-any-return, no-untyped-call]
+    return _LinearCrossEntropy.apply(hidden_RD, head, rows_E, labels_E, weights_E)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_TD: Tensor, head: FrozenWeight, labels_T: Tensor) -> Tensor:
-        wide = torch.promote_types(hidden_TD.dtype, torch.float32)
-        total = torch.zeros((), dtype=wide, device=hidden_TD.device)
-        grad_TD = torch.empty_like(hidden_TD) if ctx.needs_input_grad[0] else None
+    def forward(
+        ctx: Any, hidden_RD: Tensor, head: FrozenWeight, rows_E: Tensor, labels_E: Tensor, weights_E: Tensor
+    ) -> Tensor:
+        wide = torch.promote_types(hidden_RD.dtype, torch.float32)
+        total = torch.zeros((), dtype=wide, device=hidden_RD.device)
+        grad_RD = torch.empty_like(hidden_RD) if ctx.needs_input_grad[0] else None
+        weights_E = weights_E.to(wide)
+        # Entries of one row meet here, and atomics add in any order; sums of whole numbers are exact in every order.
+        log_weight_R = total.new_zeros(hidden_RD.shape[0]).index_add_(0, rows_E, weights_E).log_()
         chunk = max(1, _LOGITS_BYTES // (4 * head.weight.shape[0]))
-        for start in range(0, hidden_TD.shape[0], chunk):
+        for start in range(0, hidden_RD.shape[0], chunk):
             rows = slice(start, start + chunk)
-            logits_TV = head.project(hidden_TD[rows]).to(wide)
-            labels = labels_T[rows, None]
-            log_norm = logits_TV.logsumexp(-1, keepdim=True)
-            total += (log_norm - logits_TV.gather(1, labels)).sum()
-            if grad_TD is not None:
-                probabilities = logits_TV.sub_(log_norm).exp_()
-                probabilities.scatter_add_(1, labels, probabilities.new_full(labels.shape, -1.0))
-                grad_TD[rows] = head.backproject(probabilities.to(hidden_TD.dtype))
-        ctx.save_for_backward(grad_TD)
+            logits_CV = head.project(hidden_RD[rows]).to(wide)
+            # Which entries are this chunk's only the device knows, and asking it would stop the host. So all of them
+            # take part, those of other chunks with weight 0.
+            row_E = (rows_E - start).clamp(0, logits_CV.shape[0] - 1)
+            weight_E = weights_E * (row_E == rows_E - start)
+            log_norm_C = logits_CV.logsumexp(-1)
+            total += ((log_norm_C[row_E] - logits_CV[row_E, labels_E]) * weight_E).sum()
+            if grad_RD is not None:
+                # weight * softmax = exp(logit - log norm + log weight): no pass of its own over the logits
+                grad_CV = logits_CV.sub_((log_norm_C - log_weight_R[rows])[:, None]).exp_()
+                # Each place is met by one entry of this chunk and perhaps by zeros, so the order cannot show.
+                grad_CV.view(-1).index_add_(0, row_E * logits_CV.shape[1] + labels_E, weight_E, alpha=-1)
+                grad_RD[rows] = head.backproject(grad_CV.to(hidden_RD.dtype))
+        ctx.save_for_backward(grad_RD)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (grad_TD,) = ctx.saved_tensors
-        return grad_TD * grads[0].to(grad_TD.dtype), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (grad_RD,) = ctx.saved_tensors
+        return grad_RD * grads[0].to(grad_RD.dtype), None, None, None, None

@@ -6,8 +6,6 @@ Nothing here is called in training; the tests compare the fast forms with it, in
 import torch
 from torch import Tensor
 
-IGNORE_INDEX = -100
-
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Root mean square norm over the last axis (Zhang and Sennrich 2019, arXiv 1910.07467, equation 4).
@@ -36,22 +34,43 @@ def swiglu(gate_up_T2F: Tensor) -> Tensor:
     return torch.nn.functional.silu(gate_TF) * up_TF
 
 
-def attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, lengths: tuple[int, ...], window: int | None) -> Tensor:
+def attention(
+    q_TNH: Tensor,
+    k_TKH: Tensor,
+    v_TKH: Tensor,
+    lengths: tuple[int, ...],
+    window: int | None,
+    parents: tuple[int, ...] | None = None,
+) -> Tensor:
     """Causal attention inside each packed sample, softmax(q k^T / sqrt(H)) v; samples never see each other.
 
+    Where samples share a prefix they are a tree of nodes: a token sees those before it in its own node, and all of
+    the nodes on the way to the root.
+
     Args:
-        q_TNH: Queries, packed one sample after the other; N is a multiple of K.
+        q_TNH: Queries, packed one node after the other; N is a multiple of K.
         k_TKH: Keys, likewise.
         v_TKH: Values, likewise.
-        lengths: Tokens of each sample; they add up to T.
-        window: A query sees itself and the `window - 1` tokens before it; None sees all before it.
+        lengths: Tokens of each node; they add up to T.
+        window: A query sees itself and the `window - 1` tokens before it in the sample; None sees all before it.
+        parents: Index of each node's parent, smaller than its own, or -1. None: every node is a sample of its own.
     """
     total, num_heads, width = q_TNH.shape
-    sample = torch.repeat_interleave(torch.tensor(lengths, device=q_TNH.device))
-    position = torch.arange(total, device=q_TNH.device)
-    visible = (sample[:, None] == sample[None, :]) & (position[:, None] >= position[None, :])
+    nodes = len(lengths)
+    above = torch.eye(nodes, dtype=torch.bool)  # above[i, j]: j is i or one of its ancestors
+    depth = torch.zeros(nodes, dtype=torch.int64)
+    for node, parent in enumerate(parents or ()):
+        if parent >= 0:
+            above[node] |= above[parent]
+            depth[node] = depth[parent] + lengths[parent]
+    node_T = torch.repeat_interleave(torch.tensor(lengths))
+    start = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
+    position_T = torch.arange(total) - start[node_T] + depth[node_T]
+    distance = position_T[:, None] - position_T[None, :]
+    visible = above[node_T][:, node_T] & (distance >= 0)
     if window is not None:
-        visible &= position[:, None] - position[None, :] < window
+        visible &= distance < window
+    visible = visible.to(q_TNH.device)
     groups = num_heads // k_TKH.shape[1]
     k_TNH, v_TNH = (x.repeat_interleave(groups, dim=1) for x in (k_TKH, v_TKH))
     scores = torch.einsum("qnh,knh->nqk", q_TNH, k_TNH) * width**-0.5
@@ -84,8 +103,10 @@ def lora_linear(
     return y_TO + delta
 
 
-def linear_cross_entropy(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor) -> Tensor:
-    """Sum over tokens of -log softmax(hidden W^T)[label]; tokens labelled IGNORE_INDEX count nothing."""
-    logits_TV = torch.nn.functional.linear(hidden_TD, weight_VD)
-    wide = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
-    return torch.nn.functional.cross_entropy(wide, labels_T, ignore_index=IGNORE_INDEX, reduction="sum")
+def linear_cross_entropy(
+    hidden_RD: Tensor, weight_VD: Tensor, rows_E: Tensor, labels_E: Tensor, weights_E: Tensor
+) -> Tensor:
+    """Sum over entries of weight * -log softmax(hidden W^T)[row, label]; a row may have several labels."""
+    logits_RV = torch.nn.functional.linear(hidden_RD, weight_VD)
+    log_p_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32)).log_softmax(-1)
+    return -(weights_E * log_p_RV[rows_E, labels_E]).sum()

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-from strop.data.pack import Batch, collate, pack
-from strop.data.sampler import num_steps, step_samples
 from strop.data.store import SampleStore
 from strop.errors import Interrupted, NumericsError, OutOfMemoryError
 from strop.model.lora import LoraAdapter
@@ -19,6 +17,7 @@ from strop.run.console import Reporter
 from strop.run.folder import RunFolder
 from strop.run.metrics import MetricsLog
 from strop.train.budget import tokens_per_microbatch
+from strop.train.microbatches import Microbatches
 from strop.train.optim import FlatAdamW, learning_rate
 from strop.train.step import NonFiniteError, StepResult, train_step
 
@@ -30,7 +29,7 @@ class Progress:
     Attributes:
         step: Updates made.
         seconds: Time spent training, over all attempts.
-        num_tokens: Tokens computed so far.
+        num_tokens: Tokens of the samples so far.
         evaluated_step: The step after which the held-out rows were last evaluated.
         best_loss: Lowest held-out loss.
         best_step: Where that was.
@@ -71,12 +70,13 @@ class Trainer:
         self.decoder = self.adapter.decoder
         self.decoder.gradient_checkpointing = section.gradient_checkpointing
         self.optimizer = FlatAdamW(self.adapter, section)
-        self.num_steps = num_steps(
-            len(self.store), section.samples_per_step, section.num_train_epochs, section.max_steps
-        )
         self.max_tokens = section.max_tokens_per_microbatch or tokens_per_microbatch(
             self.decoder, int(self.store.lengths.max())
         )
+        share = self.adapter.section.lora_dropout == 0
+        long_from = self.decoder.config.rope.long_from
+        self.microbatches = Microbatches(self.store, section, self.max_tokens, share, long_from)
+        self.num_steps = self.microbatches.num_steps
         self.metrics = MetricsLog(self.folder.metrics_path)
         self._best: torch.Tensor | None = None
 
@@ -140,27 +140,13 @@ class Trainer:
             return train_step(
                 self.decoder,
                 self.optimizer,
-                self._batches(step),
+                self.microbatches.of_step(step),
                 rate,
                 self.section.max_grad_norm,
                 self.check_stop,
             )
         except NonFiniteError as error:
             raise NumericsError(self._explain_non_finite(error)) from None
-
-    def _batches(self, step: int) -> list[Batch]:
-        section = self.section
-        indices = step_samples(
-            step,
-            len(self.store),
-            section.samples_per_step,
-            section.num_train_epochs,
-            section.max_steps,
-            section.seed,
-        ).tolist()
-        groups = pack([int(self.store.lengths[i]) for i in indices], self.max_tokens)
-        chosen = [[indices[i] for i in group] for group in groups]
-        return [collate((self.store[i] for i in group), group) for group in chosen]
 
     def _evaluate_if_due(self) -> None:
         """Evaluate after this step if it is time and has not been done; an interruption may have cut it off."""
@@ -195,6 +181,7 @@ class Trainer:
             "learning_rate": rate,
             "grad_norm": result.grad_norm,
             "num_tokens": result.num_tokens,
+            "num_executed_tokens": result.num_executed_tokens,
             "num_loss_tokens": result.num_loss_tokens,
             "tokens_per_second": result.num_tokens / elapsed,
             "samples_per_second": result.num_samples / elapsed,

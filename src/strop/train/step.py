@@ -4,12 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from strop.data.pack import Batch
 from strop.errors import NumericsError
 from strop.model.decoder import Decoder
-from strop.ops.attention import Packing
+from strop.model.inputs import PackedInputs
 from strop.train.optim import FlatAdamW, clip_scale
 
 
@@ -21,7 +20,8 @@ class StepResult:
         loss: Mean -log p over the learned tokens of the whole step, before the update.
         grad_norm: L2 norm of the gradient before clipping.
         num_samples: Samples in the step.
-        num_tokens: Tokens computed.
+        num_tokens: Tokens of the samples.
+        num_executed_tokens: Tokens computed: a prefix that samples of a microbatch share counts once.
         num_loss_tokens: Tokens learned.
     """
 
@@ -29,6 +29,7 @@ class StepResult:
     grad_norm: float
     num_samples: int
     num_tokens: int
+    num_executed_tokens: int
     num_loss_tokens: int
 
 
@@ -38,13 +39,6 @@ class NonFiniteError(NumericsError):
     def __init__(self, what: str, samples: tuple[int, ...]) -> None:
         super().__init__(what)
         self.samples = samples
-
-
-def nll_sum(decoder: Decoder, batch: Batch) -> Tensor:
-    """Sum of -log p over the learned tokens of a microbatch."""
-    device = decoder.device
-    ids, learned, labels = (torch.from_numpy(x).to(device) for x in (batch.input_ids, batch.learned, batch.labels))
-    return decoder.nll_sum(ids, Packing.of(batch.lengths, device), learned, labels)
 
 
 def train_step(
@@ -70,7 +64,7 @@ def train_step(
     loss = 0.0
     for batch in batches:
         check_stop()
-        mean_nll = nll_sum(decoder, batch) / num_loss_tokens
+        mean_nll = decoder.nll_sum(PackedInputs.of(batch, decoder.device)) / num_loss_tokens
         mean_nll.backward()
         if not torch.isfinite(mean_nll):
             raise NonFiniteError(f"the loss is {mean_nll.item()}", batch.samples)
@@ -84,7 +78,8 @@ def train_step(
     return StepResult(
         loss=loss,
         grad_norm=grad_norm.item(),
-        num_samples=sum(len(batch.lengths) for batch in batches),
-        num_tokens=sum(len(batch.input_ids) for batch in batches),
+        num_samples=sum(len(batch.samples) for batch in batches),
+        num_tokens=sum(batch.num_sample_tokens for batch in batches),
+        num_executed_tokens=sum(len(batch.input_ids) for batch in batches),
         num_loss_tokens=num_loss_tokens,
     )

@@ -24,11 +24,12 @@ from tiny_models import write_checkpoint
 
 
 class Rows:
-    """A store of twenty random samples, in memory."""
+    """A store of twenty random samples, in memory; they begin with `header`."""
 
-    def __init__(self) -> None:
+    def __init__(self, header: int = 0) -> None:
         random = np.random.default_rng(0)
         self._rows = [random.integers(3, 128, 6 + i % 5).astype(np.int32) for i in range(20)]
+        self._rows = [np.concatenate([np.arange(header, dtype=np.int32), row]) for row in self._rows]
         self.lengths = np.array([len(row) for row in self._rows])
 
     def __len__(self) -> int:
@@ -170,8 +171,29 @@ def test_dropout_depends_on_seed_and_step(start: Start) -> None:
         trainer.run()
         return [r["loss"] for r in read_metrics(trainer.folder.metrics_path)][-2:]
 
-    section = "strop.train.loop.step_samples"
+    section = "strop.train.microbatches.step_samples"
     with pytest.MonkeyPatch.context() as patch:  # the same rows whatever the seed
         patch.setattr(section, lambda *_: np.arange(8))
         assert dropped(1) == dropped(1)
         assert dropped(1) != dropped(2)
+
+
+def test_shared_prefixes_are_computed_once_unless_there_is_dropout(model: Path, tmp_path: Path) -> None:
+    def trained(dropout: float) -> Trainer:
+        section = TrainSection(max_steps=2, save_steps=0, per_device_train_batch_size=10, gradient_accumulation_steps=1)
+        decoder = load_decoder(model, torch.float32)
+        adapter = LoraAdapter(decoder, LoraSection(r=2, lora_dropout=dropout), seed=0)
+        folder = tmp_path / str(dropout)
+        folder.mkdir()
+        rows = Rows(header=30)
+        trainer = Trainer(adapter, rows, section, RunFolder(folder), Reporter(), None, lambda: None)  # type: ignore
+        trainer.run()
+        return trainer
+
+    shared, separate = trained(0.0), trained(0.1)
+    records = [read_metrics(trainer.folder.metrics_path)[0] for trainer in (shared, separate)]
+    assert records[0]["num_tokens"] - records[0]["num_executed_tokens"] == 9 * 30
+    assert records[1]["num_executed_tokens"] == records[1]["num_tokens"] == records[0]["num_tokens"]
+    assert shared.progress.num_tokens == separate.progress.num_tokens
+    assert shared.microbatches.sharing() == pytest.approx(20 * 38 / (20 * 8 + 2 * 30))
+    assert separate.microbatches.sharing() == 1.0
