@@ -22,11 +22,12 @@ CHUNK = 2048
 """Queries that one program adds up at most for a tile of keys."""
 
 Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """The tiles of a packing, int32; tiles with a count of zero are padding.
+    """The tiles of a packing on a device, int32; tiles with a count of zero are padding.
 
     Attributes:
         queries: (tiles, 5): first token, tokens, tokens on the path before it, where its ancestors start in `path`,
@@ -48,7 +49,7 @@ class AttentionPlan:
 
 @dataclass(frozen=True, slots=True)
 class HostPlan:
-    """`AttentionPlan` as numpy arrays without padding."""
+    """`AttentionPlan` as numpy arrays, without padding."""
 
     queries: Int32
     path: Int32
@@ -65,66 +66,51 @@ class HostPlan:
 
 def plan_attention(packing: Packing) -> HostPlan:
     """The tiles of a packing."""
-    lengths, parents = np.asarray(packing.lengths), np.asarray(packing.parents)
-    starts = np.concatenate(([0], lengths[:-1])).cumsum()
-    before, ends, path, offsets = _tree(lengths, parents, starts)
-    node, at = _tiles(lengths, QUERIES)
-    queries = (
-        starts[node] + at,
-        np.minimum(QUERIES, lengths[node] - at),
-        before[node] + at,
-        offsets[node],
-        before[node],
+    lengths, starts, depths, ends = (
+        np.asarray(x, np.int64) for x in (packing.lengths, packing.starts, packing.depths, packing.subtree_ends)
     )
+    path, offsets = _paths(packing)
+    node, at = _tiles(lengths, QUERIES)
+    count = np.minimum(QUERIES, lengths[node] - at)
+    queries = (starts[node] + at, count, depths[node] + at, offsets[node], depths[node])
     keys, sums, num_slots = _key_tiles(lengths, starts, ends)
-    positions = np.arange(lengths.sum()) + np.repeat(before - starts, lengths)
-    return HostPlan(_table(queries), path.astype(np.int32), keys, sums, positions.astype(np.int32), num_slots)
+    positions = np.arange(lengths.sum()) + np.repeat(depths - starts, lengths)
+    return HostPlan(_table(queries), path, keys, sums, positions.astype(np.int32), num_slots)
 
 
-def _tree(
-    lengths: NDArray[np.int64], parents: NDArray[np.int64], starts: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Per node: tokens before it on its path, end of its subtree; all paths of ancestors; where each node's begins."""
-    before, ends, offsets = np.zeros_like(lengths), starts + lengths, np.zeros_like(lengths)
-    paths: dict[int, NDArray[np.int64]] = {-1: np.zeros(0, np.int64)}  # of a parent, itself included
-    begins, total = {-1: 0}, 0
-    for i, parent in enumerate(parents.tolist()):
-        if parent not in paths:
-            above = paths[int(parents[parent])]
-            paths[parent] = np.concatenate((above, np.arange(starts[parent], starts[parent] + lengths[parent])))
-            begins[parent] = total
-            total += len(paths[parent])
-        before[i], offsets[i] = len(paths[parent]), begins[parent]
-    for i in range(len(parents) - 1, -1, -1):
-        if parents[i] >= 0:
-            ends[parents[i]] = max(ends[parents[i]], ends[i])
-    return before, ends, np.concatenate(list(paths.values())), offsets
+def _paths(packing: Packing) -> tuple[Int32, Int64]:
+    """The tokens of each parent's path, one list after the other, and where each node's ancestors begin in it."""
+    lists, begins, total = [np.zeros(0, np.int64)], {-1: 0}, 0
+    for parent in sorted(set(packing.parents) - {-1}):
+        begins[parent] = total
+        for node in packing.paths[parent]:
+            lists.append(np.arange(packing.starts[node], packing.starts[node] + packing.lengths[node]))
+            total += packing.lengths[node]
+    return np.concatenate(lists).astype(np.int32), np.array([begins[parent] for parent in packing.parents])
 
 
-def _key_tiles(
-    lengths: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.int64]
-) -> tuple[Int32, Int32, int]:
+def _key_tiles(lengths: Int64, starts: Int64, ends: Int64) -> tuple[Int32, Int32, int]:
     node, at = _tiles(lengths, KEYS)
     first, count, end = starts[node] + at, np.minimum(KEYS, lengths[node] - at), ends[node]
     chunks = -(-(end - first) // CHUNK)
-    many = chunks > 1
+    many, few = np.flatnonzero(chunks > 1), np.flatnonzero(chunks == 1)
+    first_slot = chunks[many].cumsum() - chunks[many]
     num_slots = int(chunks[many].sum())
     # Tiles in chunks come first: their programs run longest.
-    tile = np.concatenate((np.repeat(np.flatnonzero(many), chunks[many]), np.flatnonzero(~many)))
-    chunk = np.concatenate([np.arange(n) for n in chunks[many]] + [np.zeros((~many).sum(), np.int64)])
+    tile = np.concatenate((np.repeat(many, chunks[many]), few))
+    chunk = np.concatenate((np.arange(num_slots) - np.repeat(first_slot, chunks[many]), np.zeros_like(few)))
+    slots = np.concatenate((np.arange(num_slots), np.full_like(few, -1)))
     low = first[tile] + chunk * CHUNK
-    slots = np.concatenate((np.arange(num_slots), np.full((~many).sum(), -1)))
     keys = (first[tile], count[tile], low, np.minimum(low + CHUNK, end[tile]), slots)
-    first_slot = chunks[many].cumsum() - chunks[many]
     return _table(keys), _table((first[many], count[many], first_slot, chunks[many])), num_slots
 
 
-def _tiles(lengths: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _tiles(lengths: Int64, size: int) -> tuple[Int64, Int64]:
     """The node of each tile, and where in the node the tile starts."""
     counts = -(-lengths // size)
     node = np.repeat(np.arange(len(lengths)), counts)
     return node, (np.arange(len(node)) - np.repeat(counts.cumsum() - counts, counts)) * size
 
 
-def _table(columns: tuple[NDArray[np.int64], ...]) -> Int32:
+def _table(columns: tuple[Int64, ...]) -> Int32:
     return np.stack(columns, axis=1).astype(np.int32)

@@ -1,0 +1,135 @@
+"""What the fused decoder reads of a microbatch: one block of numbers, copied to the GPU at once.
+
+Its shapes can be padded up to a `Capacity`, so that many microbatches have the same shapes and a captured CUDA graph can
+compute all of them. Padding is made of samples of their own that nobody learns.
+"""
+
+from dataclasses import astuple, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from strop.model.inputs import HostBatch
+from strop.ops.attention import Packing
+from strop.ops.fused.attention_plan import QUERIES, AttentionPlan, plan_attention
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The shapes of a microbatch: tokens T, learned positions R, labels E, and attention's tiles."""
+
+    tokens: int
+    learned: int
+    labels: int
+    queries: int
+    path: int
+    keys: int
+    sums: int
+    slots: int
+
+    def rounded(self) -> "Capacity":
+        """The next shapes for which a graph is worth keeping: tokens within 3%, the cheaper rest within 12%."""
+        rest = (_round_up(x, 3) for x in astuple(self)[1:])
+        return Capacity(_round_up(self.tokens, 5, 64), *rest)
+
+
+def _round_up(count: int, bits: int, least: int = 16) -> int:
+    """The next multiple of the count's power of two over 2^bits, or of `least`; zero stays zero."""
+    step = max(least, 1 << max(0, count.bit_length() - 1 - bits))
+    return -(-count // step) * step
+
+
+@dataclass(frozen=True, slots=True)
+class FusedInputs:
+    """A microbatch on its device, all integers int32; see `model.inputs.PackedInputs` and `AttentionPlan`.
+
+    Attributes:
+        input_ids_T: Token ids.
+        sample_lengths_T: Length of the sample that each token belongs to.
+        plan: Attention's tiles.
+        learned_R: Positions that predict a learned token; T is padding.
+        label_offsets: (R + 1,) where each learned position's labels start.
+        labels_E: Tokens to predict.
+        weights_E: float32, how many samples learn each; 0 is padding.
+    """
+
+    input_ids_T: Tensor
+    sample_lengths_T: Tensor
+    plan: AttentionPlan
+    learned_R: Tensor
+    label_offsets: Tensor
+    labels_E: Tensor
+    weights_E: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class InputBlock:
+    """A microbatch as one int32 array on the host, and the shapes by which it is read."""
+
+    numbers: NDArray[np.int32]
+    capacity: Capacity
+
+    @classmethod
+    def of(cls, batch: HostBatch, *, padded: bool) -> "InputBlock":
+        """A microbatch, in its own shapes or padded to the next `Capacity.rounded`."""
+        exact = len(batch.input_ids)
+        tokens = _round_up(exact, 5, 64) if padded else exact
+        filler = [min(QUERIES, tokens - start) for start in range(exact, tokens, QUERIES)]
+        packing = Packing.of((*batch.lengths, *filler), (*batch.parents, *[-1] * len(filler)))
+        plan = plan_attention(packing)
+        capacity = Capacity(
+            tokens,
+            len(batch.learned),
+            len(batch.labels),
+            len(plan.queries),
+            len(plan.path),
+            len(plan.keys),
+            len(plan.sums),
+            plan.num_slots,
+        )
+        capacity = capacity.rounded() if padded else capacity
+        offsets = np.searchsorted(batch.label_rows, np.arange(capacity.learned + 1))
+        arrays = (
+            _fill(batch.input_ids, tokens),
+            _fill(np.repeat(batch.sample_lengths, batch.lengths), tokens, 1),
+            _fill(plan.queries, capacity.queries),
+            _fill(plan.path, capacity.path),
+            _fill(plan.keys, capacity.keys),
+            _fill(plan.sums, capacity.sums),
+            plan.positions,
+            _fill(batch.learned, capacity.learned, tokens),
+            offsets,
+            _fill(batch.labels, capacity.labels),
+            _fill(batch.weights.view(np.int32), capacity.labels),
+        )
+        return cls(np.concatenate([x.astype(np.int32, copy=False).reshape(-1) for x in arrays]), capacity)
+
+    def host_tensor(self, device: torch.device) -> Tensor:
+        """The block, in memory that a GPU can copy from on its own."""
+        tensor = torch.from_numpy(self.numbers)
+        return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def read_inputs(block: Tensor, capacity: Capacity) -> FusedInputs:
+    """Views of an input block on its device."""
+    c = capacity
+    shapes = (
+        (c.tokens,), (c.tokens,), (c.queries, 5), (c.path,), (c.keys, 5), (c.sums, 4), (c.tokens,),
+        (c.learned,), (c.learned + 1,), (c.labels,), (c.labels,),
+    )  # fmt: skip
+    parts = block.split([int(np.prod(shape)) for shape in shapes])
+    ids, lengths, queries, path, keys, sums, positions, learned, offsets, labels, weights = (
+        part.view(shape) for part, shape in zip(parts, shapes, strict=True)
+    )
+    plan = AttentionPlan(queries, path, keys, sums, positions, c.slots)
+    return FusedInputs(ids, lengths, plan, learned, offsets, labels, weights.view(torch.float32))
+
+
+def _fill(array: NDArray[np.generic], length: int, value: int = 0) -> NDArray[np.generic]:
+    """An array lengthened to `length` rows of `value`."""
+    if len(array) == length:
+        return array
+    rest = np.full((length - len(array), *array.shape[1:]), value, array.dtype)
+    return np.concatenate((array, rest))
