@@ -1,11 +1,12 @@
 """strop's training step on Phi-3-mini's exact shape with random weights, beside the limit of the matrix products.
 
-    python benchmarks/throughput.py --rows data/census/train.jsonl [--batch 8 128] [--steps 20] [--profile]
+    python benchmarks/throughput.py [--workload census | long | --rows FILE] [--batch 8 128] [--steps 20] [--profile]
 
 For each batch, first with the ops in plain PyTorch and then with the Triton kernels, on the same weights and rows:
 samples/s, real tokens/s, the share of the bf16 matrix-product rate measured in the same process, peak memory, and the
 first and last loss with the gradient norm, which show that the same was trained. Floating-point operations are those of
-the frozen matrices, forward and input gradient, and nothing else: 4 for each weight and token.
+the frozen matrices, forward and input gradient, and nothing else: 4 for each weight and token. With --json they also
+go to a file that peers.py prints in one table with other trainers.
 """
 
 import argparse
@@ -20,11 +21,12 @@ from unittest.mock import patch
 
 import torch
 
-from random_checkpoint import LAYOUTS, PHI3_MINI, TOKENIZER
+import report
+import workloads
+from random_checkpoint import LAYOUTS, PHI3_MINI
 from strop.data.pack import collate, pack
 from strop.data.sampler import step_samples
-from strop.data.store import SampleStore, Settings, open_or_build
-from strop.data.template import load_template
+from strop.data.store import SampleStore
 from strop.model.families import DecoderConfig, read_config
 from strop.model.lora import LoraAdapter
 from strop.model.weights import build_decoder, group_modules
@@ -103,14 +105,15 @@ class Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=Path, required=True)
+    workloads.add_arguments(parser)
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 128])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--profile", action="store_true", help="print the kernels of one step of the last batch")
+    parser.add_argument("--json", type=Path, help="append the figures to this file, a line of JSON each")
     arguments = parser.parse_args()
 
-    template = load_template(TOKENIZER, "alpaca", "alpaca")
-    store = open_or_build([arguments.rows], template, Settings("alpaca", 2048))
+    workload = arguments.rows.stem if arguments.rows else arguments.workload
+    store = workloads.open_workload(workload, arguments.rows)
     config = read_config(PHI3_MINI | LAYOUTS["split"])
     limit = gemm_rate()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; bf16 matrix products {limit / 1e12:.0f} TFLOP/s")
@@ -132,6 +135,19 @@ def main() -> None:
             f"{torch.cuda.max_memory_allocated() / 2**30:8.1f}  {results[0].loss:7.3f}..{results[-1].loss:.3f}  "
             f"{min(norms):.2f} to {max(norms):.2f}"
         )
+        figures = {
+            "workload": workload,
+            "system": f"strop, {ops} ops",
+            "setting": f"batch {batch}",
+            "samples_per_s": batch * arguments.steps / seconds,
+            "tokens_per_s": tokens / seconds,
+            "executed_tokens_per_s": tokens / seconds,  # no padding
+            "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+            "loss_first": results[0].loss,
+            "loss_last": results[-1].loss,
+            "grad_norm_last": norms[-1],
+        }
+        report.append(arguments.json, figures)
     if arguments.profile:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             run.step(WARMUP + arguments.steps)
