@@ -86,14 +86,11 @@ def flash_attn_func(
     _reject(dropout_p, softcap, alibi_slopes, return_attn_probs, None)
     if _window(causal, window_size, k.shape[1])[0] != -1:
         raise NotImplementedError("a sliding window shorter than the sequence")
+    if q.shape[2] != k.shape[2]:  # enable_gqa would not be a constant under torch.compile
+        k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for x in (k, v))
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         out = torch.nn.functional.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            is_causal=causal,
-            scale=softmax_scale,
-            enable_gqa=q.shape[2] != k.shape[2],
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=causal, scale=softmax_scale
         )
     return out.transpose(1, 2)
 

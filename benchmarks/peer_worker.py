@@ -123,7 +123,7 @@ def load_unsloth(job: Job, setting: Job) -> tuple[Any, Any]:
         max_seq_length=job["max_length"],
         dtype=torch.bfloat16,
         load_in_4bit=job["system"] == "unsloth-recipe",
-        load_in_fp8=job["system"] == "unsloth-fp8",
+        **({"load_in_fp8": True} if job["system"] == "unsloth-fp8" else {}),
         use_gradient_checkpointing=setting["checkpointing"],
     )
     model = FastLanguageModel.get_peft_model(
@@ -198,7 +198,10 @@ def train(job: Job, setting: Job, model: Any, tokenizer: Any) -> Job:
     samples, tokens, executed = timed.sum(0).tolist()
     times = [b.since(a) for a, b in itertools.pairwise(clock.marks)]
     padding_free = getattr(trainer.data_collator, "padding_free", False)
+    refused = " (the trainer padded it)" if choice and not padding_free else ""
+    flash = getattr(sys.modules.get("unsloth.models._utils"), "HAS_FLASH_ATTENTION", None)
     return {
+        "setting": setting["name"] + refused,
         "samples_per_s": samples / clock.seconds,
         "median_samples_per_s": statistics.median(n / t for n, t in zip(timed[:, 0].tolist(), times, strict=True)),
         "tokens_per_s": tokens / clock.seconds,
@@ -210,6 +213,7 @@ def train(job: Job, setting: Job, model: Any, tokenizer: Any) -> Job:
         "grad_norm_last": clock.logs[total]["grad_norm"],
         "step_seconds": [round(t, 4) for t in times],
         "trainer": f"{type(trainer).__name__} with {type(trainer.data_collator).__name__}, {padding_free=}",
+        "attention": model.config._attn_implementation if flash is None else f"Unsloth with flash_attn: {flash}",
         "checkpointing": any(getattr(module, "gradient_checkpointing", False) for module in model.modules()),
     }
 
@@ -243,8 +247,8 @@ def run_setting(job: Job, setting: Job, loaded: list[Any]) -> Job:
 def main() -> None:
     job: Job = json.loads(Path(sys.argv[1]).read_text("utf-8"))
     loaded: list[Any] = []
-    longest = 0.0
-    for setting in job["settings"]:
+    longest = 0.0  # of the settings after the first, which also loads and compiles
+    for number, setting in enumerate(job["settings"]):
         result = {"workload": job["workload"], "system": job["system"], "setting": setting["name"]}
         started = time.time()
         if started + longest > job["deadline"]:
@@ -262,7 +266,7 @@ def main() -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         result["seconds"] = time.time() - started
-        longest = max(longest, result["seconds"] if loaded and len(job["settings"]) > 1 else 0.0)
+        longest = max(longest, result["seconds"] if number else 0.0)
         with Path(job["results"]).open("a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
         print(result, flush=True)

@@ -33,7 +33,9 @@ from strop.recipe import LoraSection, TrainSection
 HERE = Path(__file__).parent
 TRAINABLE = 29_884_416  # r=16 on all seven projections of Phi-3-mini
 TYPICAL_TOKENS = 150  # of the rows that --batch is given for
-SECTION = TrainSection(warmup_steps=2)  # as throughput.py has it
+TRAIN_KEYS = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm")
+TRAIN_KEYS += ("adam_beta1", "adam_beta2", "adam_epsilon")
+TRAIN = TrainSection(warmup_steps=2).model_dump(include=set(TRAIN_KEYS))  # as throughput.py has it
 SYSTEMS = ("unsloth", "trl", "unsloth-recipe", "unsloth-fp8")
 
 
@@ -41,15 +43,14 @@ def settings_of(system: str, batches: list[int], rows: list[int], attention: str
     """What a system is tried with, the most promising first: the time may run out."""
 
     def setting(mode: str, batch: int, **other: Any) -> dict[str, Any]:
-        name = {"packed": f"packed {batch} x {workloads.MAX_SEQ_LENGTH}", "recipe": "4 x 2"}.get(
-            mode, f"{mode} {batch}"
-        )
+        names = {"packed": f"packed {batch} x {workloads.MAX_SEQ_LENGTH}", "recipe": "4 x 2"}
+        name = names.get(mode, f"{mode} {batch}")
         best = {"accumulation": 1, "checkpointing": False, "optim": "adamw_torch_fused", "attention": attention}
         return {"name": name, "mode": mode, "batch": batch, **best, **other}
 
-    middle = batches[len(batches) // 2]
+    middle = batches[(len(batches) - 1) // 2]
     padded = [setting("padded", batch) for batch in sorted(batches, key=lambda batch: abs(batch - middle))]
-    no_padding = [setting("padding-free", batch) for batch in (middle, batches[-1])]
+    no_padding = [setting("padding-free", batch) for batch in dict.fromkeys((middle, batches[-1]))]
     packed = [setting("packed", batch) for batch in rows]
     if system == "unsloth":
         return [padded[0], packed[0], no_padding[0], *padded[1:], *packed[1:], *no_padding[1:]]
@@ -85,9 +86,14 @@ def run_system(job: dict[str, Any], timeout: float, scratch: Path) -> list[dict[
     path, log = scratch / f"{name}.json", scratch / f"{name}.log"
     path.write_text(json.dumps(job), "utf-8")
     shim = [str(scratch / "flash_attn")] if job["flash"] else []
-    python_path = os.pathsep.join([*shim, *filter(None, [os.environ.get("PYTHONPATH")])])
-    offline = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment = os.environ | offline | {"PYTHONPATH": python_path, "HF_DATASETS_CACHE": str(scratch / "datasets")}
+    inherited = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([*shim, *inherited]),
+        "HF_DATASETS_CACHE": str(scratch / "datasets"),
+        "HF_HUB_OFFLINE": "1",
+        "UNSLOTH_DISABLE_STATISTICS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     started = time.time()
     with log.open("w", encoding="utf-8") as output:
         command = [sys.executable, str(HERE / "peer_worker.py"), str(path)]
@@ -146,14 +152,14 @@ def main() -> None:
                 "workload": workload,
                 "system": system,
                 "settings": settings_of(system, batches, arguments.packed, arguments.attention),
-                "model": str(arguments.model),
+                "model": str(arguments.model.resolve()),
                 "rows": str(scratch / "rows.npz"),
                 "flash": arguments.attention == "flash",
                 "steps": arguments.steps,
                 "warmup": arguments.warmup,
                 "max_length": workloads.MAX_SEQ_LENGTH,
                 "lora": {"r": LoraSection().r, "lora_alpha": LoraSection().lora_alpha},
-                "train": SECTION.model_dump(include=TRAIN_KEYS),
+                "train": TRAIN,
                 "trainable": TRAINABLE * arguments.layers // 32,
             }
             for result in run_system(job, max(60.0, left - reserve), scratch):
@@ -168,11 +174,6 @@ def main() -> None:
                 (arguments.logs / f"{workload}-{system}.log").write_text(log, "utf-8")
     print(report.table(report.read(arguments.json)))
 
-
-TRAIN_KEYS = {
-    *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm"),
-    *("adam_beta1", "adam_beta2", "adam_epsilon"),
-}
 
 if __name__ == "__main__":
     main()

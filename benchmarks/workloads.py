@@ -61,13 +61,13 @@ def census_rows(rows: int = 20_000) -> Path:
 
 
 def long_rows(rows: int = 2_000, shortest: int = 500, longest: int = 1_920) -> Path:
-    """Census questions and answers strung together to a length drawn evenly between the two, and a sentence more."""
+    """Census answers and questions strung together to a length drawn evenly between the two, and a sentence more."""
     path = _folder("long") / "train.jsonl"
     if not path.exists():
         from strop.data.tokenizer import load_tokenizer
 
         census = [json.loads(line) for line in census_rows().read_text("utf-8").splitlines()]
-        sentences = [f"{row['instruction']} {row['output']}" for row in census]
+        sentences = [f"{row['output']} {row['instruction']}".replace("'", "") for row in census]
         lengths = [len(ids) for ids in load_tokenizer(TOKENIZER)(sentences, add_special_tokens=False)["input_ids"]]
         rng = random.Random("long")
         documents = []
