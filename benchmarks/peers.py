@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=360, help="for all systems together")
     parser.add_argument("--logs", type=Path, help="keep each system's output in this folder")
-    parser.add_argument("--model", type=Path, default=Path(tempfile.gettempdir()) / "strop-phi3-random")
+    parser.add_argument("--model", type=Path, default=Path(tempfile.gettempdir()) / "strop-random")
     parser.add_argument("--layers", type=int, default=32, help="fewer, to try the script on a small machine")
     arguments = parser.parse_args()
     started = time.time()
