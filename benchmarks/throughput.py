@@ -1,12 +1,12 @@
 """strop's training step on Phi-3-mini's exact shape with random weights, beside the limit of the matrix products.
 
-    python benchmarks/throughput.py --rows data/census/train.jsonl [--batch 8 128] [--steps 20] [--profile]
+    python benchmarks/throughput.py [--workload census | long | --rows FILE] [--batch 8 128] [--steps 20] [--profile]
 
 For each batch, first with the ops in plain PyTorch and then with the Triton kernels, on the same weights and rows:
 samples/s, real tokens/s, the share of the bf16 matrix-product rate measured in the same process, peak memory, and the
 first and last loss with the gradient norm, which show that the same was trained. Floating-point operations are those of
-the frozen matrices, forward and input gradient, and nothing else: 4 for each weight and token computed. `shared` is
-tokens of the rows for each token computed.
+the frozen matrices, forward and input gradient, and nothing else: 4 for each weight and token. With --json they also
+go to a file that peers.py prints in one table with other trainers.
 """
 
 import argparse
@@ -21,15 +21,17 @@ from unittest.mock import patch
 
 import torch
 
-from random_checkpoint import LAYOUTS, PHI3_MINI, TOKENIZER
-from strop.data.store import SampleStore, Settings, open_or_build
-from strop.data.template import load_template
+import report
+import workloads
+from random_checkpoint import LAYOUTS, PHI3_MINI
+from strop.data.pack import collate, pack
+from strop.data.sampler import step_samples
+from strop.data.store import SampleStore
 from strop.model.families import DecoderConfig, read_config
 from strop.model.lora import LoraAdapter
 from strop.model.weights import build_decoder, group_modules
 from strop.recipe import LoraSection, TrainSection
 from strop.train.budget import tokens_per_microbatch
-from strop.train.microbatches import Microbatches
 from strop.train.optim import FlatAdamW, learning_rate
 from strop.train.step import StepResult, train_step
 
@@ -79,17 +81,16 @@ class Run:
     """Steps of one batch size on one adapter."""
 
     def __init__(self, adapter: LoraAdapter, store: SampleStore, batch: int, steps: int) -> None:
-        self.section = TrainSection(
-            per_device_train_batch_size=batch, gradient_accumulation_steps=1, warmup_steps=2, max_steps=10**6, seed=0
-        )
-        self.adapter, self.steps = adapter, steps
+        self.section = TrainSection(per_device_train_batch_size=batch, gradient_accumulation_steps=1, warmup_steps=2)
+        self.adapter, self.store, self.steps = adapter, store, steps
         self.optimizer = FlatAdamW(adapter, self.section)
-        budget = tokens_per_microbatch(adapter.decoder, int(store.lengths.max()))
-        self.microbatches = Microbatches(store, self.section, budget, True, adapter.decoder.config.rope.long_from)
+        self.budget = tokens_per_microbatch(adapter.decoder, int(store.lengths.max()))
 
     def step(self, step: int) -> StepResult:
+        indices = step_samples(step, len(self.store), self.section.samples_per_step, 1.0, 10**6, 0).tolist()
+        groups = pack([int(self.store.lengths[i]) for i in indices], self.budget)
+        batches = [collate([self.store[indices[i]] for i in group], group) for group in groups]
         rate = learning_rate(step, self.section, WARMUP + self.steps)
-        batches = self.microbatches.of_step(step)
         return train_step(self.adapter.decoder, self.optimizer, batches, rate, self.section.max_grad_norm)
 
     def measure(self) -> tuple[list[StepResult], float]:
@@ -104,21 +105,20 @@ class Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=Path, required=True)
+    workloads.add_arguments(parser)
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 128])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--profile", action="store_true", help="print the kernels of one step of the last batch")
+    parser.add_argument("--json", type=Path, help="append the figures to this file, a line of JSON each")
     arguments = parser.parse_args()
 
-    template = load_template(TOKENIZER, "alpaca", "alpaca")
-    store = open_or_build([arguments.rows], template, Settings("alpaca", 2048))
+    workload = arguments.rows.stem if arguments.rows else arguments.workload
+    store = workloads.open_workload(workload, arguments.rows)
     config = read_config(PHI3_MINI | LAYOUTS["split"])
     limit = gemm_rate()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; bf16 matrix products {limit / 1e12:.0f} TFLOP/s")
     print(f"{len(store):,} rows, {store.num_tokens / len(store):.1f} tokens a row, {store.num_loss_tokens:,} learned")
-    print(
-        "ops     batch  steps/s  samples/s    tok/s  of bf16 limit  peak GiB  shared  loss first..last  gradient norm"
-    )
+    print("ops     batch  steps/s  samples/s    tok/s  of bf16 limit  peak GiB  loss first..last  gradient norm")
     for batch, ops in itertools.product(arguments.batch, ("plain", "triton")):
         run = adapter = None  # the last one's memory is the next one's
         gc.collect()
@@ -128,14 +128,26 @@ def main() -> None:
         with plain_ops() if ops == "plain" else nullcontext():
             results, seconds = run.measure()
         tokens = sum(result.num_tokens for result in results[1:])
-        executed = sum(result.num_executed_tokens for result in results[1:])
         norms = [result.grad_norm for result in results]
         print(
             f"{ops:6}  {batch:5}  {arguments.steps / seconds:7.2f}  {batch * arguments.steps / seconds:9.1f}  "
-            f"{tokens / seconds:7,.0f}  {4 * linears * executed / seconds / limit:13.1%}  "
-            f"{torch.cuda.max_memory_allocated() / 2**30:8.1f}  {tokens / executed:6.2f}  "
-            f"{results[0].loss:7.3f}..{results[-1].loss:.3f}  {min(norms):.2f} to {max(norms):.2f}"
+            f"{tokens / seconds:7,.0f}  {4 * linears * tokens / seconds / limit:13.1%}  "
+            f"{torch.cuda.max_memory_allocated() / 2**30:8.1f}  {results[0].loss:7.3f}..{results[-1].loss:.3f}  "
+            f"{min(norms):.2f} to {max(norms):.2f}"
         )
+        figures = {
+            "workload": workload,
+            "system": f"strop, {ops} ops",
+            "setting": f"batch {batch}",
+            "samples_per_s": batch * arguments.steps / seconds,
+            "tokens_per_s": tokens / seconds,
+            "executed_tokens_per_s": tokens / seconds,  # no padding
+            "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+            "loss_first": results[0].loss,
+            "loss_last": results[-1].loss,
+            "grad_norm_last": norms[-1],
+        }
+        report.append(arguments.json, figures)
     if arguments.profile:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             run.step(WARMUP + arguments.steps)

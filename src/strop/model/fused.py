@@ -17,7 +17,7 @@ from strop.model.lora_work import LoraWork
 from strop.ops.fused.norm import Stream
 from strop.ops.fused.operand import measure
 from strop.ops.fused.thin import Measured
-from strop.ops.linear_cross_entropy import linear_cross_entropy_at
+from strop.ops.fused.cross_entropy import fused_linear_cross_entropy
 from strop.ops.rms_norm import rms_norm
 
 
@@ -51,7 +51,7 @@ class FusedDecoder:
         # A handle for autograd: no gradient of the embedding is computed.
         hidden_RD = _Layers.apply(x_TD.requires_grad_(torch.is_grad_enabled()), self, shared)
         hidden_RD = rms_norm(hidden_RD, decoder.final_norm, decoder.config.rms_norm_eps)
-        return linear_cross_entropy_at(
+        return fused_linear_cross_entropy(
             hidden_RD, decoder.head, inputs.label_offsets, inputs.labels_E, inputs.weights_E
         )
 
@@ -69,7 +69,8 @@ class _Layers(torch.autograd.Function):
             if training:
                 ctx.kept.append(Stream(kept.x_TD, None, None) if recompute else kept)
         x, block, pending = stream
-        assert block is not None and pending is not None
+        assert block is not None
+        assert pending is not None
         return x + block + pending.h_TR @ pending.thin_OR.t()
 
     @staticmethod

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from strop.ops.frozen_linear import FrozenWeight
 
-_LOGITS_BYTES = 256 << 20
-"""Float32 logits held at a time: large enough to fill a GPU, small beside the activations of the layers."""
+LOGITS_BYTES = 256 << 20
+"""Logits held at a time: large enough to fill a GPU, small beside the activations of the layers."""
 
 
 def linear_cross_entropy(
@@ -46,7 +46,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weights_E = weights_E.to(wide)
         # Entries of one row meet here, and atomics add in any order; sums of whole numbers are exact in every order.
         log_weight_R = total.new_zeros(hidden_RD.shape[0]).index_add_(0, rows_E, weights_E).log_()
-        chunk = max(1, _LOGITS_BYTES // (4 * head.weight.shape[0]))
+        chunk = max(1, LOGITS_BYTES // (4 * head.weight.shape[0]))
         for start in range(0, hidden_RD.shape[0], chunk):
             rows = slice(start, start + chunk)
             logits_CV = head.project(hidden_RD[rows]).to(wide)

@@ -37,6 +37,7 @@ def forward(
     GROUPS: tl.constexpr, H: tl.constexpr, H1: tl.constexpr, H2: tl.constexpr, R: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr,
 ):  # fmt: skip
+    """A tile of queries: its output, measured, and the log2 of its sums of weights."""
     tile = queries + tl.program_id(0) * 5
     head = tl.program_id(1).to(tl.int64)
     first, count, before = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
@@ -124,6 +125,7 @@ def backward_queries(
     GROUPS: tl.constexpr, H: tl.constexpr, H1: tl.constexpr, H2: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr,
 ):  # fmt: skip
+    """The gradient of a tile of queries."""
     tile = queries + tl.program_id(0) * 5
     head = tl.program_id(1).to(tl.int64)
     first, count, before = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
@@ -177,6 +179,7 @@ def backward_keys(
     GROUPS: tl.constexpr, H: tl.constexpr, H1: tl.constexpr, H2: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr,
 ):  # fmt: skip
+    """The gradients of a tile of keys and values, or this program's share of them."""
     tile = keys + tl.program_id(0) * 5
     kv_head = tl.program_id(1).to(tl.int64)
     first, count, low, high = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2), tl.load(tile + 3)

@@ -1,14 +1,25 @@
-"""The loss of a chunk of logits and its gradient, in two passes over them and written where they were."""
+"""The loss from hidden states (`ops.linear_cross_entropy`), a chunk's logits read twice and written once.
 
+One program does a row: its loss, then its gradient over the logits. A row walks its own labels in order, so a position
+with several labels needs no atomics, and padding is a row without labels.
+"""
+
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from strop.ops.frozen_linear import FrozenWeight
+from strop.ops.linear_cross_entropy import LOGITS_BYTES
 
 _BLOCK = 4096
 
 
 @triton.jit
 def _cross_entropy(logits, offsets, labels, weights, nll, width, BLOCK: tl.constexpr):
+    """A row's sum of weight * -log softmax[label]; its logits become the gradient of that."""
     row = tl.program_id(0)
     logits += row.to(tl.int64) * width
     first, last = tl.load(offsets + row), tl.load(offsets + row + 1)
@@ -36,17 +47,42 @@ def _cross_entropy(logits, offsets, labels, weights, nll, width, BLOCK: tl.const
         tl.store(logits + column, grad, column < width)
 
 
-def cross_entropy_(logits_RV: Tensor, offsets_R1: Tensor, labels_E: Tensor, weights_E: Tensor) -> Tensor:
-    """Each row's sum of weight * -log softmax[label]; the logits become the gradient of those sums.
+def fused_linear_cross_entropy(
+    hidden_RD: Tensor, head: FrozenWeight, offsets_R1: Tensor, labels_E: Tensor, weights_E: Tensor
+) -> Tensor:
+    """See `linear_cross_entropy`; a scalar in float32.
 
     Args:
-        logits_RV: Overwritten.
+        hidden_RD: Final hidden states of the learned positions.
+        head: The output projection, (V, D).
         offsets_R1: int32, where each row's labels start; one more entry closes the last row's.
-        labels_E: int64.
-        weights_E: float32; a row may have several labels, or weights of zero.
+        labels_E: The tokens to predict.
+        weights_E: float32, how often each counts; 0 for padding.
     """
-    nll_R = weights_E.new_empty(logits_RV.shape[0])
-    _cross_entropy[(logits_RV.shape[0],)](
-        logits_RV, offsets_R1, labels_E, weights_E, nll_R, logits_RV.shape[1], _BLOCK, num_warps=8
-    )
-    return nll_R
+    return _FusedLinearCrossEntropy.apply(hidden_RD, head, offsets_R1, labels_E, weights_E)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _FusedLinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_RD: Tensor, head: FrozenWeight, offsets_R1: Tensor, labels_E: Tensor, weights_E: Tensor
+    ) -> Tensor:
+        num_rows, width = hidden_RD.shape[0], head.shape[0]
+        nll_R = weights_E.new_empty(num_rows)
+        grad_RD = torch.empty_like(hidden_RD)
+        chunk = max(1, LOGITS_BYTES // (hidden_RD.element_size() * width))
+        for start in range(0, num_rows, chunk):
+            rows = slice(start, min(start + chunk, num_rows))
+            logits_CV = head.project(hidden_RD[rows])
+            _cross_entropy[(len(logits_CV),)](
+                logits_CV, offsets_R1[start:], labels_E, weights_E, nll_R[rows], width, _BLOCK, num_warps=8
+            )
+            if ctx.needs_input_grad[0]:
+                grad_RD[rows] = head.backproject(logits_CV)  # the logits have become their gradient
+        ctx.save_for_backward(grad_RD)
+        return nll_R.sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (grad_RD,) = ctx.saved_tensors
+        return grad_RD * grads[0].to(grad_RD.dtype), None, None, None, None

@@ -25,7 +25,12 @@ class LowRank(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """Partial results of each span of a (T, I) tensor's columns, float32: largest magnitudes, products with W (I, R)."""
+    """Partial results of each span of a (T, I) tensor's columns, float32.
+
+    Attributes:
+        largest_ST: Largest magnitude.
+        product_STR: The product with a thin W (I, R).
+    """
 
     largest_ST: Tensor
     product_STR: Tensor
