@@ -267,18 +267,23 @@ def _refuse_another_run(folder: RunFolder, recipe: Recipe, fingerprints: dict[st
     refuse_changes(folder.manifest.get("fingerprints", {}), fingerprints, differences(stored, recipe))
 
 
-def _load_adapter(recipe: Recipe, model_folder: Path, reporter: Reporter) -> LoraAdapter:
+def _load_adapter(recipe: Recipe, model_folder: Path, reporter: Reporter, serving: bool = False) -> LoraAdapter:
+    """The model with a fresh adapter; `serving` holds it as others will, so in bfloat16 where training takes float8."""
     import torch
 
+    from strop.model.families import read_config
     from strop.model.lora import LoraAdapter
-    from strop.model.precision import choose_device, choose_precision
+    from strop.model.precision import choose_device, choose_precision, why_not_fused
+    from strop.model.vet import vet_model_folder
     from strop.model.weights import load_decoder
 
     device = choose_device()
-    dtype, reason = choose_precision(recipe.model.precision, device)
-    reporter.note(reason)
+    against = why_not_fused(read_config(vet_model_folder(model_folder)), recipe.lora)
+    precision = choose_precision(recipe.model.precision, device, against)
+    reporter.note(precision.reason)
+    dtype = precision.dtype
     try:
-        decoder = load_decoder(model_folder, dtype, device)
+        decoder = load_decoder(model_folder, dtype, device, precision.float8 and not serving)
         adapter = LoraAdapter(decoder, recipe.lora, recipe.train.seed)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(f"the weights of {model_folder} do not fit in the GPU's memory in {dtype}") from error
@@ -309,7 +314,7 @@ def _begin(
     folder.update_manifest(
         format=prepared.data.format,
         template=prepared.data.template.name,
-        precision=str(decoder.dtype).removeprefix("torch."),
+        precision=decoder.precision,
         max_tokens_per_microbatch=trainer.max_tokens,
         sharing_ratio=round(sharing, 3),
         data={
@@ -334,7 +339,8 @@ def _trainer(
 
     def evaluate() -> float:
         assert prepared.data.validation is not None
-        return held_out_loss(adapter.decoder, prepared.data.validation, trainer.max_tokens, stop.check).nll
+        store, nll_of = prepared.data.validation, trainer.gradients.nll_of
+        return held_out_loss(adapter.decoder, store, trainer.max_tokens, stop.check, nll_of).nll
 
     held_out = evaluate if prepared.data.validation else None
     trainer = Trainer(adapter, prepared.data.train, recipe.train, folder, reporter, held_out, stop.check)
@@ -370,7 +376,7 @@ def _tuned(run: Run, model_folder: Path) -> LoraAdapter:
 
     if not (run.adapter_path / "adapter_config.json").exists():
         raise RecipeError(f"{run.path} has no adapter yet; `strop train {run.path}` goes on with it")
-    adapter = _load_adapter(run.recipe, model_folder, Reporter())
+    adapter = _load_adapter(run.recipe, model_folder, Reporter(), serving=True)
     load_adapter(adapter, run.adapter_path)
     adapter.decoder.eval()
     return adapter

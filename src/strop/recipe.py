@@ -66,8 +66,9 @@ class ModelSection(Section):
     """Branch, tag or commit of a hub id."""
     max_seq_length: int = Field(2048, ge=8)
     """Longest sample in tokens; longer ones are cut at the end."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the frozen weights and activations. auto: bfloat16 on a GPU that has it, else float32."""
+    precision: Literal["auto", "float32", "bfloat16", "float8"] = "auto"
+    """Type of the frozen weights and activations; float8: bfloat16 activations, and float8 (e4m3) frozen weights.
+    auto: float8 on Hopper and later where the fused layers apply, bfloat16 on GPUs that have it, else float32."""
     load_in_4bit: bool = False
     """NF4 weights; not in this version."""
 

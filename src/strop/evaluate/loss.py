@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from strop.data.pack import pack
 from strop.data.store import SampleStore
 from strop.model.decoder import Decoder
-from strop.model.inputs import PackedInputs
+from strop.model.inputs import HostBatch, PackedInputs
 
 _SAMPLES_AT_A_TIME = 1024
 
@@ -29,7 +30,11 @@ class HeldOutLoss:
 
 @torch.inference_mode()
 def held_out_loss(
-    decoder: Decoder, store: SampleStore, max_tokens: int, check_stop: Callable[[], None] = lambda: None
+    decoder: Decoder,
+    store: SampleStore,
+    max_tokens: int,
+    check_stop: Callable[[], None] = lambda: None,
+    nll_of: Callable[[HostBatch], Tensor] | None = None,
 ) -> HeldOutLoss:
     """Evaluate every sample of `store`, packed under `max_tokens` computed tokens a microbatch.
 
@@ -38,6 +43,7 @@ def held_out_loss(
         store: The held-out samples.
         max_tokens: Token budget of a microbatch; changes nothing but rounding.
         check_stop: Called between microbatches; may raise to end early.
+        nll_of: Another way to compute the decoder's loss of a microbatch, such as the one it is trained with.
     """
     was_training = decoder.training
     decoder.eval()
@@ -47,7 +53,8 @@ def held_out_loss(
         samples = [store[i] for i in indices]
         for batch in pack(samples, indices, max_tokens, long_from=decoder.config.rope.long_from):
             check_stop()
-            total += decoder.nll_sum(PackedInputs.of(batch, decoder.device)).item()
+            nll = nll_of(batch) if nll_of else decoder.nll_sum(PackedInputs.of(batch, decoder.device))
+            total += nll.item()
             count += batch.num_loss_tokens
     decoder.train(was_training)
     return HeldOutLoss(total / count, count)

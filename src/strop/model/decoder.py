@@ -4,6 +4,7 @@ It works on T packed tokens with no batch axis. How queries reach keys is handed
 training (`attend_packed`), a KV cache in generation. Weights are placed by `model.weights`, LoRA by `model.lora`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -134,10 +135,18 @@ class Decoder(nn.Module):
         return self.embedding.weight.dtype
 
     @property
+    def precision(self) -> str:
+        """The recipe's name of how the weights are held."""
+        float8 = any(module.float8 for module in self.modules() if isinstance(module, FrozenWeight))
+        return "float8" if float8 else str(self.dtype).removeprefix("torch.")
+
+    @property
     def num_base_parameters(self) -> int:
-        """Frozen weights of the checkpoint; a tied embedding counts once."""
-        tables = set(self.rotary_table.buffers())
-        return sum(buffer.numel() for buffer in self.buffers() if buffer not in tables)
+        """Frozen weights of the checkpoint, however they are held; a tied embedding counts once."""
+        matrices = [module for module in self.modules() if isinstance(module, FrozenWeight)]
+        held = set(self.rotary_table.buffers()).union(*(matrix.buffers() for matrix in matrices))
+        others = sum(buffer.numel() for buffer in self.buffers() if buffer not in held)
+        return others + sum(math.prod(matrix.shape) for matrix in matrices)
 
     def hidden_states(self, input_ids_T: Tensor, positions_T: Tensor, lengths_T: Tensor, attend: Attend) -> Tensor:
         """Final hidden states (T, D), after the last norm.

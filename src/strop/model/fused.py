@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strop.model.decoder import Decoder
 from strop.model.fused_inputs import FusedInputs, InputBlock, read_inputs
 from strop.model.fused_layer import FusedLayer, Shared
 from strop.model.inputs import HostBatch
 from strop.model.lora import LoraAdapter
 from strop.model.lora_work import LoraWork
+from strop.ops.fused.cross_entropy import fused_linear_cross_entropy
 from strop.ops.fused.norm import Stream
 from strop.ops.fused.operand import measure
 from strop.ops.fused.thin import Measured
-from strop.ops.fused.cross_entropy import fused_linear_cross_entropy
 from strop.ops.rms_norm import rms_norm
 
 
@@ -49,7 +48,8 @@ class FusedDecoder:
         shared = Shared(cos_TR, sin_TR, plan, inputs.learned_R.long())
         x_TD = torch.nn.functional.embedding(inputs.input_ids_T, decoder.embedding.weight)
         # A handle for autograd: no gradient of the embedding is computed.
-        hidden_RD = _Layers.apply(x_TD.requires_grad_(torch.is_grad_enabled()), self, shared)
+        x_TD.requires_grad_(torch.is_grad_enabled())
+        hidden_RD = _Layers.apply(x_TD, self, shared)  # type: ignore[no-untyped-call]
         hidden_RD = rms_norm(hidden_RD, decoder.final_norm, decoder.config.rms_norm_eps)
         return fused_linear_cross_entropy(
             hidden_RD, decoder.head, inputs.label_offsets, inputs.labels_E, inputs.weights_E

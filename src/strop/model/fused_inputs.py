@@ -1,7 +1,7 @@
 """What the fused decoder reads of a microbatch: one block of numbers, copied to the GPU at once.
 
-Its shapes can be padded up to a `Capacity`, so that many microbatches have the same shapes and a captured CUDA graph can
-compute all of them. Padding is made of samples of their own that nobody learns.
+Its shapes can be padded up to a `Capacity`, so that many microbatches have the same shapes and one captured CUDA graph
+computes them all. Padding is made of samples of their own that nobody learns.
 """
 
 from dataclasses import astuple, dataclass

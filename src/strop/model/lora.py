@@ -62,7 +62,7 @@ class LoraAdapter:
             modules = [module for module in projection.modules_rows if module in self.target_modules]
             if modules:
                 covered = sum(last - first for first, last in (projection.modules_rows[m] for m in modules))
-                rank, width = self.section.r, projection.frozen.weight.shape[1]
+                rank, width = self.section.r, projection.frozen.shape[1]
                 slots.append((projection, modules, ((len(modules) * rank, width), (covered, rank))))
         return slots
 

@@ -91,7 +91,7 @@ def _index_of(projection: Projection, width: int) -> Tensor:
 
 
 def _places(parameter: Tensor) -> Tensor:
-    start = parameter.storage_offset()
+    start = int(parameter.storage_offset())
     return torch.arange(start, start + parameter.numel(), dtype=torch.int32).view(parameter.shape)
 
 

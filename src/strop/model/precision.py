@@ -1,12 +1,34 @@
-"""Which type a model's weights take, and where they go."""
+"""Which type a model's frozen weights and its activations take, and where they go."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from strop.errors import RecipeError
+from strop.model.families import DecoderConfig
+from strop.recipe import LoraSection
 
-_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8": torch.bfloat16}
+_BFLOAT16_SINCE, _FLOAT8_SINCE = (8, 0), (9, 0)
+"""CUDA compute capabilities: Ampere and Hopper."""
+
+Asked = Literal["auto", "float32", "bfloat16", "float8"]
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How a model is held.
+
+    Attributes:
+        dtype: Type of activations, norms, embedding and head, and of the frozen matrices too unless:
+        float8: The layers' frozen matrices, and what they are multiplied with, are float8 (e4m3).
+        reason: A line that says why.
+    """
+
+    dtype: torch.dtype
+    float8: bool
+    reason: str
 
 
 def choose_device() -> torch.device:
@@ -14,20 +36,43 @@ def choose_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def choose_precision(asked: Literal["auto", "float32", "bfloat16"], device: torch.device) -> tuple[torch.dtype, str]:
-    """The weights' type, and a line that says why.
+def why_not_fused(config: DecoderConfig, section: LoraSection) -> str | None:
+    """What a model or its LoRA asks for that the fused layers of `model.fused` do not compute, if anything."""
+    if section.lora_dropout:
+        return "lora_dropout draws a mask for each module's input"
+    return "its queries and keys are normed" if config.qk_norm else None
+
+
+def choose_precision(asked: Asked, device: torch.device, why_not_float8: str | None) -> Precision:
+    """The precision of a model on a device.
+
+    Args:
+        asked: The recipe's choice.
+        device: Where the model goes.
+        why_not_float8: A reason that speaks against float8 where the recipe leaves it open, if there is one.
 
     Raises:
-        RecipeError: The GPU cannot compute in the type asked for.
+        RecipeError: The device cannot compute in the type asked for.
     """
-    if device.type == "cuda" and asked != "float32" and torch.cuda.get_device_capability(device) < (8, 0):
-        name = torch.cuda.get_device_name(device)
-        if asked == "bfloat16":
-            raise RecipeError(f"model.precision=bfloat16: {name} has no bfloat16; set model.precision=float32")
-        return torch.float32, f"precision float32: {name} has no bfloat16"
+    if device.type != "cuda":
+        if asked == "float8":
+            raise RecipeError(
+                "model.precision=float8 needs a GPU of the Hopper kind (H100, H200) or later; leave it out"
+            )
+        if asked != "auto":
+            return Precision(_TYPES[asked], False, f"precision {asked}: as the recipe says")
+        # Measured on two AVX-512 cores without AMX: bfloat16 trains 2.5 to 3 times slower than float32.
+        return Precision(torch.float32, False, "precision float32: chosen on a CPU, where bfloat16 is slower")
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    lacks = "float8" if asked == "float8" and capability < _FLOAT8_SINCE else None
+    lacks = "bfloat16" if asked == "bfloat16" and capability < _BFLOAT16_SINCE else lacks
+    if lacks:
+        raise RecipeError(f"model.precision={lacks}: {name} has no {lacks}; leave it out or set float32")
     if asked != "auto":
-        return _TYPES[asked], f"precision {asked}: as the recipe says"
-    if device.type == "cuda":
-        return torch.bfloat16, "precision bfloat16: chosen for a GPU that has it"
-    # Measured on two AVX-512 cores without AMX: bfloat16 trains 2.5 to 3 times slower than float32.
-    return torch.float32, "precision float32: chosen on a CPU, where bfloat16 is slower"
+        return Precision(_TYPES[asked], asked == "float8", f"precision {asked}: as the recipe says")
+    if capability < _BFLOAT16_SINCE:
+        return Precision(torch.float32, False, f"precision float32: {name} has no bfloat16")
+    why_not_float8 = f"{name} has no float8" if capability < _FLOAT8_SINCE else why_not_float8
+    if why_not_float8:
+        return Precision(torch.bfloat16, False, f"precision bfloat16: {why_not_float8}")
+    return Precision(torch.bfloat16, True, f"precision float8: frozen weights in e4m3, chosen for {name}")

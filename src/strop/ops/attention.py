@@ -1,12 +1,11 @@
 """Causal attention over packed samples: each sees itself and nothing else; a prefix that several share is there once.
 
-On a GPU in bfloat16 one variable-length FlashAttention call does a microbatch without shared prefixes. Elsewhere each
-node of the prefix tree is a call of its own to PyTorch's attention; a list of small calls costs under 2% of a layer on
-a CPU and wastes no padding.
+On a GPU in bfloat16 a few kernels do a whole microbatch (`ops.fused.attention`). Elsewhere each node of the prefix
+tree is a call of its own to PyTorch's attention; a list of small calls costs under 2% of a layer on a CPU and wastes no
+padding.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -75,8 +74,10 @@ class Packing:
 
 def attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, packing: Packing, window: int | None) -> Tensor:
     """See `reference.attention`. Returns (T, N, H)."""
-    if q_TNH.is_cuda and q_TNH.dtype in (torch.bfloat16, torch.float16) and packing.is_flat:
-        return _flash_varlen(q_TNH, k_TKH, v_TKH, packing, window)
+    if q_TNH.is_cuda and q_TNH.dtype == torch.bfloat16:
+        from strop.ops.fused.attention import packed_attention  # needs Triton, which torch's CPU builds lack
+
+        return packed_attention(q_TNH, k_TKH, v_TKH, packing, window)
     # A node's keys are put together from the pieces of `split`, whose backward adds the pieces' gradients up one after
     # the other: no index, no atomics, the same bits every time.
     q, k, v = (x.split(packing.lengths) for x in (q_TNH, k_TKH, v_TKH))
@@ -104,32 +105,3 @@ def _one_node(q_LNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, window: int | None) -
         enable_gqa=q_LNH.shape[1] != k_PKH.shape[1],
     )
     return out_NLH.transpose(0, 1)
-
-
-def _flash_varlen(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, packing: Packing, window: int | None) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    longest = max(packing.lengths)
-    cu_seqlens = _cu_seqlens(packing.lengths, q_TNH.device)
-    groups = q_TNH.shape[1] // k_TKH.shape[1]
-    if groups > 1:  # torch 2.11's call takes equal head counts only
-        k_TKH, v_TKH = (x.repeat_interleave(groups, dim=1) for x in (k_TKH, v_TKH))
-    out_TNH = varlen_attn(
-        q_TNH,
-        k_TKH,
-        v_TKH,
-        cu_seqlens,
-        cu_seqlens,
-        longest,
-        longest,
-        window_size=(-1 if window is None else window - 1, 0),
-    )
-    assert isinstance(out_TNH, Tensor)  # a tuple only where more than the output is asked for
-    return out_TNH
-
-
-@lru_cache(maxsize=1)
-def _cu_seqlens(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    """int32 (S + 1,): where each sample starts, and T at the end. All layers of a microbatch ask for the same."""
-    with torch.inference_mode(False):  # a later training step may get the one that an evaluation made
-        return torch.tensor((0, *lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)

@@ -81,6 +81,13 @@ class Float8Weight(FrozenWeight):
         """Grad W in bfloat16, shape (T, I)."""
         return _scaled_product(grad, self.weight_t, self.scale_I)
 
+    def error(self, weight_OI: Tensor) -> float:
+        """How far the copy that is further off is from the matrix it was made of, relative to its norm."""
+        copies = ((self.weight, self.scale_O, weight_OI), (self.weight_t, self.scale_I, weight_OI.t()))
+        norm = weight_OI.float().norm().clamp(min=1e-30)
+        off = [(q.float() * scale[:, None] - matrix.float()).norm() / norm for q, scale, matrix in copies]
+        return float(torch.stack(off).max())
+
     def project(self, x_TI: Tensor) -> Tensor:
         """`product` of a plain tensor, quantised here."""
         return self.product(quantise_rows(x_TI))

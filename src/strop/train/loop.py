@@ -3,6 +3,7 @@
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,9 +18,10 @@ from strop.run.console import Reporter
 from strop.run.folder import RunFolder
 from strop.run.metrics import MetricsLog
 from strop.train.budget import tokens_per_microbatch
+from strop.train.gradients import choose_gradients
 from strop.train.microbatches import Microbatches
 from strop.train.optim import FlatAdamW, learning_rate
-from strop.train.step import NonFiniteError, StepResult, train_step
+from strop.train.step import NonFiniteError, StepInFlight, StepResult, train_step
 
 
 @dataclass
@@ -70,6 +72,7 @@ class Trainer:
         self.decoder = self.adapter.decoder
         self.decoder.gradient_checkpointing = section.gradient_checkpointing
         self.optimizer = FlatAdamW(self.adapter, section)
+        self.gradients = choose_gradients(self.adapter)
         self.max_tokens = section.max_tokens_per_microbatch or tokens_per_microbatch(
             self.decoder, int(self.store.lengths.max())
         )
@@ -79,6 +82,8 @@ class Trainer:
         self.num_steps = self.microbatches.num_steps
         self.metrics = MetricsLog(self.folder.metrics_path)
         self._best: torch.Tensor | None = None
+        self._in_flight: StepInFlight | None = None
+        self._started = 0.0
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint: parameters, moments, progress and the metrics up to its step."""
@@ -99,20 +104,16 @@ class Trainer:
         """
         self.reporter.on_start(self.progress.step, self.num_steps)
         self.decoder.train()
+        self.gradients.refresh()
         try:
-            self._evaluate_if_due()
-            while self.progress.step < self.num_steps and not self.progress.stopped_early:
-                self._one_step()
-                self._evaluate_if_due()
-                if self.progress.step < self.num_steps and _due(self.progress.step, self.section.save_steps):
-                    self._save()
+            self._train()
         except Interrupted as stop:
             self._save()
             done = f"step {self.progress.step} of {self.num_steps}"
             raise Interrupted(f"{stop}; {done} is saved" if self.progress.step else f"{stop} before step 1") from None
-        except NumericsError:
+        except NonFiniteError as error:
             self._save()
-            raise
+            raise NumericsError(self._explain_non_finite(error)) from None
         except torch.OutOfMemoryError as error:
             self._save()
             raise OutOfMemoryError(self._explain_out_of_memory()) from error
@@ -122,31 +123,47 @@ class Trainer:
         if self.section.load_best_model_at_end and self._best is not None:
             self.adapter.flat.copy_(self._best)
 
-    def _one_step(self) -> None:
-        started = time.perf_counter()
-        rate = learning_rate(self.progress.step, self.section, self.num_steps)
-        result = self._update(rate)
-        elapsed = time.perf_counter() - started
+    def _train(self) -> None:
+        """Steps, evaluations and saves. A GPU has one step in flight while the host prepares and launches the next."""
+        self._evaluate_if_due()
+        self._started = time.perf_counter()
+        while self.progress.step < self.num_steps and not self.progress.stopped_early:
+            launched = self._launch(self.progress.step + (self._in_flight is not None))
+            self._finish()
+            self._in_flight = launched
+            step = self.progress.step + 1
+            if launched.is_done or step == self.num_steps or self._is_stop(step):
+                self._finish()
+                self._evaluate_if_due()
+                if self.progress.step < self.num_steps and _due(self.progress.step, self.section.save_steps):
+                    self._save()
+
+    def _is_stop(self, step: int) -> bool:
+        """Whether the host needs the state after this step."""
+        section = self.section
+        return _due(step, section.save_steps) or (self.evaluate is not None and _due(step, section.eval_steps))
+
+    def _launch(self, step: int) -> StepInFlight:
+        section = self.section
+        torch.manual_seed(_dropout_seed(section.seed, step))
+        rate = learning_rate(step, section, self.num_steps)
+        batches = self.microbatches.of_step(step)
+        return train_step(self.gradients, self.optimizer, batches, rate, section.max_grad_norm, self.check_stop)
+
+    def _finish(self) -> None:
+        """Wait for the step in flight, if there is one, and record it."""
+        if self._in_flight is None:
+            return
+        in_flight, self._in_flight = self._in_flight, None  # it is over, even if what it says is an error
+        result = in_flight.result()
+        now = time.perf_counter()
+        elapsed, self._started = now - self._started, now
         progress = self.progress
+        rate = learning_rate(progress.step, self.section, self.num_steps)
         progress.step += 1
         progress.seconds += elapsed
         progress.num_tokens += result.num_tokens
         self._record(result, rate, elapsed)
-
-    def _update(self, rate: float) -> StepResult:
-        step = self.progress.step
-        torch.manual_seed(_dropout_seed(self.section.seed, step))
-        try:
-            return train_step(
-                self.decoder,
-                self.optimizer,
-                self.microbatches.of_step(step),
-                rate,
-                self.section.max_grad_norm,
-                self.check_stop,
-            )
-        except NonFiniteError as error:
-            raise NumericsError(self._explain_non_finite(error)) from None
 
     def _evaluate_if_due(self) -> None:
         """Evaluate after this step if it is time and has not been done; an interruption may have cut it off."""
@@ -156,6 +173,7 @@ class Trainer:
         if section.eval_on_start if step == 0 else step == self.num_steps or _due(step, section.eval_steps):
             self._take_in(self.evaluate())
             self.decoder.train()
+            self._started = time.perf_counter()
 
     def _take_in(self, loss: float) -> None:
         """Record a held-out loss and judge it: the best so far, or reason to stop early."""
@@ -192,7 +210,12 @@ class Trainer:
         self.reporter.on_step(record)
 
     def _save(self) -> None:
-        """Write a checkpoint of the current step, unless nothing was trained yet or it is there already."""
+        """Write a checkpoint of the current step, unless nothing was trained yet or it is there already.
+
+        A step still in flight is waited for; after a failure it counts only if it was sound.
+        """
+        with suppress(NonFiniteError):
+            self._finish()
         step = self.progress.step
         if step == 0 or self.folder.has_checkpoint(step):
             return

@@ -25,22 +25,26 @@ class FlatAdamW:
             weight_decay=section.weight_decay,
             fused=True,
         )
+        self._failed = torch.zeros((), dtype=torch.bool, device=adapter.flat.device)
 
-    def zero_grad(self) -> None:
-        """Clear the gradient buffer, keeping it in place: the parameters' gradients are views of it."""
-        self._grad.zero_()
+    def update(self, loss: Tensor, learning_rate: float, max_grad_norm: float) -> Tensor:
+        """Clip the gradient to `max_grad_norm` (0: never) and update every parameter.
 
-    def grad_norm(self) -> Tensor:
-        """L2 norm of all gradients together."""
-        norm: Tensor = torch.linalg.vector_norm(self._grad)
-        return norm
+        Nothing waits for the device: where loss or gradient is not finite, the device skips this update and every later
+        one, so that parameters and moments stay as the last sound step left them until the host has heard of it.
 
-    def step(self, learning_rate: float, grad_scale: Tensor | None = None) -> None:
-        """Update every parameter with the gradient times `grad_scale`."""
-        if grad_scale is not None:
-            self._grad.mul_(grad_scale)
+        Returns:
+            The L2 norm of all gradients together before clipping, a scalar on the device.
+        """
+        grad_norm: Tensor = torch.linalg.vector_norm(self._grad)
+        self._failed.logical_or_(~torch.isfinite(grad_norm + loss))
+        if max_grad_norm > 0:
+            # The 1e-6 is `torch.nn.utils.clip_grad_norm_`'s.
+            self._grad.mul_((max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0))
+        self._adamw.found_inf = self._failed.float()  # type: ignore[attr-defined]
         self._adamw.param_groups[0]["lr"] = learning_rate
         self._adamw.step()
+        return grad_norm
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint needs beside the parameters, on the host."""
@@ -51,16 +55,6 @@ class FlatAdamW:
         """Continue from `state()` of an earlier run."""
         device = self._grad.device
         self._adamw.state[self._parameter] = {name: tensor.clone().to(device) for name, tensor in state.items()}
-
-
-def clip_scale(grad_norm: Tensor, max_grad_norm: float) -> Tensor | None:
-    """The factor that brings the gradient's norm down to `max_grad_norm`; None where clipping is off.
-
-    The 1e-6 is `torch.nn.utils.clip_grad_norm_`'s.
-    """
-    if max_grad_norm <= 0:
-        return None
-    return (max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0)
 
 
 def learning_rate(step: int, section: TrainSection, num_steps: int) -> float:

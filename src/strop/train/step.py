@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from strop.data.pack import Batch
 from strop.errors import NumericsError
-from strop.model.decoder import Decoder
-from strop.model.inputs import PackedInputs
-from strop.train.optim import FlatAdamW, clip_scale
+from strop.train.gradients import Gradients
+from strop.train.optim import FlatAdamW
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,45 +41,84 @@ class NonFiniteError(NumericsError):
         self.samples = samples
 
 
+class StepInFlight:
+    """A step that was handed to the device and may not be done: each microbatch's part of the loss, and the norm."""
+
+    def __init__(self, batches: Sequence[Batch], losses: Sequence[Tensor], grad_norm: Tensor) -> None:
+        self._batches = batches
+        numbers = torch.stack([*losses, grad_norm.to(losses[0].dtype)])
+        self._numbers, self._done = numbers, None
+        if numbers.is_cuda:
+            self._numbers = numbers.to("cpu", non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record()
+
+    @property
+    def is_done(self) -> bool:
+        """The result can be had without waiting."""
+        return self._done is None or self._done.query()
+
+    def result(self) -> StepResult:
+        """Wait for the step.
+
+        Raises:
+            NonFiniteError: The step updated nothing, and neither did any after it.
+        """
+        if self._done is not None:
+            self._done.synchronize()
+        *losses, grad_norm = self._numbers.tolist()
+        batches = self._batches
+        for loss, batch in zip(losses, batches, strict=True):
+            if not _is_finite(loss):
+                raise NonFiniteError(f"the loss is {loss}", batch.samples)
+        if not _is_finite(grad_norm):
+            samples = tuple(index for batch in batches for index in batch.samples)
+            raise NonFiniteError(f"the gradient norm is {grad_norm}", samples)
+        return StepResult(
+            loss=sum(losses),
+            grad_norm=grad_norm,
+            num_samples=sum(len(batch.samples) for batch in batches),
+            num_tokens=sum(batch.num_sample_tokens for batch in batches),
+            num_executed_tokens=sum(len(batch.input_ids) for batch in batches),
+            num_loss_tokens=sum(batch.num_loss_tokens for batch in batches),
+        )
+
+
 def train_step(
-    decoder: Decoder,
+    gradients: Gradients,
     optimizer: FlatAdamW,
     batches: Sequence[Batch],
     learning_rate: float,
     max_grad_norm: float,
     check_stop: Callable[[], None] = lambda: None,
-) -> StepResult:
-    """Update the adapter once.
+) -> StepInFlight:
+    """Update the adapter once, without waiting for a GPU.
 
     The loss is the sum over all microbatches divided by the learned tokens of all of them, so how samples fall into
     microbatches changes nothing but rounding.
 
-    `check_stop` is called before each microbatch and may raise to abandon the step.
+    A loss or gradient that is not finite stops this update and all later ones on the device itself; the host hears of
+    it from `StepInFlight.result`.
 
-    Raises:
-        NonFiniteError: Before the update; the adapter and the optimizer are as the last step left them.
+    Args:
+        gradients: Of the model that is trained.
+        optimizer: Holds the adapter's parameters.
+        batches: The step's microbatches.
+        learning_rate: Of this step.
+        max_grad_norm: The gradient is scaled down to this norm; 0 for never.
+        check_stop: Called before each microbatch; may raise to abandon the step.
     """
     num_loss_tokens = sum(batch.num_loss_tokens for batch in batches)
-    optimizer.zero_grad()
-    loss = 0.0
+    gradients.zero()
+    losses = []
     for batch in batches:
         check_stop()
-        mean_nll = decoder.nll_sum(PackedInputs.of(batch, decoder.device)) / num_loss_tokens
-        mean_nll.backward()
-        if not torch.isfinite(mean_nll):
-            raise NonFiniteError(f"the loss is {mean_nll.item()}", batch.samples)
-        loss += mean_nll.item()
+        losses.append(gradients.add(batch, 1.0 / num_loss_tokens))
+    gradients.collect()
+    grad_norm = optimizer.update(torch.stack(losses).sum(), learning_rate, max_grad_norm)
+    gradients.refresh()
+    return StepInFlight(batches, losses, grad_norm)
 
-    grad_norm = optimizer.grad_norm()
-    if not torch.isfinite(grad_norm):
-        samples = tuple(index for batch in batches for index in batch.samples)
-        raise NonFiniteError(f"the gradient norm is {grad_norm.item()}", samples)
-    optimizer.step(learning_rate, clip_scale(grad_norm, max_grad_norm))
-    return StepResult(
-        loss=loss,
-        grad_norm=grad_norm.item(),
-        num_samples=sum(len(batch.samples) for batch in batches),
-        num_tokens=sum(batch.num_sample_tokens for batch in batches),
-        num_executed_tokens=sum(len(batch.input_ids) for batch in batches),
-        num_loss_tokens=num_loss_tokens,
-    )
+
+def _is_finite(number: float) -> bool:
+    return abs(number) < float("inf")

@@ -4,14 +4,16 @@ Written for samples of a hundred tokens, where FlashAttention's tiles of 128 are
 are computed once: no library's varlen call knows a key that several samples see.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from strop.ops.attention import Packing
 from strop.ops.fused.attention_kernels import backward_keys, backward_queries, finish_grad, forward, sum_parts
-from strop.ops.fused.attention_plan import KEYS, QUERIES, AttentionPlan
+from strop.ops.fused.attention_plan import KEYS, QUERIES, AttentionPlan, plan_attention
 from strop.ops.fused.thin import LowRank, Measured, Parts
 
 _LOG2_E = 1.4426950408889634
@@ -77,6 +79,40 @@ def tree_attention_backward(
             parts, plan.sums, dk, dv, qkv_TO.stride(0), H=width, HP=triton.next_power_of_2(width), KEYS=KEYS
         )
     return dqkv
+
+
+def packed_attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, packing: Packing, window: int | None) -> Tensor:
+    """`tree_attention` of separate queries, keys and values, for autograd. Returns (T, N, H)."""
+    qkv_TO = torch.cat([x.flatten(1) for x in (q_TNH, k_TKH, v_TKH)], dim=1)
+    heads = (q_TNH.shape[1], k_TKH.shape[1])
+    plan = _plan_on(packing, qkv_TO.device)
+    out_TO: Tensor = _PackedAttention.apply(qkv_TO, plan, heads, window)  # type: ignore[no-untyped-call]
+    return out_TO.view(q_TNH.shape)
+
+
+class _PackedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv_TO: Tensor, plan: AttentionPlan, heads: tuple[int, int], window: int | None) -> Tensor:
+        width = qkv_TO.shape[1] // (heads[0] + 2 * heads[1])
+        no_thin = qkv_TO.new_zeros((heads[0] * width, 16))
+        out, lse_NT = tree_attention(qkv_TO, plan, heads, window, no_thin)
+        ctx.save_for_backward(qkv_TO, out.x_TI, lse_NT, no_thin)
+        ctx.terms = (plan, heads, window)
+        return out.x_TI
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        qkv_TO, out_TO, lse_NT, no_thin = ctx.saved_tensors
+        nothing = LowRank(qkv_TO.new_zeros((len(qkv_TO), 16)), no_thin)
+        grad_TO = grads[0].clone(memory_format=torch.contiguous_format)
+        return tree_attention_backward(grad_TO, nothing, qkv_TO, out_TO, lse_NT, *ctx.terms), None, None, None
+
+
+@lru_cache(maxsize=1)
+def _plan_on(packing: Packing, device: torch.device) -> AttentionPlan:
+    """All layers of a microbatch ask for the same."""
+    with torch.inference_mode(False):  # a later training step may get the one that an evaluation made
+        return plan_attention(packing).to(device)
 
 
 def _split(qkv_TO: Tensor, heads: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, int]:

@@ -60,8 +60,10 @@ class HostPlan:
 
     def to(self, device: torch.device | str) -> AttentionPlan:
         """The plan on a device, as it is."""
-        arrays = (self.queries, self.path, self.keys, self.sums, self.positions)
-        return AttentionPlan(*(torch.from_numpy(x).to(device) for x in arrays), num_slots=self.num_slots)
+        queries, path, keys, sums, positions = (
+            torch.from_numpy(x).to(device) for x in (self.queries, self.path, self.keys, self.sums, self.positions)
+        )
+        return AttentionPlan(queries, path, keys, sums, positions, self.num_slots)
 
 
 def plan_attention(packing: Packing) -> HostPlan:
