@@ -21,7 +21,7 @@ from strop.ops.fused.attention_plan import AttentionPlan
 from strop.ops.fused.norm import Stream, advance, norm_backward, norm_operand
 from strop.ops.fused.operand import measure, operand_of
 from strop.ops.fused.rotary import finish_qkv, turn_back
-from strop.ops.fused.swiglu import swiglu_backward_operand, swiglu_operand, swiglu_thin_gradients
+from strop.ops.fused.swiglu import swiglu_backward, swiglu_operand
 from strop.ops.fused.thin import LowRank, Measured
 
 
@@ -145,13 +145,12 @@ class FusedLayer:
         _add_product(down.thin.grad_b_OR, grad.x_TI, kept.h_down)
         da = down.frozen.product_back(operand)
         terms = (da, down.backward_term(dh_down), kept.gate_up, gate_up.forward_term(kept.h_gate_up))
-        operand, dh_gate_up = swiglu_backward_operand(*terms, scaling, gate_up.frozen.float8)
-        grad_b, grad_a = swiglu_thin_gradients(*terms)
-        gate_up.thin.grad_b_OR.add_(grad_b)
-        down.thin.grad_a_IR.add_(grad_a)
-        _add_norm_product(gate_up.thin.grad_a_IR, self.norm1, kept.x1, kept.factor1, dh_gate_up)
-        dn = gate_up.frozen.product_back(operand)
-        term = gate_up.backward_term(dh_gate_up)
+        grads = swiglu_backward(*terms, scaling, gate_up.frozen.float8)
+        gate_up.thin.grad_b_OR.add_(grads.thin_2FR)
+        down.thin.grad_a_IR.add_(grads.out_thin_FR)
+        _add_norm_product(gate_up.thin.grad_a_IR, self.norm1, kept.x1, kept.factor1, grads.dh_TR)
+        dn = gate_up.frozen.product_back(grads.operand)
+        term = gate_up.backward_term(grads.dh_TR)
         return norm_backward(dn, term, kept.x1, kept.factor1, self.norm1, grad.x_TI, self.o.thin.b_OR)
 
     def _output_backward(self, grad1: Measured, kept: Kept, shared: Shared) -> tuple[Tensor, Tensor, Tensor]:

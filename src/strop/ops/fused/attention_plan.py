@@ -18,8 +18,6 @@ from strop.ops.attention import Packing
 QUERIES, KEYS = 64, 64
 """Tokens of a tile."""
 
-CHUNK = 2048
-"""Queries that one program adds up at most for a tile of keys."""
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -75,7 +73,7 @@ def plan_attention(packing: Packing) -> HostPlan:
     node, at = _tiles(lengths, QUERIES)
     count = np.minimum(QUERIES, lengths[node] - at)
     queries = (starts[node] + at, count, depths[node] + at, offsets[node], depths[node])
-    keys, sums, num_slots = _key_tiles(lengths, starts, ends)
+    keys, sums, num_slots = _key_tiles(lengths, starts, ends, _chunk(int(lengths.sum())))
     positions = np.arange(lengths.sum()) + np.repeat(depths - starts, lengths)
     return HostPlan(_table(queries), path, keys, sums, positions.astype(np.int32), num_slots)
 
@@ -91,10 +89,19 @@ def _paths(packing: Packing) -> tuple[Int32, Int64]:
     return np.concatenate(lists).astype(np.int32), np.array([begins[parent] for parent in packing.parents])
 
 
-def _key_tiles(lengths: Int64, starts: Int64, ends: Int64) -> tuple[Int32, Int32, int]:
+def _chunk(tokens: int) -> int:
+    """Queries that one program adds up at most for a tile of keys.
+
+    A prefix of all samples is seen by every query: cut fine enough to keep all multiprocessors busy, coarse enough that
+    the partial sums cost little (1,024 is 8% faster than 2,048 at 14,700 tokens, and 256 than 1,024 at 1,000).
+    """
+    return min(1024, max(256, 1 << (tokens // 16).bit_length()))
+
+
+def _key_tiles(lengths: Int64, starts: Int64, ends: Int64, chunk_size: int) -> tuple[Int32, Int32, int]:
     node, at = _tiles(lengths, KEYS)
     first, count, end = starts[node] + at, np.minimum(KEYS, lengths[node] - at), ends[node]
-    chunks = -(-(end - first) // CHUNK)
+    chunks = -(-(end - first) // chunk_size)
     many, few = np.flatnonzero(chunks > 1), np.flatnonzero(chunks == 1)
     first_slot = chunks[many].cumsum() - chunks[many]
     num_slots = int(chunks[many].sum())
@@ -102,8 +109,8 @@ def _key_tiles(lengths: Int64, starts: Int64, ends: Int64) -> tuple[Int32, Int32
     tile = np.concatenate((np.repeat(many, chunks[many]), few))
     chunk = np.concatenate((np.arange(num_slots) - np.repeat(first_slot, chunks[many]), np.zeros_like(few)))
     slots = np.concatenate((np.arange(num_slots), np.full_like(few, -1)))
-    low = first[tile] + chunk * CHUNK
-    keys = (first[tile], count[tile], low, np.minimum(low + CHUNK, end[tile]), slots)
+    low = first[tile] + chunk * chunk_size
+    keys = (first[tile], count[tile], low, np.minimum(low + chunk_size, end[tile]), slots)
     return _table(keys), _table((first[many], count[many], first_slot, chunks[many])), num_slots
 
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from strop.ops.frozen_linear import Operand
-from strop.ops.fused.operand import new_operand
+from strop.ops.fused.operand import new_values
 from strop.ops.fused.thin import (
     CHUNK,
     ROWS,
@@ -23,13 +23,10 @@ from strop.ops.fused.thin import (
     add_low_rank,
     add_thin_product,
     block_rows,
-    float8_step,
     grid,
-    max_of_parts,
     rows_of,
     store_parts,
-    store_product,
-    sum_of_parts,
+    sum_up,
 )
 
 
@@ -57,7 +54,7 @@ def _advance(
 ):  # fmt: skip
     row = block_rows(ROWS)
     real = row < rows
-    squares, largest = tl.zeros([ROWS, CHUNK], tl.float32), tl.zeros([ROWS, CHUNK], tl.float32)
+    squares, largest = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
     product = tl.zeros([ROWS, R], tl.float32)
     if HAS_BLOCK:
         h_tile = rows_of(h, row, real, BLOCK_R)
@@ -70,35 +67,28 @@ def _advance(
             x_tile = add_low_rank(total, h_tile, block_thin, column, width, BLOCK_R).to(x_tile.dtype)
             tl.store(out + place, x_tile, mask)
         wide = x_tile.to(tl.float32)
-        squares += wide * wide
+        squares += tl.sum(wide * wide, 1)
         wide *= tl.load(gain + column, column < width, 0.0).to(tl.float32)[None, :]
-        largest = tl.maximum(largest, tl.abs(wide))
+        largest = tl.maximum(largest, tl.max(tl.abs(wide), 1))
         product = add_thin_product(product, wide.to(x_tile.dtype), thin, column, width, R)
-    tl.store(squares_parts + tl.program_id(1).to(tl.int64) * rows + row, tl.sum(squares, 1), real)
-    store_parts(largest_parts, product_parts, row, real, rows, tl.max(largest, 1), product, R)
+    tl.store(squares_parts + tl.program_id(1).to(tl.int64) * rows + row, squares, real)
+    store_parts(largest_parts, product_parts, row, real, rows, largest, product, R)
 
 
 @triton.jit
 def _norm(
-    x, gain, values, scale, factor, h, squares_parts, largest_parts, product_parts, scaling, eps, rows, width, spans,
-    QUANTISE: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, SPAN: tl.constexpr,
+    x, gain, values, scale, factor, rows, width, QUANTISE: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr
 ):  # fmt: skip
     row = block_rows(ROWS)
     real = row < rows
-    r = tl.rsqrt(sum_of_parts(squares_parts, row, real, rows, spans, ROWS) / width + eps)
-    store_product(h, product_parts, row, real, rows, spans, (r * scaling)[:, None], R, ROWS)
-    first = tl.program_id(1) == 0
-    tl.store(factor + row, r, real & first)
+    column = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
+    place, mask = row[:, None] * width + column[None, :], real[:, None] & (column < width)[None, :]
+    r = tl.load(factor + row, real, 0.0)
     if QUANTISE:
-        step = float8_step(max_of_parts(largest_parts, row, real, rows, spans, ROWS) * r)
-        tl.store(scale + row, step, real & first)
-        r = r / step
-    for start in range(0, SPAN, CHUNK):
-        column = tl.program_id(1) * SPAN + start + tl.arange(0, CHUNK)
-        place, mask = row[:, None] * width + column[None, :], real[:, None] & (column < width)[None, :]
-        wide = tl.load(x + place, mask, 0.0).to(tl.float32)
-        wide *= tl.load(gain + column, column < width, 0.0).to(tl.float32)[None, :]
-        tl.store(values + place, (wide * r[:, None]).to(values.dtype.element_ty), mask)
+        r = r / tl.load(scale + row, real, 1.0)
+    wide = tl.load(x + place, mask, 0.0).to(tl.float32)
+    wide *= tl.load(gain + column, column < width, 0.0).to(tl.float32)[None, :]
+    tl.store(values + place, (wide * r[:, None]).to(values.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -117,13 +107,13 @@ def _norm_backward_along(
     row = block_rows(ROWS)
     real = row < rows
     dh_tile = rows_of(dh, row, real, R)
-    along = tl.zeros([ROWS, CHUNK], tl.float32)
+    along = tl.zeros([ROWS], tl.float32)
     for start in range(0, SPAN, CHUNK):
         column = tl.program_id(1) * SPAN + start + tl.arange(0, CHUNK)
         place, mask = row[:, None] * width + column[None, :], real[:, None] & (column < width)[None, :]
         u = _weighted(grad, dh_tile, thin, gain, place, mask, column, width, R)
-        along += u * tl.load(x + place, mask, 0.0).to(tl.float32)
-    tl.store(along_parts + tl.program_id(1).to(tl.int64) * rows + row, tl.sum(along, 1), real)
+        along += tl.sum(u * tl.load(x + place, mask, 0.0).to(tl.float32), 1)
+    tl.store(along_parts + tl.program_id(1).to(tl.int64) * rows + row, along, real)
 
 
 @triton.jit
@@ -135,9 +125,12 @@ def _norm_backward(
     row = block_rows(ROWS)
     real = row < rows
     r = tl.load(factor + row, real, 0.0)
-    along = sum_of_parts(along_parts, row, real, rows, spans, ROWS) * r * r / width
+    along = tl.zeros([ROWS], tl.float32)
+    for span in range(spans):
+        along += tl.load(along_parts + span * rows + row, real, 0.0)
+    along *= r * r / width
     dh_tile = rows_of(dh, row, real, R)
-    largest, product = tl.zeros([ROWS, CHUNK], tl.float32), tl.zeros([ROWS, NEXT_R], tl.float32)
+    largest, product = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS, NEXT_R], tl.float32)
     for start in range(0, SPAN, CHUNK):
         column = tl.program_id(1) * SPAN + start + tl.arange(0, CHUNK)
         place, mask = row[:, None] * width + column[None, :], real[:, None] & (column < width)[None, :]
@@ -146,9 +139,9 @@ def _norm_backward(
         back = tl.load(residual + place, mask, 0.0)
         value = (back.to(tl.float32) + r[:, None] * (u - x_tile * along[:, None])).to(back.dtype)
         tl.store(dx + place, value, mask)
-        largest = tl.maximum(largest, tl.abs(value.to(tl.float32)))
+        largest = tl.maximum(largest, tl.max(tl.abs(value.to(tl.float32)), 1))
         product = add_thin_product(product, value, next_thin, column, width, NEXT_R)
-    store_parts(largest_parts, product_parts, row, real, rows, tl.max(largest, 1), product, NEXT_R)
+    store_parts(largest_parts, product_parts, row, real, rows, largest, product, NEXT_R)
 
 
 def advance(stream: Stream, gain_D: Tensor, thin_DR: Tensor) -> MeasuredStream:
@@ -172,14 +165,12 @@ def norm_operand(
     """The operand of a product that reads the normed rows n, h = scaling * n W, and each row's factor r."""
     x_TD, squares_ST, parts = stream
     rows, width = x_TD.shape
-    spans, _, rank = parts.product_STR.shape
-    operand = new_operand(x_TD, width, float8)
-    factor_T, h_TR = x_TD.new_empty(rows, dtype=torch.float32), x_TD.new_empty((rows, rank))
-    _norm[grid(rows, width)](
-        x_TD, gain_D, *operand, factor_T, h_TR, squares_ST, *parts, scaling, eps, rows, width, spans,
-        QUANTISE=float8, R=rank, ROWS=ROWS, CHUNK=CHUNK, SPAN=SPAN,
-    )  # fmt: skip
-    return operand, h_TR, factor_T
+    h_TR, scale_T, factor_T = sum_up(parts, scaling, float8, x_TD.dtype, squares_ST, width, eps)
+    assert factor_T is not None
+    values = new_values(x_TD, width, float8)
+    programs = (triton.cdiv(rows, ROWS), triton.cdiv(width, CHUNK))
+    _norm[programs](x_TD, gain_D, values, scale_T, factor_T, rows, width, QUANTISE=float8, ROWS=ROWS, CHUNK=CHUNK)
+    return Operand(values, scale_T), h_TR, factor_T
 
 
 def norm_backward(

@@ -14,11 +14,9 @@ from strop.ops.fused.thin import (
     Parts,
     add_thin_product,
     block_rows,
-    float8_step,
     grid,
-    max_of_parts,
     store_parts,
-    store_product,
+    sum_up,
 )
 
 
@@ -39,29 +37,19 @@ def _measure(
 
 
 @triton.jit
-def _finish(
-    x, values, scale, h, largest_parts, product_parts, scaling, rows, width, spans,
-    QUANTISE: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, SPAN: tl.constexpr,
-):  # fmt: skip
+def _quantise(x, values, scale, rows, width, ROWS: tl.constexpr, CHUNK: tl.constexpr):
     row = block_rows(ROWS)
     real = row < rows
-    store_product(h, product_parts, row, real, rows, spans, scaling, R, ROWS)
-    if QUANTISE:
-        step = float8_step(max_of_parts(largest_parts, row, real, rows, spans, ROWS))
-        if tl.program_id(1) == 0:
-            tl.store(scale + row, step, real)
-        for start in range(0, SPAN, CHUNK):
-            column = tl.program_id(1) * SPAN + start + tl.arange(0, CHUNK)
-            place, inside = row[:, None] * width + column[None, :], real[:, None] & (column < width)[None, :]
-            x_tile = tl.load(x + place, inside, 0.0).to(tl.float32)
-            tl.store(values + place, (x_tile / step[:, None]).to(values.dtype.element_ty), inside)
+    column = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
+    place, inside = row[:, None] * width + column[None, :], real[:, None] & (column < width)[None, :]
+    step = tl.load(scale + row, real, 1.0)
+    x_tile = tl.load(x + place, inside, 0.0).to(tl.float32)
+    tl.store(values + place, (x_tile / step[:, None]).to(values.dtype.element_ty), inside)
 
 
-def new_operand(like_TI: Tensor, width: int, float8: bool) -> Operand:
-    """An operand still to be written."""
-    rows = like_TI.shape[0]
-    values = like_TI.new_empty((rows, width), dtype=torch.float8_e4m3fn if float8 else like_TI.dtype)
-    return Operand(values, like_TI.new_empty(rows, dtype=torch.float32) if float8 else None)
+def new_values(like_TI: Tensor, width: int, float8: bool) -> Tensor:
+    """An operand's values, still to be written."""
+    return like_TI.new_empty((like_TI.shape[0], width), dtype=torch.float8_e4m3fn if float8 else like_TI.dtype)
 
 
 def measure(x_TI: Tensor, thin_IR: Tensor) -> Measured:
@@ -75,13 +63,11 @@ def measure(x_TI: Tensor, thin_IR: Tensor) -> Measured:
 def operand_of(measured: Measured, scaling: float, float8: bool) -> tuple[Operand, Tensor]:
     """The operand of a product that reads x, and h = scaling * x W for the W it was measured with."""
     x_TI, parts = measured
+    sums = sum_up(parts, scaling, float8, x_TI.dtype)
+    if not float8:
+        return Operand(x_TI), sums.h_TR
     rows, width = x_TI.shape
-    spans, _, rank = parts.product_STR.shape
-    operand = new_operand(x_TI, width, True) if float8 else Operand(x_TI)
-    h_TR = x_TI.new_empty((rows, rank))
-    programs = grid(rows, width) if float8 else (triton.cdiv(rows, ROWS), 1)
-    _finish[programs](
-        x_TI, *operand, h_TR, *parts, scaling, rows, width, spans,
-        QUANTISE=float8, R=rank, ROWS=ROWS, CHUNK=CHUNK, SPAN=SPAN,
-    )  # fmt: skip
-    return operand, h_TR
+    values = new_values(x_TI, width, float8)
+    programs = (triton.cdiv(rows, ROWS), triton.cdiv(width, CHUNK))
+    _quantise[programs](x_TI, values, sums.scale_T, rows, width, ROWS=ROWS, CHUNK=CHUNK)
+    return Operand(values, sums.scale_T), sums.h_TR

@@ -17,6 +17,10 @@ ROWS, CHUNK, SPAN = 64, 128, 512
 """Rows of a program, columns that it takes at a time, and columns it takes in all."""
 
 
+_SUM_ROWS = 16
+"""Rows of a program that adds parts up; few, because each walks all spans."""
+
+
 class LowRank(NamedTuple):
     """A term h W^T that is still to be added to a (T, O) tensor by whoever reads it; W (O, R) is thin."""
 
@@ -96,34 +100,50 @@ def store_parts(largest_parts, product_parts, row, real, rows, largest, product,
 
 
 @triton.jit
-def max_of_parts(parts, row, real, rows, spans, ROWS: tl.constexpr):
-    """The maximum over all spans for these rows."""
-    total = tl.zeros([ROWS], tl.float32)
+def _sum_up(
+    largest_parts, product_parts, squares_parts, h, scale, factor, scaling, eps, rows, width, spans,
+    QUANTISE: tl.constexpr, NORMED: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    row = block_rows(ROWS)
+    real = row < rows
+    largest, squares = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
+    product = tl.zeros([ROWS, R], tl.float32)
     for span in range(spans):
-        total = tl.maximum(total, tl.load(parts + span * rows + row, real, 0.0))
-    return total
+        product += rows_of(product_parts + span * rows * R, row, real, R)
+        if QUANTISE:
+            largest = tl.maximum(largest, tl.load(largest_parts + span * rows + row, real, 0.0))
+        if NORMED:
+            squares += tl.load(squares_parts + span * rows + row, real, 0.0)
+    if NORMED:
+        r = tl.rsqrt(squares / width + eps)
+        tl.store(factor + row, r, real)
+        largest *= r
+        product *= r[:, None]
+    tl.store(h + row[:, None] * R + tl.arange(0, R)[None, :], product * scaling, real[:, None])
+    if QUANTISE:
+        # The scale that takes a row's largest magnitude to float8_e4m3fn's largest number.
+        tl.store(scale + row, tl.maximum(largest, 1e-12) / 448.0, real)
 
 
-@triton.jit
-def sum_of_parts(parts, row, real, rows, spans, ROWS: tl.constexpr):
-    """The sum over all spans for these rows."""
-    total = tl.zeros([ROWS], tl.float32)
-    for span in range(spans):
-        total += tl.load(parts + span * rows + row, real, 0.0)
-    return total
+class Sums(NamedTuple):
+    """What `Parts` add up to: h = scaling * x W, each row's float8 scale, a norm's factor 1 / sqrt(mean(x^2) + eps)."""
+
+    h_TR: Tensor
+    scale_T: Tensor | None
+    factor_T: Tensor | None
 
 
-@triton.jit
-def store_product(h, product_parts, row, real, rows, spans, factor, R: tl.constexpr, ROWS: tl.constexpr):
-    """The first span's programs write h = factor * the sum of all spans' products."""
-    if tl.program_id(1) == 0:
-        total = tl.zeros([ROWS, R], tl.float32)
-        for span in range(spans):
-            total += rows_of(product_parts + span * rows * R, row, real, R)
-        tl.store(h + row[:, None] * R + tl.arange(0, R)[None, :], total * factor, real[:, None])
-
-
-@triton.jit
-def float8_step(largest):
-    """The scale that takes a row's largest magnitude to float8_e4m3fn's largest number, 448."""
-    return tl.maximum(largest, 1e-12) / 448.0
+def sum_up(
+    parts: Parts, scaling: float, float8: bool, dtype: torch.dtype, squares_ST: Tensor | None = None, width: int = 1,
+    eps: float = 0.0,
+) -> Sums:  # fmt: skip
+    """Add the partial results of a tensor up; with its sums of squares, those of the normed tensor."""
+    spans, rows, rank = parts.product_STR.shape
+    new = parts.largest_ST.new_empty
+    h_TR, scale_T = new((rows, rank), dtype=dtype), new(rows) if float8 else None
+    factor_T = None if squares_ST is None else new(rows)
+    _sum_up[(triton.cdiv(rows, _SUM_ROWS),)](
+        *parts, squares_ST, h_TR, scale_T, factor_T, scaling, eps, rows, width, spans,
+        QUANTISE=float8, NORMED=squares_ST is not None, R=rank, ROWS=_SUM_ROWS,
+    )  # fmt: skip
+    return Sums(h_TR, scale_T, factor_T)
