@@ -33,7 +33,7 @@ from strop.model.lora import LoraAdapter
 from strop.model.weights import build_decoder, group_modules
 from strop.ops.frozen_linear import Float8Weight, FrozenWeight, Operand, quantise_rows
 from strop.recipe import LoraSection, TrainSection
-from strop.train.budget import tokens_per_microbatch
+from strop.train.budget import tokens_that_fit
 from strop.train.gradients import choose_gradients
 from strop.train.optim import FlatAdamW, learning_rate
 from strop.train.step import StepInFlight, StepResult, train_step
@@ -82,7 +82,7 @@ class Run:
     def __init__(self, adapter: LoraAdapter, store: SampleStore, options: argparse.Namespace, batch: int) -> None:
         self.section = TrainSection(per_device_train_batch_size=batch, gradient_accumulation_steps=1, warmup_steps=2)
         self.optimizer, self.gradients = FlatAdamW(adapter, self.section), choose_gradients(adapter)
-        budget = tokens_per_microbatch(adapter.decoder, int(store.lengths.max()))
+        budget = tokens_that_fit(self.gradients, adapter.decoder.device, int(store.lengths.max()))
         self.steps = [self.batches(store, step, budget, options) for step in range(options.steps)]
 
     def batches(self, store: SampleStore, step: int, budget: int, options: argparse.Namespace) -> list[Batch]:

@@ -179,7 +179,7 @@ def evaluate(run: Run, num_generated: int = 32, max_new_tokens: int = 96) -> Eva
     """
     from strop.evaluate.score import evaluate as score
     from strop.run.folder import RunFolder
-    from strop.train.budget import tokens_per_microbatch
+    from strop.train.budget import wanted_tokens
 
     recipe = run.recipe
     # Answers are what is asked for here, so only they are scored, whatever was learned in training; and of the
@@ -203,7 +203,7 @@ def evaluate(run: Run, num_generated: int = 32, max_new_tokens: int = 96) -> Eva
         [asked[store.origin(i)] for i in shown],
         lambda ids: str(template.tokenizer.decode(ids, skip_special_tokens=True)),
         template.stop_ids,
-        tokens_per_microbatch(adapter.decoder, int(store.lengths.max())),
+        wanted_tokens(adapter.decoder.device, int(store.lengths.max())),
         max_new_tokens,
     )
     RunFolder(run.path).write_evaluation(result.to_json())
@@ -304,18 +304,17 @@ def _begin(
         folder.write_recipe(recipe.to_yaml())
     changes = folder.begin_attempt(
         device=torch.cuda.get_device_name(decoder.device) if decoder.device.type == "cuda" else "cpu",
+        chosen={"precision": decoder.precision, "max_tokens_per_microbatch": trainer.max_tokens},
         fingerprints=fingerprints,
         num_trainable=trainer.adapter.num_parameters,
         num_steps=trainer.num_steps,
     )
     sharing = trainer.microbatches.sharing()
-    for line in (*changes, trainer.microbatches.explain(sharing)):
+    for line in (*changes, *trainer.explain(), trainer.microbatches.explain(sharing)):
         trainer.reporter.note(line)
     folder.update_manifest(
         format=prepared.data.format,
         template=prepared.data.template.name,
-        precision=decoder.precision,
-        max_tokens_per_microbatch=trainer.max_tokens,
         sharing_ratio=round(sharing, 3),
         data={
             "rows": len(prepared.data.train),

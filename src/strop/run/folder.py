@@ -94,21 +94,28 @@ class RunFolder:
         return "interrupted" if status == "running" and not _is_alive(self._writer()) else status
 
     def begin_attempt(
-        self, *, device: str, fingerprints: Mapping[str, str], num_trainable: int, num_steps: int
+        self,
+        *,
+        device: str,
+        chosen: Mapping[str, Any],
+        fingerprints: Mapping[str, str],
+        num_trainable: int,
+        num_steps: int,
     ) -> list[str]:
         """Enter in run.json that this process starts or continues the run.
 
         Args:
             device: Name of the device, as the driver gives it.
+            chosen: What was chosen for this device and changes last digits, such as the precision.
             fingerprints: What `refuse_changes` compares, by what it is of.
             num_trainable: Parameters that are trained.
             num_steps: Updates from beginning to end.
 
         Returns:
-            Versions and devices that differ from the attempt before, one a line: the run goes on, but its
+            Versions, devices and choices that differ from the attempt before, one a line: the run goes on, but its
             result is no longer bitwise that of an undisturbed one.
         """
-        before, environment = self.manifest, _environment(device)
+        before, environment = self.manifest, {**_environment(device), **chosen}
         changes = [
             f"{name} was {before[name]} and is {value}: results may differ in the last digits from here on"
             for name, value in environment.items()

@@ -1,8 +1,10 @@
-"""How many tokens a microbatch may hold, where the recipe leaves it open."""
+"""How many tokens a microbatch may hold, where the recipe leaves it open: a round number that is known to fit."""
 
+import numpy as np
 import torch
 
-from strop.model.decoder import Decoder
+from strop.data.pack import Batch
+from strop.train.gradients import Gradients
 
 _CPU_TOKENS = 1024
 """Larger microbatches gain nothing measurable on a CPU, and a signal is answered between microbatches."""
@@ -10,20 +12,55 @@ _CPU_TOKENS = 1024
 _GPU_TOKENS = 16384
 """On an H200 the matrix products have reached their full rate by then."""
 
+_SHARE = 0.9
+"""Of the free memory; the rest is for fragments and for kernels' own needs."""
 
-def tokens_per_microbatch(decoder: Decoder, longest_sample: int) -> int:
-    """A budget that fits the device's free memory and at least the longest sample.
+_STEP = 512
+"""What does not fit is cut down to a multiple of this, so that a few bytes more or less free change nothing."""
 
-    What a token keeps for the backward, in elements: in each layer 8 D (residual twice, two normed inputs, q, k and
-    v, the attention's output) and 3 F (gate, up, their product); with gradient checkpointing one D, and one layer
-    in full. A quarter of the memory is left for temporaries.
+
+def wanted_tokens(device: torch.device, longest_sample: int) -> int:
+    """The budget where memory is no concern, with room for the longest sample."""
+    return max(_GPU_TOKENS if device.type == "cuda" else _CPU_TOKENS, longest_sample)
+
+
+def tokens_that_fit(gradients: Gradients, device: torch.device, longest_sample: int) -> int:
+    """`wanted_tokens`, or as many of them as the GPU's memory holds.
+
+    A microbatch's memory is a constant and so much for each token. Both are measured, by computing gradients of two
+    small microbatches of the worst kind: samples of the greatest length, with every token learned.
     """
-    config = decoder.config
-    layer = 8 * config.hidden_size + 3 * config.intermediate_size
-    layers = config.num_layers
-    elements = layers * config.hidden_size + layer if decoder.gradient_checkpointing else layers * layer
-    if decoder.device.type != "cuda":
-        return max(_CPU_TOKENS, longest_sample)
-    free, _ = torch.cuda.mem_get_info(decoder.device)
-    fits = int(0.75 * free / (elements * decoder.dtype.itemsize))
-    return max(min(_GPU_TOKENS, fits), longest_sample)
+    wanted = wanted_tokens(device, longest_sample)
+    if device.type != "cuda":
+        return wanted
+    few, more = max(64, wanted // 16), max(128, wanted // 8)
+    start = torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - start
+    peak_few, peak_more = (_peak(gradients, device, tokens, longest_sample) - start for tokens in (few, more))
+    each = max(1.0, (peak_more - peak_few) / (more - few))
+    fit = int(more + (_SHARE * free - peak_more) / each)
+    return wanted if fit >= wanted else max(fit // _STEP * _STEP, longest_sample)
+
+
+def _peak(gradients: Gradients, device: torch.device, tokens: int, longest_sample: int) -> int:
+    torch.cuda.reset_peak_memory_stats(device)
+    gradients.add(_worst_batch(tokens, longest_sample), 0.0)
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)
+
+
+def _worst_batch(tokens: int, longest_sample: int) -> Batch:
+    lengths = [longest_sample] * (tokens // longest_sample) + [tokens % longest_sample] * (tokens % longest_sample > 0)
+    learned = np.arange(tokens)  # a sample's last token predicts nothing, but one row more costs nothing here
+    return Batch(
+        input_ids=np.zeros(tokens, np.int64),
+        lengths=tuple(lengths),
+        parents=(-1,) * len(lengths),
+        sample_lengths=tuple(lengths),
+        learned=learned,
+        label_rows=learned,
+        labels=np.zeros(tokens, np.int64),
+        weights=np.ones(tokens, np.float32),
+        samples=(),
+        num_sample_tokens=tokens,
+    )

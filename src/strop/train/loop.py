@@ -17,8 +17,8 @@ from strop.run.checkpoint import Checkpoint, prune, save_checkpoint
 from strop.run.console import Reporter
 from strop.run.folder import RunFolder
 from strop.run.metrics import MetricsLog
-from strop.train.budget import tokens_per_microbatch
-from strop.train.gradients import choose_gradients
+from strop.train.budget import tokens_that_fit
+from strop.train.gradients import choose_gradients, why_plain
 from strop.train.microbatches import Microbatches
 from strop.train.optim import FlatAdamW, learning_rate
 from strop.train.step import NonFiniteError, StepInFlight, StepResult, train_step
@@ -73,8 +73,8 @@ class Trainer:
         self.decoder.gradient_checkpointing = section.gradient_checkpointing
         self.optimizer = FlatAdamW(self.adapter, section)
         self.gradients = choose_gradients(self.adapter)
-        self.max_tokens = section.max_tokens_per_microbatch or tokens_per_microbatch(
-            self.decoder, int(self.store.lengths.max())
+        self.max_tokens = section.max_tokens_per_microbatch or tokens_that_fit(
+            self.gradients, self.decoder.device, int(self.store.lengths.max())
         )
         share = self.adapter.section.lora_dropout == 0
         long_from = self.decoder.config.rope.long_from
@@ -84,6 +84,14 @@ class Trainer:
         self._best: torch.Tensor | None = None
         self._in_flight: StepInFlight | None = None
         self._started = 0.0
+
+    def explain(self) -> list[str]:
+        """What was chosen for this GPU and why; nothing is chosen on a CPU."""
+        if self.decoder.device.type != "cuda":
+            return []
+        reason = why_plain(self.adapter)
+        layers = f"plain, because {reason}" if reason else "fused kernels, captured as CUDA graphs"
+        return [f"layers: {layers}", f"microbatches of up to {self.max_tokens:,} tokens"]
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint: parameters, moments, progress and the metrics up to its step."""

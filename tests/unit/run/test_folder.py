@@ -18,7 +18,7 @@ MARKS = {"data": "d" * 64, "base model": "b" * 64}
 
 
 def begin(folder: RunFolder, device: str = "cpu") -> list[str]:
-    return folder.begin_attempt(device=device, fingerprints=MARKS, num_trainable=123, num_steps=60)
+    return folder.begin_attempt(device=device, chosen={}, fingerprints=MARKS, num_trainable=123, num_steps=60)
 
 
 def claim_in_child(path: Path) -> int:

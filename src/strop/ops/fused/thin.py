@@ -20,6 +20,9 @@ ROWS, CHUNK, SPAN = 64, 128, 512
 _SUM_ROWS = 16
 """Rows of a program that adds parts up; few, because each walks all spans."""
 
+_SUM_NUMBERS = 4096
+"""Partial results that it reads at a time: one span after the other, it would wait for memory each time."""
+
 
 class LowRank(NamedTuple):
     """A term h W^T that is still to be added to a (T, O) tensor by whoever reads it; W (O, R) is thin."""
@@ -102,24 +105,31 @@ def store_parts(largest_parts, product_parts, row, real, rows, largest, product,
 @triton.jit
 def _sum_up(
     largest_parts, product_parts, squares_parts, h, scale, factor, scaling, eps, rows, width, spans,
-    QUANTISE: tl.constexpr, NORMED: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr,
+    QUANTISE: tl.constexpr, NORMED: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, SPANS: tl.constexpr,
 ):  # fmt: skip
     row = block_rows(ROWS)
     real = row < rows
+    # The rows' products with W lie side by side in each span: one run of ROWS * R numbers.
+    place = tl.program_id(0).to(tl.int64) * ROWS * R + tl.arange(0, ROWS * R)
+    inside = place < rows.to(tl.int64) * R
     largest, squares = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
-    product = tl.zeros([ROWS, R], tl.float32)
-    for span in range(spans):
-        product += rows_of(product_parts + span * rows * R, row, real, R)
+    product = tl.zeros([ROWS * R], tl.float32)
+    for start in range(0, spans, SPANS):
+        span = start + tl.arange(0, SPANS)[:, None]
+        tile = tl.load(product_parts + span * rows * R + place[None, :], (span < spans) & inside[None, :], 0.0)
+        product += tl.sum(tile, 0)
+        there = (span < spans) & real[None, :]
         if QUANTISE:
-            largest = tl.maximum(largest, tl.load(largest_parts + span * rows + row, real, 0.0))
+            largest = tl.maximum(largest, tl.max(tl.load(largest_parts + span * rows + row[None, :], there, 0.0), 0))
         if NORMED:
-            squares += tl.load(squares_parts + span * rows + row, real, 0.0)
+            squares += tl.sum(tl.load(squares_parts + span * rows + row[None, :], there, 0.0), 0)
+    total = tl.reshape(product, [ROWS, R]) * scaling
     if NORMED:
         r = tl.rsqrt(squares / width + eps)
         tl.store(factor + row, r, real)
         largest *= r
-        product *= r[:, None]
-    tl.store(h + row[:, None] * R + tl.arange(0, R)[None, :], product * scaling, real[:, None])
+        total *= r[:, None]
+    tl.store(h + row[:, None] * R + tl.arange(0, R)[None, :], total, real[:, None])
     if QUANTISE:
         # The scale that takes a row's largest magnitude to float8_e4m3fn's largest number.
         tl.store(scale + row, tl.maximum(largest, 1e-12) / 448.0, real)
@@ -145,5 +155,6 @@ def sum_up(
     _sum_up[(triton.cdiv(rows, _SUM_ROWS),)](
         *parts, squares_ST, h_TR, scale_T, factor_T, scaling, eps, rows, width, spans,
         QUANTISE=float8, NORMED=squares_ST is not None, R=rank, ROWS=_SUM_ROWS,
+        SPANS=max(1, min(triton.next_power_of_2(spans), _SUM_NUMBERS // (_SUM_ROWS * rank))),
     )  # fmt: skip
     return Sums(h_TR, scale_T, factor_T)
