@@ -94,7 +94,6 @@ class FusedLayer:
         self.below = work.thin[index - 1, "down"] if index else None
         self.norm, self.norm1, self.eps = layer.input_norm, layer.post_attention_norm, config.rms_norm_eps
         self.heads = (config.num_heads, config.num_kv_heads)
-        self.turned, self.all_heads = config.num_heads + config.num_kv_heads, config.num_heads + 2 * config.num_kv_heads
         self.window, self.scaling = config.sliding_windows[index], scaling
         self.is_last = index == num_layers - 1
 
@@ -105,7 +104,7 @@ class FusedLayer:
         x_TD = measured.x_TD
         operand, h_qkv, factor = norm_operand(measured, self.norm, self.eps, scaling, qkv.frozen.float8)
         qkv_TO = qkv.product(operand)
-        finish_qkv(qkv_TO, qkv.forward_term(h_qkv), shared.cos_TR, shared.sin_TR, self.all_heads, self.turned)
+        finish_qkv(qkv_TO, qkv.forward_term(h_qkv), qkv.thin.blocks, shared.cos_TR, shared.sin_TR, self.heads)
         out, lse = tree_attention(qkv_TO, shared.plan, self.heads, self.window, o.thin.a_IR)
         out_TO, x = out.x_TI, x_TD
         if self.is_last:
@@ -117,7 +116,7 @@ class FusedLayer:
         operand, h_gate_up, factor1 = norm_operand(measured, self.norm1, self.eps, scaling, gate_up.frozen.float8)
         both = gate_up.product(operand)
         operand, h_down = swiglu_operand(
-            both, gate_up.forward_term(h_gate_up), down.thin.a_IR, scaling, down.frozen.float8
+            both, gate_up.forward_term(h_gate_up), gate_up.thin.blocks, down.thin.a_IR, scaling, down.frozen.float8
         )
         kept = Kept(x_TD, factor, qkv_TO, h_qkv, out_TO, lse, out.x_TI, h_o, x1, factor1, both, h_gate_up, h_down)
         return Stream(x1, down.product(operand), down.forward_term(h_down)), kept
@@ -130,7 +129,7 @@ class FusedLayer:
             grad_TO, self.o.backward_term(dh_o), kept.qkv_TO, kept.out_TO, kept.lse_NT,
             shared.plan, self.heads, self.window,
         )  # fmt: skip
-        measured = turn_back(dqkv_TO, shared.cos_TR, shared.sin_TR, self.all_heads, self.turned, qkv.thin.b_OR)
+        measured = turn_back(dqkv_TO, qkv.thin.b_OR, qkv.thin.blocks, shared.cos_TR, shared.sin_TR, self.heads)
         operand, dh_qkv = operand_of(measured, self.scaling, qkv.frozen.float8)
         _add_product(qkv.thin.grad_b_OR, dqkv_TO, kept.h_qkv)
         _add_norm_product(qkv.thin.grad_a_IR, self.norm, kept.x_TD, kept.factor_T, dh_qkv)
@@ -144,9 +143,17 @@ class FusedLayer:
         operand, dh_down = operand_of(grad, scaling, down.frozen.float8)
         _add_product(down.thin.grad_b_OR, grad.x_TI, kept.h_down)
         da = down.frozen.product_back(operand)
-        terms = (da, down.backward_term(dh_down), kept.gate_up, gate_up.forward_term(kept.h_gate_up))
+        terms = (
+            da,
+            down.backward_term(dh_down),
+            kept.gate_up,
+            gate_up.forward_term(kept.h_gate_up),
+            gate_up.thin.blocks,
+        )
         grads = swiglu_backward(*terms, scaling, gate_up.frozen.float8)
-        gate_up.thin.grad_b_OR.add_(grads.thin_2FR)
+        halves = zip(gate_up.thin.grad_b_OR.chunk(2), grads.thin_2FB.chunk(2), gate_up.thin.blocks.starts, strict=True)
+        for total, part, start in halves:
+            total[:, start : start + part.shape[1]].add_(part)
         down.thin.grad_a_IR.add_(grads.out_thin_FR)
         _add_norm_product(gate_up.thin.grad_a_IR, self.norm1, kept.x1, kept.factor1, grads.dh_TR)
         dn = gate_up.frozen.product_back(grads.operand)

@@ -52,14 +52,22 @@ def build_decoder(config: DecoderConfig, read: Callable[[str], Tensor], float8: 
 
 def group_modules(config: DecoderConfig) -> dict[str, dict[str, tuple[int, int]]]:
     """For each merged projection, the checkpoint modules in it and the output rows each owns."""
+    parts = part_rows(config)
+    split = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
+    fused = {group: (f"{group}_proj",) for group in parts}
+    names = fused if config.fused else fused | split
+    return {
+        group: dict(zip(names[group], rows if len(names[group]) > 1 else ((0, rows[-1][1]),), strict=True))
+        for group, rows in parts.items()
+    }
+
+
+def part_rows(config: DecoderConfig) -> dict[str, tuple[tuple[int, int], ...]]:
+    """For each merged projection, the output rows of its parts, q, k, v or gate, up, however the checkpoint has them."""
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     ff, width = config.intermediate_size, config.hidden_size
-    if config.fused:
-        qkv, gate_up = {"qkv_proj": (0, q + 2 * kv)}, {"gate_up_proj": (0, 2 * ff)}
-    else:
-        qkv = {"q_proj": (0, q), "k_proj": (q, q + kv), "v_proj": (q + kv, q + 2 * kv)}
-        gate_up = {"gate_proj": (0, ff), "up_proj": (ff, 2 * ff)}
-    return {"qkv": qkv, "o": {"o_proj": (0, width)}, "gate_up": gate_up, "down": {"down_proj": (0, width)}}
+    qkv, gate_up = ((0, q), (q, q + kv), (q + kv, q + 2 * kv)), ((0, ff), (ff, 2 * ff))
+    return {"qkv": qkv, "o": ((0, width),), "gate_up": gate_up, "down": ((0, width),)}
 
 
 def module_path(layer: int, group: str, module: str) -> str:

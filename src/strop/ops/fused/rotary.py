@@ -4,17 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from strop.ops.fused.thin import (
-    ROWS,
-    LowRank,
-    Measured,
-    Parts,
-    add_low_rank,
-    add_thin_product,
-    block_rows,
-    rows_of,
-    store_parts,
-)
+from strop.ops.fused.thin import ROWS, Blocks, LowRank, Measured, Parts, block_of, block_rows
 
 _HEADS_EACH = 8
 """Heads of one program."""
@@ -28,25 +18,44 @@ def _angles(cos, sin, row, real, channel, half):
 
 
 @triton.jit
+def _heads_of(
+    q_start, k_start, v_start, num_heads, HEADS_EACH: tl.constexpr, HEADS: tl.constexpr
+):  # fmt: skip
+    """This program's heads [first, last), all of queries, of keys or of values, and where their block starts."""
+    kv_heads = (HEADS - num_heads) // 2
+    q_spans, kv_spans = tl.cdiv(num_heads, HEADS_EACH), tl.cdiv(kv_heads, HEADS_EACH)
+    span = tl.program_id(1)
+    is_q, is_k = span < q_spans, span < q_spans + kv_spans
+    begin = tl.where(is_q, 0, tl.where(is_k, num_heads, num_heads + kv_heads))
+    end = tl.where(is_q, num_heads, tl.where(is_k, num_heads + kv_heads, HEADS))
+    before = tl.where(is_q, 0, tl.where(is_k, q_spans, q_spans + kv_spans))
+    first = begin + (span - before) * HEADS_EACH
+    start = tl.where(is_q, q_start, tl.where(is_k, k_start, v_start))
+    return first, tl.minimum(first + HEADS_EACH, end), start, is_k
+
+
+@triton.jit
 def _finish_qkv(
-    qkv, h, thin, cos, sin, rows, half, turned_heads,
-    HEADS: tl.constexpr, H: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr, R: tl.constexpr,
-    ROWS: tl.constexpr, HEADS_EACH: tl.constexpr,
+    qkv, h, thin, cos, sin, rows, half, num_heads, q_start, k_start, v_start,
+    HEADS: tl.constexpr, H: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,
+    R: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, HEADS_EACH: tl.constexpr,
 ):  # fmt: skip
     row = block_rows(ROWS)
     real = row < rows
     channel = tl.arange(0, HALF)
-    h_tile = rows_of(h, row, real, R)
+    first_head, last_head, start, turns = _heads_of(q_start, k_start, v_start, num_heads, HEADS_EACH, HEADS)
+    h_tile = block_of(h, row, real, start, R, BLOCK)
     c, s = _angles(cos, sin, row, real, channel, half)
     x = qkv + row[:, None] * (HEADS * H) + channel[None, :]
-    for head in range(tl.program_id(1) * HEADS_EACH, tl.minimum((tl.program_id(1) + 1) * HEADS_EACH, HEADS)):
-        mask = real[:, None] & (channel < half)[None, :]
-        head_thin = thin + head * H * R
+    mask, near = real[:, None] & (channel < half)[None, :], channel < half
+    for head in range(first_head, last_head):
+        first_thin = block_of(thin, head * H + channel, near, start, R, BLOCK)
+        second_thin = block_of(thin, head * H + half + channel, near, start, R, BLOCK)
         first = tl.load(x + head * H, mask, 0.0).to(tl.float32)
         second = tl.load(x + head * H + half, mask, 0.0).to(tl.float32)
-        first = add_low_rank(first, h_tile, head_thin, channel, half, R)
-        second = add_low_rank(second, h_tile, head_thin + half * R, channel, half, R)
-        if head < turned_heads:
+        first = tl.dot(h_tile, tl.trans(first_thin), first, input_precision="ieee")
+        second = tl.dot(h_tile, tl.trans(second_thin), second, input_precision="ieee")
+        if turns:
             turned = first * c - second * s
             second = second * c + first * s
             first = turned
@@ -56,88 +65,98 @@ def _finish_qkv(
             rest_channel = 2 * half + tl.arange(0, REST)
             rest_mask = real[:, None] & (rest_channel < H)[None, :]
             place = qkv + row[:, None] * (HEADS * H) + head * H + rest_channel[None, :]
+            rest_thin = block_of(thin, head * H + rest_channel, rest_channel < H, start, R, BLOCK)
             rest = tl.load(place, rest_mask, 0.0).to(tl.float32)
-            tl.store(place, add_low_rank(rest, h_tile, head_thin, rest_channel, H, R), rest_mask)
+            tl.store(place, tl.dot(h_tile, tl.trans(rest_thin), rest, input_precision="ieee"), rest_mask)
 
 
 @triton.jit
 def _turn_back(
-    grad, cos, sin, thin, largest_parts, product_parts, rows, half, turned_heads,
-    HEADS: tl.constexpr, H: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr, R: tl.constexpr,
-    ROWS: tl.constexpr, HEADS_EACH: tl.constexpr,
+    grad, cos, sin, thin, largest_parts, product_parts, rows, half, num_heads, q_start, k_start, v_start,
+    HEADS: tl.constexpr, H: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,
+    R: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, HEADS_EACH: tl.constexpr,
 ):  # fmt: skip
     row = block_rows(ROWS)
     real = row < rows
     channel = tl.arange(0, HALF)
+    first_head, last_head, start, turns = _heads_of(q_start, k_start, v_start, num_heads, HEADS_EACH, HEADS)
     c, s = _angles(cos, sin, row, real, channel, half)
-    largest, product = tl.zeros([ROWS, HALF], tl.float32), tl.zeros([ROWS, R], tl.float32)
-    if REST > 0:
-        largest_rest = tl.zeros([ROWS, REST], tl.float32)
+    largest, product = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS, BLOCK], tl.float32)
     x = grad + row[:, None] * (HEADS * H) + channel[None, :]
-    for head in range(tl.program_id(1) * HEADS_EACH, tl.minimum((tl.program_id(1) + 1) * HEADS_EACH, HEADS)):
-        mask = real[:, None] & (channel < half)[None, :]
-        head_thin = thin + head * H * R
+    mask, near = real[:, None] & (channel < half)[None, :], channel < half
+    for head in range(first_head, last_head):
         first, second = tl.load(x + head * H, mask, 0.0), tl.load(x + head * H + half, mask, 0.0)
-        if head < turned_heads:
+        if turns:
             turned = first.to(tl.float32) * c + second.to(tl.float32) * s
             second = (second.to(tl.float32) * c - first.to(tl.float32) * s).to(first.dtype)
             first = turned.to(first.dtype)
             tl.store(x + head * H, first, mask)
             tl.store(x + head * H + half, second, mask)
-        product = add_thin_product(product, first, head_thin, channel, half, R)
-        product = add_thin_product(product, second, head_thin + half * R, channel, half, R)
+        first_thin = block_of(thin, head * H + channel, near, start, R, BLOCK)
+        second_thin = block_of(thin, head * H + half + channel, near, start, R, BLOCK)
+        product = tl.dot(first, first_thin, product, input_precision="ieee")
+        product = tl.dot(second, second_thin, product, input_precision="ieee")
         larger = tl.maximum(tl.abs(first.to(tl.float32)), tl.abs(second.to(tl.float32)))
-        largest = tl.maximum(largest, larger)
+        largest = tl.maximum(largest, tl.max(larger, 1))
         if REST > 0:
             rest_channel = 2 * half + tl.arange(0, REST)
             place = grad + row[:, None] * (HEADS * H) + head * H + rest_channel[None, :]
             rest = tl.load(place, real[:, None] & (rest_channel < H)[None, :], 0.0)
-            product = add_thin_product(product, rest, head_thin, rest_channel, H, R)
-            largest_rest = tl.maximum(largest_rest, tl.abs(rest.to(tl.float32)))
-    most = tl.max(largest, 1)
-    if REST > 0:
-        most = tl.maximum(most, tl.max(largest_rest, 1))
-    store_parts(largest_parts, product_parts, row, real, rows, most, product, R)
+            rest_thin = block_of(thin, head * H + rest_channel, rest_channel < H, start, R, BLOCK)
+            product = tl.dot(rest, rest_thin, product, input_precision="ieee")
+            largest = tl.maximum(largest, tl.max(tl.abs(rest.to(tl.float32)), 1))
+    place = tl.program_id(1).to(tl.int64) * rows + row
+    tl.store(largest_parts + place, largest, real)
+    tl.store(product_parts + place[:, None] * R + start + tl.arange(0, BLOCK)[None, :], product, real[:, None])
 
 
-def finish_qkv(qkv_TO: Tensor, pending: LowRank, cos_TR: Tensor, sin_TR: Tensor, heads: int, turned_heads: int) -> None:
-    """Add `pending` to a merged q, k, v product in place and turn its first `turned_heads` heads, queries and keys.
+def finish_qkv(
+    qkv_TO: Tensor, pending: LowRank, blocks: Blocks, cos_TR: Tensor, sin_TR: Tensor, heads: tuple[int, int]
+) -> None:
+    """Add `pending` to a merged q, k, v product in place and turn its queries and keys.
 
     Args:
-        qkv_TO: (T, heads * H).
+        qkv_TO: (T, (N + 2 K) H).
         pending: Its low-rank term.
+        blocks: The columns of that term's h which q, k and v use.
         cos_TR: (T, half) cosines; 2 half may be less than H, and the remaining channels are left as they are.
         sin_TR: Sines.
-        heads: Heads of queries, keys and values together.
-        turned_heads: Heads of queries and keys.
+        heads: N, K.
     """
-    rows, width, half = qkv_TO.shape[0], qkv_TO.shape[1] // heads, cos_TR.shape[1]
-    _finish_qkv[(triton.cdiv(rows, ROWS), triton.cdiv(heads, _HEADS_EACH))](
-        qkv_TO, *pending, cos_TR, sin_TR, rows, half, turned_heads, **_shape(heads, width, half, pending.thin_OR)
-    )
+    rows, half = qkv_TO.shape[0], cos_TR.shape[1]
+    programs, shape = _launch(qkv_TO, half, heads, pending.thin_OR, blocks)
+    _finish_qkv[programs](qkv_TO, *pending, cos_TR, sin_TR, rows, half, heads[0], *blocks.starts, **shape)
 
 
 def turn_back(
-    grad_TO: Tensor, cos_TR: Tensor, sin_TR: Tensor, heads: int, turned_heads: int, thin_OR: Tensor
+    grad_TO: Tensor, thin_OR: Tensor, blocks: Blocks, cos_TR: Tensor, sin_TR: Tensor, heads: tuple[int, int]
 ) -> Measured:
     """The rotation's backward, in place, and the result measured: queries' and keys' gradients are turned back."""
-    rows, width, half = grad_TO.shape[0], grad_TO.shape[1] // heads, cos_TR.shape[1]
-    spans = triton.cdiv(heads, _HEADS_EACH)
-    parts = Parts.new(grad_TO, spans, thin_OR.shape[1])
-    _turn_back[(triton.cdiv(rows, ROWS), spans)](
-        grad_TO, cos_TR, sin_TR, thin_OR, *parts, rows, half, turned_heads, **_shape(heads, width, half, thin_OR)
-    )
+    rows, half = grad_TO.shape[0], cos_TR.shape[1]
+    programs, shape = _launch(grad_TO, half, heads, thin_OR, blocks)
+    parts = Parts.new(grad_TO, programs[1], thin_OR.shape[1])
+    parts.product_STR.zero_()  # a program writes its block alone
+    _turn_back[programs](grad_TO, cos_TR, sin_TR, thin_OR, *parts, rows, half, heads[0], *blocks.starts, **shape)
     return Measured(grad_TO, parts)
 
 
-def _shape(heads: int, width: int, half: int, thin_OR: Tensor) -> dict[str, int]:
+def _launch(
+    qkv_TO: Tensor, half: int, heads: tuple[int, int], thin_OR: Tensor, blocks: Blocks
+) -> tuple[tuple[int, int], dict[str, int]]:
+    """The programs, each for some heads of q, of k or of v, and the kernels' constants."""
+    num_heads, kv_heads = heads
+    all_heads = num_heads + 2 * kv_heads
+    width = qkv_TO.shape[1] // all_heads
     rest = width - 2 * half
-    return {
-        "HEADS": heads,
+    spans = triton.cdiv(num_heads, _HEADS_EACH) + 2 * triton.cdiv(kv_heads, _HEADS_EACH)
+    shape = {
+        "HEADS": all_heads,
         "H": width,
         "HALF": max(16, triton.next_power_of_2(half)),
         "REST": max(16, triton.next_power_of_2(rest)) if rest else 0,
         "R": thin_OR.shape[1],
+        "BLOCK": blocks.width,
         "ROWS": ROWS,
         "HEADS_EACH": _HEADS_EACH,
     }
+    return (triton.cdiv(qkv_TO.shape[0], ROWS), spans), shape

@@ -22,9 +22,11 @@ from strop.ops.fused.thin import (
     CHUNK,
     ROWS,
     SPAN,
+    Blocks,
     LowRank,
     Parts,
     add_thin_product,
+    block_of,
     block_rows,
     grid,
     rows_of,
@@ -44,19 +46,26 @@ _SLAB_PROGRAMS = 512
 
 
 @triton.jit
-def _gate_up(gate_up, row, real, h, gate_thin, up_thin, column, width):
-    """Gate and up of these rows and columns in float32, with their low-rank term."""
-    place, mask = row[:, None] * 2 * width + column[None, :], real[:, None] & (column < width)[None, :]
-    gate = tl.load(gate_up + place, mask, 0.0).to(tl.float32)
-    up = tl.load(gate_up + place + width, mask, 0.0).to(tl.float32)
-    gate = tl.dot(h, tl.trans(gate_thin), gate, input_precision="ieee")
-    return gate, tl.dot(h, tl.trans(up_thin), up, input_precision="ieee")
+def _thin_tiles(thin, column, width, up_start, R: tl.constexpr, BLOCK: tl.constexpr):
+    """The rows of W for these columns of gate and of up, each with its own block of h's columns."""
+    inside = column < width
+    return block_of(thin, column, inside, 0, R, BLOCK), block_of(thin, width + column, inside, up_start, R, BLOCK)
 
 
 @triton.jit
-def _gradients(gate_up, row, real, h, gate_thin, up_thin, grad, dh, out_thin, column, width):
+def _gate_up(gate_up, row, real, gate_h, up_h, gate_thin, up_thin, column, width):
+    """Gate and up of these rows and columns in float32, with their low-rank terms."""
+    place, mask = row[:, None] * 2 * width + column[None, :], real[:, None] & (column < width)[None, :]
+    gate = tl.load(gate_up + place, mask, 0.0).to(tl.float32)
+    up = tl.load(gate_up + place + width, mask, 0.0).to(tl.float32)
+    gate = tl.dot(gate_h, tl.trans(gate_thin), gate, input_precision="ieee")
+    return gate, tl.dot(up_h, tl.trans(up_thin), up, input_precision="ieee")
+
+
+@triton.jit
+def _gradients(gate_up, row, real, gate_h, up_h, gate_thin, up_thin, grad, dh, out_thin, column, width):
     """A, dgate and dup of these rows and columns."""
-    gate, up = _gate_up(gate_up, row, real, h, gate_thin, up_thin, column, width)
+    gate, up = _gate_up(gate_up, row, real, gate_h, up_h, gate_thin, up_thin, column, width)
     place, mask = row[:, None] * width + column[None, :], real[:, None] & (column < width)[None, :]
     da = tl.load(grad + place, mask, 0.0).to(tl.float32)
     da = tl.dot(dh, tl.trans(out_thin), da, input_precision="ieee")
@@ -67,18 +76,18 @@ def _gradients(gate_up, row, real, h, gate_thin, up_thin, grad, dh, out_thin, co
 
 @triton.jit
 def _swiglu_measure(
-    gate_up, h, thin, out_thin, values, largest_parts, product_parts, rows, width,
-    QUANTISE: tl.constexpr, R: tl.constexpr, OUT_R: tl.constexpr,
+    gate_up, h, thin, up_start, out_thin, values, largest_parts, product_parts, rows, width,
+    QUANTISE: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr, OUT_R: tl.constexpr,
     ROWS: tl.constexpr, CHUNK: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     row = block_rows(ROWS)
     real = row < rows
-    h_tile = rows_of(h, row, real, R)
+    gate_h, up_h = block_of(h, row, real, 0, R, BLOCK), block_of(h, row, real, up_start, R, BLOCK)
     largest, product = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS, OUT_R], tl.float32)
     for start in range(0, SPAN, CHUNK):
         column = tl.program_id(1) * SPAN + start + tl.arange(0, CHUNK)
-        gate_thin, up_thin = thin_tile(thin, column, width, R), thin_tile(thin + width * R, column, width, R)
-        gate, up = _gate_up(gate_up, row, real, h_tile, gate_thin, up_thin, column, width)
+        gate_thin, up_thin = _thin_tiles(thin, column, width, up_start, R, BLOCK)
+        gate, up = _gate_up(gate_up, row, real, gate_h, up_h, gate_thin, up_thin, column, width)
         a = gate * tl.sigmoid(gate) * up
         largest = tl.maximum(largest, tl.max(tl.abs(a), 1))
         product = add_thin_product(product, a, out_thin, column, width, OUT_R)
@@ -90,13 +99,14 @@ def _swiglu_measure(
 
 @triton.jit
 def _swiglu_quantise(
-    gate_up, h, thin, values, scale, rows, width, R: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr
+    gate_up, h, thin, up_start, values, scale, rows, width,
+    R: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     row = block_rows(ROWS)
     real = row < rows
     column = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
-    gate_thin, up_thin = thin_tile(thin, column, width, R), thin_tile(thin + width * R, column, width, R)
-    gate, up = _gate_up(gate_up, row, real, rows_of(h, row, real, R), gate_thin, up_thin, column, width)
+    gate_thin, up_thin = _thin_tiles(thin, column, width, up_start, R, BLOCK)
+    gate, up = _gate_up(gate_up, row, real, gate_h, up_h, gate_thin, up_thin, column, width)
     step = tl.load(scale + row, real, 1.0)
     a = gate * tl.sigmoid(gate) * up / step[:, None]
     place, mask = row[:, None] * width + column[None, :], real[:, None] & (column < width)[None, :]
@@ -105,59 +115,68 @@ def _swiglu_quantise(
 
 @triton.jit
 def _backward_measure(
-    gate_up, h, thin, grad, dh, out_thin, values, largest_parts, product_parts, d_thin, d_out_thin,
+    gate_up, h, thin, up_start, grad, dh, out_thin, values, largest_parts, product_parts, d_thin, d_out_thin,
     rows, width, rows_each,
-    QUANTISE: tl.constexpr, R: tl.constexpr, OUT_R: tl.constexpr,
+    QUANTISE: tl.constexpr, SPLIT: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr, OUT_R: tl.constexpr,
     ROWS: tl.constexpr, SLAB: tl.constexpr,
 ):  # fmt: skip
     column = tl.program_id(0) * SLAB + tl.arange(0, SLAB)
     part = tl.program_id(1).to(tl.int64)
-    gate_thin, up_thin = thin_tile(thin, column, width, R), thin_tile(thin + width * R, column, width, R)
+    gate_thin, up_thin = _thin_tiles(thin, column, width, up_start, R, BLOCK)
     out_tile = thin_tile(out_thin, column, width, OUT_R)
-    d_gate, d_up = tl.zeros([SLAB, R], tl.float32), tl.zeros([SLAB, R], tl.float32)
+    d_gate, d_up = tl.zeros([SLAB, BLOCK], tl.float32), tl.zeros([SLAB, BLOCK], tl.float32)
     d_out = tl.zeros([SLAB, OUT_R], tl.float32)
     last = tl.minimum(rows, (part + 1) * rows_each)
     for start in range(part * rows_each, last, ROWS):
         row = start + tl.arange(0, ROWS)
         real = row < last
-        h_tile, dh_tile = rows_of(h, row, real, R), rows_of(dh, row, real, OUT_R)
+        gate_h, up_h = block_of(h, row, real, 0, R, BLOCK), block_of(h, row, real, up_start, R, BLOCK)
+        dh_tile = rows_of(dh, row, real, OUT_R)
         a, dgate, dup = _gradients(
-            gate_up, row, real, h_tile, gate_thin, up_thin, grad, dh_tile, out_tile, column, width
+            gate_up, row, real, gate_h, up_h, gate_thin, up_thin, grad, dh_tile, out_tile, column, width
         )
         most = tl.max(tl.maximum(tl.abs(dgate), tl.abs(dup)), 1)
-        dgate, dup = dgate.to(h_tile.dtype), dup.to(h_tile.dtype)
-        product = tl.dot(dgate, gate_thin, input_precision="ieee")
-        product = tl.dot(dup, up_thin, product, input_precision="ieee")
+        dgate, dup = dgate.to(gate_h.dtype), dup.to(gate_h.dtype)
         place = tl.program_id(0).to(tl.int64) * rows + row
         tl.store(largest_parts + place, most, real)
-        tl.store(product_parts + place[:, None] * R + tl.arange(0, R)[None, :], product, real[:, None])
-        d_gate = tl.dot(tl.trans(dgate), h_tile, d_gate, input_precision="ieee")
-        d_up = tl.dot(tl.trans(dup), h_tile, d_up, input_precision="ieee")
+        product = tl.dot(dgate, gate_thin, input_precision="ieee")
+        place = place[:, None] * R + tl.arange(0, BLOCK)[None, :]
+        if SPLIT:
+            up_product = tl.dot(dup, up_thin, input_precision="ieee")
+            tl.store(product_parts + up_start + place, up_product, real[:, None])
+        else:
+            product = tl.dot(dup, up_thin, product, input_precision="ieee")
+        tl.store(product_parts + place, product, real[:, None])
+        d_gate = tl.dot(tl.trans(dgate), gate_h, d_gate, input_precision="ieee")
+        d_up = tl.dot(tl.trans(dup), up_h, d_up, input_precision="ieee")
         d_out = tl.dot(tl.trans(a.to(dh_tile.dtype)), dh_tile, d_out, input_precision="ieee")
         if not QUANTISE:
             place, mask = row[:, None] * 2 * width + column[None, :], real[:, None] & (column < width)[None, :]
             tl.store(values + place, dgate, mask)
             tl.store(values + place + width, dup, mask)
     inside = (column < width)[:, None]
-    place = d_thin + part * 2 * width * R + column[:, None] * R + tl.arange(0, R)[None, :]
+    place = d_thin + part * 2 * width * BLOCK + column[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     tl.store(place, d_gate, inside)
-    tl.store(place + width * R, d_up, inside)
+    tl.store(place + width * BLOCK, d_up, inside)
     place = d_out_thin + part * width * OUT_R + column[:, None] * OUT_R + tl.arange(0, OUT_R)[None, :]
     tl.store(place, d_out, inside)
 
 
 @triton.jit
 def _backward_quantise(
-    gate_up, h, thin, grad, dh, out_thin, values, scale, rows, width,
-    R: tl.constexpr, OUT_R: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    gate_up, h, thin, up_start, grad, dh, out_thin, values, scale, rows, width,
+    R: tl.constexpr, BLOCK: tl.constexpr, OUT_R: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     row = block_rows(ROWS)
     real = row < rows
     column = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
-    gate_thin, up_thin = thin_tile(thin, column, width, R), thin_tile(thin + width * R, column, width, R)
+    gate_thin, up_thin = _thin_tiles(thin, column, width, up_start, R, BLOCK)
     out_tile = thin_tile(out_thin, column, width, OUT_R)
-    h_tile, dh_tile = rows_of(h, row, real, R), rows_of(dh, row, real, OUT_R)
-    _, dgate, dup = _gradients(gate_up, row, real, h_tile, gate_thin, up_thin, grad, dh_tile, out_tile, column, width)
+    gate_h, up_h = block_of(h, row, real, 0, R, BLOCK), block_of(h, row, real, up_start, R, BLOCK)
+    dh_tile = rows_of(dh, row, real, OUT_R)
+    _, dgate, dup = _gradients(
+        gate_up, row, real, gate_h, up_h, gate_thin, up_thin, grad, dh_tile, out_tile, column, width
+    )
     step = tl.load(scale + row, real, 1.0)[:, None]
     place, mask = row[:, None] * 2 * width + column[None, :], real[:, None] & (column < width)[None, :]
     tl.store(values + place, (dgate / step).to(values.dtype.element_ty), mask)
@@ -165,37 +184,55 @@ def _backward_quantise(
 
 
 class SwigluGradients(NamedTuple):
-    """The operand of the product that reads (dgate, dup); their dh; and float32 gradients of both thin matrices."""
+    """What the backward of SwiGLU makes.
+
+    Attributes:
+        operand: Of the product that reads (dgate, dup).
+        dh_TR: scaling * (dgate, dup) W.
+        thin_2FB: Gradient of W in float32: gate's rows in gate's block of columns, up's in up's.
+        out_thin_FR: Gradient of the thin matrix behind a, likewise.
+    """
 
     operand: Operand
     dh_TR: Tensor
-    thin_2FR: Tensor
+    thin_2FB: Tensor
     out_thin_FR: Tensor
 
 
 def swiglu_operand(
-    gate_up_T2F: Tensor, pending: LowRank, thin_FR: Tensor, scaling: float, float8: bool
+    gate_up_T2F: Tensor, pending: LowRank, blocks: Blocks, thin_FR: Tensor, scaling: float, float8: bool
 ) -> tuple[Operand, Tensor]:
-    """The operand of a product that reads a = silu(gate) up, and h = scaling * a W."""
+    """The operand of a product that reads a = silu(gate) up, and h = scaling * a W.
+
+    Args:
+        gate_up_T2F: Gate and up, side by side, without `pending`, which is added here.
+        pending: Their low-rank term.
+        blocks: The columns of that term's h which gate and up use.
+        thin_FR: W.
+        scaling: LoRA's.
+        float8: Quantise the operand.
+    """
     rows, width = gate_up_T2F.shape[0], gate_up_T2F.shape[1] // 2
     rank, out_rank = pending.thin_OR.shape[1], thin_FR.shape[1]
     values, parts = new_values(gate_up_T2F, width, float8), Parts.new(gate_up_T2F, triton.cdiv(width, SPAN), out_rank)
     _swiglu_measure[grid(rows, width)](
-        gate_up_T2F, *pending, thin_FR, values, *parts, rows, width,
-        QUANTISE=float8, R=rank, OUT_R=out_rank, ROWS=ROWS, CHUNK=CHUNK, SPAN=SPAN,
+        gate_up_T2F, *pending, blocks.starts[1], thin_FR, values, *parts, rows, width,
+        QUANTISE=float8, R=rank, BLOCK=blocks.width, OUT_R=out_rank, ROWS=ROWS, CHUNK=CHUNK, SPAN=SPAN,
     )  # fmt: skip
     sums = sum_up(parts, scaling, float8, gate_up_T2F.dtype)
     if float8:
         programs = (triton.cdiv(rows, ROWS), triton.cdiv(width, _QUANTISE_CHUNK))
         _swiglu_quantise[programs](
-            gate_up_T2F, *pending, values, sums.scale_T, rows, width, R=rank, ROWS=ROWS, CHUNK=_QUANTISE_CHUNK
-        )
+            gate_up_T2F, *pending, blocks.starts[1], values, sums.scale_T, rows, width,
+            R=rank, BLOCK=blocks.width, ROWS=ROWS, CHUNK=_QUANTISE_CHUNK,
+        )  # fmt: skip
     return Operand(values, sums.scale_T), sums.h_TR
 
 
 def swiglu_backward(
-    grad_TF: Tensor, grad_pending: LowRank, gate_up_T2F: Tensor, pending: LowRank, scaling: float, float8: bool
-) -> SwigluGradients:
+    grad_TF: Tensor, grad_pending: LowRank, gate_up_T2F: Tensor, pending: LowRank, blocks: Blocks,
+    scaling: float, float8: bool,
+) -> SwigluGradients:  # fmt: skip
     """From the gradient of a to those of gate and up, and of the thin matrices on both sides.
 
     Args:
@@ -203,6 +240,7 @@ def swiglu_backward(
         grad_pending: Its low-rank term; a^T h of its h is the gradient of its thin matrix.
         gate_up_T2F: Gate and up, side by side, without `pending`, which is added here.
         pending: Their low-rank term; (dgate, dup)^T h of its h is the gradient of its thin matrix.
+        blocks: The columns of `pending`'s h which gate and up use.
         scaling: dh = scaling * (dgate, dup) W, with `pending`'s W.
         float8: Quantise the operand.
     """
@@ -211,17 +249,16 @@ def swiglu_backward(
     shares = max(1, min(triton.cdiv(_SLAB_PROGRAMS, slabs), triton.cdiv(rows, ROWS)))
     rows_each = triton.cdiv(triton.cdiv(rows, shares), ROWS) * ROWS
     new = partial(grad_TF.new_empty, dtype=torch.float32)
-    d_thin, d_out_thin = new((shares, 2 * width, rank)), new((shares, width, out_rank))
+    d_thin, d_out_thin = new((shares, 2 * width, blocks.width)), new((shares, width, out_rank))
     values, parts = new_values(grad_TF, 2 * width, float8), Parts.new(grad_TF, slabs, rank)
-    terms = (gate_up_T2F, *pending, grad_TF, *grad_pending)
+    terms = (gate_up_T2F, *pending, blocks.starts[1], grad_TF, *grad_pending)
+    ranks = {"R": rank, "BLOCK": blocks.width, "OUT_R": out_rank, "ROWS": ROWS}
     _backward_measure[(slabs, shares)](
         *terms, values, *parts, d_thin, d_out_thin, rows, width, rows_each,
-        QUANTISE=float8, R=rank, OUT_R=out_rank, ROWS=ROWS, SLAB=_SLAB,
+        QUANTISE=float8, SPLIT=blocks.starts[1] > 0, **ranks, SLAB=_SLAB,
     )  # fmt: skip
     sums = sum_up(parts, scaling, float8, grad_TF.dtype)
     if float8:
         programs = (triton.cdiv(rows, ROWS), triton.cdiv(width, _QUANTISE_CHUNK))
-        _backward_quantise[programs](
-            *terms, values, sums.scale_T, rows, width, R=rank, OUT_R=out_rank, ROWS=ROWS, CHUNK=_QUANTISE_CHUNK
-        )
+        _backward_quantise[programs](*terms, values, sums.scale_T, rows, width, **ranks, CHUNK=_QUANTISE_CHUNK)
     return SwigluGradients(Operand(values, sums.scale_T), sums.h_TR, d_thin.sum(0), d_out_thin.sum(0))

@@ -31,6 +31,16 @@ class LowRank(NamedTuple):
     thin_OR: Tensor
 
 
+class Blocks(NamedTuple):
+    """Which `width` columns of h and W each part of an output uses: q, k, v or gate, up.
+
+    Modules that share an input share h and W, each with columns of its own; the others would only add zeros to it.
+    """
+
+    width: int
+    starts: tuple[int, ...]
+
+
 class Parts(NamedTuple):
     """Partial results of each span of a (T, I) tensor's columns, float32.
 
@@ -76,9 +86,15 @@ def rows_of(x, row, real, R: tl.constexpr):
 
 
 @triton.jit
+def block_of(x, row, real, start, R: tl.constexpr, BLOCK: tl.constexpr):
+    """Columns start to start + BLOCK of rows `row` of a (T, R) tensor."""
+    return tl.load(x + row[:, None] * R + start + tl.arange(0, BLOCK)[None, :], real[:, None], 0.0)
+
+
+@triton.jit
 def thin_tile(thin, column, width, R: tl.constexpr):
     """Rows `column` of a thin matrix, (columns, R)."""
-    return tl.load(thin + column[:, None] * R + tl.arange(0, R)[None, :], (column < width)[:, None], 0.0)
+    return rows_of(thin, column, column < width, R)
 
 
 @triton.jit
