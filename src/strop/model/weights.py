@@ -63,7 +63,7 @@ def group_modules(config: DecoderConfig) -> dict[str, dict[str, tuple[int, int]]
 
 
 def part_rows(config: DecoderConfig) -> dict[str, tuple[tuple[int, int], ...]]:
-    """For each merged projection, the output rows of its parts, q, k, v or gate, up, however the checkpoint has them."""
+    """For each merged projection, the output rows of its parts: q, k, v; gate, up; or the one part there is."""
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     ff, width = config.intermediate_size, config.hidden_size
     qkv, gate_up = ((0, q), (q, q + kv), (q + kv, q + 2 * kv)), ((0, ff), (ff, 2 * ff))

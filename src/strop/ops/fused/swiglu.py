@@ -106,6 +106,7 @@ def _swiglu_quantise(
     real = row < rows
     column = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     gate_thin, up_thin = _thin_tiles(thin, column, width, up_start, R, BLOCK)
+    gate_h, up_h = block_of(h, row, real, 0, R, BLOCK), block_of(h, row, real, up_start, R, BLOCK)
     gate, up = _gate_up(gate_up, row, real, gate_h, up_h, gate_thin, up_thin, column, width)
     step = tl.load(scale + row, real, 1.0)
     a = gate * tl.sigmoid(gate) * up / step[:, None]
