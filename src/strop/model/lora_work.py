@@ -2,8 +2,9 @@
 
 The optimizer keeps every A and B in one float32 buffer, in PEFT's shapes. The kernels want, for each merged projection,
 A transposed (I, R) and B (O, R), with a block of columns for each of its modules and zeros elsewhere; the width of a
-block and R are powers of two. An index for every element says where it comes from, so one kernel makes all of them after an update, and one
-brings all gradients back. Casting each A and B where it is used took some 1,000 launches a step.
+block and R are powers of two. An index for every element says where it comes from, so one kernel makes all of them
+after an update, and one brings all gradients back. Casting each A and B where it is used took some 1,000 launches a
+step.
 """
 
 from dataclasses import dataclass

@@ -100,7 +100,7 @@ class Float8Weight(FrozenWeight):
 def quantise_rows(x_TI: Tensor) -> Operand:
     """Float8 values and one scale a row: a row's largest magnitude becomes float8's largest number."""
     wide = x_TI.float()
-    scale_T = wide.abs().amax(1).clamp(min=1e-12) / FLOAT8_MAX
+    scale_T = wide.abs().amax(1).clamp(min=1e-30) / FLOAT8_MAX
     return Operand((wide / scale_T[:, None]).to(torch.float8_e4m3fn), scale_T)
 
 

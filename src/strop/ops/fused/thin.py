@@ -148,7 +148,7 @@ def _sum_up(
     tl.store(h + row[:, None] * R + tl.arange(0, R)[None, :], total, real[:, None])
     if QUANTISE:
         # The scale that takes a row's largest magnitude to float8_e4m3fn's largest number.
-        tl.store(scale + row, tl.maximum(largest, 1e-12) / 448.0, real)
+        tl.store(scale + row, tl.maximum(largest, 1e-30) / 448.0, real)
 
 
 class Sums(NamedTuple):
