@@ -1,0 +1,139 @@
+"""How far the frozen products of a model are from exact ones, on its real weights, activations and gradients.
+
+A `Recorder` stands in for each frozen matrix while the plain decoder computes one microbatch in bfloat16. For every
+product it is asked for, it computes others of the same two factors and notes their errors against float32 products of
+the same bfloat16 factors. The model itself goes on with its bfloat16 products, so each error is one product's own.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from strop.data.pack import Batch
+from strop.model.lora import LoraAdapter, projections
+from strop.ops.frozen_linear import Float8Weight, FrozenWeight, Operand, quantise_rows
+from strop.train.gradients import PlainGradients
+
+# Dettmers et al. 2023, arXiv 2305.14314, appendix E: quantiles of the normal distribution, with an exact zero.
+NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+       -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634,
+       0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0)  # fmt: skip
+NF4_BLOCK = 64
+
+KINDS = {  # heading: what of a product is not exact
+    "bf16": "the result, rounded to bfloat16",
+    "fp8": "strop's product: both factors in e4m3, rowwise scales, fast accumulation, result in bfloat16",
+    "fp8 slow": "the same with use_fast_accum=False",
+    "fp8 exact": "the same factors, float32 products and sums, result in float32: what rounding the factors costs",
+    "fp8 W": "the weights alone in e4m3",
+    "nf4": "the weights alone in NF4, result in bfloat16, as QLoRA computes it",
+}
+TO_EXACT = {"fast": "fp8", "slow": "fp8 slow"}
+"""Of these, also the distance to "fp8 exact" in bfloat16: what the GPU's way of adding up costs."""
+
+
+def nf4(weight: Tensor) -> Tensor:
+    """A matrix as bitsandbytes' NF4 gives it back: 16 levels times the largest magnitude of each 64 numbers."""
+    levels = torch.tensor(NF4, device=weight.device)
+    blocks = weight.float().reshape(-1, NF4_BLOCK)
+    largest = blocks.abs().amax(1, keepdim=True).clamp(min=1e-12)
+    nearest = torch.bucketize(blocks / largest, (levels[1:] + levels[:-1]) / 2)
+    return (levels[nearest] * largest).reshape(weight.shape).to(weight.dtype)
+
+
+def error(x: Tensor, exact: Tensor) -> float:
+    """The Frobenius norm of the difference, relative to that of the exact one."""
+    return float((x.float() - exact.float()).norm() / exact.float().norm())
+
+
+class Matrix(NamedTuple):
+    """A frozen matrix in every way that is compared, summed over its second axis; the transpose for gradients."""
+
+    plain: Tensor
+    float8: Operand
+    nf4: Tensor
+
+    def errors(self, x: Tensor) -> dict[str, float]:
+        """Of each kind of product X M^T."""
+        exact, rounded, quantised = x.float() @ self.plain.float().t(), wide(self.float8), quantise_rows(x)
+        products = {
+            "bf16": x @ self.plain.t(),
+            "fp8": self._scaled(quantised, fast=True),
+            "fp8 slow": self._scaled(quantised, fast=False),
+            "fp8 exact": wide(quantised) @ rounded.t(),
+            "fp8 W": x.float() @ rounded.t(),
+            "nf4": x @ self.nf4.t(),
+        }
+        best = products["fp8 exact"].bfloat16()
+        to_exact = {name: error(products[kind], best) for name, kind in TO_EXACT.items()}
+        return {kind: error(product, exact) for kind, product in products.items()} | to_exact
+
+    def _scaled(self, x: Operand, fast: bool) -> Tensor:
+        scales = {"scale_a": x.scale_T[:, None], "scale_b": self.float8.scale_T[None, :]}
+        product = self.float8.values.t()
+        return torch._scaled_mm(x.values, product, **scales, out_dtype=torch.bfloat16, use_fast_accum=fast)
+
+
+def wide(x: Operand) -> Tensor:
+    return x.values.float() * x.scale_T[:, None]
+
+
+class Recorder(FrozenWeight):
+    """Computes a frozen matrix's bfloat16 products and notes what others would have made of them."""
+
+    def __init__(self, frozen: FrozenWeight, note: Callable[[str, dict[str, float]], None]) -> None:
+        super().__init__(frozen.weight)
+        self.frozen, self.note = frozen, note
+        weight, float8, rounded = frozen.weight, Float8Weight(frozen.weight), nf4(frozen.weight)
+        self.forward_side = Matrix(weight, Operand(float8.weight, float8.scale_O), rounded)
+        self.backward_side = Matrix(weight.t(), Operand(float8.weight_t, float8.scale_I), rounded.t())
+        note("weight", {"fp8": error(wide(self.forward_side.float8), weight), "nf4": error(rounded, weight)})
+
+    def project(self, x_TI: Tensor) -> Tensor:
+        y_TO = super().project(x_TI)
+        self.note("forward", self.forward_side.errors(x_TI))
+        return y_TO
+
+    def backproject(self, grad_TO: Tensor) -> Tensor:
+        x_TI = super().backproject(grad_TO)
+        self.note("backward", self.backward_side.errors(grad_TO))
+        return x_TI
+
+
+def record(adapter: LoraAdapter, batch: Batch) -> list[dict[str, Any]]:
+    """The errors of every product of a microbatch's forward and backward, and those of the weights themselves."""
+    results: list[dict[str, Any]] = []
+    for (layer, group), projection in projections(adapter.decoder).items():
+
+        def note(what: str, errors: dict[str, float], layer: int = layer, group: str = group) -> None:
+            results.append({"layer": layer, "group": group, "of": what} | errors)
+
+        projection.frozen = Recorder(projection.frozen, note)
+    try:
+        with torch.enable_grad():
+            PlainGradients(adapter).add(batch, 1.0 / batch.num_loss_tokens)
+    finally:
+        for projection in projections(adapter.decoder).values():
+            projection.frozen = projection.frozen.frozen
+    return results
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Smallest / median / largest of all layers in percent, and the layer where float8 is worst."""
+    columns = [*KINDS, *TO_EXACT]
+    lines = [["product", "of", *columns, "fp8's worst"]]
+    for of in ("weight", "forward", "backward"):
+        for group in ("qkv", "o", "gate_up", "down"):
+            rows = [row for row in results if (row["of"], row["group"]) == (of, group)]
+            cells = [_span([100 * row[kind] for row in rows]) if kind in rows[0] else "" for kind in columns]
+            worst = max(rows, key=lambda row: row["fp8"])
+            lines.append([group, of, *cells, f"layer {worst['layer']}"])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _span(values: Sequence[float]) -> str:
+    return f"{min(values):.2f}/{statistics.median(values):.2f}/{max(values):.2f}"
