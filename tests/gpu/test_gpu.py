@@ -92,7 +92,7 @@ def test_attention_of_a_prefix_tree(heads: tuple[int, int], window: int | None) 
 
 def test_the_loss_has_the_same_bits_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several labels a row, and chunks of eight rows."""
-    monkeypatch.setattr("strop.ops.linear_cross_entropy._LOGITS_BYTES", 4 * 32064 * 8)
+    monkeypatch.setattr("strop.ops.linear_cross_entropy.LOGITS_BYTES", 4 * 32064 * 8)
     torch.manual_seed(0)
     hidden, head = (torch.randn(n, 64, device="cuda").bfloat16() for n in (500, 32064))
     rows = torch.arange(500, device="cuda").repeat_interleave(3)
@@ -199,11 +199,14 @@ class StopAt(Reporter):
             raise Interrupted("stopped by the test")
 
 
-def test_a_resumed_run_is_bitwise_the_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["bfloat16", "float8"])
+def test_a_resumed_run_is_bitwise_the_undisturbed_one(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("STROP_CACHE", str(tmp_path / "cache"))
-    recipe = write_recipe(tmp_path)
-    whole = api.train(load_recipe(str(recipe), {"train.output_dir": str(tmp_path / "whole")}))
-    parts = load_recipe(str(recipe), {"train.output_dir": str(tmp_path / "parts")})
+    recipe, chosen = write_recipe(tmp_path), {"model.precision": precision}
+    whole = api.train(load_recipe(str(recipe), chosen | {"train.output_dir": str(tmp_path / "whole")}))
+    parts = load_recipe(str(recipe), chosen | {"train.output_dir": str(tmp_path / "parts")})
     with pytest.raises(Interrupted):
         api.train(parts, StopAt(5))
     resumed = api.train(parts)
@@ -211,4 +214,4 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(tmp_path: Path, monkeypatc
     assert train[0] == train[1]
     name = "adapter_model.safetensors"
     assert (whole.adapter_path / name).read_bytes() == (resumed.adapter_path / name).read_bytes()
-    assert whole.manifest["precision"] == "bfloat16"
+    assert whole.manifest["precision"] == precision

@@ -14,6 +14,7 @@ from strop.data.store import Sample
 from strop.model.lora import LoraAdapter
 from strop.model.weights import load_decoder
 from strop.recipe import LoraSection, TrainSection
+from strop.train.gradients import PlainGradients
 from strop.train.optim import FlatAdamW, learning_rate
 from strop.train.step import train_step
 from tiny_models import load_oracle, write_checkpoint
@@ -46,7 +47,9 @@ def ours(folder: Path, samples: list[Sample], section: TrainSection) -> tuple[li
         chosen = step_samples(step, COUNT, BATCH, 1.0, STEPS, 0).tolist()
         batches = pack([samples[i] for i in chosen], chosen, 60)
         rate = learning_rate(step, section, STEPS)
-        losses.append(train_step(adapter.decoder, optimizer, batches, rate, section.max_grad_norm).loss)
+        losses.append(
+            train_step(PlainGradients(adapter), optimizer, batches, rate, section.max_grad_norm).result().loss
+        )
     return losses, adapter
 
 

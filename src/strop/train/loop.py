@@ -2,6 +2,7 @@
 
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -82,7 +83,7 @@ class Trainer:
         self.num_steps = self.microbatches.num_steps
         self.metrics = MetricsLog(self.folder.metrics_path)
         self._best: torch.Tensor | None = None
-        self._in_flight: StepInFlight | None = None
+        self._in_flight: deque[StepInFlight] = deque()
         self._started = 0.0
 
     def explain(self) -> list[str]:
@@ -136,12 +137,10 @@ class Trainer:
         self._evaluate_if_due()
         self._started = time.perf_counter()
         while self.progress.step < self.num_steps and not self.progress.stopped_early:
-            launched = self._launch(self.progress.step + (self._in_flight is not None))
-            self._finish()
-            self._in_flight = launched
-            step = self.progress.step + 1
-            if launched.is_done or step == self.num_steps or self._is_stop(step):
-                self._finish()
+            step = self.progress.step + len(self._in_flight)
+            self._in_flight.append(self._launch(step))
+            self._finish(all_but=0 if self._in_flight[-1].is_done or self._is_stop(step + 1) else 1)
+            if not self._in_flight:
                 self._evaluate_if_due()
                 if self.progress.step < self.num_steps and _due(self.progress.step, self.section.save_steps):
                     self._save()
@@ -149,7 +148,8 @@ class Trainer:
     def _is_stop(self, step: int) -> bool:
         """Whether the host needs the state after this step."""
         section = self.section
-        return _due(step, section.save_steps) or (self.evaluate is not None and _due(step, section.eval_steps))
+        evaluates = self.evaluate is not None and _due(step, section.eval_steps)
+        return step == self.num_steps or _due(step, section.save_steps) or evaluates
 
     def _launch(self, step: int) -> StepInFlight:
         section = self.section
@@ -158,12 +158,17 @@ class Trainer:
         batches = self.microbatches.of_step(step)
         return train_step(self.gradients, self.optimizer, batches, rate, section.max_grad_norm, self.check_stop)
 
-    def _finish(self) -> None:
-        """Wait for the step in flight, if there is one, and record it."""
-        if self._in_flight is None:
-            return
-        in_flight, self._in_flight = self._in_flight, None  # it is over, even if what it says is an error
-        result = in_flight.result()
+    def _finish(self, all_but: int = 0) -> None:
+        """Wait for steps in flight, the oldest first, until so many are left, and record them."""
+        while len(self._in_flight) > all_but:
+            try:
+                result = self._in_flight.popleft().result()
+            except NonFiniteError:
+                self._in_flight.clear()  # the device has skipped their updates too
+                raise
+            self._account(result)
+
+    def _account(self, result: StepResult) -> None:
         now = time.perf_counter()
         elapsed, self._started = now - self._started, now
         progress = self.progress
@@ -220,7 +225,7 @@ class Trainer:
     def _save(self) -> None:
         """Write a checkpoint of the current step, unless nothing was trained yet or it is there already.
 
-        A step still in flight is waited for; after a failure it counts only if it was sound.
+        Steps still in flight are waited for: the state on the device is already theirs.
         """
         with suppress(NonFiniteError):
             self._finish()

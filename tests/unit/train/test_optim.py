@@ -3,7 +3,7 @@ import torch
 import transformers
 
 from strop.recipe import TrainSection
-from strop.train.optim import clip_scale, learning_rate
+from strop.train.optim import FlatAdamW, learning_rate
 
 SCHEDULES = {
     "linear": transformers.get_linear_schedule_with_warmup,
@@ -27,16 +27,46 @@ def test_schedules_equal_transformers(kind: str, warmup: dict[str, float]) -> No
         scheduler.step()
 
 
-@pytest.mark.parametrize("limit", [0.1, 1.0, 100.0])
-def test_clipping_equals_torch(limit: float) -> None:
-    gradient = torch.randn(1000, dtype=torch.float64)
-    parameter = torch.nn.Parameter(torch.zeros_like(gradient))
-    parameter.grad = gradient.clone()
-    torch.nn.utils.clip_grad_norm_([parameter], limit)
-    scale = clip_scale(gradient.norm(), limit)
-    assert scale is not None
-    assert torch.allclose(parameter.grad, gradient * scale, rtol=1e-14, atol=0)
+class FlatAdapter:
+    """The part of an adapter that the optimizer sees."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.flat = torch.randn(1000, dtype=torch.float64, generator=generator)
+        self.flat_grad = torch.randn(1000, dtype=torch.float64, generator=generator)
 
 
-def test_no_clipping() -> None:
-    assert clip_scale(torch.tensor(5.0), 0.0) is None
+def optimizer_of(adapter: FlatAdapter) -> FlatAdamW:
+    return FlatAdamW(adapter, TrainSection())  # type: ignore[arg-type]
+
+
+SOUND = torch.tensor(1.0)
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.1, 1.0, 100.0])
+def test_an_update_clips_as_torch_does(limit: float) -> None:
+    adapter = FlatAdapter()
+    parameter = torch.nn.Parameter(adapter.flat.clone())
+    parameter.grad = adapter.flat_grad.clone()
+    section = TrainSection()
+    theirs = torch.optim.AdamW([parameter], lr=1e-2, weight_decay=section.weight_decay, eps=section.adam_epsilon)
+    norm = torch.nn.utils.clip_grad_norm_([parameter], limit or float("inf"))
+    theirs.step()
+    assert optimizer_of(adapter).update(SOUND, 1e-2, limit) == pytest.approx(norm.item(), rel=1e-14)
+    assert torch.allclose(adapter.flat, parameter.data, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_stops_this_update_and_all_later_ones(what: str) -> None:
+    adapter = FlatAdapter()
+    optimizer = optimizer_of(adapter)
+    optimizer.update(SOUND, 1e-2, 1.0)
+    before = [adapter.flat.clone(), *optimizer.state().values()]
+    sound = adapter.flat_grad.clone()
+    if what == "gradient":
+        adapter.flat_grad[3] = float("nan")
+    optimizer.update(torch.tensor(float("inf")) if what == "loss" else SOUND, 1e-2, 1.0)
+    adapter.flat_grad.copy_(sound)
+    optimizer.update(SOUND, 1e-2, 1.0)
+    after = [adapter.flat, *optimizer.state().values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
