@@ -12,9 +12,11 @@ training  the held-out loss of each base before training and of each trained ada
           on, and on the bfloat16 base, where adapters are served. With --answers, also the share of held-out rows for
           which that pair generates the reference answer, or one with its numbers.
 product   relative errors of every frozen product on real activations and gradients; see product_errors.py
-gradient  relative error of LoRA's whole gradient, through all layers, against the same model in float32
+gradient  relative error of LoRA's whole gradient, through all layers, against the same model in float32; as a measure
+          of what matters, also the float32 gradient of the next batch
 
-The last two are measured at the initial adapter and, where one was trained, at the bfloat16 base's of the first seed.
+The last two are measured on 8 held-out rows, at the initial adapter and, where one was trained, at the bfloat16 base's
+of the first seed.
 """
 
 import argparse
@@ -165,15 +167,17 @@ class Experiment:
 
     def errors(self, points: dict[str, Tensor]) -> None:
         device = self.reference.decoder.device
-        batch = self.reference.batches(self.data.train, self.section).of_step(0)[0]
+        batches = self.reference.batches(self.data.validation, self.section)
+        batch, another = batches.of_step(0)[0], batches.of_step(1)[0]
         exact = Base("float32", self.folder, device, self.recipe.lora)
         for point, flat in points.items():
             wanted = exact.gradient(flat, batch)
-            for base in self.bases.values():
-                found = base.gradient(flat, batch)
-                angle = torch.nn.functional.cosine_similarity(found, wanted, dim=0)
-                self.note("gradient", adapter=point, base=base.name, error=product_errors.error(found, wanted),
-                          cosine=float(angle))  # fmt: skip
+            found = {base.name: base.gradient(flat, batch) for base in self.bases.values()}
+            found["float32, the next 8 rows"] = exact.gradient(flat, another)
+            for name, gradient in found.items():
+                cosine = torch.nn.functional.cosine_similarity(gradient, wanted, dim=0).item()
+                self.note("gradient", adapter=point, base=name, error=product_errors.error(gradient, wanted),
+                          cosine=cosine)  # fmt: skip
             self.reference.put(flat)
             results = product_errors.record(self.reference.adapter, batch)
             for result in results:
