@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from strop.data.pack import Batch
 from strop.model.inputs import PackedInputs
@@ -100,15 +101,23 @@ def test_float8_products_are_those_of_the_rounded_factors() -> None:
     assert (frozen.product_back(back).double() - want).norm() < 5e-3 * want.norm()
 
 
-def test_float8_is_near_bfloat16(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path, "llama3", hidden_size=128, head_dim=32, intermediate_size=256)
-    results = []
-    for float8 in (False, True):
-        adapter = adapter_of(folder, torch.bfloat16, float8)
-        results.append(step_of(captured(adapter), adapter, batch_of(share=True)))
-    (nll, gradient), (nll8, gradient8) = results
-    assert nll8.item() == pytest.approx(nll.item(), rel=0.02)
-    assert torch.cosine_similarity(gradient, gradient8, dim=0) > 0.95
+def soften(folder: Path) -> Path:
+    """The matrices of the tiny checkpoints are three times too large, which turns float8's 3% into noise."""
+    path = folder / "model.safetensors"
+    tensors = {name: x if "norm" in name else x / 3 for name, x in load_file(path).items()}
+    save_file(tensors, path, {"format": "pt"})
+    return folder
+
+
+def test_float8_is_as_near_as_on_the_plain_decoder(tmp_path: Path) -> None:
+    folder = soften(write_checkpoint(tmp_path, "llama3", hidden_size=128, head_dim=32, intermediate_size=256))
+    batch = batch_of(share=True)
+    exact = plain_gradient(adapter_of(folder, torch.float32), batch)
+    plain = plain_gradient(adapter_of(folder, torch.bfloat16, float8=True), batch)
+    adapter = adapter_of(folder, torch.bfloat16, float8=True)
+    _, fused = step_of(captured(adapter), adapter, batch)
+    assert 1e-3 * exact.norm() < (fused - exact).norm() <= 1.5 * (plain - exact).norm()
+    assert (plain - exact).norm() < 0.3 * exact.norm()
 
 
 def test_what_is_not_finite_stops_the_device_although_a_later_step_is_in_flight(tmp_path: Path) -> None:
