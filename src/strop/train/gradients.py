@@ -66,11 +66,9 @@ class PlainGradients:
 def why_plain(adapter: LoraAdapter) -> str | None:
     """What keeps an adapter from being trained by the fused layers, if anything does."""
     decoder = adapter.decoder
-    if decoder.device.type != "cuda":
-        return "no GPU"
-    return why_not_fused(decoder.config, adapter.section) or (
-        None if decoder.dtype == torch.bfloat16 else f"activations are {decoder.dtype}"
-    )
+    if reason := why_not_fused(decoder.config, adapter.section, decoder.device):
+        return reason
+    return None if decoder.dtype == torch.bfloat16 else f"activations are {decoder.dtype}"
 
 
 def choose_gradients(adapter: LoraAdapter) -> Gradients:
