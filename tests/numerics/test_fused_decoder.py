@@ -5,12 +5,10 @@ In float32 under Triton's interpreter, so that nothing but the order of sums dif
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from strop.data.pack import Batch, pack
-from strop.data.store import Sample
+from strop.data.pack import Batch
 from strop.model.fused import FusedDecoder
 from strop.model.fused_inputs import InputBlock, read_inputs
 from strop.model.inputs import PackedInputs
@@ -18,30 +16,9 @@ from strop.model.lora import LoraAdapter
 from strop.model.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import write_checkpoint
+from tree_batches import batch_of
 
 TOLERANCE = 1e-4
-
-
-def samples(vocab: int = 60) -> list[Sample]:
-    """A prefix of 70 tokens shared by three, one of 9 inside it shared by two, a loner, and one of a single token."""
-    rng = np.random.default_rng(0)
-    long, short = rng.integers(3, vocab, 70), rng.integers(3, vocab, 9)
-    tails = [rng.integers(3, vocab, n) for n in (5, 20, 66)]
-    rows = [
-        np.concatenate((long, short, tails[0])),
-        np.concatenate((long, short, tails[1])),
-        np.concatenate((long, tails[2])),
-        rng.integers(3, vocab, 75),
-        rng.integers(3, vocab, 1),
-    ]
-    return [Sample(row.astype(np.int32), rng.random(len(row)) < 0.5) for row in rows]
-
-
-def batch_of(share: bool) -> Batch:
-    rows = samples()
-    (batch,) = pack(rows, range(len(rows)), 10_000, share=share)
-    assert (max(batch.parents) >= 0) == share
-    return batch
 
 
 def fresh(folder: Path) -> LoraAdapter:
