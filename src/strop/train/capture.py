@@ -7,7 +7,6 @@ eager run are the same kernels on the same shapes: their results are the same bi
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +36,7 @@ class CapturedGradients:
         self._model = FusedDecoder(adapter)
         self.device = adapter.decoder.device
         self._scale = torch.zeros((), device=self.device)
-        self._seen: set[Hashable] = set()
+        self._seen: set[Capacity] = set()
         self._graphs: OrderedDict[Capacity, _Graph] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
 
