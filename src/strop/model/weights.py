@@ -78,9 +78,9 @@ def module_path(layer: int, group: str, module: str) -> str:
 def freeze(weight_OI: Tensor, float8: bool) -> FrozenWeight:
     """A matrix as it is held: in its own type, or in float8 where that is asked for and comes close enough.
 
-    Rounding to e4m3 moves a matrix by 2.6% whatever its scale, unless single entries of a row stand so far out that
-    the others drop below float8's range. A matrix that is off by more than 4% stays as it is, and so does one whose
-    sides are no multiples of 16, which the GPU's float8 products cannot read.
+    Rounding to e4m3 moves an entry by 2.6% whatever the scale, unless single entries of a row stand so far out that
+    the others drop below float8's range. A matrix that is off by more than 4% stays as it is, which two such rows in a
+    thousand suffice for, and so does one whose sides are no multiples of 16, which the GPU's products cannot read.
     """
     if not float8 or any(side % 16 for side in weight_OI.shape):
         return FrozenWeight(weight_OI)

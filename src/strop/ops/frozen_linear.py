@@ -82,11 +82,13 @@ class Float8Weight(FrozenWeight):
         return _scaled_product(grad, self.weight_t, self.scale_I)
 
     def error(self, weight_OI: Tensor) -> float:
-        """How far the copy that is further off is from the matrix it was made of, relative to its norm."""
+        """How far the copy that is further off is from the matrix it was made of: the root mean square over entries.
+
+        Each entry counts relative to itself. Relative to the matrix's norm, an outlier that takes the scale of its row
+        with it and leaves nothing of the other entries would go unseen, because it is most of the norm.
+        """
         copies = ((self.weight, self.scale_O, weight_OI), (self.weight_t, self.scale_I, weight_OI.t()))
-        norm = weight_OI.float().norm().clamp(min=1e-30)
-        off = [(q.float() * scale[:, None] - matrix.float()).norm() / norm for q, scale, matrix in copies]
-        return float(torch.stack(off).max())
+        return max(_entry_error(q.float() * scale[:, None], matrix.float()) for q, scale, matrix in copies)
 
     def project(self, x_TI: Tensor) -> Tensor:
         """`product` of a plain tensor, quantised here."""
@@ -95,6 +97,11 @@ class Float8Weight(FrozenWeight):
     def backproject(self, grad_TO: Tensor) -> Tensor:
         """`product_back` of a plain tensor, quantised here."""
         return self.product_back(quantise_rows(grad_TO))
+
+
+def _entry_error(rounded: Tensor, exact: Tensor) -> float:
+    relative = torch.where(exact == 0, 0.0, (rounded - exact) / exact)
+    return float(relative.square().mean().sqrt())
 
 
 def quantise_rows(x_TI: Tensor) -> Operand:
