@@ -278,7 +278,7 @@ def _load_adapter(recipe: Recipe, model_folder: Path, reporter: Reporter, servin
     from strop.model.weights import load_decoder
 
     device = choose_device()
-    against = why_not_fused(read_config(vet_model_folder(model_folder)), recipe.lora)
+    against = why_not_fused(read_config(vet_model_folder(model_folder)), recipe.lora, device)
     precision = choose_precision(recipe.model.precision, device, against)
     reporter.note(precision.reason)
     dtype = precision.dtype

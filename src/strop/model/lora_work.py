@@ -54,11 +54,9 @@ class LoraWork:
         block = max(16, _power_of_two(adapter.section.r))
         index = torch.cat([_index_of(projection, block) for projection in named.values()])
         device, dtype = adapter.decoder.device, adapter.decoder.dtype
-        self._index = index.to(device)
-        back = torch.empty(adapter.num_parameters, dtype=torch.int32)
-        filled = index >= 0
-        back[index[filled].long()] = torch.arange(len(index), dtype=torch.int32)[filled]
-        self._back = back.to(device)
+        filled = (index >= 0).nonzero().squeeze(1)
+        self._index, self._back = index, torch.empty(adapter.num_parameters, dtype=torch.int32, device=device)
+        self._back[index[filled].long()] = filled.int()
         self._values = torch.zeros(len(index), dtype=dtype, device=device)
         self.grad = torch.zeros(len(index), dtype=torch.float32, device=device)
         self.thin, start = {}, 0
@@ -103,8 +101,8 @@ def _index_of(projection: Projection, block: int) -> Tensor:
     """Where each element of a projection's a_IR and b_OR is in the flat buffer; int32, -1 for zeros."""
     height, inputs = projection.frozen.shape
     width = _thin_width(projection, block)
-    a_IR = torch.full((inputs, width), _NOWHERE, dtype=torch.int32)
-    b_OR = torch.full((height, width), _NOWHERE, dtype=torch.int32)
+    device = projection.frozen.weight.device
+    a_IR, b_OR = (torch.full((n, width), _NOWHERE, dtype=torch.int32, device=device) for n in (inputs, height))
     if terms := projection.lora:
         a, b = (_places(parameter) for parameter in (terms.a_RI, terms.b_OR))
         rank, start = b.shape[1], 0
@@ -118,4 +116,5 @@ def _index_of(projection: Projection, block: int) -> Tensor:
 
 def _places(parameter: Tensor) -> Tensor:
     start = int(parameter.storage_offset())
-    return torch.arange(start, start + parameter.numel(), dtype=torch.int32).view(parameter.shape)
+    places = torch.arange(start, start + parameter.numel(), dtype=torch.int32, device=parameter.device)
+    return places.view(parameter.shape)

@@ -36,10 +36,20 @@ def choose_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def why_not_fused(config: DecoderConfig, section: LoraSection) -> str | None:
-    """What a model or its LoRA asks for that the fused layers of `model.fused` do not compute, if anything."""
+_FUSED_RANK = 64
+"""Thin matrices of a larger rank do not fit beside the rest in a multiprocessor's shared memory."""
+
+
+def why_not_fused(config: DecoderConfig, section: LoraSection, device: torch.device) -> str | None:
+    """What keeps a model and its LoRA from the fused layers of `model.fused` on this device, if anything does."""
+    if device.type != "cuda":
+        return "no GPU"
+    if torch.cuda.get_device_capability(device) < _FLOAT8_SINCE:
+        return f"{torch.cuda.get_device_name(device)} is older than Hopper, on which the kernels were made"
     if section.lora_dropout:
         return "lora_dropout draws a mask for each module's input"
+    if section.r > _FUSED_RANK:
+        return f"lora.r is over {_FUSED_RANK}"
     return "its queries and keys are normed" if config.qk_norm else None
 
 

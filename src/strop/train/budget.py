@@ -13,8 +13,9 @@ _GPU_TOKENS = 32768
 """On an H200 the matrix products have reached their full rate at half of it, but every microbatch costs some 10 ms of
 kernels that are too small to fill the GPU."""
 
-_SHARE = 0.9
-"""Of the free memory; the rest is for fragments and for kernels' own needs."""
+_SHARE = 0.45
+"""Of the free memory. Captured graphs keep a pool of their own, beside that of the eager run which precedes each, so a
+microbatch's memory may be held twice."""
 
 _STEP = 512
 """What does not fit is cut down to a multiple of this, so that a few bytes more or less free change nothing."""

@@ -7,7 +7,6 @@ eager run are the same kernels on the same shapes: their results are the same bi
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -35,9 +34,9 @@ class CapturedGradients:
 
     def __init__(self, adapter: LoraAdapter) -> None:
         self._model = FusedDecoder(adapter)
-        self._device = adapter.decoder.device
-        self._scale = torch.zeros((), device=self._device)
-        self._seen: set[Hashable] = set()
+        self.device = adapter.decoder.device
+        self._scale = torch.zeros((), device=self.device)
+        self._seen: set[Capacity] = set()
         self._graphs: OrderedDict[Capacity, _Graph] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -48,11 +47,11 @@ class CapturedGradients:
     def add(self, batch: HostBatch, scale: float) -> Tensor:
         """Add the gradient of scale * nll, and return that product, a scalar on the GPU."""
         host = InputBlock.of(batch, padded=True)
-        numbers, capacity = host.host_tensor(self._device), host.capacity
+        numbers, capacity = host.host_tensor(self.device), host.capacity
         self._scale.fill_(scale)
         if capacity not in self._seen:
             self._seen.add(capacity)
-            return self._compute(numbers.to(self._device, non_blocking=True), capacity)
+            return self._compute(numbers.to(self.device, non_blocking=True), capacity)
         if capacity not in self._graphs:
             self._graphs[capacity] = self._capture(numbers, capacity)
             if len(self._graphs) > _MAX_GRAPHS:
@@ -82,8 +81,8 @@ class CapturedGradients:
         return nll.detach()
 
     def _capture(self, numbers: Tensor, capacity: Capacity) -> _Graph:
-        block = numbers.to(self._device)
-        torch.cuda.synchronize(self._device)
+        block = numbers.to(self.device)
+        torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()  # what eager runs left behind is needed for the graphs' own pool
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):

@@ -11,7 +11,13 @@ from strop.model.precision import why_not_fused
 
 
 class Gradients(Protocol):
-    """Adds the gradients of a step's microbatches up for the optimizer."""
+    """Adds the gradients of a step's microbatches up for the optimizer.
+
+    Attributes:
+        device: Where they are computed.
+    """
+
+    device: torch.device
 
     def zero(self) -> None:
         """Forget the gradients of the last step."""
@@ -34,6 +40,7 @@ class PlainGradients:
 
     def __init__(self, adapter: LoraAdapter) -> None:
         self._adapter, self._decoder = adapter, adapter.decoder
+        self.device = adapter.decoder.device
 
     def zero(self) -> None:
         """See `Gradients`."""
@@ -59,11 +66,9 @@ class PlainGradients:
 def why_plain(adapter: LoraAdapter) -> str | None:
     """What keeps an adapter from being trained by the fused layers, if anything does."""
     decoder = adapter.decoder
-    if decoder.device.type != "cuda":
-        return "no GPU"
-    return why_not_fused(decoder.config, adapter.section) or (
-        None if decoder.dtype == torch.bfloat16 else f"activations are {decoder.dtype}"
-    )
+    if reason := why_not_fused(decoder.config, adapter.section, decoder.device):
+        return reason
+    return None if decoder.dtype == torch.bfloat16 else f"activations are {decoder.dtype}"
 
 
 def choose_gradients(adapter: LoraAdapter) -> Gradients:

@@ -169,14 +169,13 @@ class Trainer:
             self._account(result)
 
     def _account(self, result: StepResult) -> None:
-        now = time.perf_counter()
-        elapsed, self._started = now - self._started, now
-        progress = self.progress
+        now, progress = time.perf_counter(), self.progress
+        progress.seconds += now - self._started
+        self._started = now
         rate = learning_rate(progress.step, self.section, self.num_steps)
         progress.step += 1
-        progress.seconds += elapsed
         progress.num_tokens += result.num_tokens
-        self._record(result, rate, elapsed)
+        self._record(result, rate)
 
     def _evaluate_if_due(self) -> None:
         """Evaluate after this step if it is time and has not been done; an interruption may have cut it off."""
@@ -204,7 +203,7 @@ class Trainer:
         patience = section.early_stopping_patience
         progress.stopped_early = patience is not None and progress.evals_without_gain >= patience
 
-    def _record(self, result: StepResult, rate: float, elapsed: float) -> None:
+    def _record(self, result: StepResult, rate: float) -> None:
         record: dict[str, Any] = {
             "kind": "train",
             "step": self.progress.step,
@@ -214,8 +213,8 @@ class Trainer:
             "num_tokens": result.num_tokens,
             "num_executed_tokens": result.num_executed_tokens,
             "num_loss_tokens": result.num_loss_tokens,
-            "tokens_per_second": result.num_tokens / elapsed,
-            "samples_per_second": result.num_samples / elapsed,
+            "tokens_per_second": result.num_tokens / result.seconds,
+            "samples_per_second": result.num_samples / result.seconds,
         }
         if self.decoder.device.type == "cuda":
             record["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.decoder.device) / 2**30

@@ -1,5 +1,6 @@
 """One optimizer step: microbatches -> gradients -> clip -> update."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ class StepResult:
         num_tokens: Tokens of the samples.
         num_executed_tokens: Tokens computed: a prefix that samples of a microbatch share counts once.
         num_loss_tokens: Tokens learned.
+        seconds: Time the device took, from the first microbatch to the update.
     """
 
     loss: float
@@ -31,6 +33,7 @@ class StepResult:
     num_tokens: int
     num_executed_tokens: int
     num_loss_tokens: int
+    seconds: float
 
 
 class NonFiniteError(NumericsError):
@@ -41,22 +44,47 @@ class NonFiniteError(NumericsError):
         self.samples = samples
 
 
+class _Clock:
+    """Times what is handed to a device between its making and `stop`; on a GPU by the GPU's own events."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
+        self._times = [time.perf_counter()]
+        if self._events:
+            self._events[0].record()
+
+    def stop(self) -> None:
+        """The last of it has been handed over."""
+        self._times.append(time.perf_counter())
+        if self._events:
+            self._events[1].record()
+
+    @property
+    def has_run_out(self) -> bool:
+        """The device has done it all."""
+        return not self._events or self._events[1].query()
+
+    def seconds(self) -> float:
+        """Wait for the device, and say how long it took."""
+        if not self._events:
+            return self._times[1] - self._times[0]
+        self._events[1].synchronize()
+        return float(self._events[0].elapsed_time(self._events[1])) / 1e3
+
+
 class StepInFlight:
     """A step that was handed to the device and may not be done: each microbatch's part of the loss, and the norm."""
 
-    def __init__(self, batches: Sequence[Batch], losses: Sequence[Tensor], grad_norm: Tensor) -> None:
-        self._batches = batches
+    def __init__(self, batches: Sequence[Batch], losses: Sequence[Tensor], grad_norm: Tensor, clock: _Clock) -> None:
+        self._batches, self._clock = batches, clock
         numbers = torch.stack([*losses, grad_norm.to(losses[0].dtype)])
-        self._numbers, self._done = numbers, None
-        if numbers.is_cuda:
-            self._numbers = numbers.to("cpu", non_blocking=True)
-            self._done = torch.cuda.Event()
-            self._done.record()
+        self._numbers = numbers.to("cpu", non_blocking=True)
+        clock.stop()
 
     @property
     def is_done(self) -> bool:
         """The result can be had without waiting."""
-        return self._done is None or self._done.query()
+        return self._clock.has_run_out
 
     def result(self) -> StepResult:
         """Wait for the step.
@@ -64,8 +92,7 @@ class StepInFlight:
         Raises:
             NonFiniteError: The step updated nothing, and neither did any after it.
         """
-        if self._done is not None:
-            self._done.synchronize()
+        seconds = self._clock.seconds()
         *losses, grad_norm = self._numbers.tolist()
         batches = self._batches
         for loss, batch in zip(losses, batches, strict=True):
@@ -81,6 +108,7 @@ class StepInFlight:
             num_tokens=sum(batch.num_sample_tokens for batch in batches),
             num_executed_tokens=sum(len(batch.input_ids) for batch in batches),
             num_loss_tokens=sum(batch.num_loss_tokens for batch in batches),
+            seconds=seconds,
         )
 
 
@@ -109,6 +137,7 @@ def train_step(
         check_stop: Called before each microbatch; may raise to abandon the step.
     """
     num_loss_tokens = sum(batch.num_loss_tokens for batch in batches)
+    clock = _Clock(gradients.device)
     gradients.zero()
     losses = []
     for batch in batches:
@@ -117,7 +146,7 @@ def train_step(
     gradients.collect()
     grad_norm = optimizer.update(torch.stack(losses).sum(), learning_rate, max_grad_norm)
     gradients.refresh()
-    return StepInFlight(batches, losses, grad_norm)
+    return StepInFlight(batches, losses, grad_norm, clock)
 
 
 def _is_finite(number: float) -> bool:
