@@ -1,4 +1,4 @@
-"""Fourteen ways to be wrong on the packed, shared and captured path: each must show in the comparison that guards it.
+"""Fifteen ways to be wrong on the packed, shared and captured path: each must show in the comparison that guards it.
 
 The sound code is within 1e-4 of the plain decoder on separate samples; every mutant changes one thing and is further
 off than 1e-3. Float32 under Triton's interpreter, one tiny model and one tree.
@@ -44,20 +44,18 @@ BOUND, FAR = 1e-4, 1e-3
 
 
 def samples(shift: int = 0) -> list[Sample]:
-    """A header of 20 tokens, one of 18 below it, one sample twice, and a loner.
+    """A header of 20 tokens, one of 18 below it, and one sample twice.
 
     Another `shift` is other tokens in the same shapes.
     """
     random = np.random.default_rng(0)
     header, below = random.integers(3, 120, 20), random.integers(3, 120, 18)
-    tails = [random.integers(3, 120, n) for n in (4, 7, 3, 4)]
-    rows = [np.concatenate((header, below, tail)) for tail in tails[:2]]
-    rows += [np.concatenate((header, tail)) for tail in tails[2:]]
-    rows += [rows[0], random.integers(3, 120, 6)]
-    return [
-        Sample(((row - 3 + shift) % 120 + 3).astype(np.int32), np.arange(len(row)) > min(14, len(row) // 2))
-        for row in rows
+    tails = [random.integers(3, 120, n) for n in (4, 7, 3)]
+    rows = [
+        np.concatenate(parts) for parts in ((header, below, tails[0]), (header, below, tails[1]), (header, tails[2]))
     ]
+    rows = [((row - 3 + shift) % 120 + 3).astype(np.int32) for row in (*rows, rows[0])]
+    return [Sample(row, np.arange(len(row)) > 14) for row in rows]
 
 
 def batch_of(shift: int = 0, share: bool = True) -> Batch:

@@ -17,7 +17,7 @@ from strop.ops.attention import Packing
 from strop.recipe import LoraSection, TrainSection
 from strop.train.gradients import PlainGradients
 from strop.train.optim import FlatAdamW
-from strop.train.step import train_step
+from strop.train.step import NonFiniteError, train_step
 from tiny_models import write_checkpoint
 
 BOUND = 1e-12
@@ -153,3 +153,39 @@ def test_a_step_leaves_the_base_alone(adapter: LoraAdapter) -> None:
     assert result.num_samples == 16
     assert result.num_tokens == sum(len(row.input_ids) for row in rows)
     assert result.num_executed_tokens == result.num_tokens - 7 * 17  # the header of eight rows, once
+
+
+class Spoilt(PlainGradients):
+    """One step's gradients or losses are not numbers; those of all others are sound."""
+
+    what: str | None = None
+
+    def add(self, batch: Batch, scale: float) -> torch.Tensor:
+        nll = super().add(batch, scale)
+        if self.what == "gradient":
+            self._adapter.flat_grad[3] = float("inf")
+        return nll * float("nan") if self.what == "loss" else nll
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_nothing_follows_a_step_that_is_not_finite(adapter: LoraAdapter, what: str) -> None:
+    gradients, optimizer = Spoilt(adapter), FlatAdamW(adapter, TrainSection())
+    batches = pack(samples(), range(16), 10_000)
+
+    def state() -> list[torch.Tensor]:
+        return [adapter.flat.clone(), *optimizer.state().values()]
+
+    train_step(gradients, optimizer, batches, 1e-3, 1.0).result()
+    before = state()
+    gradients.what = what
+    failed = train_step(gradients, optimizer, batches, 1e-3, 1.0)
+    gradients.what = None
+    later = train_step(gradients, optimizer, batches, 1e-3, 1.0)
+    with pytest.raises(NonFiniteError, match="loss" if what == "loss" else "gradient norm") as caught:
+        failed.result()
+    assert sorted(caught.value.samples) == list(range(16))
+    assert later.result().grad_norm > 0
+    assert all(torch.equal(a, b) for a, b in zip(state(), before, strict=True))
+    fresh = FlatAdamW(adapter, TrainSection())  # the control: without the failure the same step updates
+    train_step(gradients, fresh, batches, 1e-3, 1.0).result()
+    assert not torch.equal(adapter.flat, before[0])

@@ -67,11 +67,17 @@ def test_a_cpu_computes_in_float32() -> None:
         choose_precision("float8", CPU, None)
 
 
-def test_what_the_fused_layers_do_not_compute() -> None:
-    def config(kind: str):
+def test_what_the_fused_layers_do_not_compute(has) -> None:
+    def against(kind: str = "llama", device: torch.device = GPU, **lora: float) -> str | None:
         sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1}
-        return read_config({"model_type": kind, "num_attention_heads": 4, "head_dim": 16, **sizes})
+        config = read_config({"model_type": kind, "num_attention_heads": 4, "head_dim": 16, **sizes})
+        return why_not_fused(config, LoraSection(**lora), device)
 
-    assert why_not_fused(config("llama"), LoraSection()) is None
-    assert "lora_dropout" in (why_not_fused(config("llama"), LoraSection(lora_dropout=0.1)) or "")
-    assert "normed" in (why_not_fused(config("qwen3"), LoraSection()) or "")
+    has(HOPPER)
+    assert against(r=64) is None
+    assert "lora_dropout" in (against(lora_dropout=0.1) or "")
+    assert "lora.r" in (against(r=65) or "")
+    assert "normed" in (against("qwen3") or "")
+    assert against(device=CPU) == "no GPU"
+    has(AMPERE)
+    assert "the card is older than Hopper" in (against() or "")
