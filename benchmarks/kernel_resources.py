@@ -1,0 +1,99 @@
+"""What the fused kernels need of a GPU, read from the compiler; no GPU is needed.
+
+    python benchmarks/kernel_resources.py [--rank 16] [--capability 90]
+
+For each kernel, at Phi-3-mini's shape: instructions, registers a thread (65,536 a multiprocessor), bytes spilled to
+memory, shared memory, and how many programs of 128 threads the registers leave room for. On an H200 a program may have
+232,448 bytes of shared memory.
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from strop.ops.fused import attention_kernels, norm, operand, rotary, swiglu
+
+WARPS = 4
+INTEGERS = (
+    "rows width spans rows_each half num_heads up_start q_start k_start v_start row_stride out_stride total window"
+)
+FLOATS = "scaling eps"
+FLOAT_POINTERS = "largest_parts product_parts squares_parts along_parts scale factor d_thin d_out_thin lse delta parts"
+INT_POINTERS = "queries keys path positions"
+TYPES = dict.fromkeys(INTEGERS.split(), "i32") | dict.fromkeys(FLOATS.split(), "fp32")
+TYPES |= dict.fromkeys(FLOAT_POINTERS.split(), "*fp32") | dict.fromkeys(INT_POINTERS.split(), "*i32")
+BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def kernels(rank: int) -> dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]:
+    """Each kernel with its constants and its launch options, as the fused layers run it on float8 weights."""
+    block = max(16, 1 << (rank - 1).bit_length())
+    q, g = 4 * block, 2 * block
+    rows = {"ROWS": 64, "CHUNK": norm.CHUNK, "SPAN": 512}
+    heads = {"HEADS": 96, "H": 96, "HALF": 64, "REST": 0, "R": q, "BLOCK": block, "ROWS": 64, "HEADS_EACH": 8}
+    both = {"R": g, "BLOCK": block, "OUT_R": block, "ROWS": 64}
+    attention = {"GROUPS": 1, "H": 96, "H1": 64, "H2": 32, "QUERIES": 64, "KEYS": 64, "WINDOWED": False}
+    backward = {"QUANTISE": True, "SPLIT": True, "SLAB": 64, **both}
+    two = {"num_stages": 2}
+    return {
+        "advance": (norm._advance, {"HAS_BLOCK": True, "BLOCK_R": block, "R": q, **rows}, {}),
+        "norm backward, along": (norm._norm_backward_along, {"R": q, **rows}, {}),
+        "norm backward": (norm._norm_backward, {"R": q, "NEXT_R": block, **rows}, {}),
+        "measure": (operand._measure, {"R": block, "ROWS": 64, "CHUNK": 128, "SPAN": 512}, {}),
+        "finish q, k, v": (rotary._finish_qkv, heads, {"maxnreg": rotary._REGISTERS}),
+        "turn back": (rotary._turn_back, heads, {}),
+        "swiglu measure": (
+            swiglu._swiglu_measure,
+            {"QUANTISE": True, "CHUNK": swiglu._CHUNK, "SPAN": 512, **both},
+            {"maxnreg": swiglu._REGISTERS},
+        ),
+        "swiglu backward measure": (swiglu._backward_measure, backward, {}),
+        "swiglu backward quantise": (swiglu._backward_quantise, {"CHUNK": swiglu._CHUNK, **both}, {}),
+        "attention": (attention_kernels.forward, {**attention, "R": block}, two),
+        "attention, queries' gradient": (attention_kernels.backward_queries, attention, two),
+        "attention, keys' gradients": (attention_kernels.backward_keys, attention, two),
+    }
+
+
+def compiled(kernel: Any, constants: dict[str, Any], options: dict[str, Any], capability: int) -> Any:
+    special = TYPES | ({"scale": "fp32", "factor": "fp32"} if "lse" in kernel.arg_names else {})
+    special |= {"values": "*fp8e4nv"} if constants.get("QUANTISE", "CHUNK" in constants) else {}
+    types = {name: "constexpr" if name in constants else special.get(name, "*bf16") for name in kernel.arg_names}
+    values = {(i,): constants[name] for i, name in enumerate(kernel.arg_names) if name in constants}
+    aligned = [i for i, kind in enumerate(types.values()) if kind == "i32" or kind.startswith("*")]
+    source = ASTSource(kernel, types, values, {(i,): [["tt.divisibility", 16]] for i in aligned})
+    return triton.compile(source, GPUTarget("cuda", capability, 32), {"num_warps": WARPS, "num_stages": 3, **options})
+
+
+def dump(binary: bytes, option: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        command = [str(BINARIES / "cuobjdump"), option, file.name]
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True).stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--capability", type=int, default=90)
+    options = parser.parse_args()
+    print(f"{'kernel':30} instructions  registers  spilled  shared memory  programs by registers")
+    for name, (kernel, constants, launch) in kernels(options.rank).items():
+        result = compiled(kernel, constants, launch, options.capability)
+        usage = dump(result.asm["cubin"], "-res-usage")
+        registers, spilled = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))  # type: ignore[index]
+        count = len(re.findall(r"^\s+/\*[0-9a-f]{4,5}\*/", dump(result.asm["cubin"], "-sass"), re.MULTILINE))
+        programs = 65536 // (WARPS * 32 * registers)
+        print(f"{name:30} {count:12} {registers:10} {spilled:8} {result.metadata.shared:14,} {programs:10}")
+
+
+if __name__ == "__main__":
+    main()
