@@ -3,14 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from helpers import metrics, write_recipe
 from strop import api
-from strop.data.examples import Origin
-from strop.data.store import Sample
 from strop.errors import Interrupted, NumericsError
 from strop.model.lora import LoraAdapter
 from strop.model.precision import choose_device
@@ -23,6 +20,7 @@ from strop.train.loop import Trainer
 from strop.train.step import StepInFlight
 from test_fused_gpu import adapter_of, captured, soften, step_of
 from tiny_models import write_checkpoint
+from training_doubles import Rows, StopAt
 from tree_batches import batch_of
 
 pytestmark = [
@@ -31,58 +29,28 @@ pytestmark = [
 ]
 
 
-class StopAt(Reporter):
-    """Interrupts a run at a step, as a signal would, and keeps what it was told."""
-
-    def __init__(self, step: int | None = None) -> None:
-        self.step, self.notes = step, []
-
-    def note(self, line: str) -> None:
-        self.notes.append(line)
-
-    def on_step(self, record) -> None:
-        if record["step"] == self.step:
-            raise Interrupted("stopped by the test")
-
-
+@pytest.mark.parametrize(("dropout", "layers"), [(0.0, "fused kernels"), (0.1, "plain, because lora_dropout")])
 @pytest.mark.parametrize("precision", ["bfloat16", "float8"])
-def test_a_resumed_run_on_fused_layers_is_bitwise_the_undisturbed_one(
-    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_resumed_run_is_bitwise_the_undisturbed_one(
+    precision: str, dropout: float, layers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without dropout, so that the fused layers train; the resumed run captures its graphs at other steps."""
+    """On fused layers the resumed run captures its graphs at other steps."""
     monkeypatch.setenv("STROP_CACHE", str(tmp_path / "cache"))
-    recipe, chosen = write_recipe(tmp_path), {"model.precision": precision, "lora.lora_dropout": 0.0}
+    recipe, chosen = write_recipe(tmp_path), {"model.precision": precision, "lora.lora_dropout": dropout}
     heard = StopAt()
     whole = api.train(load_recipe(str(recipe), chosen | {"train.output_dir": str(tmp_path / "whole")}), heard)
-    assert any("fused kernels" in line for line in heard.notes)
+    assert any(layers in line for line in heard.notes)
     parts = load_recipe(str(recipe), chosen | {"train.output_dir": str(tmp_path / "parts")})
     with pytest.raises(Interrupted):
         api.train(parts, StopAt(5))
     resumed = api.train(parts)
     train = [[record | {"peak_memory_gib": 0} for record in metrics(run.path)] for run in (whole, resumed)]
     assert train[0] == train[1]
+    assert whole.manifest["precision"] == precision
     name = "adapter_model.safetensors"
     assert (whole.adapter_path / name).read_bytes() == (resumed.adapter_path / name).read_bytes()
     other = api.train(load_recipe(str(recipe), chosen | {"train.output_dir": str(tmp_path / "other"), "train.seed": 1}))
     assert (whole.adapter_path / name).read_bytes() != (other.adapter_path / name).read_bytes()
-
-
-class Rows:
-    """A store of twenty random samples, in memory."""
-
-    def __init__(self) -> None:
-        random = np.random.default_rng(0)
-        self._rows = [random.integers(3, 128, 6 + i % 5).astype(np.int32) for i in range(20)]
-        self.lengths = np.array([len(row) for row in self._rows])
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(self._rows[index], np.arange(len(self._rows[index])) > 2)
-
-    def origin(self, index: int) -> Origin:
-        return Origin("rows.jsonl", index + 1)
 
 
 class PlantsInfinity(Reporter):

@@ -9,9 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import metrics, write_recipe
-from strop import api
-from strop.errors import Interrupted
 from strop.model.lora import LoraAdapter
 from strop.model.weights import load_decoder
 from strop.ops import reference
@@ -22,8 +19,7 @@ from strop.ops.lora_linear import lora_linear
 from strop.ops.rms_norm import rms_norm
 from strop.ops.rotary import rotary
 from strop.ops.swiglu import swiglu
-from strop.recipe import LoraSection, load_recipe
-from strop.run.console import Reporter
+from strop.recipe import LoraSection
 from tiny_models import load_oracle, write_checkpoint
 
 pytestmark = [
@@ -186,32 +182,3 @@ def test_float32_equals_the_cpu(tmp_path: Path) -> None:
             hidden = adapter.decoder.packed_hidden_states(ids.to(device), Packing.of(lengths))
             logits.append(adapter.decoder.logits(hidden).cpu())
     assert (logits[0] - logits[1]).abs().max() < 1e-4
-
-
-class StopAt(Reporter):
-    """Interrupts a run at a step, as a signal would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, record) -> None:
-        if record["step"] == self.step:
-            raise Interrupted("stopped by the test")
-
-
-@pytest.mark.parametrize("precision", ["bfloat16", "float8"])
-def test_a_resumed_run_is_bitwise_the_undisturbed_one(
-    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("STROP_CACHE", str(tmp_path / "cache"))
-    recipe, chosen = write_recipe(tmp_path), {"model.precision": precision}
-    whole = api.train(load_recipe(str(recipe), chosen | {"train.output_dir": str(tmp_path / "whole")}))
-    parts = load_recipe(str(recipe), chosen | {"train.output_dir": str(tmp_path / "parts")})
-    with pytest.raises(Interrupted):
-        api.train(parts, StopAt(5))
-    resumed = api.train(parts)
-    train = [[r | {"peak_memory_gib": 0} for r in metrics(run.path)] for run in (whole, resumed)]
-    assert train[0] == train[1]
-    name = "adapter_model.safetensors"
-    assert (whole.adapter_path / name).read_bytes() == (resumed.adapter_path / name).read_bytes()
-    assert whole.manifest["precision"] == precision

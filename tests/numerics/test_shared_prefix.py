@@ -12,11 +12,10 @@ from strop.data.pack import Batch, pack
 from strop.data.store import Sample
 from strop.model.inputs import PackedInputs
 from strop.model.lora import LoraAdapter
-from strop.model.weights import load_decoder
 from strop.ops import attention as ops_attention
 from strop.ops.attention import Packing
-from strop.recipe import LoraSection
 from tiny_models import write_checkpoint
+from training_doubles import adapter_with_b
 
 BOUND, FAR = 1e-12, 1e-3
 RANDOM = np.random.default_rng(0)
@@ -46,15 +45,6 @@ def samples(texts: Sequence[list[int]], what: str) -> list[Sample]:
         "some": lambda n: np.random.default_rng(n).random(n) < 0.5,
     }
     return [Sample(np.array(text, np.int32), learned[what](len(text))) for text in texts]
-
-
-def adapter_of(folder: Path) -> LoraAdapter:
-    adapter = LoraAdapter(load_decoder(folder, torch.float64), LoraSection(r=4), seed=0)
-    generator = torch.Generator().manual_seed(5)
-    for name, tensor in adapter.state_dict().items():
-        if "lora_B" in name:
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
-    return adapter
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +96,7 @@ def shared(rows: list[Sample], budget: int = 10_000, long_from: int | None = Non
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shared_equals_separate(family: str, tree: str, what: str, folders: Callable[[str], Path]) -> None:
-    adapter, rows = adapter_of(folders(family)), samples(TREES[tree], what)
+    adapter, rows = adapter_with_b(folders(family)), samples(TREES[tree], what)
     want = loss_and_gradients(adapter, separate(rows))
     got = loss_and_gradients(adapter, shared(rows))
     assert max(errors(got, want).values()) < BOUND
@@ -114,13 +104,16 @@ def test_shared_equals_separate(family: str, tree: str, what: str, folders: Call
 
 @pytest.mark.parametrize("budget", [60, 100, 200])
 def test_under_any_budget(budget: int, folders: Callable[[str], Path]) -> None:
-    adapter, rows = adapter_of(folders("llama3")), samples([text for tree in TREES.values() for text in tree], "some")
+    adapter, rows = (
+        adapter_with_b(folders("llama3")),
+        samples([text for tree in TREES.values() for text in tree], "some"),
+    )
     want = loss_and_gradients(adapter, separate(rows))
     assert max(errors(loss_and_gradients(adapter, shared(rows, budget)), want).values()) < BOUND
 
 
 def test_with_checkpointing(folders: Callable[[str], Path]) -> None:
-    adapter, batches = adapter_of(folders("qwen3")), shared(samples(TREES["nested"], "all"))
+    adapter, batches = adapter_with_b(folders("qwen3")), shared(samples(TREES["nested"], "all"))
     want = loss_and_gradients(adapter, batches)
     adapter.decoder.gradient_checkpointing = True
     adapter.decoder.train()
@@ -139,7 +132,7 @@ def test_longrope_with_samples_of_both_classes(folders: Callable[[str], Path]) -
         longer[:LONG],
         longer[: LONG + 1],
     ]
-    adapter, rows = adapter_of(folders("phi3-longrope")), samples(texts, "all")
+    adapter, rows = adapter_with_b(folders("phi3-longrope")), samples(texts, "all")
     assert adapter.decoder.config.rope.long_from == LONG
     want = loss_and_gradients(adapter, separate(rows))
     batches = shared(rows, long_from=LONG)
@@ -183,7 +176,7 @@ def one_label_each(inputs: PackedInputs) -> PackedInputs:
 @pytest.mark.parametrize("family", ["llama3", "qwen3"])
 def test_a_wrong_tree_is_far_off(family: str, change: Change, folders: Callable[[str], Path]) -> None:
     """The control: one thing of what the decoder reads is wrong."""
-    adapter, rows = adapter_of(folders(family)), samples(TREES["one header"], "all")
+    adapter, rows = adapter_with_b(folders(family)), samples(TREES["one header"], "all")
     want = loss_and_gradients(adapter, separate(rows))
     got = errors(loss_and_gradients(adapter, shared(rows), change), want)
     assert got.pop("loss") > 1e6 * BOUND
@@ -194,7 +187,7 @@ def test_dropping_the_prefixs_gradient_is_far_off(
     folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control: the loss is right, and what the tails teach the prefix is lost."""
-    adapter, rows = adapter_of(folders("llama3")), samples(TREES["nested"], "answers")
+    adapter, rows = adapter_with_b(folders("llama3")), samples(TREES["nested"], "answers")
     want = loss_and_gradients(adapter, separate(rows))
     monkeypatch.setattr(
         ops_attention,
@@ -212,7 +205,7 @@ def test_a_wrong_window_is_far_off(
     family: str, wrong: int | None, folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control: a node that has ancestors sees all of them, or one position more or less than 6."""
-    adapter, rows = adapter_of(folders(family)), samples(TREES["one header"], "answers")
+    adapter, rows = adapter_with_b(folders(family)), samples(TREES["one header"], "answers")
     want = loss_and_gradients(adapter, separate(rows))
     one_node = ops_attention._one_node
 

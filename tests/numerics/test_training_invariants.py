@@ -14,11 +14,12 @@ from strop.model.inputs import PackedInputs
 from strop.model.lora import LoraAdapter
 from strop.model.weights import load_decoder
 from strop.ops.attention import Packing
-from strop.recipe import LoraSection, TrainSection
+from strop.recipe import TrainSection
 from strop.train.gradients import PlainGradients
 from strop.train.optim import FlatAdamW
 from strop.train.step import NonFiniteError, train_step
 from tiny_models import write_checkpoint
+from training_doubles import adapter_with_b
 
 BOUND = 1e-12
 
@@ -30,12 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def adapter(folder: Path) -> LoraAdapter:
-    adapter = LoraAdapter(load_decoder(folder, torch.float64), LoraSection(r=4), seed=0)
-    generator = torch.Generator().manual_seed(5)
-    for name, tensor in adapter.state_dict().items():
-        if "lora_B" in name:
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
-    return adapter
+    return adapter_with_b(folder)
 
 
 def samples(count: int = 16) -> list[Sample]:

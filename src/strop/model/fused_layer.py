@@ -42,7 +42,7 @@ class Shared:
     learned_R: Tensor
 
 
-class Projection(NamedTuple):
+class FusedProjection(NamedTuple):
     """A frozen product with its low-rank term, which the next kernel adds."""
 
     frozen: FrozenWeight
@@ -88,7 +88,7 @@ class FusedLayer:
         config, index = layer.config, layer.index
         named = {"qkv": layer.qkv, "o": layer.o, "gate_up": layer.gate_up, "down": layer.down}
         self.qkv, self.o, self.gate_up, self.down = (
-            Projection(projection.frozen, projection.bias, work.thin[index, group])
+            FusedProjection(projection.frozen, projection.bias, work.thin[index, group])
             for group, projection in named.items()
         )
         self.below = work.thin[index - 1, "down"] if index else None

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from strop.data.examples import Origin
-from strop.data.store import Sample
 from strop.errors import Interrupted, NumericsError, OutOfMemoryError
 from strop.model.lora import LoraAdapter
 from strop.model.weights import load_decoder
@@ -21,25 +19,7 @@ from strop.run.folder import RunFolder
 from strop.run.metrics import read_metrics
 from strop.train.loop import Trainer
 from tiny_models import write_checkpoint
-
-
-class Rows:
-    """A store of twenty random samples, in memory; they begin with `header`."""
-
-    def __init__(self, header: int = 0) -> None:
-        random = np.random.default_rng(0)
-        self._rows = [random.integers(3, 128, 6 + i % 5).astype(np.int32) for i in range(20)]
-        self._rows = [np.concatenate([np.arange(header, dtype=np.int32), row]) for row in self._rows]
-        self.lengths = np.array([len(row) for row in self._rows])
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(self._rows[index], np.arange(len(self._rows[index])) > 2)
-
-    def origin(self, index: int) -> Origin:
-        return Origin("rows.jsonl", index + 1)
+from training_doubles import Rows
 
 
 @pytest.fixture(scope="module")

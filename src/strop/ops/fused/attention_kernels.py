@@ -8,7 +8,7 @@ power of two are computed as two parts, 96 = 64 + 32.
 import triton
 import triton.language as tl
 
-from strop.ops.fused.thin import add_thin_product, store_parts
+from strop.ops.fused.thin import add_low_rank, add_thin_product, rows_of, store_parts
 
 
 @triton.jit
@@ -25,6 +25,14 @@ def _store(x, token, real, row_stride, value, H: tl.constexpr, FIRST: tl.constex
 
 
 @triton.jit
+def _query_tile(queries):
+    """This program's tile: its first query, how many, the positions and ancestors before it, its path's place."""
+    tile = queries + tl.program_id(0) * 5
+    first, count, before = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
+    return first, count, before, tl.load(tile + 4), tl.load(tile + 3)
+
+
+@triton.jit
 def _path_tokens(path, j, high, before, first):
     """The token at place j of a node's path of `high` tokens, `before` of them its ancestors'."""
     ancestor = tl.load(path + j, j < before, 0)
@@ -38,10 +46,8 @@ def forward(
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries: its output, measured, and the log2 of its sums of weights."""
-    tile = queries + tl.program_id(0) * 5
+    first, count, before, ancestors, offset = _query_tile(queries)
     head = tl.program_id(1).to(tl.int64)
-    first, count, before = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
-    offset, ancestors = tl.load(tile + 3), tl.load(tile + 4)
     if count > 0:
         node = first - (before - ancestors)  # the first token of the queries' node
         row = tl.arange(0, QUERIES)
@@ -108,12 +114,8 @@ def finish_grad(
     channel = tl.arange(0, HP)
     place = row[:, None] * heads * H + head * H + channel[None, :]
     mask = real[:, None] & (channel < H)[None, :]
-    h_tile = tl.load(h + row[:, None] * R + tl.arange(0, R)[None, :], real[:, None], 0.0)
-    thin_tile = tl.load(
-        thin + (head * H + channel)[:, None] * R + tl.arange(0, R)[None, :], (channel < H)[:, None], 0.0
-    )
     value = tl.load(grad + place, mask, 0.0).to(tl.float32)
-    value = tl.dot(h_tile, tl.trans(thin_tile), value, input_precision="ieee")
+    value = add_low_rank(value, rows_of(h, row, real, R), thin + head * H * R, channel, H, R)
     tl.store(grad + place, value, mask)
     total = tl.sum(value * tl.load(out + place, mask, 0.0).to(tl.float32), 1)
     tl.store(delta + head * rows + row, total, real)
@@ -126,10 +128,8 @@ def backward_queries(
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a tile of queries."""
-    tile = queries + tl.program_id(0) * 5
+    first, count, before, ancestors, offset = _query_tile(queries)
     head = tl.program_id(1).to(tl.int64)
-    first, count, before = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
-    offset, ancestors = tl.load(tile + 3), tl.load(tile + 4)
     if count > 0:
         node = first - (before - ancestors)
         row = tl.arange(0, QUERIES)
