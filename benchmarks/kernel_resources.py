@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from strop.ops.fused import attention_kernels, norm, operand, rotary, swiglu
+from strop.ops.fused import attention_kernels, norm, operand, rotary, swiglu, thin
 
 WARPS = 4
 INTEGERS = (
@@ -39,27 +39,32 @@ def kernels(rank: int) -> dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]:
     rows = {"ROWS": 64, "CHUNK": norm.CHUNK, "SPAN": 512}
     heads = {"HEADS": 96, "H": 96, "HALF": 64, "REST": 0, "R": q, "BLOCK": block, "ROWS": 64, "HEADS_EACH": 8}
     both = {"R": g, "BLOCK": block, "OUT_R": block, "ROWS": 64}
-    attention = {"GROUPS": 1, "H": 96, "H1": 64, "H2": 32, "QUERIES": 64, "KEYS": 64, "WINDOWED": False}
+    attention = {"GROUPS": 1, "H": 96, "H1": 64, "H2": 32, "WINDOWED": False}
+    by_queries = {**attention, "QUERIES": 64, "KEYS": 32, "TREE": True}
     backward = {"QUANTISE": True, "SPLIT": True, "SLAB": 64, **both}
-    two = {"num_stages": 2}
     return {
-        "advance": (norm._advance, {"HAS_BLOCK": True, "BLOCK_R": block, "R": q, **rows}, {}),
+        "advance": (norm._advance, {"HAS_BLOCK": True, "BLOCK_R": block, "R": q, **rows}, limit(128, q)),
         "norm backward, along": (norm._norm_backward_along, {"R": q, **rows}, {}),
-        "norm backward": (norm._norm_backward, {"R": q, "NEXT_R": block, **rows}, {}),
+        "norm backward": (norm._norm_backward, {"R": q, "NEXT_R": block, **rows}, limit(168, q)),
         "measure": (operand._measure, {"R": block, "ROWS": 64, "CHUNK": 128, "SPAN": 512}, {}),
-        "finish q, k, v": (rotary._finish_qkv, heads, {"maxnreg": rotary._REGISTERS}),
+        "finish q, k, v": (rotary._finish_qkv, heads, limit(rotary._REGISTERS, q)),
         "turn back": (rotary._turn_back, heads, {}),
         "swiglu measure": (
             swiglu._swiglu_measure,
             {"QUANTISE": True, "CHUNK": swiglu._CHUNK, "SPAN": 512, **both},
-            {"maxnreg": swiglu._REGISTERS},
+            limit(swiglu._REGISTERS, g),
         ),
         "swiglu backward measure": (swiglu._backward_measure, backward, {}),
         "swiglu backward quantise": (swiglu._backward_quantise, {"CHUNK": swiglu._CHUNK, **both}, {}),
-        "attention": (attention_kernels.forward, {**attention, "R": block}, two),
-        "attention, queries' gradient": (attention_kernels.backward_queries, attention, two),
-        "attention, keys' gradients": (attention_kernels.backward_keys, attention, two),
+        "attention": (attention_kernels.forward, {**by_queries, "R": block}, {"maxnreg": 128}),
+        "attention, queries' gradient": (attention_kernels.backward_queries, by_queries, {"maxnreg": 128}),
+        "attention, keys' gradients": (attention_kernels.backward_keys, {**attention, "QUERIES": 32, "KEYS": 64}, {}),
     }
+
+
+def limit(most: int, rank: int) -> dict[str, int]:
+    registers = thin.registers(most, rank)
+    return {} if registers is None else {"maxnreg": registers}
 
 
 def compiled(kernel: Any, constants: dict[str, Any], options: dict[str, Any], capability: int) -> Any:

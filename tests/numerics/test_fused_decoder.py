@@ -10,7 +10,7 @@ import torch
 
 from strop.data.pack import Batch
 from strop.model.fused import FusedDecoder
-from strop.model.fused_inputs import InputBlock, read_inputs
+from strop.model.fused_inputs import InputBlock, Padding, read_inputs
 from strop.model.inputs import PackedInputs
 from strop.model.lora import LoraAdapter
 from strop.model.weights import load_decoder
@@ -34,9 +34,9 @@ def plain(adapter: LoraAdapter, batch: Batch) -> tuple[float, torch.Tensor]:
     return nll.item(), adapter.flat_grad.clone()
 
 
-def fused(adapter: LoraAdapter, batch: Batch, padded: bool) -> tuple[float, torch.Tensor]:
+def fused(adapter: LoraAdapter, batch: Batch, padding: Padding) -> tuple[float, torch.Tensor]:
     model = FusedDecoder(adapter)
-    block = InputBlock.of(batch, padded=padded)
+    block = InputBlock.of(batch, padding)
     nll = model.nll_sum(read_inputs(torch.from_numpy(block.numbers), block.capacity))
     nll.backward()
     model.work.collect()
@@ -52,10 +52,10 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_equals_the_plain_decoder(tmp_path: Path, family: str, share: bool) -> None:
     adapter, batch = fresh(write_checkpoint(tmp_path, family)), batch_of(share)
     expected, expected_grad = plain(adapter, batch)
-    nll, grad = fused(adapter, batch, padded=False)
+    nll, grad = fused(adapter, batch, "none")
     assert nll == pytest.approx(expected, rel=TOLERANCE)
     assert distance(grad, expected_grad) < TOLERANCE
-    if share:
-        padded_nll, padded_grad = fused(adapter, batch, padded=True)
+    for padding in ("tiles", "graph") if share else ():
+        padded_nll, padded_grad = fused(adapter, batch, padding)
         assert padded_nll == pytest.approx(expected, rel=TOLERANCE)
         assert distance(padded_grad, expected_grad) < TOLERANCE

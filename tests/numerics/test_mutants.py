@@ -97,7 +97,7 @@ def plain(adapter: LoraAdapter, share: bool = False) -> Measured:
 def fused(
     adapter: LoraAdapter, batch: Batch | None = None, change: Callable[[FusedInputs], FusedInputs] = lambda x: x
 ) -> Measured:
-    model, block = FusedDecoder(adapter), InputBlock.of(batch or batch_of(), padded=True)
+    model, block = FusedDecoder(adapter), InputBlock.of(batch or batch_of(), "graph")
     nll = model.nll_sum(change(read_inputs(torch.from_numpy(block.numbers), block.capacity)))
     nll.backward()
     model.work.collect()
@@ -119,7 +119,7 @@ def test_the_sound_code(folder: Path, exact: Measured) -> None:
     assert max(batch.parents) > 0, "nested"
     assert plan.num_slots > 0
     assert batch.weights.max() > 1
-    assert InputBlock.of(batch, padded=True).capacity.tokens > len(batch.input_ids)
+    assert InputBlock.of(batch, "graph").capacity.tokens > len(batch.input_ids)
     assert distance(fused(adapter_of(folder)), exact) < BOUND
 
 

@@ -37,7 +37,7 @@ class FusedDecoder:
 
     def inputs_of(self, batch: HostBatch) -> FusedInputs:
         """A microbatch on the decoder's device, in its own shapes."""
-        block = InputBlock.of(batch, padded=False)
+        block = InputBlock.of(batch, "none")
         return read_inputs(block.host_tensor(self.decoder.device).to(self.decoder.device), block.capacity)
 
     def nll_sum(self, inputs: FusedInputs) -> Tensor:

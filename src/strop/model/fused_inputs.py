@@ -1,10 +1,12 @@
 """What the fused decoder reads of a microbatch: one block of numbers, copied to the GPU at once.
 
-Its shapes can be padded up to a `Capacity`, so that many microbatches have the same shapes and one captured CUDA graph
-computes them all. Padding is made of samples of their own that nobody learns.
+Its shapes can be padded: to whole tiles, so that kernels meet few kinds of shapes, or up to a `Capacity` that many
+microbatches have in common, so that one captured CUDA graph computes them all. Padding is made of samples of their own
+that nobody learns.
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor
 from strop.model.inputs import HostBatch
 from strop.ops.attention import Packing
 from strop.ops.fused.attention_plan import QUERIES, AttentionPlan, plan_attention
+
+Padding = Literal["none", "tiles", "graph"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +33,27 @@ class Capacity:
     sums: int
     slots: int
 
-    def rounded(self) -> "Capacity":
-        """The next shapes for which a graph is worth keeping: tokens within 3%, the cheaper rest within 12%."""
-        rest = (_round_up(x, 3) for x in astuple(self)[1:])
-        return Capacity(_round_up(self.tokens, 5, 64), *rest)
+    def rounded(self, padding: Padding) -> "Capacity":
+        """The next shapes of this kind.
+
+        A graph's tokens are within 3%, learned positions and tiles within 12%. The other numbers cost next to nothing
+        and are rounded far: were they not, 150 steps of 128 census rows would need 51 graphs, for the length of `path`
+        alone takes 15 values, instead of 7.
+        """
+        if padding == "none":
+            return self
+        if padding == "tiles":
+            return replace(self, tokens=_round_up(self.tokens, 16, 64), learned=_round_up(self.learned, 16, 64))
+        return Capacity(
+            tokens=_round_up(self.tokens, 5, 64),
+            learned=_round_up(self.learned, 3),
+            labels=_round_up(self.labels, 0, 256),
+            queries=_round_up(self.queries, 3),
+            path=_round_up(self.path, 0, 4096),
+            keys=_round_up(self.keys, 3),
+            sums=_round_up(self.sums, 0, 32),
+            slots=_round_up(self.slots, 1),
+        )
 
 
 def _round_up(count: int, bits: int, least: int = 16) -> int:
@@ -72,10 +93,10 @@ class InputBlock:
     capacity: Capacity
 
     @classmethod
-    def of(cls, batch: HostBatch, *, padded: bool) -> "InputBlock":
-        """A microbatch, in its own shapes or padded to the next `Capacity.rounded`."""
+    def of(cls, batch: HostBatch, padding: Padding) -> "InputBlock":
+        """A microbatch, padded to `Capacity.rounded`."""
         exact = len(batch.input_ids)
-        tokens = _round_up(exact, 5, 64) if padded else exact
+        tokens = Capacity(exact, *[0] * 7).rounded(padding).tokens
         filler = [min(QUERIES, tokens - start) for start in range(exact, tokens, QUERIES)]
         packing = Packing.of((*batch.lengths, *filler), (*batch.parents, *[-1] * len(filler)))
         plan = plan_attention(packing)
@@ -88,8 +109,7 @@ class InputBlock:
             len(plan.keys),
             len(plan.sums),
             plan.num_slots,
-        )
-        capacity = capacity.rounded() if padded else capacity
+        ).rounded(padding)
         offsets = np.searchsorted(batch.label_rows, np.arange(capacity.learned + 1))
         arrays = (
             _fill(batch.input_ids, tokens),

@@ -38,13 +38,14 @@ def tokens_that_fit(gradients: Gradients, device: torch.device, longest_sample: 
     few, more = max(64, wanted // 16), max(128, wanted // 8)
     start = torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - start
-    peak_few, peak_more = (_peak(gradients, device, tokens, longest_sample) - start for tokens in (few, more))
+    peak_few, peak_more = (peak_memory(gradients, device, tokens, longest_sample) - start for tokens in (few, more))
     each = max(1.0, (peak_more - peak_few) / (more - few))
     fit = int(more + (_SHARE * free - peak_more) / each)
     return wanted if fit >= wanted else max(fit // _STEP * _STEP, longest_sample)
 
 
-def _peak(gradients: Gradients, device: torch.device, tokens: int, longest_sample: int) -> int:
+def peak_memory(gradients: Gradients, device: torch.device, tokens: int, longest_sample: int) -> int:
+    """Bytes that a microbatch of the worst kind takes at its peak, all that is allocated included."""
     torch.cuda.reset_peak_memory_stats(device)
     gradients.add(_worst_batch(tokens, longest_sample), 0.0)
     torch.cuda.synchronize(device)

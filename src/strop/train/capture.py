@@ -3,7 +3,8 @@
 A step of eight short samples is 25 ms of kernels and, launched one by one, 100 ms of Python. So a microbatch is padded
 to the next of a few capacities and the first of a capacity runs as it is, which also compiles its kernels; the second
 is captured, and from then on the graph is replayed. Inputs go to the GPU as one block, results stay there. Graph and
-eager run are the same kernels on the same shapes: their results are the same bits.
+eager run are the same kernels on the same shapes: their results are the same bits. A large microbatch keeps the GPU
+busy for longer than its launches take, and is neither captured nor padded beyond whole tiles.
 """
 
 from collections import OrderedDict
@@ -22,6 +23,11 @@ _MAX_GRAPHS = 32
 shared by all."""
 
 
+_LAUNCH_BOUND = 3e13
+"""Tokens times parameters up to which a graph pays. Phi-3-mini on an H200: at 1.4e13 it is 3 to 18% faster than
+launches one by one, at 5.4e13 the padding that it needs costs as much as it saves."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Graph:
     graph: torch.cuda.CUDAGraph
@@ -35,6 +41,7 @@ class CapturedGradients:
     def __init__(self, adapter: LoraAdapter) -> None:
         self._model = FusedDecoder(adapter)
         self.device = adapter.decoder.device
+        self._max_tokens = int(_LAUNCH_BOUND / adapter.decoder.num_base_parameters)
         self._scale = torch.zeros((), device=self.device)
         self._seen: set[Capacity] = set()
         self._graphs: OrderedDict[Capacity, _Graph] = OrderedDict()
@@ -46,10 +53,11 @@ class CapturedGradients:
 
     def add(self, batch: HostBatch, scale: float) -> Tensor:
         """Add the gradient of scale * nll, and return that product, a scalar on the GPU."""
-        host = InputBlock.of(batch, padded=True)
+        launch_bound = len(batch.input_ids) <= self._max_tokens
+        host = InputBlock.of(batch, "graph" if launch_bound else "tiles")
         numbers, capacity = host.host_tensor(self.device), host.capacity
         self._scale.fill_(scale)
-        if capacity not in self._seen:
+        if not launch_bound or capacity not in self._seen:
             self._seen.add(capacity)
             return self._compute(numbers.to(self.device, non_blocking=True), capacity)
         if capacity not in self._graphs:

@@ -33,17 +33,19 @@ def _query_tile(queries):
 
 
 @triton.jit
-def _path_tokens(path, j, high, before, first):
+def _path_tokens(path, j, high, before, first, TREE: tl.constexpr):
     """The token at place j of a node's path of `high` tokens, `before` of them its ancestors'."""
-    ancestor = tl.load(path + j, j < before, 0)
-    return tl.where(j < before, ancestor, tl.where(j < high, first + j - before, 0)).to(tl.int64)
+    token = first + j - before
+    if TREE:
+        token = tl.where(j < before, tl.load(path + j, j < before, 0), token)
+    return tl.where(j < high, token, 0).to(tl.int64)
 
 
 @triton.jit
 def forward(
     q, k, v, out, lse, thin, largest_parts, product_parts, queries, path, row_stride, out_stride, total, scale, window,
     GROUPS: tl.constexpr, H: tl.constexpr, H1: tl.constexpr, H2: tl.constexpr, R: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr, TREE: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries: its output, measured, and the log2 of its sums of weights."""
     first, count, before, ancestors, offset = _query_tile(queries)
@@ -66,16 +68,17 @@ def forward(
             low = tl.maximum(0, (before - window + 1) // KEYS * KEYS)
         for start in range(low, high, KEYS):
             j = start + tl.arange(0, KEYS)
-            token = _path_tokens(path + offset, j, high, ancestors, node)
+            token = _path_tokens(path + offset, j, high, ancestors, node, TREE)
             seen = j < high
             scores = tl.dot(q1, tl.trans(_tile(k, token, seen, row_stride, H, 0, H1)), input_precision="ieee")
             if H2 > 0:
                 k2 = _tile(k, token, seen, row_stride, H, H1, H2)
                 scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee")
-            visible = j[None, :] <= (before + row)[:, None]
+            scores *= scale
             if WINDOWED:
-                visible &= j[None, :] > (before + row - window)[:, None]
-            scores = tl.where(visible, scores * scale, -float("inf"))
+                scores = tl.where(j[None, :] > (before + row - window)[:, None], scores, -float("inf"))
+            if start + KEYS > before:  # else every query of the tile sees all these keys
+                scores = tl.where(j[None, :] <= (before + row)[:, None], scores, -float("inf"))
             new_largest = tl.maximum(largest, tl.max(scores, 1))
             weights = tl.exp2(scores - new_largest[:, None])
             shrink = tl.exp2(largest - new_largest)
@@ -125,7 +128,7 @@ def finish_grad(
 def backward_queries(
     q, k, v, grad, lse, delta, dq, queries, path, row_stride, out_stride, total, scale, factor, window,
     GROUPS: tl.constexpr, H: tl.constexpr, H1: tl.constexpr, H2: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr, TREE: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a tile of queries."""
     first, count, before, ancestors, offset = _query_tile(queries)
@@ -150,7 +153,7 @@ def backward_queries(
             low = tl.maximum(0, (before - window + 1) // KEYS * KEYS)
         for start in range(low, high, KEYS):
             j = start + tl.arange(0, KEYS)
-            token = _path_tokens(path + offset, j, high, ancestors, node)
+            token = _path_tokens(path + offset, j, high, ancestors, node, TREE)
             seen = j < high
             k1, v1 = _tile(k, token, seen, row_stride, H, 0, H1), _tile(v, token, seen, row_stride, H, 0, H1)
             scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
@@ -159,10 +162,11 @@ def backward_queries(
                 k2, v2 = _tile(k, token, seen, row_stride, H, H1, H2), _tile(v, token, seen, row_stride, H, H1, H2)
                 scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee")
                 d_weights = tl.dot(g2, tl.trans(v2), d_weights, input_precision="ieee")
-            visible = (j[None, :] <= (before + row)[:, None]) & real[:, None]
+            weights = tl.exp2(scores * scale - log_norm[:, None])
             if WINDOWED:
-                visible &= j[None, :] > (before + row - window)[:, None]
-            weights = tl.where(visible, tl.exp2(scores * scale - log_norm[:, None]), 0.0)
+                weights = tl.where(j[None, :] > (before + row - window)[:, None], weights, 0.0)
+            if start + KEYS > before:
+                weights = tl.where(j[None, :] <= (before + row)[:, None], weights, 0.0)
             d_scores = (weights * (d_weights - d[:, None])).to(k1.dtype)
             dq1 = tl.dot(d_scores, k1, dq1, input_precision="ieee")
             if H2 > 0:
@@ -211,11 +215,12 @@ def backward_keys(
                     d_weights = tl.dot(v2, tl.trans(g2), d_weights, input_precision="ieee")
                 log_norm = tl.load(lse + head * total + query, seeing, 0.0)
                 d = tl.load(delta + head * total + query, seeing, 0.0)
-                visible = (key[:, None] <= query[None, :]) & seeing[None, :] & real[:, None]
+                weights = tl.exp2(scores * scale - log_norm[None, :])
                 if WINDOWED:
                     query_position = tl.load(positions + query, seeing, 0)
-                    visible &= query_position[None, :] - key_position[:, None] < window
-                weights = tl.where(visible, tl.exp2(scores * scale - log_norm[None, :]), 0.0)
+                    weights = tl.where(query_position[None, :] - key_position[:, None] < window, weights, 0.0)
+                if start < first + KEYS:  # else all these queries come after the tile
+                    weights = tl.where(key[:, None] <= query[None, :], weights, 0.0)
                 d_scores = (weights * (d_weights - d[None, :])).to(q1.dtype)
                 weights = weights.to(q1.dtype)
                 dv1 = tl.dot(weights, g1, dv1, input_precision="ieee")

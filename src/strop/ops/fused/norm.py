@@ -23,6 +23,7 @@ from strop.ops.fused.thin import (
     add_thin_product,
     block_rows,
     grid,
+    registers,
     rows_of,
     store_parts,
     sum_up,
@@ -156,7 +157,7 @@ def advance(stream: Stream, gain_D: Tensor, thin_DR: Tensor) -> MeasuredStream:
     _advance[grid(rows, width)](
         x_TD, block_TD, h_TR, block_thin, block_TD, gain_D, thin_DR, squares_ST, *parts, rows, width,
         HAS_BLOCK=block_TD is not None, BLOCK_R=0 if h_TR is None else h_TR.shape[1],
-        R=rank, ROWS=ROWS, CHUNK=CHUNK, SPAN=SPAN,
+        R=rank, ROWS=ROWS, CHUNK=CHUNK, SPAN=SPAN, maxnreg=registers(128, rank),
     )  # fmt: skip
     return MeasuredStream(x_TD if block_TD is None else block_TD, squares_ST, parts)
 
@@ -198,6 +199,6 @@ def norm_backward(
     _norm_backward_along[programs](grad_TD, *pending, x_TD, gain_D, along_ST, rows, width, R=rank, **tiles)
     _norm_backward[programs](
         grad_TD, *pending, x_TD, factor_T, gain_D, residual_TD, along_ST, dx_TD, next_thin_DR, *parts,
-        rows, width, programs[1], R=rank, NEXT_R=next_rank, **tiles,
+        rows, width, programs[1], R=rank, NEXT_R=next_rank, **tiles, maxnreg=registers(168, rank),
     )  # fmt: skip
     return Measured(dx_TD, parts)

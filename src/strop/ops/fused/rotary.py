@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from strop.ops.fused.thin import ROWS, Blocks, LowRank, Measured, Parts, block_of, block_rows
+from strop.ops.fused.thin import ROWS, Blocks, LowRank, Measured, Parts, block_of, block_rows, registers
 
 _HEADS_EACH = 8
 """Heads of one program."""
@@ -129,8 +129,9 @@ def finish_qkv(
     rows, half = qkv_TO.shape[0], cos_TR.shape[1]
     programs, shape = _launch(qkv_TO, half, heads, pending.thin_OR, blocks)
     _finish_qkv[programs](
-        qkv_TO, *pending, cos_TR, sin_TR, rows, half, heads[0], *blocks.starts, **shape, maxnreg=_REGISTERS
-    )
+        qkv_TO, *pending, cos_TR, sin_TR, rows, half, heads[0], *blocks.starts, **shape,
+        maxnreg=registers(_REGISTERS, shape["R"]),
+    )  # fmt: skip
 
 
 def turn_back(

@@ -28,6 +28,7 @@ from strop.ops.fused.thin import (
     block_of,
     block_rows,
     grid,
+    registers,
     rows_of,
     store_parts,
     sum_up,
@@ -228,7 +229,7 @@ def swiglu_operand(
     _swiglu_measure[grid(rows, width)](
         gate_up_T2F, *pending, blocks.starts[1], thin_FR, values, *parts, rows, width,
         QUANTISE=float8, R=rank, BLOCK=blocks.width, OUT_R=out_rank, ROWS=ROWS, CHUNK=_CHUNK, SPAN=SPAN,
-        maxnreg=_REGISTERS,
+        maxnreg=registers(_REGISTERS, rank),
     )  # fmt: skip
     sums = sum_up(parts, scaling, float8, gate_up_T2F.dtype)
     if float8:

@@ -1,0 +1,176 @@
+"""Every fused op on a GPU: its time, that of the plain ops in its place, and what its bytes need at the copy rate.
+
+    python benchmarks/bench_ops.py [--tokens 16384] [--length 150] [--precision float8 bfloat16]
+
+Phi-3-mini's shapes and LoRA r=16, random data; times are the best of three runs of ten. "plain" is what a layer in
+plain PyTorch does instead (`model.decoder`, bfloat16, not compiled), its low-rank term included; attention's
+is FlashAttention 2 as torch ships it. Bytes count each tensor once, and twice where a float8 operand needs its rows'
+scales first.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+from strop.ops.attention import Packing
+from strop.ops.frozen_linear import quantise_rows
+from strop.ops.fused.attention import tree_attention, tree_attention_backward
+from strop.ops.fused.attention_plan import plan_attention
+from strop.ops.fused.norm import Stream, advance, norm_backward, norm_operand
+from strop.ops.fused.operand import measure, operand_of
+from strop.ops.fused.rotary import finish_qkv, turn_back
+from strop.ops.fused.swiglu import swiglu_backward, swiglu_operand
+from strop.ops.fused.thin import Blocks, LowRank
+from strop.ops.rms_norm import rms_norm
+from strop.ops.rotary import rotary
+from strop.ops.swiglu import swiglu
+
+WIDTH, FF, HEADS, HEAD = 3072, 8192, 32, 96
+Call = Callable[[], object]
+
+
+def microseconds(call: Call, count: int = 10) -> float:
+    best = float("inf")
+    for _ in range(4):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(count):
+            call()
+        end.record()
+        torch.cuda.synchronize()
+        best = min(best, start.elapsed_time(end) * 1e3 / count)
+    return best
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, device="cuda").bfloat16() * 0.1
+
+
+def low_rank(tokens: int, width: int, rank: int) -> LowRank:
+    return LowRank(random(tokens, rank), random(width, rank))
+
+
+def backward_of(op: Callable[..., Tensor], *inputs: Tensor) -> Call:
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = op(*leaves)
+    grad = torch.randn_like(out)
+    return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
+
+
+def cases(tokens: int, length: int, float8: bool) -> dict[str, tuple[Call, Call, int]]:
+    """Name: the fused op, what stands in its place, and the numbers of bytes a token that it has to move."""
+    quantised = 1 if float8 else 2
+    again = 2 if float8 else 1  # passes over what an operand is made of
+    x, block, gain, grad = random(tokens, WIDTH), random(tokens, WIDTH), random(WIDTH), random(tokens, WIDTH)
+    gate_up, da = random(tokens, 2 * FF), random(tokens, FF)
+    qkv, angle = random(tokens, 3 * WIDTH), torch.rand(tokens, HEAD // 2, device="cuda")
+    cos, sin = angle.cos().bfloat16(), angle.sin().bfloat16()
+    o, gate_term, down_term, qkv_term = (
+        low_rank(tokens, w, r) for w, r in ((WIDTH, 16), (2 * FF, 32), (FF, 16), (3 * WIDTH, 64))
+    )
+    thin_x, thin_f, gu, blocks3 = random(WIDTH, 32), random(FF, 16), Blocks(16, (0, 16)), Blocks(16, (0, 16, 32))
+    heads, factor = (HEADS, HEADS), torch.rand(tokens, device="cuda") + 0.5
+
+    def stream_norm(x: Tensor, block: Tensor) -> Tensor:
+        return rms_norm(x + (block + o.h_TR @ o.thin_OR.t()), gain, 1e-5)
+
+    def activation(gate_up: Tensor) -> Tensor:
+        return swiglu(gate_up + gate_term.h_TR @ gate_term.thin_OR.t())
+
+    def turn(qkv: Tensor) -> Tensor:
+        q, k, v = (qkv + qkv_term.h_TR @ qkv_term.thin_OR.t()).view(tokens, 3, HEADS, HEAD).unbind(1)
+        return torch.cat((rotary(q, cos, sin), rotary(k, cos, sin), v))
+
+    def operand(x: Tensor) -> object:
+        return quantise_rows(x) if float8 else x
+
+    norm_term, thin_16 = low_rank(tokens, WIDTH, 32), random(WIDTH, 16)
+    width, ff = 2 * WIDTH, 2 * FF  # bytes of a row in bfloat16
+    return {
+        "stream, norm, operand": (
+            lambda: norm_operand(advance(Stream(x, block, o), gain, thin_x), gain, 1e-5, 1.0, float8),
+            lambda: operand(stream_norm(x, block)),
+            3 * width + width + quantised * WIDTH,
+        ),
+        "norm, backward": (
+            lambda: norm_backward(grad, norm_term, x, factor, gain, block, thin_16),
+            backward_of(stream_norm, x, block),
+            2 * width + 4 * width,
+        ),
+        "swiglu, operand": (
+            lambda: swiglu_operand(gate_up, gate_term, gu, thin_f, 1.0, float8),
+            lambda: operand(activation(gate_up)),
+            again * 2 * ff + quantised * FF,
+        ),
+        "swiglu, backward": (
+            lambda: swiglu_backward(da, down_term, gate_up, gate_term, gu, 1.0, float8),
+            backward_of(activation, gate_up),
+            again * 3 * ff + quantised * 2 * FF,
+        ),
+        "q, k, v turned": (
+            lambda: finish_qkv(qkv, qkv_term, blocks3, cos, sin, heads),
+            lambda: turn(qkv),
+            6 * width,
+        ),
+        "q, k, v turned back": (
+            lambda: turn_back(qkv, qkv_term.thin_OR, blocks3, cos, sin, heads),
+            backward_of(turn, qkv),
+            5 * width,
+        ),
+        **attention_cases(tokens, length),
+        "operand of what comes from elsewhere": (
+            lambda: operand_of(measure(x, thin_x), 1.0, float8),
+            lambda: operand(x),
+            again * width + quantised * WIDTH,
+        ),
+    }  # fmt: skip
+
+
+def attention_cases(tokens: int, length: int) -> dict[str, tuple[Call, Call, int]]:
+    lengths = (length,) * (tokens // length) + ((tokens % length,) if tokens % length else ())
+    plan = plan_attention(Packing.of(lengths)).to("cuda")
+    qkv, grad, thin = random(tokens, 3 * WIDTH), random(tokens, WIDTH), random(WIDTH, 16)
+    nothing = LowRank(torch.zeros(tokens, 16, device="cuda").bfloat16(), thin)
+    out, lse = tree_attention(qkv, plan, (HEADS, HEADS), None, thin)
+    offsets = torch.tensor([0, *lengths], device="cuda").cumsum(0).int()
+
+    def flash(qkv: Tensor) -> Tensor:
+        q, k, v = qkv.view(tokens, 3, HEADS, HEAD).unbind(1)
+        return varlen_attn(q, k, v, offsets, offsets, length, length, window_size=(-1, 0))
+
+    return {
+        "attention": (
+            lambda: tree_attention(qkv, plan, (HEADS, HEADS), None, thin),
+            lambda: flash(qkv),
+            8 * WIDTH,
+        ),
+        "attention, backward": (
+            lambda: tree_attention_backward(grad, nothing, qkv, out.x_TI, lse, plan, (HEADS, HEADS), None),
+            backward_of(flash, qkv),
+            16 * WIDTH,
+        ),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--length", type=int, default=150, help="tokens a sample, for attention")
+    parser.add_argument("--precision", nargs="+", default=["float8", "bfloat16"], choices=["float8", "bfloat16"])
+    options = parser.parse_args()
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    rate = 2 * source.numel() / microseconds(lambda: target.copy_(source))
+    print(f"{torch.cuda.get_device_name()}, {options.tokens:,} tokens, copy rate {rate / 1e6:.2f} TB/s")
+    for precision in options.precision:
+        print(f"{precision:38} {'us':>8} {'plain':>8} {'bytes':>8}")
+        for name, (fused, other, size) in cases(options.tokens, options.length, precision == "float8").items():
+            times = microseconds(fused), microseconds(other), options.tokens * size / rate
+            print(f"{name:38} {times[0]:8.0f} {times[1]:8.0f} {times[2]:8.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
