@@ -37,6 +37,7 @@ TRAIN_KEYS = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_deca
 TRAIN_KEYS += ("adam_beta1", "adam_beta2", "adam_epsilon")
 TRAIN = TrainSection(warmup_steps=2).model_dump(include=set(TRAIN_KEYS))  # as throughput.py has it
 SYSTEMS = ("unsloth", "trl", "unsloth-recipe", "unsloth-fp8")
+MODES = ("padding-free", "packed", "padded", "recipe")
 
 
 def settings_of(system: str, batches: list[int], rows: list[int], attention: str) -> list[dict[str, Any]]:
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=["unsloth", "trl", "unsloth-recipe"])
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 110, 128, 256])
     parser.add_argument("--packed", type=int, nargs="+", default=[8, 16], help="packed rows in a batch")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="try these alone")
     parser.add_argument("--attention", choices=("flash", "sdpa"), default="flash")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=4)
@@ -148,10 +150,11 @@ def main() -> None:
         for number, system in enumerate(arguments.systems):
             left = arguments.seconds - (time.time() - started)
             reserve = 40 * (len(arguments.systems) - number - 1)
+            settings = settings_of(system, batches, arguments.packed, arguments.attention)
             job = {
                 "workload": workload,
                 "system": system,
-                "settings": settings_of(system, batches, arguments.packed, arguments.attention),
+                "settings": [setting for setting in settings if setting["mode"] in arguments.modes],
                 "model": str(arguments.model.resolve()),
                 "rows": str(scratch / "rows.npz"),
                 "flash": arguments.attention == "flash",

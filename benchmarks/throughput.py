@@ -49,6 +49,7 @@ def random_adapter(config: DecoderConfig, float8: bool) -> LoraAdapter:
             return torch.ones(config.hidden_size, dtype=torch.bfloat16, device="cuda")
         module = name.split(".")[-2]
         shape = (rows.get(module, config.vocab_size), inputs.get(module, config.hidden_size))
+        shape = shape[:1] if name.endswith(".bias") else shape
         return torch.randn(shape, dtype=torch.bfloat16, device="cuda") * 0.02
 
     return LoraAdapter(build_decoder(config, read, float8), LoraSection(), seed=0)

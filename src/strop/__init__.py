@@ -8,7 +8,7 @@
 Importing strop imports no torch; the functions do when they are called.
 """
 
-from strop.api import Run, chat, check, evaluate, train
+from strop.api import Run, chat, check, evaluate, export, train
 from strop.errors import (
     BudgetReached,
     CheckpointError,
@@ -39,6 +39,7 @@ __all__ = [
     "chat",
     "check",
     "evaluate",
+    "export",
     "list_recipes",
     "load_recipe",
     "train",

@@ -3,7 +3,7 @@
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -125,6 +125,22 @@ def chat(
         present.conversation(session, compare)
     else:
         present.answers(session, prompt, compare, show_prompt=example)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    layout: Annotated[Literal["fused", "split"], typer.Option(help="Of the base that the adapter is to fit.")],
+    base: Annotated[str | None, typer.Option(help="Name of that base, for adapter_config.json.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the new adapter folder goes.")] = None,
+) -> None:
+    """Write the adapter for Phi-3's other checkpoint layout, exactly.
+
+    fused: microsoft's, with qkv_proj and gate_up_proj. split: unsloth's, with q, k, v and gate, up apart.
+    """
+    from strop import api, present
+
+    present.exported(api.export(api.Run(run), layout, base, output), base)
 
 
 @app.command()

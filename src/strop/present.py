@@ -188,6 +188,12 @@ def conversation(session: ChatSession, compare: bool) -> None:
         answers(session, prompt, compare)
 
 
+def exported(folder: Path, base: str | None) -> None:
+    """After `strop export`."""
+    record = "" if base else "\nIts adapter_config.json names no base: give --base, or name the base where you load it"
+    _out.print(f"adapter: {escape(str(folder))} (read back and checked){record}")
+
+
 def runs(summaries: list[RunSummary]) -> None:
     """The table of `strop runs`."""
     table = Table("run", "status", "step", "loss", "held-out", "begun", box=None, pad_edge=False)

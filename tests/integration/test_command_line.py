@@ -54,6 +54,20 @@ def test_train_writes_a_whole_run(workshop: Path) -> None:
     assert manifest["sharing_ratio"] == 1.0  # the recipe has dropout
 
 
+def test_export_rewrites_the_adapter_for_the_other_layout(workshop: Path) -> None:
+    cache = workshop / "cache"
+    done = strop("export", workshop / "run", "--layout", "fused", "--base", "org/fused", cache=cache)
+    assert done.returncode == 0, done.stderr
+    assert "read back and checked" in " ".join(done.stdout.split())
+    config = json.loads((workshop / "run" / "adapter-fused" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "org/fused"
+    assert "qkv_proj" in config["target_modules"]
+    again = strop("export", workshop / "run", "--layout", "fused", cache=cache)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "exists already" in again.stderr
+    shutil.rmtree(workshop / "run" / "adapter-fused")
+
+
 def test_vanilla_peft_gives_the_same_logits(workshop: Path) -> None:
     folder, ids = workshop / "model", torch.arange(100, 130)
     base = load_oracle(folder, torch.float64)

@@ -77,7 +77,7 @@ def check(lengths: tuple[int, ...], parents: tuple[int, ...], heads: tuple[int, 
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("window", [None, 4])
 def test_trees(tree: str, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_plan, "_chunk", lambda tokens: 32)  # partial sums wherever a subtree has 32 tokens
+    monkeypatch.setattr(attention_plan, "_chunk", lambda tokens: 16)  # partial sums wherever a subtree has 32 tokens
     check(*TREES[tree], (2, 1), 16, window)
 
 
@@ -87,7 +87,8 @@ def test_head_widths(heads: tuple[int, int], width: int) -> None:
 
 
 @pytest.mark.parametrize("window", [None, 50])
-def test_partial_sums(window: int | None) -> None:
+def test_partial_sums(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_plan, "_chunk", lambda tokens: 64)
     assert plan_attention(Packing.of(*MANY)).num_slots > 0
     check(*MANY, (1, 1), 16, window)
 
@@ -174,7 +175,7 @@ def test_tiles_meet_every_visible_pair_once(seed: int, chunk: int | None, monkey
 
 @pytest.mark.parametrize("seed", range(6))
 def test_each_partial_sum_is_read_once(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_plan, "_chunk", lambda tokens: 64)
+    monkeypatch.setattr(attention_plan, "_chunk", lambda tokens: 32)
     plan = plan_attention(random_tree(np.random.default_rng(seed)))
     tile_of = {slot: (first, count) for first, count, _, _, slot in plan.keys.tolist() if slot >= 0}
     assert sorted(tile_of) == list(range(plan.num_slots))

@@ -73,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _many_partial_sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_plan, "_chunk", lambda tokens: 32)
+    monkeypatch.setattr(attention_plan, "_chunk", lambda tokens: 16)
 
 
 def adapter_of(folder: Path, float8: bool = False) -> LoraAdapter:

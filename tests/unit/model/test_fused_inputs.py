@@ -64,7 +64,7 @@ def test_a_block_reads_back_the_batch(seed: int, padding: Padding) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_padding_is_apart_from_the_batch(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """No query of the batch meets a key of the padding, and no padding key a query of the batch."""
-    monkeypatch.setattr(attention_plan, "_chunk", lambda tokens: 64)
+    monkeypatch.setattr(attention_plan, "_chunk", lambda tokens: 32)
     batch = batch_of(seed)
     total = len(batch.input_ids)
     inputs, capacity = read(batch, "graph")

@@ -101,7 +101,9 @@ def _chunk(tokens: int) -> int:
 def _key_tiles(lengths: Int64, starts: Int64, ends: Int64, chunk_size: int) -> tuple[Int32, Int32, int]:
     node, at = _tiles(lengths, KEYS)
     first, count, end = starts[node] + at, np.minimum(KEYS, lengths[node] - at), ends[node]
-    chunks = -(-(end - first) // chunk_size)
+    run = end - first
+    # Partial sums cost more than they spread where a tile would be cut in two only.
+    chunks = np.where(run > 2 * chunk_size, -(-run // chunk_size), 1)
     many, few = np.flatnonzero(chunks > 1), np.flatnonzero(chunks == 1)
     first_slot = chunks[many].cumsum() - chunks[many]
     num_slots = int(chunks[many].sum())
@@ -110,7 +112,8 @@ def _key_tiles(lengths: Int64, starts: Int64, ends: Int64, chunk_size: int) -> t
     chunk = np.concatenate((np.arange(num_slots) - np.repeat(first_slot, chunks[many]), np.zeros_like(few)))
     slots = np.concatenate((np.arange(num_slots), np.full_like(few, -1)))
     low = first[tile] + chunk * chunk_size
-    keys = (first[tile], count[tile], low, np.minimum(low + chunk_size, end[tile]), slots)
+    high = np.where(slots < 0, end[tile], np.minimum(low + chunk_size, end[tile]))
+    keys = (first[tile], count[tile], low, high, slots)
     return _table(keys), _table((first[many], count[many], first_slot, chunks[many])), num_slots
 
 
