@@ -8,7 +8,7 @@
 Importing strop imports no torch; the functions do when they are called.
 """
 
-from strop.api import Run, chat, check, evaluate, train
+from strop.api import Run, chat, check, evaluate, plan, train
 from strop.errors import (
     BudgetReached,
     CheckpointError,
@@ -41,5 +41,6 @@ __all__ = [
     "evaluate",
     "list_recipes",
     "load_recipe",
+    "plan",
     "train",
 ]

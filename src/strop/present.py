@@ -13,6 +13,7 @@ from strop.data.audit import Lengths, PreviewRow, StoreReport
 from strop.errors import StropError
 from strop.evaluate.chat import ChatSession
 from strop.evaluate.score import Evaluation
+from strop.forecast.estimate import Plan
 from strop.recipe import Recipe
 from strop.run.console import clock
 from strop.run.folder import RunSummary
@@ -120,6 +121,15 @@ def _preview(row: PreviewRow) -> Text:
         shown = token.replace("Ġ", " ").replace("▁", " ").replace("Ċ", "\n")
         text.append(shown, style="bold green" if learned else "dim")
     return text.append("]" if marks and inside else "")
+
+
+def plan(found: Plan) -> None:
+    """The table of `strop plan` and what it rests on."""
+    from strop.forecast.table import plan_notes, plan_table
+
+    _out.print(plan_table(found))
+    for line in plan_notes(found):
+        _out.print(line, markup=False)
 
 
 def finished(run: Run) -> None:

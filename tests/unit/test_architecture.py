@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "run": {"recipe", "resolve", "errors"},
     "train": {"data", "model", "ops", "run", "recipe", "errors"},
     "cloud": {"recipe", "errors"},
-    "plan": {"data", "model", "train", "cloud", "run", "recipe", "errors"},
+    "forecast": {"data", "model", "train", "cloud", "run", "recipe", "errors"},
     "evaluate": {"data", "model", "ops", "run", "recipe", "errors"},
     "export": {"data", "model", "ops", "run", "recipe", "resolve", "errors"},
 }

@@ -1,10 +1,11 @@
 """The commands as Python functions: what `cli` prints and what a notebook calls are the same objects.
 
 This is the one place that wires recipe, data, model, training and evaluation together, a module for each part of a
-run's life: `preparing` before it, `training`, `answering` after it.
+run's life: `preparing` and `planning` before it, `training`, `answering` after it.
 """
 
 from strop.api.answering import chat, evaluate, held_out_question
+from strop.api.planning import plan
 from strop.api.preparing import DEFAULT_MODEL, Prepared, check, prepare, starter_recipe
 from strop.api.run import Run
 from strop.api.training import train
@@ -17,6 +18,7 @@ __all__ = [
     "check",
     "evaluate",
     "held_out_question",
+    "plan",
     "prepare",
     "starter_recipe",
     "train",

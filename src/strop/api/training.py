@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from strop.api.billing import enter_cost, meter_of
 from strop.api.loading import load_model
+from strop.api.planning import compare, prediction
 from strop.api.preparing import Prepared, check
 from strop.api.run import Run
 from strop.errors import BudgetReached, Interrupted, StropError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from strop.forecast.outcome import Outcome
     from strop.model.lora import LoraAdapter
     from strop.run.console import Reporter
     from strop.run.cost import Meter
@@ -72,6 +74,7 @@ def train(recipe: Recipe, reporter: Reporter | None = None) -> Run:
             _write_adapter(recipe, prepared.model_folder, adapter, folder)
         folder.update_manifest(status="finished", progress=asdict(trainer.progress))
         enter_cost(folder, meter)
+        compare(folder, _outcome(trainer), reporter.note)
     return Run(folder.path)
 
 
@@ -110,7 +113,9 @@ def _begin(
     sharing = trainer.microbatches.sharing()
     for line in (*changes, *trainer.explain(), trainer.microbatches.explain(sharing)):
         trainer.reporter.note(line)
+    expected = prediction(recipe, prepared, folder, _device_name(decoder.device), trainer.meter)
     folder.update_manifest(
+        plan=expected.to_json() if expected else None,
         format=prepared.data.format,
         template=prepared.data.template.name,
         sharing_ratio=round(sharing, 3),
@@ -169,6 +174,22 @@ def _device_name(device: torch.device) -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _outcome(trainer: Trainer) -> Outcome:
+    import torch
+
+    from strop.forecast.outcome import Outcome
+
+    progress, device, meter = trainer.progress, trainer.decoder.device, trainer.meter
+    return Outcome(
+        training_seconds=progress.seconds,
+        tokens_per_second=progress.num_tokens / progress.seconds,
+        peak_gib=torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else None,
+        dollars=None if meter is None else meter.dollars,
+        steps=(progress.step, trainer.num_steps),
+        attempts=trainer.folder.manifest["attempts"],
+    )
 
 
 def _resume(trainer: Trainer, folder: RunFolder, reporter: Reporter) -> None:

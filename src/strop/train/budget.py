@@ -5,6 +5,7 @@ import torch
 
 from strop.data.pack import Batch
 from strop.errors import OutOfMemoryError
+from strop.model.precision import GpuKind
 from strop.train.gradients import Gradients
 
 _CPU_TOKENS = 1024
@@ -25,7 +26,7 @@ _STEP = 512
 """What does not fit is cut down to a multiple of this, so that a few bytes more or less free change nothing."""
 
 
-def wanted_tokens(device: torch.device, longest_sample: int) -> int:
+def wanted_tokens(device: torch.device | GpuKind, longest_sample: int) -> int:
     """The budget where memory is no concern, with room for the longest sample."""
     return max(_GPU_TOKENS if device.type == "cuda" else _CPU_TOKENS, longest_sample)
 
