@@ -4,6 +4,7 @@ Products are dense (datasheets print the double, with sparsity), at the form fac
 driver reports as total, a little under the datasheet's round number.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -51,10 +52,6 @@ GPUS: Mapping[str, Gpu] = dict(
 
 def modal_name(device_name: str) -> str | None:
     """Modal's name of a GPU that the driver calls so, such as NVIDIA H200 or NVIDIA A100-SXM4-80GB."""
-    words = device_name.upper().replace("RTX PRO 6000", "RTX-PRO-6000").replace("-", " ").split()
-    joined = " ".join(words)
-    for name in sorted(GPUS, key=len, reverse=True):
-        parts = name.replace("-", " ").split()
-        if all(part in words for part in parts) or (name.startswith("RTX") and "RTX PRO 6000" in joined):
-            return name
-    return None
+    words = set(re.findall("[A-Z0-9]+", device_name.upper().replace("A10G", "A10")))
+    fitting = [name for name in GPUS if words.issuperset(name.split("-"))]
+    return fitting[0] if fitting else None

@@ -82,13 +82,12 @@ def fused_layer_bytes(shape: Shape) -> int:
 
 
 def plain_layer_bytes(shape: Shape, item: int) -> int:
-    """What autograd keeps for a token of a plain layer: inputs of norms, projections, attention and SwiGLU."""
+    """What autograd keeps for a token of a plain layer: inputs of norms and projections, attention's, and SwiGLU's."""
     config = shape.config
-    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    turned = q + kv + (q + kv if config.qk_norm else 0)  # the normed ones and, before them, the ones that were normed
-    wide = 4 * config.hidden_size + _qkv(shape) + turned + q + 3 * config.intermediate_size
-    thin = 4 * shape.lora.r * 2
-    return item * (wide + thin) + 4 * (2 + config.num_heads)
+    attention = _qkv(shape) * (2 if config.qk_norm else 1) + config.num_heads * config.head_dim
+    wide = 4 * config.hidden_size + attention + 3 * config.intermediate_size
+    head_norms = config.num_heads + config.num_kv_heads if config.qk_norm else 0
+    return item * (wide + shape.thin_rows) + 4 * (2 + config.num_heads + head_norms)
 
 
 def _qkv(shape: Shape) -> int:

@@ -60,6 +60,11 @@ class Shape:
         )
         return self.config.num_layers * sum(each)
 
+    @property
+    def thin_rows(self) -> int:
+        """Rows of all A matrices of a layer."""
+        return self.lora.r * sum(map(len, self._modules.values()))
+
     def thin_width(self, group: str) -> int:
         """Columns of a projection's thin matrices as the fused kernels read them (`model.lora_work`)."""
         return max(16, _power_of_two(self.lora.r)) * _power_of_two(max(1, len(self._modules[group])))
