@@ -134,13 +134,14 @@ def plan(found: Plan) -> None:
 
 def finished(run: Run) -> None:
     """After a training."""
-    progress = run.manifest["progress"]
+    progress, dollars = run.manifest["progress"], run.manifest.get("dollars")
+    cost = "" if dollars is None else f", ${dollars:.2f}"
     last = [record for record in run.metrics() if record["kind"] == "eval"]
     losses = f", held-out loss {last[0]['eval_loss']:.4f} -> {last[-1]['eval_loss']:.4f}" if len(last) > 1 else ""
     if len(last) == 1:
         losses = f", held-out loss {last[0]['eval_loss']:.4f}"
     _out.print(
-        f"[green]done[/green]: {progress['step']} steps in {clock(progress['seconds'])}{losses}\n"
+        f"[green]done[/green]: {progress['step']} steps in {clock(progress['seconds'])}{losses}{cost}\n"
         f"adapter: {escape(str(run.adapter_path))} (saved, read back and checked)\n"
         f"Next: strop evaluate {escape(str(run.path))}"
     )

@@ -113,8 +113,10 @@ def _modal_name(recipe: Recipe, device: str) -> str:
 
 
 def _key(recipe: Recipe, prepared: Prepared) -> str:
-    """What a measured prediction is of: another recipe, or other rows, are another run."""
-    parts = [recipe.identity(), prepared.data.train.fingerprint, recipe.train.max_tokens_per_microbatch]
+    """What a measured prediction is of: another recipe, other rows or another strop are another run."""
+    from strop import __version__
+
+    parts = [__version__, recipe.identity(), prepared.data.train.fingerprint, recipe.train.max_tokens_per_microbatch]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

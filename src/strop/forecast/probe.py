@@ -18,9 +18,9 @@ from strop.train.budget import tokens_that_fit, worst_batch
 from strop.train.gradients import Gradients, choose_gradients, why_plain
 from strop.train.microbatches import Microbatches
 from strop.train.optim import FlatAdamW
-from strop.train.step import train_step
+from strop.train.step import StepInFlight, train_step
 
-_STEPS, _RUNS = 4, 3
+_STEPS, _RUNS = 8, 3
 """Different steps, and times that each is run: the first compiles, the second captures, the third is timed."""
 
 _PATIENCE = 20.0
@@ -72,9 +72,9 @@ def probe(recipe: Recipe, adapter: LoraAdapter, store: SampleStore) -> Probe:
     steps = [microbatches.of_step(step) for step in range(min(_STEPS, microbatches.num_steps))]
     largest = max(max(sum(len(batch.input_ids) for batch in step), longest) for step in steps)
     try:
-        gradients.add(worst_batch(min(budget, largest), longest), 0.0)
-        timed = _time(steps, lambda batches: train_step(gradients, optimizer, batches, 0.0, 1.0).result().seconds)
-        evaluated = _time(steps[:1], lambda batches: _evaluate(gradients, batches))
+        gradients.add(worst_batch(max(longest, min(budget, largest)), longest), 0.0)
+        step_seconds = _time(lambda: _train(gradients, optimizer, steps)) / len(steps)
+        evaluation_seconds = _time(lambda: _evaluate(gradients, steps[0]))
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
             f"a microbatch of {budget} tokens does not fit on this GPU; set train.max_tokens_per_microbatch lower"
@@ -87,24 +87,36 @@ def probe(recipe: Recipe, adapter: LoraAdapter, store: SampleStore) -> Probe:
         memory_gib=torch.cuda.get_device_properties(device).total_memory / 2**30 if is_gpu else 0.0,
         peak_gib=torch.cuda.max_memory_reserved(device) / 2**30 if is_gpu else 0.0,
         max_tokens=budget,
-        step_seconds=sum(timed) / len(timed),
-        token_seconds=evaluated[0] / sum(len(batch.input_ids) for batch in steps[0]),
-        steps=len(timed),
+        step_seconds=step_seconds,
+        token_seconds=evaluation_seconds / sum(len(batch.input_ids) for batch in steps[0]),
+        steps=len(steps),
     )
 
 
-def _time(steps: Sequence[list[Batch]], run: Callable[[list[Batch]], float]) -> list[float]:
-    """Seconds of each step in its third run, or in an earlier one where that takes too long."""
+def _time(run: Callable[[], None]) -> float:
+    """Seconds of the last run, which is the third unless that takes too long."""
     began = time.perf_counter()
     for _ in range(_RUNS):
-        seconds = [run(batches) for batches in steps]
-        if time.perf_counter() - began > _PATIENCE:
+        started = time.perf_counter()
+        run()
+        ended = time.perf_counter()
+        if ended - began > _PATIENCE:
             break
-    return seconds
+    return ended - started
 
 
-def _evaluate(gradients: Gradients, batches: list[Batch]) -> float:
-    began = time.perf_counter()
+def _train(gradients: Gradients, optimizer: FlatAdamW, steps: Sequence[list[Batch]]) -> None:
+    """The steps as a run makes them: one is in flight while the host launches the next."""
+    in_flight: StepInFlight | None = None
+    for batches in steps:
+        launched = train_step(gradients, optimizer, batches, learning_rate=0.0, max_grad_norm=1.0)
+        if in_flight is not None:
+            in_flight.result()
+        in_flight = launched
+    assert in_flight is not None
+    in_flight.result()
+
+
+def _evaluate(gradients: Gradients, batches: list[Batch]) -> None:
     for batch in batches:
         gradients.nll_of(batch).item()
-    return time.perf_counter() - began

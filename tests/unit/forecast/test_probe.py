@@ -38,10 +38,10 @@ def test_it_times_the_recipe_s_own_steps_and_is_labelled_for_the_cpu(
     assert (found.device, found.precision, found.layers) == ("CPU", "float32", "plain")
     assert (found.memory_gib, found.peak_gib, found.max_tokens) == (0.0, 0.0, 1024)
     assert 0 < found.token_seconds < found.step_seconds
-    assert found.steps == 4
+    assert found.steps == 8
     worst, *steps = sizes
     assert worst[0] >= max(tokens for tokens, _ in steps)
-    assert [count for _, count in steps] == [8] * 12  # four steps, three times
+    assert [count for _, count in steps] == [8] * 24  # eight steps, three times
 
 
 def test_a_short_run_has_no_more_steps_than_it_has(adapter: LoraAdapter) -> None:
