@@ -8,7 +8,7 @@
 Importing strop imports no torch; the functions do when they are called.
 """
 
-from strop.api import Run, chat, check, evaluate, export, train
+from strop.api import Run, chat, check, evaluate, export, plan, train
 from strop.errors import (
     BudgetReached,
     CheckpointError,
@@ -42,5 +42,6 @@ __all__ = [
     "export",
     "list_recipes",
     "load_recipe",
+    "plan",
     "train",
 ]

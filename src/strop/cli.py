@@ -18,14 +18,16 @@ app = typer.Typer(
     help="""Fine-tune a language model on your own rows with LoRA.
 
 **First time:** `strop init my.jsonl` writes a recipe. `strop check my.yaml` reads your data and says what would be
-learned, with no GPU. `strop train my.yaml` trains and writes `runs/my/adapter`, which PEFT and vLLM load.
+learned, with no GPU. `strop plan my.yaml` says what that takes and costs on each GPU. `strop train my.yaml` trains
+and writes `runs/my/adapter`, which PEFT and vLLM load.
 `strop evaluate runs/my` puts base and tuned side by side; `strop chat runs/my` talks to them.
 
 A **recipe** is a YAML file or the name of a shipped one (`strop recipes`). Any key can be set on the command line:
 `strop train my.yaml train.max_steps=60 learning_rate=1e-4`.
 
 **Exit codes:** 0 done, 2 recipe or model, 3 data, 4 checkpoint, 5 a loss that is not a number, 6 out of memory,
-75 interrupted (run the same command again to go on; 130 if nothing was trained yet), 1 a bug.""",
+7 stopped at modal.max_cost (raise it to go on), 75 interrupted (run the same command again to go on; 130 if nothing was
+trained yet), 1 a bug.""",
 )
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file or a shipped recipe's name.")]
@@ -69,6 +71,26 @@ def check(
     present.audit(prepared, preview)
     refuse(prepared.report)
     present.ready(recipe)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    probe: Annotated[
+        bool | None,
+        typer.Option("--probe/--no-probe", help="Time some steps on this machine. [default: if it has a GPU]"),
+    ] = None,
+) -> None:
+    """Say what the run will take and cost on each of Modal's GPUs. Needs no GPU and no weights.
+
+    A line is measured where this machine has the GPU, and else scaled from published measurements, with its range.
+    """
+    from strop import api, present
+
+    loaded = load_recipe(recipe, overrides or ())
+    present.notes(loaded)
+    present.plan(api.plan(loaded, present.note, probe))
 
 
 @app.command()
@@ -141,6 +163,17 @@ def export(
     from strop import api, present
 
     present.exported(api.export(api.Run(run), layout, base, output), base)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Whose model the choice is for.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Versions, GPU, driver, disk, hub and Modal on one screen, and what the engine would choose here."""
+    from strop import api, present
+
+    present.findings(api.doctor(load_recipe(recipe, overrides or ()) if recipe else None))
 
 
 @app.command()

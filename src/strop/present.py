@@ -1,6 +1,6 @@
 """What the commands print. Tables and colour on a terminal, the same words without them elsewhere."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -8,11 +8,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from strop.api import Prepared, Run
+from strop.api import Finding, Prepared, Run
 from strop.data.audit import Lengths, PreviewRow, StoreReport
 from strop.errors import StropError
 from strop.evaluate.chat import ChatSession
 from strop.evaluate.score import Evaluation
+from strop.forecast.estimate import Plan
 from strop.recipe import Recipe
 from strop.run.console import clock
 from strop.run.folder import RunSummary
@@ -122,15 +123,25 @@ def _preview(row: PreviewRow) -> Text:
     return text.append("]" if marks and inside else "")
 
 
+def plan(found: Plan) -> None:
+    """The table of `strop plan` and what it rests on."""
+    from strop.forecast.table import plan_notes, plan_table
+
+    _out.print(plan_table(found))
+    for line in plan_notes(found):
+        _out.print(line, markup=False)
+
+
 def finished(run: Run) -> None:
     """After a training."""
-    progress = run.manifest["progress"]
+    progress, dollars = run.manifest["progress"], run.manifest.get("dollars")
+    cost = "" if dollars is None else f", ${dollars:.2f}"
     last = [record for record in run.metrics() if record["kind"] == "eval"]
     losses = f", held-out loss {last[0]['eval_loss']:.4f} -> {last[-1]['eval_loss']:.4f}" if len(last) > 1 else ""
     if len(last) == 1:
         losses = f", held-out loss {last[0]['eval_loss']:.4f}"
     _out.print(
-        f"[green]done[/green]: {progress['step']} steps in {clock(progress['seconds'])}{losses}\n"
+        f"[green]done[/green]: {progress['step']} steps in {clock(progress['seconds'])}{losses}{cost}\n"
         f"adapter: {escape(str(run.adapter_path))} (saved, read back and checked)\n"
         f"Next: strop evaluate {escape(str(run.path))}"
     )
@@ -186,6 +197,14 @@ def conversation(session: ChatSession, compare: bool) -> None:
         if not prompt.strip():
             return
         answers(session, prompt, compare)
+
+
+def findings(found: Iterable[Finding]) -> None:
+    """The report of `strop doctor`, a line for each finding as soon as it is there."""
+    for finding in found:
+        _out.print(f"[bold]{escape(finding.topic):10}[/bold] {escape(finding.value)}", soft_wrap=True)
+        if finding.advice:
+            _out.print(f"{'':10} [yellow]{escape(finding.advice)}[/yellow]", soft_wrap=True)
 
 
 def exported(folder: Path, base: str | None) -> None:

@@ -201,6 +201,8 @@ class ModalSection(Section):
     """GPU type, with an optional count (H100:2), or a list in order of preference."""
     timeout: int = Field(86400, ge=60, le=86400)
     """Seconds an attempt may take; Modal allows 24 hours."""
+    max_cost: float | None = Field(None, gt=0)
+    """Dollars that all attempts may cost together; the run then saves, ends with exit code 7 and can go on."""
 
     @field_validator("gpu")
     @classmethod

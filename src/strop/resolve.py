@@ -87,7 +87,7 @@ def nearest_sibling(path: Path) -> str:
     return f"; did you mean {path.parent / close[0]}?" if close else ""
 
 
-def fetch_model(hub_id: str, revision: str | None = None) -> Path:
+def fetch_model(hub_id: str, revision: str | None = None, needs_weights: bool = True) -> Path:
     """The local folder of a model on the Hugging Face hub, downloaded if it is not in the hub's cache.
 
     HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.
@@ -99,7 +99,8 @@ def fetch_model(hub_id: str, revision: str | None = None) -> Path:
         RecipeError: It cannot be had; says why and what to set.
     """
     try:
-        return _fetch(hub_id, revision, "model", MODEL_FILES)
+        wanted = [pattern for pattern in MODEL_FILES if needs_weights or "safetensors" not in pattern]
+        return _fetch(hub_id, revision, "model", wanted)
     except _HubFailure as error:
         raise RecipeError(f"model.model_name_or_path={hub_id}: {error}") from error
 

@@ -19,6 +19,8 @@ MAY_IMPORT = {
     "model": {"ops", "recipe", "resolve", "errors"},
     "run": {"recipe", "resolve", "errors"},
     "train": {"data", "model", "ops", "run", "recipe", "errors"},
+    "cloud": {"recipe", "errors"},
+    "forecast": {"data", "model", "train", "cloud", "run", "recipe", "errors"},
     "evaluate": {"data", "model", "ops", "run", "recipe", "errors"},
     "export": {"data", "model", "ops", "run", "recipe", "resolve", "errors"},
 }

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from strop.data.audit import AuditReport
     from strop.data.dataset import Dataset
+    from strop.model.families import DecoderConfig
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """What `strop init` names where the user names nothing: small enough for any machine."""
@@ -24,6 +25,7 @@ class Prepared:
     """A recipe's model folder and data, vetted and counted: what training reads and `strop check` reports on."""
 
     model_folder: Path
+    config: DecoderConfig
     data: Dataset
     report: AuditReport
 
@@ -58,8 +60,8 @@ def check(recipe: Recipe, note: Callable[[str], None] = lambda line: None) -> Pr
     return prepared
 
 
-def prepare(recipe: Recipe, note: Callable[[str], None] = lambda line: None) -> Prepared:
-    """`check` without refusing what the report finds wrong."""
+def prepare(recipe: Recipe, note: Callable[[str], None] = lambda line: None, needs_weights: bool = True) -> Prepared:
+    """`check` without refusing what the report finds wrong; the model's folder may lack weights if none are needed."""
     from strop.data.audit import audit
     from strop.data.dataset import open_dataset
     from strop.model.families import read_config
@@ -67,11 +69,11 @@ def prepare(recipe: Recipe, note: Callable[[str], None] = lambda line: None) -> 
     from strop.model.lora import resolve_targets
     from strop.model.vet import vet_model_folder
 
-    folder = locate_model(recipe.model.model_name_or_path, recipe.model.revision, note)
-    config = read_config(vet_model_folder(folder))
+    folder = locate_model(recipe.model.model_name_or_path, recipe.model.revision, note, needs_weights)
+    config = read_config(vet_model_folder(folder, needs_weights))
     resolve_targets(config, recipe.lora.target_modules)
     if recipe.model.max_seq_length > config.max_positions:
         asked = recipe.model.max_seq_length
         raise RecipeError(f"model.max_seq_length={asked}: this model reads at most {config.max_positions} tokens")
     data = open_dataset(recipe.data, folder, recipe.model.max_seq_length, recipe.train.seed)
-    return Prepared(folder, data, audit(data.train, data.template, data.validation))
+    return Prepared(folder, config, data, audit(data.train, data.template, data.validation))

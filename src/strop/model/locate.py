@@ -10,7 +10,10 @@ from strop.resolve import cache_dir, fetch_model, is_hub_id, nearest_sibling, re
 
 
 def locate_model(
-    name_or_path: str, revision: str | None = None, note: Callable[[str], None] = lambda line: None
+    name_or_path: str,
+    revision: str | None = None,
+    note: Callable[[str], None] = lambda line: None,
+    needs_weights: bool = True,
 ) -> Path:
     """The local folder of a base model; not vetted yet (see `vet_model_folder`).
 
@@ -20,6 +23,7 @@ def locate_model(
         name_or_path: A folder, a .gguf file, `package:PKG/path/in/package` or a hub id `org/name`.
         revision: Branch, tag or commit of a hub id.
         note: Called with a line before something that takes a while.
+        needs_weights: False downloads none.
 
     Raises:
         RecipeError: It is none of these, or cannot be fetched; names the key and what to set.
@@ -32,7 +36,7 @@ def locate_model(
     if path.is_file():
         return _convert(path, note)
     if is_hub_id(name_or_path) and not path.parent.is_dir():
-        return fetch_model(name_or_path, revision)
+        return fetch_model(name_or_path, revision, needs_weights)
     raise ModelError(
         f"model.model_name_or_path: there is no folder {name_or_path} (looked from {Path.cwd()}), "
         f"and it is no hub id such as org/name{nearest_sibling(path)}"

@@ -31,6 +31,15 @@ class Precision:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class GpuKind:
+    """A GPU that need not be in this machine, for `why_not_fused` and `choose_precision` in place of a device."""
+
+    name: str
+    capability: tuple[int, int]
+    type: Literal["cuda"] = "cuda"
+
+
 def choose_device() -> torch.device:
     """The first CUDA device if there is one, else the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -40,12 +49,19 @@ _FUSED_RANK = 64
 """Thin matrices of a larger rank do not fit beside the rest in a multiprocessor's shared memory."""
 
 
-def why_not_fused(config: DecoderConfig, section: LoraSection, device: torch.device) -> str | None:
+def _name_and_capability(device: torch.device | GpuKind) -> tuple[str, tuple[int, int]]:
+    if isinstance(device, GpuKind):
+        return device.name, device.capability
+    return torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+
+
+def why_not_fused(config: DecoderConfig, section: LoraSection, device: torch.device | GpuKind) -> str | None:
     """What keeps a model and its LoRA from the fused layers of `model.fused` on this device, if anything does."""
     if device.type != "cuda":
         return "no GPU"
-    if torch.cuda.get_device_capability(device) < _FLOAT8_SINCE:
-        return f"{torch.cuda.get_device_name(device)} is older than Hopper, on which the kernels were made"
+    name, capability = _name_and_capability(device)
+    if capability < _FLOAT8_SINCE:
+        return f"{name} is older than Hopper, on which the kernels were made"
     if section.lora_dropout:
         return "lora_dropout draws a mask for each module's input"
     if section.r > _FUSED_RANK:
@@ -53,7 +69,7 @@ def why_not_fused(config: DecoderConfig, section: LoraSection, device: torch.dev
     return "its queries and keys are normed" if config.qk_norm else None
 
 
-def choose_precision(asked: Asked, device: torch.device, why_not_float8: str | None) -> Precision:
+def choose_precision(asked: Asked, device: torch.device | GpuKind, why_not_float8: str | None) -> Precision:
     """The precision of a model on a device.
 
     Args:
@@ -73,7 +89,7 @@ def choose_precision(asked: Asked, device: torch.device, why_not_float8: str | N
             return Precision(_TYPES[asked], False, f"precision {asked}: as the recipe says")
         # Measured on two AVX-512 cores without AMX: bfloat16 trains 2.5 to 3 times slower than float32.
         return Precision(torch.float32, False, "precision float32: chosen on a CPU, where bfloat16 is slower")
-    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    name, capability = _name_and_capability(device)
     lacks = "float8" if asked == "float8" and capability < _FLOAT8_SINCE else None
     lacks = "bfloat16" if asked == "bfloat16" and capability < _BFLOAT16_SINCE else lacks
     if lacks:

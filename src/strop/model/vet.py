@@ -36,7 +36,7 @@ _SHARD = re.compile(r"[A-Za-z0-9][\w.-]{0,200}\.safetensors", re.ASCII)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def vet_model_folder(folder: Path) -> dict[str, Any]:
+def vet_model_folder(folder: Path, needs_weights: bool = True) -> dict[str, Any]:
     """Look through a model folder; run, unpickle and follow nothing.
 
     Safetensors headers are checked against the files; the weights' values are not read. A folder without any
@@ -44,6 +44,7 @@ def vet_model_folder(folder: Path) -> dict[str, Any]:
 
     Args:
         folder: A local folder, of the user's or of the hub's cache.
+        needs_weights: False lets a folder pass that has none.
 
     Returns:
         The parsed config.json.
@@ -72,7 +73,8 @@ def vet_model_folder(folder: Path) -> dict[str, Any]:
     if config is not None:
         faults += _config_faults(config)
     faults += _tokenizer_faults(folder, parsed.get("tokenizer_config.json", {}))
-    faults += _weight_faults(folder, parsed.get("model.safetensors.index.json"))
+    if needs_weights or any(folder.glob("*.safetensors")):
+        faults += _weight_faults(folder, parsed.get("model.safetensors.index.json"))
     if faults or config is None:
         lines = "".join(f"\n  - {_printable(fault)}" for fault in dict.fromkeys(faults))
         raise ModelError(f"model.model_name_or_path: {folder} cannot be used as a base model:{lines}")

@@ -150,12 +150,14 @@ def describe(record: Mapping[str, Any]) -> str:
         f"{record['tokens_per_second']:,.0f} tok/s  {record['samples_per_second']:.1f} samples/s"
     )
     memory = record.get("peak_memory_gib")
-    return line if memory is None else f"{line}  {memory:.1f} GiB"
+    line = line if memory is None else f"{line}  {memory:.1f} GiB"
+    return f"{line}  ${record['dollars']:.2f} so far" if "dollars" in record else line
 
 
 def _brief(record: Mapping[str, Any]) -> str:
     """What fits beside a bar on 80 columns."""
-    return f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tok/s"
+    line = f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tok/s"
+    return f"{line}  ${record['dollars']:.2f}" if "dollars" in record else line
 
 
 def clock(seconds: float) -> str:

@@ -7,6 +7,7 @@
       checkpoints/       step-00000010/ ...: what a run goes on from
       adapter/           the result, as PEFT writes it
       evaluation.json    base beside tuned, once `strop evaluate` has run
+      plan.json          what `strop plan` measured here before the run began
       run.lock           the process that is writing here; also the sign that the folder is strop's
 
 Nothing but `adapter/` is needed to use the result.
@@ -146,6 +147,19 @@ class RunFolder:
     def write_recipe(self, text: str) -> None:
         """Put recipe.yaml in place."""
         self._write("recipe.yaml", text.encode())
+
+    def write_plan(self, plan: Mapping[str, Any]) -> None:
+        """Put plan.json in place."""
+        self._write("plan.json", json.dumps(plan, indent=2).encode() + b"\n")
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The contents of plan.json; empty where there is none, or none that can be read."""
+        try:
+            contents = json.loads((self.path / "plan.json").read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return contents if isinstance(contents, dict) else {}
 
     def write_evaluation(self, result: Mapping[str, Any]) -> None:
         """Put evaluation.json in place."""

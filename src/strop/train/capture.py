@@ -83,6 +83,14 @@ class CapturedGradients:
         with torch.no_grad():
             return self._model.nll_sum(self._model.inputs_of(batch))
 
+    def release(self) -> None:
+        """Drop every graph and their pool; shapes that come again are captured anew."""
+        self._graphs.clear()
+        self._seen.clear()
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()
+        self._pool = torch.cuda.graph_pool_handle()
+
     def _compute(self, block: Tensor, capacity: Capacity) -> Tensor:
         nll = self._model.nll_sum(read_inputs(block, capacity)) * self._scale
         nll.backward()
@@ -93,6 +101,12 @@ class CapturedGradients:
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()  # what eager runs left behind is needed for the graphs' own pool
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            nll = self._compute(block, capacity)
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                nll = self._compute(block, capacity)
+        except RuntimeError as error:
+            # Leaving a capture that failed can fail by itself, and hide what it failed of.
+            if isinstance(error.__context__, torch.OutOfMemoryError):
+                raise error.__context__ from None
+            raise
         return _Graph(graph, block, nll)

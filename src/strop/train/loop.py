@@ -1,28 +1,40 @@
 """The run: steps, evaluations, checkpoints, and an end that is always resumable."""
 
+import gc
 import time
 import zlib
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
 from strop.data.store import SampleStore
-from strop.errors import Interrupted, NumericsError, OutOfMemoryError
+from strop.errors import BudgetReached, Interrupted, NumericsError, OutOfMemoryError
 from strop.model.lora import LoraAdapter
 from strop.recipe import TrainSection
 from strop.run.checkpoint import Checkpoint, prune, save_checkpoint
 from strop.run.console import Reporter
+from strop.run.cost import Meter
 from strop.run.folder import RunFolder
-from strop.run.metrics import MetricsLog
+from strop.run.metrics import MetricsLog, read_metrics
 from strop.train.budget import tokens_that_fit
 from strop.train.gradients import choose_gradients, why_plain
 from strop.train.microbatches import Microbatches
 from strop.train.optim import FlatAdamW, learning_rate
 from strop.train.step import NonFiniteError, StepInFlight, StepResult, train_step
+from strop.train.watch import LossWatch
+
+_T = TypeVar("_T")
+
+_SAVE_SECONDS = 10.0
+"""What a checkpoint may take until one has been measured; 90 million floats took 2 s."""
+
+_EXIT_SECONDS = 5.0
+"""From the last checkpoint to the end of the container."""
 
 
 @dataclass
@@ -57,6 +69,8 @@ class Trainer:
     Attributes:
         evaluate: Held-out loss of the model as it stands; None where there is nothing held out.
         check_stop: Raises `Interrupted` once a signal has come.
+        meter: Counts dollars; None where nothing is billed.
+        most_tokens: Tokens of a microbatch that an earlier attempt was left with after it ran out of memory.
     """
 
     adapter: LoraAdapter
@@ -67,6 +81,8 @@ class Trainer:
     evaluate: Callable[[], float] | None
     check_stop: Callable[[], None]
     progress: Progress = field(default_factory=Progress)
+    meter: Meter | None = None
+    most_tokens: int | None = None
 
     def __post_init__(self) -> None:
         section = self.section
@@ -74,9 +90,10 @@ class Trainer:
         self.decoder.gradient_checkpointing = section.gradient_checkpointing
         self.optimizer = FlatAdamW(self.adapter, section)
         self.gradients = choose_gradients(self.adapter)
-        self.max_tokens = section.max_tokens_per_microbatch or tokens_that_fit(
-            self.gradients, self.decoder.device, int(self.store.lengths.max())
+        wanted = section.max_tokens_per_microbatch or tokens_that_fit(
+            self.gradients, self.decoder.device, self._longest
         )
+        self.max_tokens = min(wanted, self.most_tokens or wanted)
         share = self.adapter.section.lora_dropout == 0
         long_from = self.decoder.config.rope.long_from
         self.microbatches = Microbatches(self.store, section, self.max_tokens, share, long_from)
@@ -84,7 +101,9 @@ class Trainer:
         self.metrics = MetricsLog(self.folder.metrics_path)
         self._best: torch.Tensor | None = None
         self._in_flight: deque[StepInFlight] = deque()
+        self._watch = LossWatch()
         self._started = 0.0
+        self._save_seconds, self._step_seconds = _SAVE_SECONDS, 0.0
 
     def explain(self) -> list[str]:
         """What was chosen for this GPU and why; nothing is chosen on a CPU."""
@@ -94,6 +113,17 @@ class Trainer:
         layers = f"plain, because {reason}" if reason else "fused kernels, captured as CUDA graphs"
         return [f"layers: {layers}", f"microbatches of up to {self.max_tokens:,} tokens"]
 
+    def check(self) -> None:
+        """Asked between microbatches: is it time to stop?
+
+        Raises:
+            Interrupted: A signal has come.
+            BudgetReached: What is left of modal.max_cost is needed for the steps in flight, a checkpoint and the exit.
+        """
+        self.check_stop()
+        if self.meter is not None:
+            self.meter.check(2 * self._step_seconds + self._save_seconds + _EXIT_SECONDS)
+
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint: parameters, moments, progress and the metrics up to its step."""
         tensors = dict(checkpoint.tensors)
@@ -102,30 +132,34 @@ class Trainer:
         self.optimizer.load_state(tensors)
         self.progress = Progress(**checkpoint.state)
         self.metrics.truncate_after(self.progress.step)
+        records = read_metrics(self.folder.metrics_path)
+        self._watch = LossWatch(record["loss"] for record in records if record["kind"] == "train")
 
     def run(self) -> None:
         """Train to the end, leaving the adapter with the final or, if the recipe says so, the best weights.
 
         Raises:
             Interrupted: A signal came; a checkpoint of the last finished step was written.
+            BudgetReached: The recipe's limit of dollars is near; likewise.
             NumericsError: A loss or gradient was not finite; likewise.
-            OutOfMemoryError: A microbatch did not fit; likewise.
+            OutOfMemoryError: Not even the smallest microbatch fits; likewise.
         """
         self.reporter.on_start(self.progress.step, self.num_steps)
         self.decoder.train()
         self.gradients.refresh()
         try:
             self._train()
-        except Interrupted as stop:
+        except (Interrupted, BudgetReached) as stop:
             self._save()
             done = f"step {self.progress.step} of {self.num_steps}"
-            raise Interrupted(f"{stop}; {done} is saved" if self.progress.step else f"{stop} before step 1") from None
+            text = f"{stop}; {done} is saved" if self.progress.step else f"{stop} before step 1"
+            raise type(stop)(text) from None
         except NonFiniteError as error:
             self._save()
             raise NumericsError(self._explain_non_finite(error)) from None
-        except torch.OutOfMemoryError as error:
+        except OutOfMemoryError:
             self._save()
-            raise OutOfMemoryError(self._explain_out_of_memory()) from error
+            raise
         finally:
             self.reporter.close()
         self._save()
@@ -138,7 +172,7 @@ class Trainer:
         self._started = time.perf_counter()
         while self.progress.step < self.num_steps and not self.progress.stopped_early:
             step = self.progress.step + len(self._in_flight)
-            self._in_flight.append(self._launch(step))
+            self._in_flight.append(self._fitting(partial(self._launch, step)))
             self._finish(all_but=0 if self._in_flight[-1].is_done or self._is_stop(step + 1) else 1)
             if not self._in_flight:
                 self._evaluate_if_due()
@@ -156,7 +190,36 @@ class Trainer:
         torch.manual_seed(_dropout_seed(section.seed, step))
         rate = learning_rate(step, section, self.num_steps)
         batches = self.microbatches.of_step(step)
-        return train_step(self.gradients, self.optimizer, batches, rate, section.max_grad_norm, self.check_stop)
+        return train_step(self.gradients, self.optimizer, batches, rate, section.max_grad_norm, self.check)
+
+    def _fitting(self, compute: Callable[[], _T]) -> _T:
+        """What `compute` gives, with microbatches half as large after each time that memory runs out.
+
+        A step that failed has updated nothing: its gradients are zeroed and added up again from the same samples.
+        """
+        while True:
+            with suppress(torch.OutOfMemoryError):  # whose traceback, while it lives, holds the microbatch's tensors
+                return compute()
+            self._halve()
+
+    def _halve(self) -> None:
+        self._finish()
+        if self.max_tokens <= self._longest:
+            raise OutOfMemoryError(self._explain_out_of_memory())
+        before, self.max_tokens = self.max_tokens, max(self.max_tokens // 2, self._longest)
+        self.microbatches = replace(self.microbatches, max_tokens=self.max_tokens)
+        gc.collect()  # the frames of what failed may lie in a cycle, and with them its tensors
+        self.gradients.release()
+        self.folder.update_manifest(max_tokens_per_microbatch=self.max_tokens)
+        self.reporter.note(
+            f"step {self.progress.step + 1}: out of memory with microbatches of up to {before:,} tokens; going on with "
+            f"{self.max_tokens:,}. The batch of {self.section.samples_per_step} samples stays what it is"
+        )
+
+    @property
+    def _longest(self) -> int:
+        """Tokens of the longest sample: no microbatch can be made smaller."""
+        return int(self.store.lengths.max())
 
     def _finish(self, all_but: int = 0) -> None:
         """Wait for steps in flight, the oldest first, until so many are left, and record them."""
@@ -170,7 +233,8 @@ class Trainer:
 
     def _account(self, result: StepResult) -> None:
         now, progress = time.perf_counter(), self.progress
-        progress.seconds += now - self._started
+        self._step_seconds = now - self._started
+        progress.seconds += self._step_seconds
         self._started = now
         rate = learning_rate(progress.step, self.section, self.num_steps)
         progress.step += 1
@@ -183,7 +247,7 @@ class Trainer:
         if self.evaluate is None or self.progress.evaluated_step == step:
             return
         if section.eval_on_start if step == 0 else step == self.num_steps or _due(step, section.eval_steps):
-            self._take_in(self.evaluate())
+            self._take_in(self._fitting(self.evaluate))
             self.decoder.train()
             self._started = time.perf_counter()
 
@@ -218,8 +282,12 @@ class Trainer:
         }
         if self.decoder.device.type == "cuda":
             record["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.decoder.device) / 2**30
+        if self.meter is not None:
+            record["dollars"] = round(self.meter.dollars, 4)
         self.metrics.append(record)
         self.reporter.on_step(record)
+        if warning := self._watch.see(result.loss):
+            self.reporter.note(f"step {self.progress.step}: {warning}")
 
     def _save(self) -> None:
         """Write a checkpoint of the current step, unless nothing was trained yet or it is there already.
@@ -231,18 +299,20 @@ class Trainer:
         step = self.progress.step
         if step == 0 or self.folder.has_checkpoint(step):
             return
+        began = time.perf_counter()
         tensors = {"lora": self.adapter.flat.detach().cpu(), **self.optimizer.state()}
         if self._best is not None:
             tensors["best"] = self._best
         save_checkpoint(self.folder.checkpoints, step, tensors, asdict(self.progress))
         prune(self.folder.checkpoints, keep=self.section.save_total_limit)
+        self._save_seconds = time.perf_counter() - began
         self.reporter.on_save(step)
 
     def _explain_out_of_memory(self) -> str:
         return (
-            f"step {self.progress.step + 1}: a microbatch of up to {self.max_tokens} tokens does not fit in the GPU's "
-            f"memory. Set train.max_tokens_per_microbatch={self.max_tokens // 2} (the batch of "
-            f"{self.section.samples_per_step} samples stays what it is), or train.gradient_checkpointing=true."
+            f"step {self.progress.step + 1}: a microbatch of {self.max_tokens} tokens does not fit in the GPU's "
+            f"memory, and the longest sample has {self._longest}. Set train.gradient_checkpointing=true or a smaller "
+            "model.max_seq_length, or take a GPU with more memory: `strop plan` says which."
         )
 
     def _explain_non_finite(self, error: NonFiniteError) -> str:

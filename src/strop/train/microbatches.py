@@ -50,10 +50,14 @@ class Microbatches:
         samples = [self.store[i] for i in indices]
         return pack(samples, indices, self.max_tokens, share=self.share, long_from=self.long_from)
 
+    def first_steps(self) -> list[list[Batch]]:
+        """The microbatches of as many steps as it takes to know what the others will be like."""
+        steps = min(self.num_steps, _MEASURED_STEPS, 1 + _MEASURED_SAMPLES // self.section.samples_per_step)
+        return [self.of_step(step) for step in range(steps)]
+
     def sharing(self) -> float:
         """Tokens of the samples for each token computed, measured on the first steps."""
-        steps = min(self.num_steps, _MEASURED_STEPS, 1 + _MEASURED_SAMPLES // self.section.samples_per_step)
-        batches = [batch for step in range(steps) for batch in self.of_step(step)]
+        batches = [batch for step in self.first_steps() for batch in step]
         return sum(batch.num_sample_tokens for batch in batches) / sum(len(batch.input_ids) for batch in batches)
 
     def explain(self, sharing: float) -> str:

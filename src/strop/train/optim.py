@@ -25,6 +25,9 @@ class FlatAdamW:
             weight_decay=section.weight_decay,
             fused=True,
         )
+        # AdamW would make them in its first step, where running out of memory would leave half of them.
+        moments = {name: torch.zeros_like(adapter.flat) for name in ("exp_avg", "exp_avg_sq")}
+        self._adamw.state[self._parameter] = {"step": torch.zeros((), device=adapter.flat.device), **moments}
         self._failed = torch.zeros((), dtype=torch.bool, device=adapter.flat.device)
 
     def update(self, loss: Tensor, learning_rate: float, max_grad_norm: float) -> Tensor:

@@ -13,9 +13,22 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from strop.run.console import BarReporter, LineReporter, Reporter, clock, console_reporter
+from strop.run.console import BarReporter, LineReporter, Reporter, clock, console_reporter, describe
 
 STEPS = 60
+
+
+def test_a_billed_run_s_lines_and_bar_have_the_dollars_so_far() -> None:
+    assert describe(record(1) | {"dollars": 1.234}).endswith("samples/s  $1.23 so far")
+    assert "$" not in describe(record(1))
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=110)
+    bar = BarReporter(console)
+    bar.on_start(0, 1)
+    bar._num_steps = 1
+    bar.on_step(record(1) | {"dollars": 1.234})
+    bar.close()
+    assert "$1.23" in stream.getvalue()
 
 
 def record(step: int) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""Peak memory of a training step from shapes alone.
+
+What is there all the time is exact: frozen weights, LoRA's parameters with gradients and moments, and the kernels'
+working copy. What a microbatch keeps for its backward is counted from the layers' own code; on top comes what the
+allocator holds twice. docs/plan.md says how far off this was.
+"""
+
+from dataclasses import dataclass
+
+from strop.forecast.shape import Shape
+
+GIB = 2**30
+CONTEXT_GIB = 0.6
+"""Of the driver and its kernels, outside torch's own count."""
+
+_FIXED = 1.0 * GIB
+"""Logits of one chunk, workspaces of the matrix products and captured graphs: 1 to 2 GiB beside 8 samples."""
+
+_WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float8": 2}  # float8 is kept in two layouts
+_HELD = {True: 1.4, False: 1.1}
+"""Memory reserved for each byte that a microbatch keeps. True: the fused layers, whose graphs have a pool beside that
+of eager runs; between 1.0 and 1.5 on an H200. False: the plain layers; a guess at the allocator's waste."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of a training run.
+
+    Attributes:
+        weights: Frozen weights.
+        adapter: LoRA's parameters, gradients, moments and working copy.
+        token: Kept for the backward for each token computed.
+        learned: And for each position from which something is learned.
+        held: Bytes reserved for each byte of a microbatch.
+    """
+
+    weights: float
+    adapter: float
+    token: float
+    learned: float
+    held: float
+
+    @classmethod
+    def of(cls, shape: Shape, precision: str, fused: bool, checkpointing: bool) -> "Memory":
+        """Of a model held in `precision`, trained by the fused or the plain layers."""
+        item = 4 if precision == "float32" else 2
+        other = shape.other_weights * item
+        weights = shape.layer_weights * _WEIGHT_BYTES[precision] + other
+        adapter = 4 * 4 * shape.lora_parameters  # parameters, gradients and two moments
+        if fused:
+            # An index, values and gradients of the working copy, and the index back.
+            adapter += (4 + 2 + 4) * shape.work_elements + 4 * shape.lora_parameters
+        layer = fused_layer_bytes(shape) if fused else plain_layer_bytes(shape, item)
+        working = layer if checkpointing else layer / 2  # of the layer whose backward is computed
+        kept = shape.config.hidden_size * item if checkpointing else layer
+        token = shape.config.num_layers * kept + working
+        return cls(weights, adapter, token, 3 * shape.config.hidden_size * item, _HELD[fused])
+
+    @property
+    def constant(self) -> float:
+        """Bytes that are there before the first microbatch."""
+        return self.weights + self.adapter
+
+    def peak_gib(self, tokens: int, learned: int) -> float:
+        """GiB reserved by torch where the largest microbatch computes so many tokens."""
+        return (self.constant + _FIXED + self.held * (self.token * tokens + self.learned * learned)) / GIB
+
+    def free(self, memory_gib: float) -> float:
+        """Bytes left for microbatches on a GPU of this size; negative where the model itself does not fit."""
+        return (memory_gib - CONTEXT_GIB) * GIB - self.constant
+
+    def holds(self, memory_gib: float, tokens: int) -> bool:
+        """Whether a microbatch of so many tokens, all learned, fits at all."""
+        return self.free(memory_gib) >= _FIXED + (self.token + self.learned) * tokens
+
+
+def fused_layer_bytes(shape: Shape) -> int:
+    """What a fused layer keeps for a token: `model.fused_layer.Kept` in bfloat16, and some numbers in float32."""
+    config, widths = shape.config, sum(shape.thin_width(group) for group in shape.projections)
+    wide = 2 * config.hidden_size + _qkv(shape) + config.num_heads * config.head_dim + 2 * config.intermediate_size
+    return 2 * (wide + widths) + 4 * (2 + config.num_heads)
+
+
+def plain_layer_bytes(shape: Shape, item: int) -> int:
+    """What autograd keeps for a token of a plain layer: inputs of norms and projections, attention's, and SwiGLU's."""
+    config = shape.config
+    attention = _qkv(shape) * (2 if config.qk_norm else 1) + config.num_heads * config.head_dim
+    wide = 4 * config.hidden_size + attention + 3 * config.intermediate_size
+    head_norms = config.num_heads + config.num_kv_heads if config.qk_norm else 0
+    return item * (wide + shape.thin_rows) + 4 * (2 + config.num_heads + head_norms)
+
+
+def _qkv(shape: Shape) -> int:
+    return shape.projections["qkv"][0]

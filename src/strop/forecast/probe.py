@@ -1,0 +1,122 @@
+"""Some of a recipe's own steps, timed on this machine's device, and its worst microbatch for the memory.
+
+Everything is training's own: the layers, the token budget, the step. The adapter is changed by it, and is thrown away.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from strop.data.pack import Batch
+from strop.data.store import SampleStore
+from strop.errors import OutOfMemoryError
+from strop.model.lora import LoraAdapter
+from strop.recipe import Recipe
+from strop.train.budget import tokens_that_fit, worst_batch
+from strop.train.gradients import Gradients, choose_gradients, why_plain
+from strop.train.microbatches import Microbatches
+from strop.train.optim import FlatAdamW
+from strop.train.step import StepInFlight, train_step
+
+_STEPS, _RUNS = 8, 3
+"""Different steps, and times that each is run: the first compiles, the second captures, the third is timed."""
+
+_PATIENCE = 20.0
+"""Seconds after which the steps are not run again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What was measured.
+
+    Attributes:
+        device: The GPU as the driver names it, or `CPU`.
+        precision: Of the frozen weights.
+        layers: `fused` or `plain`.
+        memory_gib: The device's memory; 0 on a CPU.
+        peak_gib: Reserved at most, the worst microbatch included; 0 on a CPU.
+        max_tokens: Budget of a microbatch.
+        step_seconds: Mean time of a step.
+        token_seconds: Time without gradients for each token computed.
+        steps: Steps timed.
+    """
+
+    device: str
+    precision: str
+    layers: str
+    memory_gib: float
+    peak_gib: float
+    max_tokens: int
+    step_seconds: float
+    token_seconds: float
+    steps: int
+
+
+def probe(recipe: Recipe, adapter: LoraAdapter, store: SampleStore) -> Probe:
+    """Measure a recipe on the device where `adapter` is.
+
+    Raises:
+        OutOfMemoryError: Its worst microbatch does not fit.
+    """
+    decoder, section = adapter.decoder, recipe.train
+    decoder.gradient_checkpointing = section.gradient_checkpointing
+    decoder.train()
+    optimizer, gradients = FlatAdamW(adapter, section), choose_gradients(adapter)
+    longest, device = int(store.lengths.max()), decoder.device
+    budget = section.max_tokens_per_microbatch or tokens_that_fit(gradients, device, longest)
+    share = recipe.lora.lora_dropout == 0
+    microbatches = Microbatches(store, section, budget, share, decoder.config.rope.long_from)
+    gradients.refresh()
+    steps = [microbatches.of_step(step) for step in range(min(_STEPS, microbatches.num_steps))]
+    largest = max(max(sum(len(batch.input_ids) for batch in step), longest) for step in steps)
+    try:
+        gradients.add(worst_batch(max(longest, min(budget, largest)), longest), 0.0)
+        step_seconds = _time(lambda: _train(gradients, optimizer, steps)) / len(steps)
+        evaluation_seconds = _time(lambda: _evaluate(gradients, steps[0]))
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"a microbatch of {budget} tokens does not fit on this GPU; set train.max_tokens_per_microbatch lower"
+        ) from error
+    is_gpu = device.type == "cuda"
+    return Probe(
+        device=torch.cuda.get_device_name(device) if is_gpu else "CPU",
+        precision=decoder.precision,
+        layers="plain" if why_plain(adapter) else "fused",
+        memory_gib=torch.cuda.get_device_properties(device).total_memory / 2**30 if is_gpu else 0.0,
+        peak_gib=torch.cuda.max_memory_reserved(device) / 2**30 if is_gpu else 0.0,
+        max_tokens=budget,
+        step_seconds=step_seconds,
+        token_seconds=evaluation_seconds / sum(len(batch.input_ids) for batch in steps[0]),
+        steps=len(steps),
+    )
+
+
+def _time(run: Callable[[], None]) -> float:
+    """Seconds of the last run, which is the third unless that takes too long."""
+    began = time.perf_counter()
+    for _ in range(_RUNS):
+        started = time.perf_counter()
+        run()
+        ended = time.perf_counter()
+        if ended - began > _PATIENCE:
+            break
+    return ended - started
+
+
+def _train(gradients: Gradients, optimizer: FlatAdamW, steps: Sequence[list[Batch]]) -> None:
+    """The steps as a run makes them: one is in flight while the host launches the next."""
+    in_flight: StepInFlight | None = None
+    for batches in steps:
+        launched = train_step(gradients, optimizer, batches, learning_rate=0.0, max_grad_norm=1.0)
+        if in_flight is not None:
+            in_flight.result()
+        in_flight = launched
+    assert in_flight is not None
+    in_flight.result()
+
+
+def _evaluate(gradients: Gradients, batches: list[Batch]) -> None:
+    for batch in batches:
+        gradients.nll_of(batch).item()

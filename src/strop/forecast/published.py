@@ -1,0 +1,67 @@
+"""The measurements that scaled predictions rest on, as docs/performance.md had them at this commit.
+
+One H200, 2026-11-23, commit 100427e, torch 2.11.0+cu130, Phi-3-mini's exact shape with random weights, LoRA r=16 on all
+seven modules, `benchmarks/throughput.py`. What the steps compute was counted from the benchmark's rows.
+"""
+
+from dataclasses import dataclass
+
+GPU = "H200"
+DATE = "2026-11-23"
+COMMIT = "100427e"
+
+PRODUCTS = {"bfloat16": 716e12, "float8": 1532e12}
+"""Frozen matrix products of 16,384 tokens, operations a second, in the same process and so in a short run; under
+sustained load the card drops to about 670 and 1,300."""
+
+PHI3_MINI = {
+    "model_type": "mistral",
+    "vocab_size": 32064,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "sliding_window": 2048,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One line of the published tables.
+
+    Attributes:
+        precision: Of the frozen weights.
+        samples: In a step.
+        samples_per_second: Measured.
+        peak_gib: Reserved by torch, measured.
+        microbatches: In a step.
+        tokens: Computed in a step, on average.
+        learned: Positions from which something is learned, likewise.
+        pairs: Query-key pairs of attention in one layer, likewise.
+        largest: Tokens of the largest microbatch of all steps.
+    """
+
+    precision: str
+    samples: int
+    samples_per_second: float
+    peak_gib: float
+    microbatches: int
+    tokens: float
+    learned: float
+    pairs: float
+    largest: int
+
+
+FIGURES = {
+    "census 128, float8": Figure("float8", 128, 442.8, 54.5, 1, 14312, 3078, 1.4086e6, 14589),
+    "census 128, bfloat16": Figure("bfloat16", 128, 305.9, 55.4, 1, 14312, 3078, 1.4086e6, 14589),
+    "census 8, float8": Figure("float8", 8, 275.0, 12.3, 1, 933, 187, 8.802e4, 996),
+    "census 8, bfloat16": Figure("bfloat16", 8, 231.4, 11.9, 1, 933, 187, 8.802e4, 996),
+    "long 13, float8": Figure("float8", 13, 33.44, 50.8, 1, 15937, 15925, 1.066e7, 18373),
+    # Its 32.0 GiB say that a step was two microbatches, as under the budget of 16,384 tokens of that time.
+    "census 128, bfloat16, nothing shared, all learned": Figure(
+        "bfloat16", 128, 217.1, 32.0, 2, 19608, 19480, 1.521e6, 9867
+    ),
+}

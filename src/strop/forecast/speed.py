@@ -1,0 +1,85 @@
+"""The time of a microbatch from shapes: products, attention, passes over memory, and what a layer costs however small.
+
+Each term is operations or bytes over the GPU's published rate, times the share of it that an H200 reached. Four numbers
+for the fused layers were solved from `published.FIGURES`: the two batch sizes give the part a layer costs however small
+the microbatch is, the difference between short and long samples gives attention, and what is left is bytes.
+"""
+
+from dataclasses import dataclass
+
+from strop.forecast.gpus import GPUS, Gpu
+from strop.forecast.memory import fused_layer_bytes
+from strop.forecast.published import GPU, PRODUCTS
+from strop.forecast.shape import Shape
+from strop.forecast.workload import Load
+
+_MEASURED = GPUS[GPU]
+_PRODUCT_SHARES = {name: rate / (1e12 * _MEASURED.tflops[name]) for name, rate in PRODUCTS.items()} | {"float32": 0.8}
+"""Of the published rate; float32's is an assumption."""
+
+_ATTENTION_SHARE = 0.207
+"""Of the published bfloat16 rate, on pairs that the mask leaves."""
+
+_PASSES = {"float8": 19.7, "bfloat16": 16.4}
+"""Times that what a layer keeps goes through memory, forward and backward, between the products."""
+
+_LAYER_SECONDS = {"float8": 0.343e-3, "bfloat16": 0.245e-3}
+"""Of kernels too small to fill a GPU, for each layer of each microbatch."""
+
+_PLAIN_PASSES = 50.0
+"""Of the plain layers: three times the fused ones'. Not measured."""
+
+_PLAIN_LAYER_SECONDS = 4.3e-3
+"""In which the host launches a plain layer's kernels, forward and backward: 7.7 steps a second of SmolLM2-135M."""
+
+EVALUATION = 0.5
+"""Time of a microbatch without its backward. Half the products, a third of the rest, launched one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast one kind of GPU trains one model.
+
+    Attributes:
+        token: Seconds for each token computed: products and passes over memory.
+        learned: For each position from which something is learned: the head.
+        pair: For each query-key pair of one layer.
+        microbatch: However small it is.
+        launch: In which the host launches a microbatch's kernels; it computes nothing faster than that.
+    """
+
+    token: float
+    learned: float
+    pair: float
+    microbatch: float
+    launch: float
+
+    @classmethod
+    def of(cls, shape: Shape, gpu: Gpu, precision: str, fused: bool, checkpointing: bool) -> "Speed":
+        """Of a model held in `precision`, trained by the fused or the plain layers."""
+        activations = "float32" if precision == "float32" else "bfloat16"
+        layers, config = shape.config.num_layers, shape.config
+        again = 1.5 if checkpointing else 1.0  # a second forward beside forward and backward
+        passes = _PASSES[precision] if fused else _PLAIN_PASSES * (2 if activations == "float32" else 1)
+        products = 4 * shape.layer_weights / _rate(gpu, precision)
+        bytes_moved = passes * layers * fused_layer_bytes(shape)
+        head = 4 * shape.head_weights / _rate(gpu, activations)
+        pair = 14 * config.num_heads * config.head_dim / (_ATTENTION_SHARE * 1e12 * gpu.tflops[activations])
+        small = _LAYER_SECONDS[precision] if fused else 0.0
+        launch = 0.0 if fused else _PLAIN_LAYER_SECONDS
+        return cls(
+            again * products + (1 + (again - 1) * 2 / 3) * bytes_moved / gpu.bandwidth,
+            head,
+            again * pair,
+            again * layers * small,
+            again * layers * launch,
+        )
+
+    def seconds(self, load: Load) -> float:
+        """Forward and backward of one microbatch."""
+        device = self.token * load.tokens + self.learned * load.learned + self.pair * load.pairs + self.microbatch
+        return max(device, self.launch)
+
+
+def _rate(gpu: Gpu, precision: str) -> float:
+    return _PRODUCT_SHARES[precision] * 1e12 * gpu.tflops[precision]

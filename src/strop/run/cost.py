@@ -1,0 +1,75 @@
+"""What a run on a rented GPU costs: the dollars of all its attempts, and the limit at which it has to end."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from strop.errors import BudgetReached
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """Counts while an attempt runs. An estimate until the bill comes: a price list times this machine's clock.
+
+    Attributes:
+        gpu: What is rented, such as H200 or H100:2.
+        dollars_per_second: Of the whole container: GPUs, cores and memory.
+        started: When billing of this attempt began, in Unix seconds.
+        earlier: The attempts before this one, as the manifest lists them.
+        limit: Dollars that all attempts together may cost; None for no limit.
+        now: The time in Unix seconds.
+    """
+
+    gpu: str
+    dollars_per_second: float
+    started: float
+    earlier: tuple[Mapping[str, Any], ...] = ()
+    limit: float | None = None
+    now: Callable[[], float] = time.time
+
+    @property
+    def seconds(self) -> float:
+        """Since billing of this attempt began."""
+        return max(0.0, self.now() - self.started)
+
+    @property
+    def before(self) -> float:
+        """Dollars of the attempts before this one."""
+        return float(sum(cost["dollars"] for cost in self.earlier))
+
+    @property
+    def dollars(self) -> float:
+        """So far, over all attempts."""
+        return self.before + self.dollars_per_second * self.seconds
+
+    def check(self, reserve: float = 0.0) -> None:
+        """Raise `BudgetReached` if no more than `reserve` seconds are left until the limit."""
+        if self.limit is not None and self.dollars + self.dollars_per_second * reserve >= self.limit:
+            raise BudgetReached(f"stopped by modal.max_cost={self.limit:g}: ${self.dollars:.2f} so far")
+
+    def entry(self, attempt: int) -> dict[str, Any]:
+        """This attempt as the manifest lists it."""
+        return {
+            "attempt": attempt,
+            "gpu": self.gpu,
+            "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
+            "dollars_per_second": self.dollars_per_second,
+            "seconds": round(self.seconds, 1),
+            "dollars": round(self.seconds * self.dollars_per_second, 4),
+        }
+
+
+def with_unfinished(costs: Sequence[Mapping[str, Any]], dollars: float) -> list[dict[str, Any]]:
+    """The attempts of a manifest, the last one brought up to the `dollars` that its metrics end with.
+
+    An attempt that was killed could not enter its end. What came after its last step, a step's time or so, is lost.
+    """
+    entries = [dict(cost) for cost in costs]
+    missing = dollars - sum(entry["dollars"] for entry in entries)
+    if entries and missing > 0:
+        last = entries[-1]
+        last["dollars"] = round(last["dollars"] + missing, 4)
+        last["seconds"] = round(last["dollars"] / last["dollars_per_second"], 1)
+    return entries

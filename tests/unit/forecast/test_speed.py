@@ -1,0 +1,85 @@
+"""Time from shapes, held against the published figures."""
+
+import pytest
+
+from strop.forecast.gpus import GPUS, modal_name
+from strop.forecast.published import FIGURES, GPU, PHI3_MINI, Figure
+from strop.forecast.shape import Shape
+from strop.forecast.speed import Speed
+from strop.forecast.workload import Load
+from strop.model.families import read_config
+from strop.recipe import GPUS as RENTED
+from strop.recipe import LoraSection
+
+PHI3 = Shape(read_config(PHI3_MINI), LoraSection())
+
+
+def samples_per_second(figure: Figure, shape: Shape = PHI3, gpu: str = GPU, **changes: bool) -> float:
+    speed = Speed.of(shape, GPUS[gpu], figure.precision, **{"fused": True, "checkpointing": False, **changes})
+    count, layers = figure.microbatches, shape.config.num_layers
+    load = Load(
+        round(figure.tokens / count), round(figure.learned / count), layers * figure.pairs / count, 0, figure.samples
+    )
+    return figure.samples / (count * speed.seconds(load))
+
+
+@pytest.mark.parametrize("figure", FIGURES.values(), ids=FIGURES.keys())
+def test_the_published_speeds(figure: Figure) -> None:
+    # Five of the six were solved for; the one in which nothing is shared is a prediction, and misses by 1%.
+    assert samples_per_second(figure) == pytest.approx(figure.samples_per_second, rel=0.02)
+
+
+def test_smollm2s_published_speed_within_its_range() -> None:
+    # 300 steps of 8 samples in 3.3 s (bfloat16) and 3.7 s (float8); the model was fitted to another shape.
+    config = {"model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
+              "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+              "tie_word_embeddings": True}  # fmt: skip
+    shape = Shape(read_config(config), LoraSection())
+    for precision, seconds in (("bfloat16", 3.3), ("float8", 3.7)):
+        figure = Figure(precision, 8, 0, 0, 1, 1000, 200, 9e4, 0)
+        assert 0.7 < 8 / samples_per_second(figure, shape) * 300 / seconds < 1.25
+
+
+def test_what_makes_a_step_longer() -> None:
+    figure = FIGURES["census 128, float8"]
+    usual = samples_per_second(figure)
+    assert 0.6 < samples_per_second(figure, checkpointing=True) / usual < 0.8  # "about a third slower"
+    assert samples_per_second(figure, gpu="H100") < usual < samples_per_second(figure, gpu="B200")
+    bfloat16 = FIGURES["census 128, bfloat16"]
+    assert samples_per_second(bfloat16, fused=False) < 0.7 * samples_per_second(bfloat16)
+    assert samples_per_second(bfloat16, gpu="L4", fused=False) < samples_per_second(bfloat16, gpu="L40S", fused=False)
+
+
+def test_a_small_plain_microbatch_takes_as_long_as_its_launches() -> None:
+    speed = Speed.of(PHI3, GPUS["H200"], "bfloat16", fused=False, checkpointing=False)
+    assert speed.seconds(Load(10, 5, 500, 10, 1)) == speed.launch
+
+
+def test_every_gpu_that_can_be_asked_for_is_described() -> None:
+    assert tuple(GPUS) == RENTED
+    for name, gpu in GPUS.items():
+        assert gpu.kind.name == name
+        assert ("bfloat16" in gpu.tflops) == (gpu.kind.capability >= (8, 0)), name
+        assert ("float8" in gpu.tflops) == (gpu.kind.capability >= (8, 9)), name
+
+
+@pytest.mark.parametrize(
+    ("driver", "name"),
+    [
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA A100-SXM4-80GB", "A100-80GB"),
+        ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA A10G", "A10"),
+        ("NVIDIA A10", "A10"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX-PRO-6000"),
+        ("NVIDIA B200", "B200"),
+        ("NVIDIA GeForce RTX 4090", None),
+        ("CPU", None),
+    ],
+)
+def test_a_driver_s_name_is_modal_s(driver: str, name: str | None) -> None:
+    assert modal_name(driver) == name

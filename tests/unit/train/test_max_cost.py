@@ -1,0 +1,103 @@
+"""The limit of dollars: a run ends in time, saved, and goes on when the limit is raised."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from strop.errors import BudgetReached
+from strop.model.lora import LoraAdapter
+from strop.model.weights import load_decoder
+from strop.recipe import LoraSection, TrainSection
+from strop.run.checkpoint import load_newest
+from strop.run.cost import Meter
+from strop.run.folder import RunFolder
+from strop.run.metrics import read_metrics
+from strop.train.loop import Trainer
+from tiny_models import write_checkpoint
+from training_doubles import Rows, StopAt
+
+
+class Clock:
+    """A minute a step, at a dollar a minute."""
+
+    seconds = 0.0
+
+    def meter(self, limit: float | None, **fields: object) -> Meter:
+        return Meter("H200", 1 / 60, 0.0, limit=limit, now=lambda: self.seconds, **fields)  # type: ignore[arg-type]
+
+
+Start = Callable[..., Trainer]
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+    model = write_checkpoint(tmp_path / "model", "smollm2")
+
+    def started(name: str, clock: Clock, limit: float | None, **fields: object) -> Trainer:
+        section = TrainSection(max_steps=8, learning_rate=1e-2, save_steps=0)
+        folder = RunFolder(tmp_path / name)
+        folder.path.mkdir(exist_ok=True)
+
+        class AMinute(StopAt):
+            def on_step(self, record) -> None:
+                clock.seconds += 60
+
+        adapter = LoraAdapter(load_decoder(model, torch.float32), LoraSection(r=2), seed=0)
+        meter = clock.meter(limit, **fields)
+        monkeypatch.setattr("strop.train.loop.time", SimpleNamespace(perf_counter=lambda: clock.seconds))
+        return Trainer(adapter, Rows(), section, folder, AMinute(), None, lambda: None, meter=meter)  # type: ignore
+
+    return started
+
+
+def test_it_saves_and_goes_on_bitwise_when_the_limit_is_raised(start: Start) -> None:
+    whole = start("whole", Clock(), None)
+    whole.run()
+    first = start("run", Clock(), 3.5)
+    with pytest.raises(BudgetReached, match=r"max_cost=3\.5: \$2\.00 so far; step 2 of 8 is saved"):
+        # Two steps of a minute, the checkpoint's 10 s and the exit's 5 s would be over 3.5 minutes.
+        first.run()
+    assert first.meter is not None
+    assert first.meter.dollars <= 3.5
+    assert not start("more", Clock(), 10.3).run()  # type: ignore[func-returns-value]
+    checkpoint, _ = load_newest(first.folder.checkpoints)
+    assert checkpoint is not None
+    second = start("run", Clock(), 10.0, earlier=(first.meter.entry(1),))
+    second.restore(checkpoint)
+    second.run()
+    assert torch.equal(second.adapter.flat, whole.adapter.flat)
+    dollars = [record["dollars"] for record in read_metrics(second.folder.metrics_path)]
+    assert dollars == [0, 1, 2, 3, 4, 5, 6, 7]  # of all attempts; the record of a step is written before its minute
+
+
+def test_room_is_left_for_a_checkpoint_as_long_as_the_last_one_took(start: Start) -> None:
+    for save_seconds, steps in ((50.0, 4), (120.0, 2)):
+        trainer = start(f"run{steps}", Clock(), 6.0)
+        trainer._save_seconds = save_seconds
+        with pytest.raises(BudgetReached, match=f"step {steps} of 8 is saved"):
+            trainer.run()
+        assert trainer._save_seconds == 0.0  # measured by now, on a clock that stands still
+
+
+def test_a_limit_that_is_spent_before_the_first_step_trains_nothing(start: Start) -> None:
+    spent = ({"attempt": 1, "dollars": 5.0},)
+    with pytest.raises(BudgetReached, match="before step 1"):
+        start("run", Clock(), 4.0, earlier=spent).run()
+
+
+def test_an_evaluation_is_not_begun_beyond_the_limit_either(start: Start) -> None:
+    clock = Clock()
+    trainer = start("run", clock, 6.0)
+
+    def evaluate() -> float:
+        clock.seconds += 600
+        trainer.check()
+        raise AssertionError("the check lets it go on")
+
+    trainer.section = trainer.section.model_copy(update={"eval_steps": 2})
+    trainer.evaluate = evaluate
+    with pytest.raises(BudgetReached, match="step 2 of 8 is saved"):
+        trainer.run()

@@ -1,0 +1,234 @@
+"""Out of memory in a microbatch: the microbatch is halved, the batch is not, and the adapter is the same."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from captured_on_cpu import Graph, emulate_graphs
+from strop.errors import OutOfMemoryError
+from strop.model.lora import LoraAdapter
+from strop.model.weights import load_decoder
+from strop.recipe import LoraSection, TrainSection
+from strop.run.folder import RunFolder
+from strop.run.metrics import read_metrics
+from strop.train import budget
+from strop.train.gradients import PlainGradients
+from strop.train.loop import Trainer
+from tiny_models import write_checkpoint
+from training_doubles import Rows, StopAt
+
+LONGEST = 10
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("model"), "smollm2")
+
+
+Start = Callable[..., Trainer]
+
+
+@pytest.fixture
+def start(model: Path, tmp_path: Path) -> Start:
+    def started(name: str, max_tokens: int, **changes: object) -> Trainer:
+        section = TrainSection(
+            **{"max_steps": 6, "learning_rate": 1e-2, "save_steps": 0, "max_tokens_per_microbatch": max_tokens}
+        )
+        adapter = LoraAdapter(load_decoder(model, torch.float64), LoraSection(r=2), seed=0)
+        folder = tmp_path / name
+        folder.mkdir()
+        return Trainer(
+            adapter, Rows(), section, RunFolder(folder), StopAt(), None, lambda: None, **changes  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    return started
+
+
+def holds(trainer: Trainer, tokens: int, from_step: int = 0) -> list[int]:
+    """From a step on, memory for so many tokens a microbatch; returns a list of the sizes that failed.
+
+    It runs out in the middle of the backward, when part of the gradient has been added up already.
+    """
+    add, failed = trainer.gradients.add, []
+
+    def limited(batch, scale: float) -> torch.Tensor:
+        nll = add(batch, scale)
+        if len(batch.input_ids) > tokens and trainer.progress.step + len(trainer._in_flight) >= from_step:
+            failed.append(len(batch.input_ids))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return nll
+
+    trainer.gradients.add = limited  # type: ignore[method-assign]
+    return failed
+
+
+def test_the_adapter_is_bitwise_that_of_a_run_with_the_smaller_microbatch(start: Start) -> None:
+    small, large = start("small", 25), start("large", 100)
+    failed = holds(large, 25)
+    small.run()
+    large.run()
+    assert [size > 50 for size in failed] == [True, False]  # all of the step, then half of it
+    assert large.max_tokens == 25
+    assert torch.equal(large.adapter.flat, small.adapter.flat)
+    losses = [[r["loss"] for r in read_metrics(trainer.folder.metrics_path)] for trainer in (small, large)]
+    assert losses[0] == losses[1]
+
+
+def test_in_the_middle_of_a_run_nothing_but_rounding_changes(start: Start) -> None:
+    undisturbed, disturbed, careless = start("a", 100), start("b", 100), start("c", 100)
+    failed = holds(disturbed, 26, from_step=3)
+    undisturbed.run()
+    disturbed.run()
+    assert len(failed) == 2
+    distance = (disturbed.adapter.flat - undisturbed.adapter.flat).abs().max().item()
+    assert distance < 1e-12
+    assert [r["num_tokens"] for r in read_metrics(disturbed.folder.metrics_path)] == [
+        r["num_tokens"] for r in read_metrics(undisturbed.folder.metrics_path)
+    ]
+    # The negative control: gradients of the failed microbatch that are kept.
+    holds(careless, 26, from_step=3)
+    careless.gradients.zero = lambda zero=careless.gradients.zero: (
+        zero() if careless.progress.step != 3 or careless.max_tokens == 100 else None
+    )  # type: ignore[method-assign]
+    careless.run()
+    assert (careless.adapter.flat - undisturbed.adapter.flat).abs().max().item() > 1e6 * max(distance, 1e-16)
+
+
+def test_it_is_said_and_kept_for_the_rest_of_the_run(start: Start) -> None:
+    trainer = start("run", 100)
+    failed = holds(trainer, 40, from_step=2)
+    trainer.run()
+    notes = trainer.reporter.notes  # type: ignore[attr-defined]
+    assert len(failed) == 1  # not once a step
+    assert len(notes) == 1
+    for words in ("step 3", "100 tokens", "50", "8 samples"):
+        assert words in notes[0]
+    assert trainer.folder.manifest["max_tokens_per_microbatch"] == 50
+    assert start("again", 100, most_tokens=50).max_tokens == 50
+    assert start("less", 16, most_tokens=50).max_tokens == 16
+
+
+def test_at_one_longest_sample_it_ends_with_what_was_trained_saved(start: Start) -> None:
+    trainer = start("run", 64)
+    holds(trainer, LONGEST - 1, from_step=3)
+    with pytest.raises(OutOfMemoryError, match=r"gradient_checkpointing=true") as caught:
+        trainer.run()
+    assert caught.value.exit_code == 6
+    assert trainer.max_tokens == LONGEST
+    assert trainer.folder.has_checkpoint(3)
+
+
+def test_an_evaluation_that_runs_out_is_made_again(start: Start) -> None:
+    trainer = start("run", 64)
+    sizes = []
+
+    def evaluate() -> float:
+        sizes.append(trainer.max_tokens)
+        if trainer.max_tokens > 32:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 1.0
+
+    trainer.evaluate = evaluate
+    trainer.run()
+    assert sizes == [64, 32]
+    assert trainer.progress.evaluated_step == 6
+
+
+class Card:
+    """What `tokens_that_fit` asks of a GPU with so many bytes: a constant and 1,000 bytes a token."""
+
+    device = SimpleNamespace(type="cuda")
+
+    def __init__(self, patch: pytest.MonkeyPatch, free: int, constant: int = 0) -> None:
+        self.free, self.constant, self.peak, self.probed, self.released = free, constant, 0, [], 0
+        patch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+        patch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+        patch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+        patch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+        patch.setattr(torch.cuda, "synchronize", lambda device: None)
+        patch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
+
+    def add(self, batch, scale: float) -> None:
+        self.probed.append(len(batch.input_ids))
+        self.peak = self.constant + 1000 * len(batch.input_ids)
+        if self.peak > self.free:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def release(self) -> None:
+        self.released += 1
+
+
+def test_a_probe_that_does_not_fit_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card(monkeypatch, free=3_000_000)
+    assert budget.tokens_that_fit(card, card.device, 200) == 1024  # type: ignore[arg-type]
+    assert card.probed == [2048, 4096, 1024, 2048]  # 45% of 3,000 tokens are 1,350; two multiples of 512
+    assert card.released == 1
+    roomy = Card(monkeypatch, free=10**12)
+    assert budget.tokens_that_fit(roomy, roomy.device, 200) == 32768  # type: ignore[arg-type]
+
+
+def test_where_not_even_the_smallest_probe_fits_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card(monkeypatch, free=3_000_000, constant=3_000_000)
+    with pytest.raises(OutOfMemoryError, match=r"128 tokens does not fit .* beside the weights") as caught:
+        budget.tokens_that_fit(card, card.device, 200)  # type: ignore[arg-type]
+    assert caught.value.exit_code == 6
+    assert card.probed[-1] == 64
+
+
+def test_plain_gradients_need_no_release_on_a_cpu(model: Path) -> None:
+    PlainGradients(LoraAdapter(load_decoder(model, torch.float32), LoraSection(r=2), seed=0)).release()
+
+
+def captured(model: Path, patch: pytest.MonkeyPatch):
+    pytest.importorskip("triton")
+    from strop.train.capture import CapturedGradients
+
+    emulate_graphs(patch)
+    adapter = LoraAdapter(load_decoder(model, torch.float32), LoraSection(r=4), seed=0)
+    adapter.flat.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    return adapter, CapturedGradients(adapter)
+
+
+def test_released_graphs_are_captured_anew_with_the_same_gradients(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, gradients = captured(model, monkeypatch)
+    batch = budget.worst_batch(20, 10)
+
+    def gradient() -> torch.Tensor:
+        gradients.zero()
+        gradients.add(batch, 1.0)
+        gradients.collect()
+        return adapter.flat_grad.clone()
+
+    eager, replayed = gradient(), gradient()
+    gradients.release()
+    assert not gradients._graphs
+    assert not gradients._seen
+    for again in (gradient(), gradient()):
+        assert torch.equal(again, eager)
+        assert torch.equal(again, replayed)
+    assert len(gradients._graphs) == 1
+
+
+def test_a_capture_that_ran_out_says_so_whatever_its_end_says(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, gradients = captured(model, monkeypatch)
+    batch = budget.worst_batch(20, 10)
+    gradients.add(batch, 1.0)
+
+    class Broken:
+        def __init__(self, made: Graph, **_: object) -> None: ...
+        def __enter__(self) -> None: ...
+        def __exit__(self, *exc: object) -> None:
+            raise RuntimeError("capture_end: operation failed due to a previous error during capture")
+
+    def full(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "graph", Broken)
+    monkeypatch.setattr(type(gradients), "_compute", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        gradients.add(batch, 1.0)

@@ -1,0 +1,44 @@
+"""Losses that fall are left in peace; those that do not, or rise again, are named once."""
+
+import math
+import random
+
+import pytest
+
+from strop.train.watch import LossWatch
+
+
+def warnings(losses: list[float]) -> list[tuple[int, str]]:
+    watch = LossWatch()
+    found = [(step, watch.see(loss)) for step, loss in enumerate(losses, 1)]
+    return [(step, text) for step, text in found if text]
+
+
+def noisy(losses: list[float]) -> list[float]:
+    rng = random.Random(0)
+    return [loss * rng.uniform(0.8, 1.2) for loss in losses]
+
+
+@pytest.mark.parametrize("speed", [30, 300, 1000])
+def test_a_falling_loss_is_left_in_peace(speed: float) -> None:
+    assert warnings(noisy([0.2 + 2 * math.exp(-step / speed) for step in range(600)])) == []
+
+
+def test_a_level_loss_is_named_once() -> None:
+    ((step, text),) = warnings(noisy([2.4] * 600))
+    assert step == 125
+    assert "has hardly fallen in 125 steps" in text
+
+
+def test_a_loss_that_rises_again_is_named_once() -> None:
+    falling = [0.2 + 2 * math.exp(-step / 30) for step in range(200)]
+    ((step, text),) = warnings(noisy([*falling, *[1.5] * 200]))
+    assert 200 < step <= 225
+    assert "has risen" in text
+
+
+def test_a_resumed_run_remembers() -> None:
+    losses = noisy([2.4] * 300)
+    watch = LossWatch(losses[:110])
+    assert sum(watch.see(loss) is not None for loss in losses[110:]) == 1
+    assert all(LossWatch(losses[:130]).see(loss) is None for loss in losses[130:])
