@@ -146,13 +146,13 @@ def _dangerous_keys(content: Any) -> Iterator[str]:
 def _config_faults(config: dict[str, Any]) -> Iterator[str]:
     if "model_type" not in config:
         yield "config.json: model_type is missing"
-    for key in ("quantization_config", "compression_config"):
-        why = why_not_nf4(config[key]) if config.get(key) is not None else None
-        if why or (key == "compression_config" and config.get(key) is not None):
+    not_nf4 = {key: why_not_nf4(config.get(key)) for key in ("quantization_config", "compression_config")}
+    for key, why in not_nf4.items():
+        if config.get(key) is not None and why:
             types = ", ".join(ITEM_BYTES)
             yield (
-                f"config.json: {key}: quantised weights; strop reads {types} and bitsandbytes' NF4"
-                f"{f' ({why})' if why else ''}. Take the original model"
+                f"config.json: {key}: quantised weights; strop reads {types} and bitsandbytes' NF4, and here {why}. "
+                "Take the original model"
             )
 
 

@@ -39,6 +39,9 @@ def tokens_that_fit(gradients: Gradients, device: torch.device, longest_sample: 
     start = torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - start
     peak_few, peak_more = (_peak(gradients, device, tokens, longest_sample) - start for tokens in (few, more))
+    # What was only tried goes back, and the run's peak is that of its steps.
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
     each = max(1.0, (peak_more - peak_few) / (more - few))
     fit = int(more + (_SHARE * free - peak_more) / each)
     return wanted if fit >= wanted else max(fit // _STEP * _STEP, longest_sample)
