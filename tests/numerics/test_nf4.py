@@ -28,7 +28,7 @@ def matrix(shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor
 
 
 def loaded(packed: Tensor, state: object, shape: tuple[int, int]) -> Nf4:
-    nested = Nested(state.state2.absmax, state.offset) if state.nested else None  # type: ignore[attr-defined]
+    nested = Nested(state.state2.absmax, state.offset, state.state2.code) if state.nested else None  # type: ignore[attr-defined]
     return Nf4(packed.view(-1), state.absmax, nested, shape)  # type: ignore[attr-defined]
 
 
@@ -85,9 +85,9 @@ def test_the_8_bit_code_is_bitsandbytes(signed: bool) -> None:
     assert torch.equal(codes, want)
     assert torch.equal(absmax, want_absmax)
     back = torch.ops.bitsandbytes.dequantize_blockwise(codes, absmax, code, 256, torch.float32)
-    assert torch.equal(dequantise_blockwise(codes, absmax, signed), back)
+    assert torch.equal(dequantise_blockwise(codes, absmax, code), back)
     lookup, _ = torch.ops.bitsandbytes.quantize_blockwise(x, code.clone(), 256)
-    ours, rough = ((dequantise_blockwise(q, absmax, signed) - x).abs() for q in (codes, lookup))
+    ours, rough = ((dequantise_blockwise(q, absmax, code) - x).abs() for q in (codes, lookup))
     assert (ours <= rough * (1 + 1e-6)).all()  # the CPU library's choice is never nearer
     assert (ours < rough).any()
 

@@ -197,6 +197,12 @@ SPOILT = {
         lambda x: torch.tensor(list(bytes(x.tolist()).replace(b"[64, 64]", b"[32, 64]")), dtype=x.dtype),
         "bytes do not fit",
     ),
+    "no mean": (
+        "quant_state.bitsandbytes__nf4",
+        lambda x: torch.tensor(list(bytes(x.tolist()).replace(b"nested_offset", b"other__offset")), dtype=x.dtype),
+        "no mean",
+    ),
+    "no object": ("quant_state.bitsandbytes__nf4", lambda x: torch.tensor(list(b"[1]"), dtype=x.dtype), "no object"),
     "no JSON": ("quant_state.bitsandbytes__nf4", lambda x: x[:-1].clone(), "model.layers.0.self_attn.q_proj.weight"),
 }
 

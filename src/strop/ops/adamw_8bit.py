@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from strop.ops.blockwise import BLOCK, dequantise_blockwise, quantise_blockwise
+from strop.ops.blockwise import BLOCK, dequantise_blockwise, dynamic_code, quantise_blockwise
 from strop.ops.dispatch import kernels_for
 
 _PIECE = BLOCK << 12
@@ -65,13 +65,14 @@ def adamw_8bit(
     if kernels := kernels_for(parameter_N):
         kernels.adamw_8bit(parameter_N, grad_N, moments, settings, torch.stack((rate, root)), keep, skip)
         return
+    signed, unsigned = (dynamic_code(sign, parameter_N.device) for sign in (True, False))
     for start in range(0, len(parameter_N), _PIECE):
         here, blocks = slice(start, start + _PIECE), slice(start // BLOCK, (start + _PIECE) // BLOCK)
         piece = [moments.mean_N[here], moments.mean_absmax_B[blocks]]
         piece += [moments.square_N[here], moments.square_absmax_B[blocks]]
         old, grad = parameter_N[here], grad_N[here].float()
-        mean = dequantise_blockwise(piece[0], piece[1], True).mul_(settings.beta1)
-        square = dequantise_blockwise(piece[2], piece[3], False).mul_(settings.beta2)
+        mean = dequantise_blockwise(piece[0], piece[1], signed).mul_(settings.beta1)
+        square = dequantise_blockwise(piece[2], piece[3], unsigned).mul_(settings.beta2)
         mean.add_(grad, alpha=1 - settings.beta1)
         square.addcmul_(grad, grad, value=1 - settings.beta2)
         new = old * keep - rate * (mean / (square.sqrt() / root + settings.eps))

@@ -45,7 +45,6 @@ def quantise_blockwise(x_N: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     return codes.view(-1)[: len(x_N)].clone(), absmax_B
 
 
-def dequantise_blockwise(codes_N: Tensor, absmax_B: Tensor, signed: bool) -> Tensor:
+def dequantise_blockwise(codes_N: Tensor, absmax_B: Tensor, code: Tensor) -> Tensor:
     """The numbers that codes stand for, float32 (N,)."""
-    code = dynamic_code(signed, codes_N.device)
     return code[codes_N.int()] * absmax_B.repeat_interleave(BLOCK)[: len(codes_N)]

@@ -140,7 +140,7 @@ def rotary(x_TNH: Tensor, cos_TR: Tensor, sin_TR: Tensor, sign: float) -> Tensor
 
 @triton.jit
 def _nf4_dequantise(
-    packed, absmax, levels, code, nested_absmax, offset, out, count,
+    packed, absmax, levels, nested_absmax, offset, code, out, count,
     BLOCK: tl.constexpr, BLOCKS: tl.constexpr, NESTED: tl.constexpr,
 ):  # fmt: skip
     """Some blocks of 64 numbers, a row each; a thread reads 4 bytes and writes 8 numbers, 16 bytes in bfloat16."""
@@ -207,9 +207,8 @@ def _adamw_8bit(
 def nf4_dequantise(nf4: Nf4, out: Tensor) -> None:
     """See `ops.nf4.dequantise_into`; no multiplication is fused with an addition, so the bits are bitsandbytes'."""
     nested, count = nf4.nested, out.numel()
-    code = blockwise.dynamic_code(True, out.device) if nested else None
     _nf4_dequantise[(triton.cdiv(count, BLOCK * _BLOCKS),)](
-        nf4.packed, nf4.absmax_B, levels(out.device), code, *(nested or (None, None)), out, count,
+        nf4.packed, nf4.absmax_B, levels(out.device), *(nested or (None, None, None)), out, count,
         BLOCK=BLOCK, BLOCKS=_BLOCKS, NESTED=blockwise.BLOCK if nested else 0, enable_fp_fusion=False,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from strop.ops.blockwise import BLOCK as NESTED_BLOCK
-from strop.ops.blockwise import dequantise_blockwise, quantise_blockwise
+from strop.ops.blockwise import dequantise_blockwise, dynamic_code, quantise_blockwise
 from strop.ops.dispatch import kernels_for
 
 # arXiv 2305.14314, appendix E.
@@ -33,10 +33,12 @@ class Nested(NamedTuple):
     Attributes:
         absmax_G: float32, the largest magnitude of each 256 of them, after the mean was subtracted.
         offset: Their mean, a float32 scalar.
+        code: The 256 numbers that the codes stand for.
     """
 
     absmax_G: Tensor
     offset: Tensor
+    code: Tensor
 
 
 class Nf4(NamedTuple):
@@ -55,7 +57,7 @@ class Nf4(NamedTuple):
     shape: tuple[int, ...]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything it holds, by name."""
+        """Everything it holds of its own, by name."""
         held = {"packed": self.packed, "absmax": self.absmax_B}
         return held | ({"nested_absmax": self.nested.absmax_G, "offset": self.nested.offset} if self.nested else {})
 
@@ -79,7 +81,7 @@ def quantise(weight: Tensor, double: bool = True) -> Nf4:
         return Nf4(packed, absmax_B, None, tuple(weight.shape))
     offset = absmax_B.mean()
     codes_B, absmax_G = quantise_blockwise(absmax_B - offset, signed=True)
-    return Nf4(packed, codes_B, Nested(absmax_G, offset), tuple(weight.shape))
+    return Nf4(packed, codes_B, Nested(absmax_G, offset, dynamic_code(True, weight.device)), tuple(weight.shape))
 
 
 def _quantise(numbers: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +124,7 @@ def magnitudes(nf4: Nf4) -> Tensor:
     """Each block's largest magnitude in float32."""
     if nf4.nested is None:
         return nf4.absmax_B
-    return dequantise_blockwise(nf4.absmax_B, nf4.nested.absmax_G, signed=True) + nf4.nested.offset
+    return dequantise_blockwise(nf4.absmax_B, nf4.nested.absmax_G, nf4.nested.code) + nf4.nested.offset
 
 
 def sizes(count: int) -> tuple[int, int, int]:
