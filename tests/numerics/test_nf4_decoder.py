@@ -102,8 +102,9 @@ def test_checkpointing_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="tests/gpu has the compiled kernels")
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("family", ["phi3", "llama3"])
+@pytest.mark.parametrize(
+    ("family", "recompute"), [("phi3", False), ("llama3", True)], ids=["fused, kept", "split, recomputed"]
+)
 def test_the_fused_layers_equal_the_plain_decoder(
     family: str, recompute: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
