@@ -4,9 +4,8 @@
                                         [--bases bfloat16 float8 nf4] [--rows FILE --held-out FILE] [--json FILE]
     python benchmarks/float8_quality.py --device cpu --seeds          # the errors of single products alone
 
-Model, rows, batch and learning rate are the demo recipe's, unless said otherwise. NF4 is a bfloat16 model whose layers'
-matrices were rounded to it. A seed decides the initial adapter and the order of the rows; the same seed is the same
-for every base. Printed, and written as lines of JSON:
+Model, rows, batch and learning rate are the demo recipe's, unless said otherwise. A seed decides the initial
+adapter and the order of the rows; the same seed is the same for every base. Printed, and written as lines of JSON:
 
 training  the held-out loss of each base before training and of each trained adapter: on the base that it was trained
           on, and on the bfloat16 base, where adapters are served. With --answers, also the share of held-out rows for
@@ -39,7 +38,6 @@ from strop.evaluate.score import exact_match, numbers, split_question
 from strop.model.locate import locate_model
 from strop.model.lora import LoraAdapter, projections
 from strop.model.weights import load_decoder
-from strop.ops.frozen_linear import FrozenWeight
 from strop.recipe import LoraSection, Recipe, TrainSection, load_recipe
 from strop.train.budget import wanted_tokens
 from strop.train.gradients import choose_gradients
@@ -54,10 +52,7 @@ class Base:
     def __init__(self, name: str, folder: Path, device: torch.device, lora: LoraSection) -> None:
         self.name, self.lora = name, lora
         dtype = torch.float32 if name == "float32" else torch.bfloat16
-        self.decoder = load_decoder(folder, dtype, device, name == "float8")
-        if name == "nf4":
-            for projection in projections(self.decoder).values():
-                projection.frozen = FrozenWeight(product_errors.nf4(projection.frozen.weight))
+        self.decoder = load_decoder(folder, dtype, device, name == "float8", name == "nf4")
         self.adapter = LoraAdapter(self.decoder, lora, seed=0)
         self.gradients = choose_gradients(self.adapter)
 

@@ -18,6 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from strop.ops import kernels as plain
 from strop.ops.fused import attention_kernels, norm, operand, rotary, swiglu, thin
 
 WARPS = 4
@@ -29,6 +30,13 @@ FLOAT_POINTERS = "largest_parts product_parts squares_parts along_parts scale fa
 INT_POINTERS = "queries keys path positions"
 TYPES = dict.fromkeys(INTEGERS.split(), "i32") | dict.fromkeys(FLOATS.split(), "fp32")
 TYPES |= dict.fromkeys(FLOAT_POINTERS.split(), "*fp32") | dict.fromkeys(INT_POINTERS.split(), "*i32")
+BYTES = "packed absmax mean square skip"
+WIDE = (
+    "levels code nested_absmax offset parameter grad mean_absmax square_absmax signed unsigned signed_mid unsigned_mid"
+)
+NUMBERS = "beta1 beta2 rest1 rest2 eps keep"
+QUANTISED = dict.fromkeys(BYTES.split(), "*u8") | dict.fromkeys([*WIDE.split(), "rates"], "*fp32") | {"count": "i32"}
+QUANTISED |= dict.fromkeys(NUMBERS.split(), "fp32")
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -42,6 +50,7 @@ def kernels(rank: int) -> dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]:
     attention = {"GROUPS": 1, "H": 96, "H1": 64, "H2": 32, "WINDOWED": False}
     by_queries = {**attention, "QUERIES": 64, "KEYS": 32, "TREE": True}
     backward = {"QUANTISE": True, "SPLIT": True, "SLAB": 64, **both}
+    unfused = {"enable_fp_fusion": False}
     return {
         "advance": (norm._advance, {"HAS_BLOCK": True, "BLOCK_R": block, "R": q, **rows}, limit(128, q)),
         "norm backward, along": (norm._norm_backward_along, {"R": q, **rows}, {}),
@@ -59,6 +68,8 @@ def kernels(rank: int) -> dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]:
         "attention": (attention_kernels.forward, {**by_queries, "R": block}, {"maxnreg": 128}),
         "attention, queries' gradient": (attention_kernels.backward_queries, by_queries, {"maxnreg": 128}),
         "attention, keys' gradients": (attention_kernels.backward_keys, {**attention, "QUERIES": 32, "KEYS": 64}, {}),
+        "NF4 made dense": (plain._nf4_dequantise, {"BLOCK": 64, "BLOCKS": plain._BLOCKS, "NESTED": 256}, unfused),
+        "8-bit AdamW": (plain._adamw_8bit, {"BLOCK": 256, "BLOCKS": plain._MOMENT_BLOCKS}, unfused),
     }
 
 
@@ -69,6 +80,7 @@ def limit(most: int, rank: int) -> dict[str, int]:
 
 def compiled(kernel: Any, constants: dict[str, Any], options: dict[str, Any], capability: int) -> Any:
     special = TYPES | ({"scale": "fp32", "factor": "fp32"} if "lse" in kernel.arg_names else {})
+    special |= QUANTISED if kernel in (plain._nf4_dequantise, plain._adamw_8bit) else {}
     special |= {"values": "*fp8e4nv"} if constants.get("QUANTISE", "CHUNK" in constants) else {}
     types = {name: "constexpr" if name in constants else special.get(name, "*bf16") for name in kernel.arg_names}
     values = {(i,): constants[name] for i, name in enumerate(kernel.arg_names) if name in constants}

@@ -15,13 +15,8 @@ from torch import Tensor
 from strop.data.pack import Batch
 from strop.model.lora import LoraAdapter, projections
 from strop.ops.frozen_linear import Float8Weight, FrozenWeight, Operand, quantise_rows
+from strop.ops.nf4 import dequantise, quantise
 from strop.train.gradients import PlainGradients
-
-# Dettmers et al. 2023, arXiv 2305.14314, appendix E: quantiles of the normal distribution, with an exact zero.
-NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-       -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634,
-       0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0)  # fmt: skip
-NF4_BLOCK = 64
 
 KINDS = {  # heading: what of a product is not exact
     "bf16": "the result, rounded to bfloat16",
@@ -33,15 +28,6 @@ KINDS = {  # heading: what of a product is not exact
 }
 TO_EXACT = {"fast": "fp8", "slow": "fp8 slow"}
 """Of these, also the distance to "fp8 exact" in bfloat16: what the GPU's way of adding up costs."""
-
-
-def nf4(weight: Tensor) -> Tensor:
-    """A matrix as bitsandbytes' NF4 gives it back: 16 levels times the largest magnitude of each 64 numbers."""
-    levels = torch.tensor(NF4, device=weight.device)
-    blocks = weight.float().reshape(-1, NF4_BLOCK)
-    largest = blocks.abs().amax(1, keepdim=True).clamp(min=1e-12)
-    nearest = torch.bucketize(blocks / largest, (levels[1:] + levels[:-1]) / 2)
-    return (levels[nearest] * largest).reshape(weight.shape).to(weight.dtype)
 
 
 def error(x: Tensor, exact: Tensor) -> float:
@@ -87,7 +73,8 @@ class Recorder(FrozenWeight):
     def __init__(self, frozen: FrozenWeight, note: Callable[[str, dict[str, float]], None]) -> None:
         super().__init__(frozen.weight)
         self.frozen, self.note = frozen, note
-        weight, float8, rounded = frozen.weight, Float8Weight(frozen.weight), nf4(frozen.weight)
+        weight, float8 = frozen.weight, Float8Weight(frozen.weight)
+        rounded = dequantise(quantise(weight), weight.dtype)
         self.forward_side = Matrix(weight, Operand(float8.weight, float8.scale_O), rounded)
         self.backward_side = Matrix(weight.t(), Operand(float8.weight_t, float8.scale_I), rounded.t())
         note("weight", {"fp8": error(wide(self.forward_side.float8), weight), "nf4": error(rounded, weight)})

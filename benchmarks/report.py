@@ -17,6 +17,7 @@ COLUMNS = {  # heading: (key, format)
     "of bf16": ("of_bf16", "{:.1%}"),
     "of FP8": ("of_fp8", "{:.1%}"),
     "peak GiB": ("peak_gib", "{:.1f}"),
+    "allocated": ("peak_allocated_gib", "{:.2f}"),
     "loss first": ("loss_first", "{:.3f}"),
     "last": ("loss_last", "{:.3f}"),
     "gradient norm": ("grad_norm_last", "{:.2f}"),

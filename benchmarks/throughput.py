@@ -1,13 +1,20 @@
 """strop's training step on Phi-3-mini's exact shape with random weights, beside the limit of the matrix products.
 
     python benchmarks/throughput.py [--workload census | long | --rows FILE] [--batch 8 128] [--steps 20]
-                                    [--precision float8 bfloat16] [--unshared] [--learn-all] [--profile] [--json FILE]
+                                    [--precision float8 bfloat16 nf4] [--unshared] [--learn-all] [--profile]
+                                    [--checkpointing] [--optim adamw_8bit] [--max-tokens 640] [--json FILE]
 
 Every line is training as a run does it: packed microbatches, captured graphs, clipping, AdamW, metrics read one step
 late. The steps that are timed have been run twice before, so that each shape has its graph, as after the first minutes
 of a run. Printed are samples/s and rows' tokens/s ("logical"), computed tokens/s (a shared prefix counts once), the
 share of the matrix-product rates measured in the same process, peak memory, and losses and gradient norm, which show
-what was trained. Floating-point operations are those of the layers' frozen matrices, forward and input gradient: 4 for
+what was trained. Peak memory is what PyTorch reserved while steps were timed, and ("allocated") the most that tensors
+took since the model was made, the first run of each shape included: in a replayed graph PyTorch counts none. The recipe
+that users of QLoRA run, in two microbatches of four samples:
+
+    python benchmarks/throughput.py --precision nf4 --batch 8 --checkpointing --optim adamw_8bit --max-tokens 640
+
+ Floating-point operations are those of the layers' frozen matrices, forward and input gradient: 4 for
 each weight and token computed. With --json the figures also go to a file that peers.py prints in one table with other
 trainers.
 """
@@ -32,14 +39,15 @@ from strop.model.families import DecoderConfig, read_config
 from strop.model.lora import LoraAdapter
 from strop.model.weights import build_decoder, group_modules
 from strop.ops.frozen_linear import Float8Weight, FrozenWeight, Operand, quantise_rows
+from strop.ops.nf4 import Nf4, quantise
 from strop.recipe import LoraSection, TrainSection
 from strop.train.budget import tokens_that_fit
 from strop.train.gradients import choose_gradients
-from strop.train.optim import FlatAdamW, learning_rate
+from strop.train.optim import choose_optimizer, learning_rate
 from strop.train.step import StepInFlight, StepResult, train_step
 
 
-def random_adapter(config: DecoderConfig, float8: bool) -> LoraAdapter:
+def random_adapter(config: DecoderConfig, precision: str) -> LoraAdapter:
     rows = {module: last - first for group in group_modules(config).values() for module, (first, last) in group.items()}
     inputs = {"o_proj": config.num_heads * config.head_dim, "down_proj": config.intermediate_size}
     torch.manual_seed(0)
@@ -52,7 +60,11 @@ def random_adapter(config: DecoderConfig, float8: bool) -> LoraAdapter:
         shape = shape[:1] if name.endswith(".bias") else shape
         return torch.randn(shape, dtype=torch.bfloat16, device="cuda") * 0.02
 
-    return LoraAdapter(build_decoder(config, read, float8), LoraSection(), seed=0)
+    def read_nf4(name: str) -> Nf4:
+        return quantise(read(name))
+
+    decoder = build_decoder(config, read, precision == "float8", read_nf4 if precision == "nf4" else None)
+    return LoraAdapter(decoder, LoraSection(), seed=0)
 
 
 def product_rate(weight: FrozenWeight, x: Operand) -> float:
@@ -81,9 +93,14 @@ class Run:
     """Steps of one batch size on one adapter."""
 
     def __init__(self, adapter: LoraAdapter, store: SampleStore, options: argparse.Namespace, batch: int) -> None:
-        self.section = TrainSection(per_device_train_batch_size=batch, gradient_accumulation_steps=1, warmup_steps=2)
-        self.optimizer, self.gradients = FlatAdamW(adapter, self.section), choose_gradients(adapter)
-        budget = tokens_that_fit(self.gradients, adapter.decoder.device, int(store.lengths.max()))
+        self.section = TrainSection(
+            per_device_train_batch_size=batch, gradient_accumulation_steps=1, warmup_steps=2, optim=options.optim
+        )
+        adapter.decoder.gradient_checkpointing = options.checkpointing
+        self.optimizer, self.gradients = choose_optimizer(adapter, self.section), choose_gradients(adapter)
+        longest = int(store.lengths.max())
+        budget = options.max_tokens or tokens_that_fit(self.gradients, adapter.decoder.device, longest)
+        self.allocated = 0
         self.steps = [self.batches(store, step, budget, options) for step in range(options.steps)]
 
     def batches(self, store: SampleStore, step: int, budget: int, options: argparse.Namespace) -> list[Batch]:
@@ -107,8 +124,10 @@ class Run:
         return [*results, in_flight.result()]
 
     def measure(self) -> tuple[list[StepResult], float]:
+        torch.cuda.reset_peak_memory_stats()  # what looking for the budget took is over
         first = self.all()[0]
         self.all()
+        self.allocated = torch.cuda.max_memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
         results = self.all()
@@ -130,7 +149,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     workloads.add_arguments(parser)
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 128])
-    parser.add_argument("--precision", nargs="+", default=["float8", "bfloat16"], choices=["float8", "bfloat16"])
+    parser.add_argument("--precision", nargs="+", default=["float8", "bfloat16"], choices=["float8", "bfloat16", "nf4"])
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward")
+    parser.add_argument("--optim", default="adamw_torch", choices=["adamw_torch", "adamw_8bit"])
+    parser.add_argument("--max-tokens", type=int, help="of a microbatch (default: what fits)")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--unshared", action="store_true", help="compute every sample's prefix again")
     parser.add_argument("--learn-all", action="store_true", help="loss on all tokens")
@@ -149,15 +171,19 @@ def main() -> None:
         run = adapter = None  # the last one's memory is the next one's
         gc.collect()
         torch.cuda.empty_cache()
-        adapter = random_adapter(config, precision == "float8")
+        adapter = random_adapter(config, precision)
         linears = adapter.decoder.num_base_parameters - 2 * config.vocab_size * config.hidden_size
         run = Run(adapter, store, options, batch)
         (first, *results), seconds = run.measure()
         executed = sum(result.num_executed_tokens for result in results)
         figures = {
             "workload": workload,
-            "system": f"strop {precision}" + ", no sharing" * options.unshared + ", all learned" * options.learn_all,
-            "setting": f"batch {batch}",
+            "system": f"strop {precision}"
+            + ", no sharing" * options.unshared
+            + ", all learned" * options.learn_all
+            + ", recomputed" * options.checkpointing
+            + ", 8-bit AdamW" * (options.optim == "adamw_8bit"),
+            "setting": f"batch {batch}" + (f" by {options.max_tokens} tokens" if options.max_tokens else ""),
             "steps_per_s": options.steps / seconds,
             "samples_per_s": batch * options.steps / seconds,
             "tokens_per_s": sum(result.num_tokens for result in results) / seconds,
@@ -165,6 +191,7 @@ def main() -> None:
             "of_bf16": 4 * linears * executed / seconds / limit["bfloat16"],
             "of_fp8": 4 * linears * executed / seconds / limit["float8"],
             "peak_gib": torch.cuda.max_memory_reserved() / 2**30,
+            "peak_allocated_gib": run.allocated / 2**30,
             "loss_first": first.loss,
             "loss_last": results[-1].loss,
             "grad_norm_last": results[-1].grad_norm,

@@ -62,6 +62,12 @@ def _bf16(value: Any) -> tuple[str, Any]:
     return ("model.precision", {True: "bfloat16", False: "float32"}.get(value, "auto"))
 
 
+def _qlora(value: Any) -> tuple[str, Any]:
+    if value != "qlora":
+        raise ValueError("cannot be done; only LoRA is trained here")
+    return ("model.load_in_4bit", True)
+
+
 def _four_bits(value: Any) -> tuple[str, Any]:
     if value != 4:
         raise ValueError("is not supported; leave it out and train in bfloat16")
@@ -75,6 +81,7 @@ TRANSLATED: dict[str, Callable[[Any], tuple[str, Any]]] = {
     "train_on_prompt": _train_on_inputs,
     "bf16": _bf16,
     "quantization_bit": _four_bits,
+    "adapter": _qlora,
 }
 """Another name -> the key and value it means, or a ValueError with the rule that the value breaks."""
 
@@ -84,6 +91,8 @@ UNDERSTOOD: dict[str, tuple[tuple[Any, ...], str]] = {
     "padding_free": ((True, False), "there is never padding here"),
     "fp16": ((False,), "use bfloat16: model.precision"),
     "tf32": ((True, False), "matrix products run in model.precision"),
+    "bnb_4bit_quant_type": (("nf4",), "4-bit weights are NF4 here"),
+    "bnb_4bit_use_double_quant": ((True,), "NF4's scales are always quantised too"),
     "load_in_8bit": ((False,), "8-bit weights are not supported; model.precision is"),
     "adapter": (("lora",), "only LoRA is trained here"),
     "finetuning_type": (("lora",), "only LoRA is trained here"),
@@ -95,6 +104,9 @@ UNDERSTOOD: dict[str, tuple[tuple[Any, ...], str]] = {
     "flash_attention": ((True, False), "attention is chosen by the device"),
 }
 """Another tool's key -> the values that agree with what happens here anyway, and why."""
+
+_8BIT_ADAMW = ("paged_adamw_8bit", "adamw_bnb_8bit")
+"""bitsandbytes' other names. Its paged one moves moments to the host where a GPU is full; here they are small."""
 
 _ROW_SHAPES = {"alpaca": "alpaca", "completion": "text", "sharegpt": "sharegpt", "chat_template": None}
 _KNOWN_OF_A_DATASET = {"path", "type", "split", "ds_type"}
@@ -111,6 +123,8 @@ def translate_value(target: str, value: Any) -> dict[str, Any]:
         return {target: "all-linear" if names == ["all"] else names if len(names) > 1 else value}
     if target == "train.gradient_checkpointing" and value == "unsloth":
         return {target: True}
+    if target == "train.optim" and value in _8BIT_ADAMW:
+        return {target: "adamw_8bit"}
     if target in ("data.train_file", "data.validation_file"):
         items = value if isinstance(value, list) else [value]
         if items and all(isinstance(item, dict) for item in items):

@@ -172,10 +172,11 @@ class _Reader:
             return {}
         if key in UNDERSTOOD:
             agreeing, reason = UNDERSTOOD[key]
-            if entry.value not in agreeing:
+            if entry.value in agreeing:
+                self.notes.append(f"{written}: changes nothing; {reason}")
+                return {}
+            if key not in TRANSLATED:
                 return self._fault(f"{entry.where}: {written} cannot be done; {reason}")
-            self.notes.append(f"{written}: changes nothing; {reason}")
-            return {}
         try:
             target, value = TRANSLATED[key](entry.value)
         except TypeError:

@@ -76,7 +76,9 @@ def test_a_billed_run_counts_every_attempt_and_ends_at_its_limit(
     billed(monkeypatch, seconds_ago=100.0)
     rate = 0.001261 + 2 * 0.0000131 + 16 * 0.00000222
     notes = Notes()
-    with pytest.raises(BudgetReached, match=r"(before step 1|so far)\. Go on with: strop train .* modal\.max_cost=MORE"):
+    with pytest.raises(
+        BudgetReached, match=r"(before step 1|so far)\. Go on with: strop train .* modal\.max_cost=MORE"
+    ):
         api.train(load_recipe(workshop / "tiny.yaml", [f"modal.max_cost={103 * rate}"]), notes)
     folder = api.Run(workshop / "run")
     assert folder.manifest["status"] == "interrupted"

@@ -18,7 +18,7 @@ from strop.ops.fused.swiglu import swiglu_backward, swiglu_operand
 from strop.ops.fused.thin import Blocks, LowRank
 
 ROWS, WIDTH, RANK = 70, 150, 16
-BLOCKS = Blocks(RANK, (0, 0))
+BLOCKS = Blocks(RANK, (0, 0), RANK)
 ROUNDING = 2**-4
 """e4m3 has three bits behind the point, so rounding moves a number by at most 2^-4 of it."""
 

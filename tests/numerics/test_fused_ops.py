@@ -16,8 +16,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from strop.ops import reference
 from strop.ops.frozen_linear import FrozenWeight
+from strop.ops.fused.copy_blocks import Block, copy_blocks, tiles_of
 from strop.ops.fused.cross_entropy import fused_linear_cross_entropy
-from strop.ops.fused.gather import gather
 from strop.ops.fused.norm import Stream, advance, norm_backward, norm_operand
 from strop.ops.fused.operand import measure, operand_of
 from strop.ops.fused.rotary import finish_qkv, turn_back
@@ -97,19 +97,19 @@ def test_measure(rows: int, width: int, rank: int) -> None:
     assert torch.equal(sum_up(measured.parts, SCALING, True, x.dtype).scale_T, x.abs().amax(1) / 448)
 
 
-def split_blocks(rank: int, parts: int, split: bool) -> tuple[Blocks, int]:
-    """The blocks of a projection of `parts` parts, each with columns of its own or all with the same; and R."""
+def split_blocks(rank: int, parts: int, split: bool) -> Blocks:
+    """The blocks of a projection of `parts` parts, each with columns of its own or all with the same."""
     width = RANKS[rank]
     starts = tuple(i * width if split else 0 for i in range(parts))
-    return Blocks(width, starts), width * (1 << (parts - 1).bit_length() if split else 1)
+    return Blocks(width, starts, width * (1 << (parts - 1).bit_length() if split else 1))
 
 
-def blocked(heights: list[int], rank: int, blocks: Blocks, total: int) -> Tensor:
-    """B of modules with a block of columns each, zeros elsewhere."""
+def blocked(thin_OR: Tensor, heights: list[int], blocks: Blocks) -> Tensor:
+    """B with all of h's columns: the rows of each part in its own block, zeros elsewhere."""
     pieces = []
-    for height, start in zip(heights, blocks.starts, strict=True):
-        piece = torch.zeros(height, total)
-        piece[:, start : start + blocks.width] = thin(height, rank)
+    for rows, start in zip(thin_OR.split(heights), blocks.starts, strict=True):
+        piece = torch.zeros(len(rows), blocks.rank)
+        piece[:, start : start + blocks.width] = rows
         pieces.append(piece)
     return torch.cat(pieces)
 
@@ -118,11 +118,11 @@ def blocked(heights: list[int], rank: int, blocks: Blocks, total: int) -> Tensor
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize(("rows", "width"), [(1, 48), (133, 100), (5, 530)])
 def test_swiglu(rows: int, width: int, rank: int, split: bool) -> None:
-    blocks, total = split_blocks(rank, 2, split)
-    both, term = torch.randn(rows, 2 * width), LowRank(torch.randn(rows, total), torch.empty(0))
-    term = LowRank(term.h_TR, blocked([width, width], rank, blocks, total))
+    blocks = split_blocks(rank, 2, split)
+    both, term = torch.randn(rows, 2 * width), LowRank(torch.randn(rows, blocks.rank), thin(2 * width, rank))
+    wide = blocked(term.thin_OR, [width, width], blocks)
     out_w = thin(width, rank)
-    leaf, w_leaf = both.clone().requires_grad_(), term.thin_OR.clone().requires_grad_()
+    leaf, w_leaf = both.clone().requires_grad_(), wide.clone().requires_grad_()
     a = reference.swiglu(leaf + term.h_TR @ w_leaf.t())
     operand, h = swiglu_operand(both, term, blocks, out_w, SCALING, False)
     assert error(operand.values, a.detach()) < BOUND
@@ -137,13 +137,13 @@ def test_swiglu(rows: int, width: int, rank: int, split: bool) -> None:
     ]
     pairs = [
         (got.operand.values, want),
-        (got.dh_TR, SCALING * want @ term.thin_OR),
+        (got.dh_TR, SCALING * want @ wide),
         (got.thin_2FB, torch.cat(want_blocks)),
         (got.out_thin_FR, a.detach().t() @ back.h_TR),
     ]
     assert max(error(*pair) for pair in pairs) < BOUND
     for cotangent, pending in ((grad, term.h_TR), (added(grad, back), 0 * term.h_TR)):  # either term forgotten
-        (wrong,) = torch.autograd.grad(reference.swiglu(leaf + pending @ term.thin_OR.t()), leaf, cotangent)
+        (wrong,) = torch.autograd.grad(reference.swiglu(leaf + pending @ wide.t()), leaf, cotangent)
         assert error(got.operand.values, wrong) > FAR
     assert error(got.operand.values, want.roll(width, 1)) > FAR
 
@@ -154,10 +154,12 @@ def test_swiglu(rows: int, width: int, rank: int, split: bool) -> None:
 )
 @pytest.mark.parametrize(("rows", "rank"), [(1, 4), (70, 16), (9, 40)])
 def test_rotary(rows: int, rank: int, heads: tuple[int, int], width: int, half: int, split: bool) -> None:
-    blocks, total = split_blocks(rank, 3, split)
+    blocks = split_blocks(rank, 3, split)
     counts = [heads[0], heads[1], heads[1]]
     angle, turned = torch.randn(rows, half), (heads[0] + heads[1]) * width
-    term = LowRank(torch.randn(rows, total), blocked([n * width for n in counts], rank, blocks, total))
+    heights = [n * width for n in counts]
+    term = LowRank(torch.randn(rows, blocks.rank), thin(sum(heights), rank))
+    wide = blocked(term.thin_OR, heights, blocks)
     tables = angle.cos(), angle.sin()
 
     def plain(x: Tensor, sin: Tensor = tables[1]) -> Tensor:
@@ -167,8 +169,8 @@ def test_rotary(rows: int, rank: int, heads: tuple[int, int], width: int, half: 
     qkv = torch.randn(rows, sum(counts) * width)
     got = qkv.clone()
     finish_qkv(got, term, blocks, *tables, heads)
-    assert error(got, plain(added(qkv, term))) < BOUND
-    assert error(got, plain(added(qkv, term), -tables[1])) > FAR
+    assert error(got, plain(added(qkv, LowRank(term.h_TR, wide)))) < BOUND
+    assert error(got, plain(added(qkv, LowRank(term.h_TR, wide)), -tables[1])) > FAR
     assert error(got, plain(qkv)) > FAR
 
     leaf, grad = qkv.clone().requires_grad_(), torch.randn_like(qkv)
@@ -176,7 +178,7 @@ def test_rotary(rows: int, rank: int, heads: tuple[int, int], width: int, half: 
     back = turn_back(grad.clone(), term.thin_OR, blocks, *tables, heads)
     _, dh = operand_of(back, SCALING, False)
     assert error(back.x_TI, want) < BOUND
-    assert error(dh, SCALING * want @ term.thin_OR) < BOUND
+    assert error(dh, SCALING * want @ wide) < BOUND
     assert torch.allclose(back.parts.largest_ST.amax(0), want.abs().amax(1), rtol=1e-5)
     assert error(back.x_TI, plain(grad)) > FAR  # turned on instead of back
 
@@ -209,14 +211,19 @@ def test_cross_entropy(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert error(fused(labels, weights, offsets + torch.nn.functional.pad(learned, (1, 0)))[1], want[1]) > FAR
 
 
-def test_gather() -> None:
-    source, count = torch.randn(300), 1500  # a block and a half
-    index = torch.randint(-1, 300, (count,), dtype=torch.int32)
-    index[:3] = -1
-    want = torch.where(index < 0, 0.0, source[index.long()])
-    out = torch.full((count,), 7.0)
-    gather(source, index, out)
-    assert torch.equal(out, want)
-    gather(source, index, out, add=True)
-    assert torch.equal(out, 2 * want)
-    assert not torch.equal(want, source[index.long()])
+def test_copied_blocks() -> None:
+    """Two blocks of three columns: one transposed and longer than a tile, one as it stands; and back."""
+    outer = torch.randn(1000)
+    blocks = [Block(150, 5, 4, 0, 1, 150), Block(20, 700, 16, 500, 3, 1)]
+    tiles, inner = tiles_of(blocks, torch.device("cpu")), torch.full((1200,), 7.0)
+    copy_blocks(inner, outer, tiles, 3, out=False)
+    long, short = inner[5:605].view(150, 4), inner[700:1020].view(20, 16)
+    assert torch.equal(long[:, :3], outer[:450].view(3, 150).t())
+    assert torch.equal(short[:, :3], outer[500:560].view(20, 3))
+    assert (long[:, 3] == 7).all()
+    assert (inner == 7).sum() == 1200 - 510
+    back = torch.zeros(1000)
+    copy_blocks(inner, back, tiles, 3, out=True)
+    copied = torch.cat((torch.arange(450), torch.arange(500, 560)))
+    assert torch.equal(back[copied], outer[copied])
+    assert back.count_nonzero() == 510

@@ -139,6 +139,26 @@ val_size: 0.05
 """
 
 
+@pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit", "adamw_bnb_8bit"])
+@pytest.mark.parametrize(
+    "four_bits", ["load_in_4bit: true", "quantization_bit: 4", "adapter: qlora\nload_in_4bit: true"]
+)
+def test_qlora_by_its_names(write, four_bits: str, optim: str) -> None:
+    text = MINIMAL + f"{four_bits}\noptim: {optim}\nbnb_4bit_quant_type: nf4\nbnb_4bit_use_double_quant: true\n"
+    recipe = load_recipe(write(text))
+    assert recipe.model.load_in_4bit
+    assert recipe.train.optim == "adamw_8bit"
+    assert ("train.optim='adamw_8bit'" in " ".join(recipe.notes)) == (optim != "adamw_8bit")
+
+
+def test_8_bit_moments_are_part_of_a_runs_identity_and_the_fused_kernel_is_not(write) -> None:
+    optims = [
+        load_recipe(write(MINIMAL), {"train.optim": o}) for o in ("adamw_torch", "adamw_torch_fused", "adamw_8bit")
+    ]
+    assert differences(optims[0], optims[1]) == []
+    assert differences(optims[0], optims[2]) == ["train.optim: adamw_torch -> adamw_8bit"]
+
+
 @pytest.mark.parametrize("text", [AXOLOTL, LLAMA_FACTORY])
 def test_other_tools_files_are_understood_and_reported(write, text: str) -> None:
     recipe = load_recipe(write(text))

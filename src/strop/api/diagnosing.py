@@ -109,7 +109,8 @@ def _engine(recipe: Recipe | None) -> Iterator[Finding]:
     device = choose_device()
     try:
         against = _against(recipe, device)
-        precision = choose_precision(recipe.model.precision if recipe else "auto", device, against)
+        asked = (recipe.model.precision, recipe.model.load_in_4bit) if recipe else ("auto", False)
+        precision = choose_precision(asked[0], device, against, asked[1])
     except StropError as error:
         yield Finding("engine", "this recipe's model cannot be trained here", str(error))
         return

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def load_model(recipe: Recipe, model_folder: Path, reporter: Reporter, serving: bool = False) -> LoraAdapter:
-    """The model with a fresh adapter; `serving` holds it as others will, so in bfloat16 where training takes float8."""
+    """The model with a fresh adapter; `serving` holds it as others will: float8 is for training alone, NF4 is not."""
     import torch
 
     from strop.model.families import read_config
@@ -26,11 +26,11 @@ def load_model(recipe: Recipe, model_folder: Path, reporter: Reporter, serving: 
 
     device = choose_device()
     against = why_not_fused(read_config(vet_model_folder(model_folder)), recipe.lora, device)
-    precision = choose_precision(recipe.model.precision, device, against)
+    precision = choose_precision(recipe.model.precision, device, against, recipe.model.load_in_4bit)
     reporter.note(precision.reason)
     dtype = precision.dtype
     try:
-        decoder = load_decoder(model_folder, dtype, device, precision.float8 and not serving)
+        decoder = load_decoder(model_folder, dtype, device, precision.float8 and not serving, precision.nf4)
         adapter = LoraAdapter(decoder, recipe.lora, recipe.train.seed)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(f"the weights of {model_folder} do not fit in the GPU's memory in {dtype}") from error

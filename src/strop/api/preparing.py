@@ -67,10 +67,13 @@ def prepare(recipe: Recipe, note: Callable[[str], None] = lambda line: None, nee
     from strop.model.families import read_config
     from strop.model.locate import locate_model
     from strop.model.lora import resolve_targets
+    from strop.model.nf4_checkpoint import refuse_unasked
     from strop.model.vet import vet_model_folder
 
     folder = locate_model(recipe.model.model_name_or_path, recipe.model.revision, note, needs_weights)
-    config = read_config(vet_model_folder(folder, needs_weights))
+    settings = vet_model_folder(folder, needs_weights)
+    refuse_unasked(settings, recipe.model.load_in_4bit)
+    config = read_config(settings)
     resolve_targets(config, recipe.lora.target_modules)
     if recipe.model.max_seq_length > config.max_positions:
         asked = recipe.model.max_seq_length

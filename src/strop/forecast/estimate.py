@@ -15,7 +15,7 @@ from strop.forecast.shape import Shape
 from strop.forecast.speed import EVALUATION, Speed
 from strop.forecast.workload import Workload, count_workload
 from strop.model.families import DecoderConfig
-from strop.model.precision import choose_precision, why_not_fused
+from strop.model.precision import Precision, choose_precision, why_not_fused
 from strop.recipe import Recipe
 from strop.train.budget import tokens_within, wanted_tokens
 
@@ -102,19 +102,27 @@ class Job:
         return int(self.train.lengths.max())
 
 
+def _held(chosen: Precision) -> str:
+    """The name of a precision in the tables of memory and speed."""
+    if chosen.float8:
+        return "float8"  # weights that were rounded to NF4 before take as much
+    dtype = str(chosen.dtype).removeprefix("torch.")
+    return dtype if not chosen.nf4 else "nf4" if dtype == "bfloat16" else f"nf4, {dtype}"
+
+
 def scaled(job: Job, gpu: str, prices: Prices) -> Line:
     """The prediction for one of Modal's GPUs, such as H200 or H100:2, from shapes and published figures."""
     kind, _ = parse_gpu(gpu)
     card, recipe, shape = GPUS[kind], job.recipe, job.shape
     against = why_not_fused(job.config, recipe.lora, card.kind)
     try:
-        chosen = choose_precision(recipe.model.precision, card.kind, against)
+        chosen = choose_precision(recipe.model.precision, card.kind, against, recipe.model.load_in_4bit)
     except RecipeError as error:
         return Line(gpu, "scaled", problem=str(error), memory_gib=card.memory_gib)
-    precision = "float8" if chosen.float8 else str(chosen.dtype).removeprefix("torch.")
-    fused = against is None and precision != "float32"
+    precision = _held(chosen)
+    fused = against is None and not precision.endswith("float32")
     checkpointing = recipe.train.gradient_checkpointing
-    memory = Memory.of(shape, precision, fused, checkpointing)
+    memory = Memory.of(shape, precision, fused, checkpointing, recipe.train.optim == "adamw_8bit")
     if not memory.holds(card.memory_gib, job.longest_sample):
         return Line(gpu, "scaled", problem=_too_large(job, memory), precision=precision, memory_gib=card.memory_gib)
     budget = _budget(job, card, memory)

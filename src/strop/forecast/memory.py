@@ -16,7 +16,16 @@ CONTEXT_GIB = 0.6
 _FIXED = 1.0 * GIB
 """Logits of one chunk, workspaces of the matrix products and captured graphs: 1 to 2 GiB beside 8 samples."""
 
-_WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float8": 2}  # float8 is kept in two layouts
+_NF4_BYTES = 0.5 + 1.016 / 64
+"""Of a weight and its share of a block's scale, which is a byte and its own share of a scale."""
+
+_WEIGHT_BYTES = {
+    "float32": 4.0,
+    "bfloat16": 2.0,
+    "float8": 2.0,  # kept in two layouts
+    "nf4": _NF4_BYTES,
+    "nf4, float32": _NF4_BYTES,
+}
 _HELD = {True: 1.4, False: 1.1}
 """Memory reserved for each byte that a microbatch keeps. True: the fused layers, whose graphs have a pool beside that
 of eager runs; between 1.0 and 1.5 on an H200. False: the plain layers; a guess at the allocator's waste."""
@@ -41,15 +50,17 @@ class Memory:
     held: float
 
     @classmethod
-    def of(cls, shape: Shape, precision: str, fused: bool, checkpointing: bool) -> "Memory":
+    def of(cls, shape: Shape, precision: str, fused: bool, checkpointing: bool, moments_8bit: bool = False) -> "Memory":
         """Of a model held in `precision`, trained by the fused or the plain layers."""
-        item = 4 if precision == "float32" else 2
+        item = 4 if precision.endswith("float32") else 2
         other = shape.other_weights * item
         weights = shape.layer_weights * _WEIGHT_BYTES[precision] + other
-        adapter = 4 * 4 * shape.lora_parameters  # parameters, gradients and two moments
-        if fused:
-            # An index, values and gradients of the working copy, and the index back.
-            adapter += (4 + 2 + 4) * shape.work_elements + 4 * shape.lora_parameters
+        if precision.startswith("nf4"):
+            weights += shape.largest_matrix * item  # made dense for a product, one at a time
+        moments = 2 + 8 / 256 if moments_8bit else 8
+        adapter = (4 + moments) * shape.lora_parameters
+        # The fused layers add gradients up in their working copy, beside its values.
+        adapter += (2 + 4) * shape.work_elements if fused else 4 * shape.lora_parameters
         layer = fused_layer_bytes(shape) if fused else plain_layer_bytes(shape, item)
         working = layer if checkpointing else layer / 2  # of the layer whose backward is computed
         kept = shape.config.hidden_size * item if checkpointing else layer

@@ -17,7 +17,7 @@ from strop.recipe import Recipe
 from strop.train.budget import tokens_that_fit, worst_batch
 from strop.train.gradients import Gradients, choose_gradients, why_plain
 from strop.train.microbatches import Microbatches
-from strop.train.optim import FlatAdamW
+from strop.train.optim import FlatOptimizer, choose_optimizer
 from strop.train.step import StepInFlight, train_step
 
 _STEPS, _RUNS = 8, 3
@@ -63,7 +63,7 @@ def probe(recipe: Recipe, adapter: LoraAdapter, store: SampleStore) -> Probe:
     decoder, section = adapter.decoder, recipe.train
     decoder.gradient_checkpointing = section.gradient_checkpointing
     decoder.train()
-    optimizer, gradients = FlatAdamW(adapter, section), choose_gradients(adapter)
+    optimizer, gradients = choose_optimizer(adapter, section), choose_gradients(adapter)
     longest, device = int(store.lengths.max()), decoder.device
     budget = section.max_tokens_per_microbatch or tokens_that_fit(gradients, device, longest)
     share = recipe.lora.lora_dropout == 0
@@ -105,7 +105,7 @@ def _time(run: Callable[[], None]) -> float:
     return ended - started
 
 
-def _train(gradients: Gradients, optimizer: FlatAdamW, steps: Sequence[list[Batch]]) -> None:
+def _train(gradients: Gradients, optimizer: FlatOptimizer, steps: Sequence[list[Batch]]) -> None:
     """The steps as a run makes them: one is in flight while the host launches the next."""
     in_flight: StepInFlight | None = None
     for batches in steps:

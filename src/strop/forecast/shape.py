@@ -31,6 +31,11 @@ class Shape:
         return self.config.num_layers * sum(o * i for o, i in self.projections.values())
 
     @property
+    def largest_matrix(self) -> int:
+        """Elements of the largest frozen matrix of a layer."""
+        return max(o * i for o, i in self.projections.values())
+
+    @property
     def head_weights(self) -> int:
         """Elements of the output projection."""
         return self.config.vocab_size * self.config.hidden_size
@@ -67,13 +72,18 @@ class Shape:
 
     def thin_width(self, group: str) -> int:
         """Columns of a projection's thin matrices as the fused kernels read them (`model.lora_work`)."""
-        return max(16, _power_of_two(self.lora.r)) * _power_of_two(max(1, len(self._modules[group])))
+        return self._block * _power_of_two(max(1, len(self._modules[group])))
 
     @property
     def work_elements(self) -> int:
         """Elements of LoRA's working copy."""
-        widths = {group: self.thin_width(group) for group in self.projections}
-        return self.config.num_layers * sum((o + i) * widths[group] for group, (o, i) in self.projections.items())
+        each = (i * self.thin_width(group) + o * self._block for group, (o, i) in self.projections.items())
+        return self.config.num_layers * sum(each)
+
+    @property
+    def _block(self) -> int:
+        """Columns of one module."""
+        return max(16, _power_of_two(self.lora.r))
 
 
 def _power_of_two(count: int) -> int:

@@ -20,10 +20,10 @@ _PRODUCT_SHARES = {name: rate / (1e12 * _MEASURED.tflops[name]) for name, rate i
 _ATTENTION_SHARE = 0.207
 """Of the published bfloat16 rate, on pairs that the mask leaves."""
 
-_PASSES = {"float8": 19.7, "bfloat16": 16.4}
+_PASSES = {"float8": 19.7, "bfloat16": 16.4, "nf4": 16.4}
 """Times that what a layer keeps goes through memory, forward and backward, between the products."""
 
-_LAYER_SECONDS = {"float8": 0.343e-3, "bfloat16": 0.245e-3}
+_LAYER_SECONDS = {"float8": 0.343e-3, "bfloat16": 0.245e-3, "nf4": 0.245e-3}
 """Of kernels too small to fill a GPU, for each layer of each microbatch."""
 
 _PLAIN_PASSES = 50.0
@@ -57,21 +57,23 @@ class Speed:
     @classmethod
     def of(cls, shape: Shape, gpu: Gpu, precision: str, fused: bool, checkpointing: bool) -> "Speed":
         """Of a model held in `precision`, trained by the fused or the plain layers."""
-        activations = "float32" if precision == "float32" else "bfloat16"
+        nf4, activations = precision.startswith("nf4"), "float32" if precision.endswith("float32") else "bfloat16"
         layers, config = shape.config.num_layers, shape.config
         again = 1.5 if checkpointing else 1.0  # a second forward beside forward and backward
         passes = _PASSES[precision] if fused else _PLAIN_PASSES * (2 if activations == "float32" else 1)
-        products = 4 * shape.layer_weights / _rate(gpu, precision)
+        products = 4 * shape.layer_weights / _rate(gpu, activations if nf4 else precision)
         bytes_moved = passes * layers * fused_layer_bytes(shape)
         head = 4 * shape.head_weights / _rate(gpu, activations)
         pair = 14 * config.num_heads * config.head_dim / (_ATTENTION_SHARE * 1e12 * gpu.tflops[activations])
         small = _LAYER_SECONDS[precision] if fused else 0.0
+        # Each weight is made dense for each product: half a byte read, a dense one written and read. Not measured.
+        dense = 2 * shape.layer_weights * (4.5 if activations == "bfloat16" else 8.5) / gpu.bandwidth if nf4 else 0.0
         launch = 0.0 if fused else _PLAIN_LAYER_SECONDS
         return cls(
             again * products + (1 + (again - 1) * 2 / 3) * bytes_moved / gpu.bandwidth,
             head,
             again * pair,
-            again * layers * small,
+            again * (layers * small + dense),
             again * layers * launch,
         )
 

@@ -137,8 +137,8 @@ class Decoder(nn.Module):
     @property
     def precision(self) -> str:
         """The recipe's name of how the weights are held."""
-        float8 = any(module.float8 for module in self.modules() if isinstance(module, FrozenWeight))
-        return "float8" if float8 else str(self.dtype).removeprefix("torch.")
+        kinds = {module.kind for module in self.modules() if isinstance(module, FrozenWeight) and module.kind}
+        return kinds.pop() if kinds else str(self.dtype).removeprefix("torch.")
 
     @property
     def num_base_parameters(self) -> int:

@@ -67,7 +67,8 @@ class _Layers(torch.autograd.Function):
         for layer in model.layers:
             stream, kept = layer.forward(stream, shared)
             if training:
-                ctx.kept.append(Stream(kept.x_TD, None, None) if recompute else kept)
+                ctx.kept.append(kept.x_TD if recompute else kept)
+            del kept  # else it would stay while the next layer computes
         x, block, pending = stream
         assert block is not None
         assert pending is not None
@@ -79,8 +80,8 @@ class _Layers(torch.autograd.Function):
         grad: Measured | None = measure(grads[0].contiguous(), layers[-1].down.thin.b_OR)
         for layer in reversed(layers):
             kept = ctx.kept.pop()  # so that each layer's memory goes back as soon as it has been used
-            if isinstance(kept, Stream):
-                kept = layer.forward(kept, shared)[1]
+            if isinstance(kept, Tensor):
+                kept = layer.recall(kept, shared)
             assert grad is not None
             grad = layer.backward(grad, kept, shared)
         return None, None, None

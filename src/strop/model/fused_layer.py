@@ -99,6 +99,15 @@ class FusedLayer:
 
     def forward(self, stream: Stream, shared: Shared) -> tuple[Stream, Kept]:
         """The stream after the layer, and what the backward needs."""
+        kept, operand = self._up_to_down(stream, shared)
+        return Stream(kept.x1, self.down.product(operand), self.down.forward_term(kept.h_down)), kept
+
+    def recall(self, x_TD: Tensor, shared: Shared) -> Kept:
+        """What the backward needs, computed again from the stream before the layer."""
+        return self._up_to_down(Stream(x_TD, None, None), shared)[0]
+
+    def _up_to_down(self, stream: Stream, shared: Shared) -> tuple[Kept, Operand]:
+        """What the backward needs, and what the last product reads."""
         qkv, o, gate_up, down, scaling = self.qkv, self.o, self.gate_up, self.down, self.scaling
         measured = advance(stream, self.norm, qkv.thin.a_IR)
         x_TD = measured.x_TD
@@ -119,7 +128,7 @@ class FusedLayer:
             both, gate_up.forward_term(h_gate_up), gate_up.thin.blocks, down.thin.a_IR, scaling, down.frozen.float8
         )
         kept = Kept(x_TD, factor, qkv_TO, h_qkv, out_TO, lse, out.x_TI, h_o, x1, factor1, both, h_gate_up, h_down)
-        return Stream(x1, down.product(operand), down.forward_term(h_down)), kept
+        return kept, operand
 
     def backward(self, grad: Measured, kept: Kept, shared: Shared) -> Measured | None:
         """The gradient of the stream before the layer, None before the first; LoRA's gradients go to their buffers."""
@@ -131,7 +140,7 @@ class FusedLayer:
         )  # fmt: skip
         measured = turn_back(dqkv_TO, qkv.thin.b_OR, qkv.thin.blocks, shared.cos_TR, shared.sin_TR, self.heads)
         operand, dh_qkv = operand_of(measured, self.scaling, qkv.frozen.float8)
-        _add_product(qkv.thin.grad_b_OR, dqkv_TO, kept.h_qkv)
+        _add_part_products(qkv.thin, dqkv_TO, kept.h_qkv)
         _add_norm_product(qkv.thin.grad_a_IR, self.norm, kept.x_TD, kept.factor_T, dh_qkv)
         if self.below is None:
             return None  # nothing before the first layer is trained
@@ -151,9 +160,7 @@ class FusedLayer:
             gate_up.thin.blocks,
         )
         grads = swiglu_backward(*terms, scaling, gate_up.frozen.float8)
-        halves = zip(gate_up.thin.grad_b_OR.chunk(2), grads.thin_2FB.chunk(2), gate_up.thin.blocks.starts, strict=True)
-        for total, part, start in halves:
-            total[:, start : start + part.shape[1]].add_(part)
+        gate_up.thin.grad_b_OR.add_(grads.thin_2FB)
         down.thin.grad_a_IR.add_(grads.out_thin_FR)
         _add_norm_product(gate_up.thin.grad_a_IR, self.norm1, kept.x1, kept.factor1, grads.dh_TR)
         dn = gate_up.frozen.product_back(grads.operand)
@@ -181,6 +188,13 @@ def _scatter(rows_RD: Tensor, learned_R: Tensor, total: int) -> Tensor:
 def _add_product(total_OR: Tensor, grad_TO: Tensor, h_TR: Tensor) -> None:
     """Total += grad^T h, summed in float32."""
     total_OR.add_(_wide_product(grad_TO.t(), h_TR))
+
+
+def _add_part_products(thin: ThinPair, grad_TO: Tensor, h_TR: Tensor) -> None:
+    """The same for each part of the output, with its own columns of h."""
+    product_OR = _wide_product(grad_TO.t(), h_TR)
+    for (first, last), start in zip(thin.rows, thin.blocks.starts, strict=True):
+        thin.grad_b_OR[first:last].add_(product_OR[first:last, start : start + thin.blocks.width])
 
 
 def _add_norm_product(total_IR: Tensor, gain_D: Tensor, x_TD: Tensor, factor_T: Tensor, dh_TR: Tensor) -> None:

@@ -1,6 +1,6 @@
 """Which type a model's frozen weights and its activations take, and where they go."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -24,11 +24,13 @@ class Precision:
         dtype: Type of activations, norms, embedding and head, and of the frozen matrices too unless:
         float8: The layers' frozen matrices, and what they are multiplied with, are float8 (e4m3).
         reason: A line that says why.
+        nf4: The layers' frozen matrices are NF4, or were rounded to it before they became float8.
     """
 
     dtype: torch.dtype
     float8: bool
     reason: str
+    nf4: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +71,32 @@ def why_not_fused(config: DecoderConfig, section: LoraSection, device: torch.dev
     return "its queries and keys are normed" if config.qk_norm else None
 
 
-def choose_precision(asked: Asked, device: torch.device | GpuKind, why_not_float8: str | None) -> Precision:
+def choose_precision(
+    asked: Asked, device: torch.device | GpuKind, why_not_float8: str | None, load_in_4bit: bool = False
+) -> Precision:
     """The precision of a model on a device.
 
     Args:
         asked: The recipe's choice.
         device: Where the model goes.
         why_not_float8: A reason that speaks against float8 where the recipe leaves it open, if there is one.
+        load_in_4bit: The recipe's choice of NF4 weights. Left open, float8 is not chosen then: it would take the memory
+            that NF4 is there to save.
 
     Raises:
         RecipeError: The device cannot compute in the type asked for.
     """
+    if not load_in_4bit:
+        return _choose(asked, device, why_not_float8)
+    chosen = _choose(asked, device, "model.load_in_4bit")
+    if chosen.float8:
+        what = "nf4 in float8: weights rounded to NF4 once and held in float8, so in as much memory as bfloat16's"
+    else:
+        what = f"nf4: made {str(chosen.dtype).removeprefix('torch.')} for each product"
+    return replace(chosen, nf4=True, reason=f"precision {what}, as the recipe says (model.load_in_4bit)")
+
+
+def _choose(asked: Asked, device: torch.device | GpuKind, why_not_float8: str | None) -> Precision:
     if device.type != "cuda":
         if asked == "float8":
             raise RecipeError(

@@ -10,14 +10,17 @@ from strop.errors import ModelError
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """The only types that a base model's tensors may have."""
 
+PACKED_BYTES = {"U8": 1}
+"""And those of a checkpoint in NF4, whose matrices are bytes."""
+
 MAX_HEADER_BYTES = 100 << 20
 _LFS_POINTER = b"version https://git-lfs"
 
 
-def check_safetensors(file: Path) -> set[str]:
+def check_safetensors(file: Path, types: dict[str, int] = ITEM_BYTES) -> set[str]:
     """The tensor names of a safetensors file whose header tells the truth about the file.
 
-    Checked: every size against the file's, types against `ITEM_BYTES`, shape times item size against the
+    Checked: every size against the file's, types against `types`, shape times item size against the
     bytes claimed, and that the tensors fill the file without a gap or an overlap. Reads the header only.
 
     Raises:
@@ -36,7 +39,7 @@ def check_safetensors(file: Path) -> set[str]:
         stream.seek(8)
         header = _parse(stream.read(length), file.name)
     header.pop("__metadata__", None)
-    spans = sorted(_check_entry(file.name, name, entry) for name, entry in header.items())
+    spans = sorted(_check_entry(file.name, name, entry, types) for name, entry in header.items())
     _check_layout(file.name, spans, size - 8 - length)
     return set(header)
 
@@ -70,17 +73,17 @@ def _parse(data: bytes, file_name: str) -> dict[str, Any]:
     return header
 
 
-def _check_entry(file_name: str, name: str, entry: Any) -> tuple[int, int, str]:
+def _check_entry(file_name: str, name: str, entry: Any, types: dict[str, int]) -> tuple[int, int, str]:
     """(first byte, byte after the last, name) of one tensor."""
     where = f"{file_name}: tensor {name!r}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ModelError(f"{where}: needs dtype, shape and data_offsets and nothing else")
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if entry["dtype"] not in tuple(ITEM_BYTES):
-        raise ModelError(f"{where}: is of type {entry['dtype']!r}; strop reads {', '.join(ITEM_BYTES)}")
+    if entry["dtype"] not in tuple(types):
+        raise ModelError(f"{where}: is of type {entry['dtype']!r}; strop reads {', '.join(types)}")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2 or len(shape) > 8:
         raise ModelError(f"{where}: shape {shape!r} or data_offsets {offsets!r} makes no sense")
-    claimed = math.prod(shape) * ITEM_BYTES[entry["dtype"]]
+    claimed = math.prod(shape) * types[entry["dtype"]]
     if offsets[1] - offsets[0] != claimed:
         raise ModelError(f"{where}: {offsets[1] - offsets[0]} bytes, but its shape and type need {claimed}")
     return offsets[0], offsets[1], name

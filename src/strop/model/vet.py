@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from strop.errors import ModelError
-from strop.model.safetensors_header import ITEM_BYTES, check_safetensors, load_strict_json
+from strop.model.nf4_checkpoint import holds_nf4, why_not_nf4
+from strop.model.safetensors_header import ITEM_BYTES, PACKED_BYTES, check_safetensors, load_strict_json
 from strop.resolve import MAX_CHAT_TEMPLATE_BYTES
 
 JSON_LIMITS = {
@@ -73,8 +74,9 @@ def vet_model_folder(folder: Path, needs_weights: bool = True) -> dict[str, Any]
     if config is not None:
         faults += _config_faults(config)
     faults += _tokenizer_faults(folder, parsed.get("tokenizer_config.json", {}))
+    types = ITEM_BYTES | PACKED_BYTES if config is not None and holds_nf4(config) else ITEM_BYTES
     if needs_weights or any(folder.glob("*.safetensors")):
-        faults += _weight_faults(folder, parsed.get("model.safetensors.index.json"))
+        faults += _weight_faults(folder, parsed.get("model.safetensors.index.json"), types)
     if faults or config is None:
         lines = "".join(f"\n  - {_printable(fault)}" for fault in dict.fromkeys(faults))
         raise ModelError(f"model.model_name_or_path: {folder} cannot be used as a base model:{lines}")
@@ -146,10 +148,14 @@ def _dangerous_keys(content: Any) -> Iterator[str]:
 def _config_faults(config: dict[str, Any]) -> Iterator[str]:
     if "model_type" not in config:
         yield "config.json: model_type is missing"
-    for key in ("quantization_config", "compression_config"):
-        if config.get(key) is not None:
+    not_nf4 = {key: why_not_nf4(config.get(key)) for key in ("quantization_config", "compression_config")}
+    for key, why in not_nf4.items():
+        if config.get(key) is not None and why:
             types = ", ".join(ITEM_BYTES)
-            yield f"config.json: {key}: quantised weights; strop reads {types}. Take the original model"
+            yield (
+                f"config.json: {key}: quantised weights; strop reads {types} and bitsandbytes' NF4, and here {why}. "
+                "Take the original model"
+            )
 
 
 def _tokenizer_faults(folder: Path, settings: dict[str, Any]) -> Iterator[str]:
@@ -176,11 +182,11 @@ def _template_sizes(folder: Path, inline: Any) -> Iterator[tuple[str, int]]:
             yield "tokenizer_config.json", len(text.encode("utf-8", "replace"))
 
 
-def _weight_faults(folder: Path, index: dict[str, Any] | None) -> Iterator[str]:
+def _weight_faults(folder: Path, index: dict[str, Any] | None, types: dict[str, int]) -> Iterator[str]:
     if index is not None:
-        yield from _shard_faults(folder, index)
+        yield from _shard_faults(folder, index, types)
     elif (folder / "model.safetensors").exists():
-        yield from _file_faults(folder / "model.safetensors", set())
+        yield from _file_faults(folder / "model.safetensors", set(), types)
     elif not (folder / "model.safetensors.index.json").exists():
         yield _why_no_weights(folder)
 
@@ -197,7 +203,7 @@ def _why_no_weights(folder: Path) -> str:
     return "no weights: neither model.safetensors nor model.safetensors.index.json is here"
 
 
-def _shard_faults(folder: Path, index: dict[str, Any]) -> Iterator[str]:
+def _shard_faults(folder: Path, index: dict[str, Any], types: dict[str, int]) -> Iterator[str]:
     where = "model.safetensors.index.json"
     shard_of = index.get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
@@ -210,16 +216,16 @@ def _shard_faults(folder: Path, index: dict[str, Any]) -> Iterator[str]:
             return
         tensors.setdefault(shard, set()).add(tensor)
     for shard, names in sorted(tensors.items()):
-        yield from _file_faults(folder / shard, names)
+        yield from _file_faults(folder / shard, names, types)
 
 
-def _file_faults(file: Path, expected: set[str]) -> Iterator[str]:
+def _file_faults(file: Path, expected: set[str], types: dict[str, int]) -> Iterator[str]:
     """What is wrong with one weights file, which should hold at least the `expected` tensors."""
     if not file.is_file():
         yield f"{file.name}: missing or not a regular file; fetch it again"
         return
     try:
-        found = check_safetensors(file)
+        found = check_safetensors(file, types)
     except (ModelError, OSError) as error:
         yield str(error)
         return

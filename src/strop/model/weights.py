@@ -5,7 +5,7 @@ are stored that way already. Nothing of this reaches disk: adapters keep the che
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ from torch import Tensor
 from strop.errors import ModelError
 from strop.model.decoder import Decoder, Layer, Projection
 from strop.model.families import DecoderConfig, read_config
+from strop.model.nf4_checkpoint import STATE, holds_nf4, refuse_unasked, stored_nf4
 from strop.model.vet import vet_model_folder
 from strop.ops.frozen_linear import Float8Weight, FrozenWeight
+from strop.ops.nf4 import Nf4, dequantise, quantise
+from strop.ops.nf4_weight import Nf4Weight, Scratch
 
 _MAX_FLOAT8_ERROR = 0.04
 
@@ -25,27 +28,51 @@ GROUPS = {"qkv": "self_attn", "o": "self_attn", "gate_up": "mlp", "down": "mlp"}
 """The four merged projections of a layer, and the block of the checkpoint's names each belongs to."""
 
 
-def load_decoder(folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu", float8: bool = False) -> Decoder:
+ReadMatrix = Callable[[str], Nf4 | Tensor]
+"""A matrix in NF4 by its checkpoint name; dense where a 4-bit checkpoint left it so."""
+
+
+def load_decoder(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    float8: bool = False,
+    nf4: bool = False,
+) -> Decoder:
     """Vet a model folder and load it.
 
     Args:
-        folder: An ordinary Hugging Face model folder with safetensors weights, sharded or not.
+        folder: An ordinary Hugging Face model folder with safetensors weights, sharded or not, or one that
+            bitsandbytes has quantised to NF4.
         dtype: Type of the weights in memory: float32, bfloat16 or float64.
         device: Where they go; read there directly, one tensor at a time.
         float8: Hold the layers' matrices in float8; see `freeze`.
+        nf4: Round the layers' matrices to NF4, and hold them so unless `float8` is set too; see `freeze_nf4`.
 
     Raises:
         ModelError: The folder is unsafe, damaged, of an unsupported family, or lacks a tensor.
+        RecipeError: It holds NF4 weights and `nf4` is not set.
     """
-    config = read_config(vet_model_folder(folder))
-    with _Checkpoint(folder, dtype, torch.device(device)) as read:
-        return build_decoder(config, read, float8)
+    settings = vet_model_folder(folder)
+    refuse_unasked(settings, nf4)
+    config = read_config(settings)
+    with _Checkpoint(folder, dtype, torch.device(device), holds_nf4(settings)) as read:
+        return build_decoder(config, read, float8, read.matrix if nf4 else None)
 
 
-def build_decoder(config: DecoderConfig, read: Callable[[str], Tensor], float8: bool = False) -> Decoder:
-    """The decoder of `config`, its tensors asked for by their checkpoint names."""
-    layers = [_build_layer(index, config, read, float8) for index in range(config.num_layers)]
+def build_decoder(
+    config: DecoderConfig, read: Callable[[str], Tensor], float8: bool = False, read_nf4: ReadMatrix | None = None
+) -> Decoder:
+    """The decoder of `config`, its tensors asked for by their checkpoint names; its matrices by `read_nf4` if given."""
     embedding = FrozenWeight(read("model.embed_tokens.weight"))
+    scratch = Scratch(embedding.weight.dtype, embedding.weight.device)
+
+    def frozen(names: list[str]) -> FrozenWeight:
+        if read_nf4:
+            return freeze_nf4([read_nf4(name) for name in names], float8, scratch)
+        return freeze(_merge([read(name) for name in names]), float8)
+
+    layers = [_build_layer(index, config, read, frozen) for index in range(config.num_layers)]
     head = embedding if config.tie_word_embeddings else FrozenWeight(read("lm_head.weight"))
     return Decoder(config, embedding, head, read("model.norm.weight"), layers)
 
@@ -88,7 +115,19 @@ def freeze(weight_OI: Tensor, float8: bool) -> FrozenWeight:
     return frozen if frozen.error(weight_OI) <= _MAX_FLOAT8_ERROR else FrozenWeight(weight_OI)
 
 
-def _build_layer(index: int, config: DecoderConfig, read: Callable[[str], Tensor], float8: bool) -> Layer:
+def freeze_nf4(parts: Sequence[Nf4 | Tensor], float8: bool, scratch: Scratch) -> FrozenWeight:
+    """A matrix that was rounded to NF4, part by part: held so, or as `freeze` holds the rounded one in float8."""
+    if not float8:
+        return Nf4Weight(parts, scratch)
+    dtype = scratch.dtype
+    frozen = freeze(_merge([dequantise(part, dtype) if isinstance(part, Nf4) else part for part in parts]), float8)
+    frozen.kind = f"nf4 in {frozen.kind}" if frozen.kind else None
+    return frozen
+
+
+def _build_layer(
+    index: int, config: DecoderConfig, read: Callable[[str], Tensor], frozen: Callable[[list[str]], FrozenWeight]
+) -> Layer:
     prefix = f"model.layers.{index}"
     norms = {
         "input_norm": read(f"{prefix}.input_layernorm.weight"),
@@ -105,9 +144,8 @@ def _build_layer(index: int, config: DecoderConfig, read: Callable[[str], Tensor
     projections = {}
     for group, modules in group_modules(config).items():
         paths = [module_path(index, group, module) for module in modules]
-        frozen = freeze(_merge([read(f"{path}.weight") for path in paths]), float8)
         bias = _merge([read(f"{path}.bias") for path in paths]) if has_bias[group] else None
-        projections[group] = Projection(frozen, bias, modules)
+        projections[group] = Projection(frozen([f"{path}.weight" for path in paths]), bias, modules)
     return Layer(index, config, norms, projections)
 
 
@@ -118,8 +156,8 @@ def _merge(parts: list[Tensor]) -> Tensor:
 class _Checkpoint:
     """Reads tensors by name from one file or from the shards that an index names."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-        self._folder, self._dtype, self._device = folder, dtype, device
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, quantised: bool) -> None:
+        self._folder, self._dtype, self._device, self._quantised = folder, dtype, device, quantised
         index = folder / "model.safetensors.index.json"
         self._shard_of: dict[str, str] | None = None
         if index.exists():
@@ -134,11 +172,32 @@ class _Checkpoint:
             handle.__exit__(None, None, None)
 
     def __call__(self, name: str) -> Tensor:
+        tensor = self._stored(name)
+        if not tensor.is_floating_point():
+            raise ModelError(f"{self._folder}: tensor {name} is quantised, which only the layers' matrices may be")
+        return tensor.to(self._dtype)
+
+    def matrix(self, name: str) -> Nf4 | Tensor:
+        """A layer's matrix in NF4: as it is stored, or rounded here where the checkpoint is not quantised."""
+        if not self._quantised:
+            return quantise(self(name))
+        if self._holder(f"{name}.{STATE}") is None:
+            return self(name)
+        try:
+            return stored_nf4(self._stored, name)
+        except ValueError as error:
+            raise ModelError(f"{self._folder}: tensor {name}: {error}; fetch the checkpoint again") from None
+
+    def _stored(self, name: str) -> Tensor:
+        holder = self._holder(name)
+        if holder is None:
+            raise ModelError(f"{self._folder}: tensor {name} is missing; the checkpoint does not match its config.json")
+        return holder.get_tensor(name)  # type: ignore[no-any-return]
+
+    def _holder(self, name: str) -> Any | None:
+        """The open file that a tensor is in."""
         file = "model.safetensors" if self._shard_of is None else self._shard_of.get(name, "")
         if file and file not in self._open:
             handle = safe_open(self._folder / file, framework="pt", device=str(self._device))
             self._open[file] = handle.__enter__()
-        if not file or name not in self._open[file].keys():  # noqa: SIM118 (not a dict)
-            raise ModelError(f"{self._folder}: tensor {name} is missing; the checkpoint does not match its config.json")
-        tensor: Tensor = self._open[file].get_tensor(name)
-        return tensor.to(self._dtype)
+        return self._open[file] if file and name in self._open[file].keys() else None  # noqa: SIM118 (not a dict)

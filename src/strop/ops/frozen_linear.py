@@ -21,10 +21,16 @@ class Operand(NamedTuple):
 
 
 class FrozenWeight(nn.Module):
-    """A dense (O, I) matrix in float64, float32 or bfloat16."""
+    """A dense (O, I) matrix in float64, float32 or bfloat16.
+
+    Attributes:
+        float8: Operands are to be quantised.
+        kind: The recipe's name of how the matrix is held, where that is not its type.
+    """
 
     weight: Tensor
     float8 = False
+    kind: str | None = None
 
     def __init__(self, weight_OI: Tensor) -> None:
         super().__init__()
@@ -61,6 +67,7 @@ class Float8Weight(FrozenWeight):
     scale_O: Tensor
     scale_I: Tensor
     float8 = True
+    kind = "float8"
 
     def __init__(self, weight_OI: Tensor) -> None:
         nn.Module.__init__(self)

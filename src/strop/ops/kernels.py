@@ -9,7 +9,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from strop.ops import blockwise
+from strop.ops.adamw_8bit import Moments, Settings
+from strop.ops.nf4 import BLOCK, Nf4, levels
+
 _BLOCK = 1024
+
+_BLOCKS = 64
+"""Blocks of 64 numbers of a program: 14 instructions a number, where 16 blocks need 23 (compiled for an H200)."""
+
+_MOMENT_BLOCKS = 2
+"""Blocks of 256 moments of a program."""
 
 
 @triton.jit
@@ -126,3 +136,94 @@ def rotary(x_TNH: Tensor, cos_TR: Tensor, sin_TR: Tensor, sign: float) -> Tensor
     if 2 * half < width:
         out_TNH[..., 2 * half :] = x_TNH[..., 2 * half :]
     return out_TNH
+
+
+@triton.jit
+def _nf4_dequantise(
+    packed, absmax, levels, nested_absmax, offset, code, out, count,
+    BLOCK: tl.constexpr, BLOCKS: tl.constexpr, NESTED: tl.constexpr,
+):  # fmt: skip
+    """Some blocks of 64 numbers, a row each; a thread reads 4 bytes and writes 8 numbers, 16 bytes in bfloat16."""
+    first = tl.program_id(0).to(tl.int64) * BLOCKS
+    left = (count - first * BLOCK).to(tl.int32)  # from here on 32 bits are enough for every place
+    row, byte, column = tl.arange(0, BLOCKS), tl.arange(0, BLOCK // 2)[None, :], tl.arange(0, BLOCK)[None, :]
+    real = row * BLOCK < left
+    if NESTED > 0:
+        scale = tl.load(code + tl.load(absmax + first + row, real, 0).to(tl.int32))
+        scale = scale * tl.load(nested_absmax + (first + row) // NESTED, real, 0.0) + tl.load(offset)
+    else:
+        scale = tl.load(absmax + first + row, real, 0.0)
+    place = row[:, None] * (BLOCK // 2) + byte
+    two = tl.load(packed + first * (BLOCK // 2) + place, place < (left + 1) // 2, 0).to(tl.int32)
+    upper, lower = tl.load(levels + (two >> 4)), tl.load(levels + (two & 15))
+    value = tl.reshape(tl.join(upper, lower), [BLOCKS, BLOCK]) * scale[:, None]
+    place = row[:, None] * BLOCK + column
+    tl.store(out + first * BLOCK + place, value.to(out.dtype.element_ty), place < left)
+
+
+@triton.jit
+def _nearest(value, midpoints):
+    """How many of the 255 midpoints lie below each value: the place of the nearest entry of the code."""
+    place = tl.zeros(value.shape, tl.int32)
+    for bit in tl.static_range(8):
+        higher = place + (128 >> bit)
+        place = tl.where(tl.load(midpoints + higher - 1) < value, higher, place)
+    return place
+
+
+@triton.jit
+def _moment(codes, absmax, code, place, block, inside, real):
+    return tl.load(code + tl.load(codes + place, inside, 0)) * tl.load(absmax + block, real, 0.0)[:, None]
+
+
+@triton.jit
+def _store_moment(value, codes, absmax, midpoints, place, block, inside, real):
+    largest = tl.max(tl.abs(value), 1)
+    scaled = value * tl.div_rn(1.0, tl.maximum(largest, 2.0**-126))[:, None]  # a smaller one would be float64
+    tl.store(codes + place, _nearest(scaled, midpoints).to(tl.uint8), inside)
+    tl.store(absmax + block, largest, real)
+
+
+@triton.jit
+def _adamw_8bit(
+    parameter, grad, mean, mean_absmax, square, square_absmax, signed, unsigned, signed_mid, unsigned_mid, rates, skip,
+    count, beta1, beta2, rest1, rest2, eps, keep, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    if tl.load(skip) == 0:
+        block = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)  # adapters have less than 2^31 numbers
+        place = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+        inside, real = place < count, block * BLOCK < count
+        g = tl.load(grad + place, inside, 0.0)
+        m = _moment(mean, mean_absmax, signed, place, block, inside, real) * beta1 + g * rest1
+        v = _moment(square, square_absmax, unsigned, place, block, inside, real) * beta2 + g * g * rest2
+        m, v = tl.where(inside, m, 0.0), tl.where(inside, v, 0.0)
+        rate, root = tl.load(rates), tl.load(rates + 1)
+        step = tl.div_rn(m, tl.div_rn(tl.sqrt_rn(v), root) + eps)
+        tl.store(parameter + place, tl.load(parameter + place, inside, 0.0) * keep - rate * step, inside)
+        _store_moment(m, mean, mean_absmax, signed_mid, place, block, inside, real)
+        _store_moment(v, square, square_absmax, unsigned_mid, place, block, inside, real)
+
+
+def nf4_dequantise(nf4: Nf4, out: Tensor) -> None:
+    """See `ops.nf4.dequantise_into`; no multiplication is fused with an addition, so the bits are bitsandbytes'."""
+    nested, count = nf4.nested, out.numel()
+    _nf4_dequantise[(triton.cdiv(count, BLOCK * _BLOCKS),)](
+        nf4.packed, nf4.absmax_B, levels(out.device), *(nested or (None, None, None)), out, count,
+        BLOCK=BLOCK, BLOCKS=_BLOCKS, NESTED=blockwise.BLOCK if nested else 0, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def adamw_8bit(
+    parameter_N: Tensor, grad_N: Tensor, moments: Moments, settings: Settings, rates: Tensor, keep: float, skip: Tensor
+) -> None:
+    """See `ops.adamw_8bit`; one pass, nothing of float32 beside parameters and gradients. `rates`: rate and root."""
+    device, count = parameter_N.device, len(parameter_N)
+    tables = [
+        table(signed, device) for table in (blockwise.dynamic_code, blockwise.midpoints) for signed in (True, False)
+    ]
+    beta1, beta2, eps, _ = settings
+    _adamw_8bit[(triton.cdiv(count, blockwise.BLOCK * _MOMENT_BLOCKS),)](
+        parameter_N, grad_N, *moments[:4], *tables, rates, skip.to(torch.uint8), count,
+        beta1, beta2, 1 - beta1, 1 - beta2, eps, keep,
+        BLOCK=blockwise.BLOCK, BLOCKS=_MOMENT_BLOCKS, enable_fp_fusion=False,
+    )  # fmt: skip

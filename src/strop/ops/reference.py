@@ -6,6 +6,9 @@ Nothing here is called in training; the tests compare the fast forms with it, in
 import torch
 from torch import Tensor
 
+from strop.ops.blockwise import dynamic_code
+from strop.ops.nf4 import LEVELS
+
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Root mean square norm over the last axis (Zhang and Sennrich 2019, arXiv 1910.07467, equation 4).
@@ -110,3 +113,46 @@ def linear_cross_entropy(
     logits_RV = torch.nn.functional.linear(hidden_RD, weight_VD)
     log_p_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32)).log_softmax(-1)
     return -(weights_E * log_p_RV[rows_E, labels_E]).sum()
+
+
+def nf4(weight: Tensor) -> Tensor:
+    """A matrix rounded to NF4 without double quantisation (Dettmers et al. 2023, arXiv 2305.14314).
+
+    In blocks of 64 of the flattened matrix: the nearest of 16 levels times the block's largest magnitude.
+    """
+    levels = torch.tensor(LEVELS, dtype=weight.dtype)
+    rounded = []
+    for block in weight.reshape(-1).split(64):
+        largest = block.abs().max()
+        nearest = (block[:, None] - levels * largest).abs().argmin(1)
+        rounded.append(levels[nearest] * largest)
+    return torch.cat(rounded).view(weight.shape)
+
+
+def round_to_8_bits(x_N: Tensor, signed: bool) -> Tensor:
+    """Numbers rounded to bitsandbytes' dynamic code: in blocks of 256, the nearest entry times the largest."""
+    code = dynamic_code(signed, x_N.device).to(x_N.dtype)
+    rounded = []
+    for block in x_N.split(256):
+        largest = block.abs().max()
+        rounded.append(code[(block[:, None] - code * largest).abs().argmin(1)] * largest)
+    return torch.cat(rounded)
+
+
+def adamw_8bit(
+    parameter_N: Tensor,
+    grads_N: list[Tensor],
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    learning_rate: float,
+) -> Tensor:
+    """AdamW (arXiv 1711.05101) whose moments are rounded to 8 bits after each update (arXiv 2110.02861)."""
+    mean, square = torch.zeros_like(parameter_N), torch.zeros_like(parameter_N)
+    for step, grad in enumerate(grads_N, 1):
+        mean, square = beta1 * mean + (1 - beta1) * grad, beta2 * square + (1 - beta2) * grad**2
+        unbiased, root = mean / (1 - beta1**step), (square / (1 - beta2**step)).sqrt()
+        parameter_N = parameter_N * (1 - learning_rate * weight_decay) - learning_rate * unbiased / (root + eps)
+        mean, square = round_to_8_bits(mean, True), round_to_8_bits(square, False)
+    return parameter_N

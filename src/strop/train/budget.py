@@ -55,6 +55,9 @@ def tokens_that_fit(gradients: Gradients, device: torch.device, longest_sample: 
                 f"{free / 2**30:.1f} GiB are free. Take a GPU with more memory, or a smaller model or lora.r."
             )
         more //= 2
+    # What was only tried goes back, and the run's peak is that of its steps.
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
     each = max(1.0, (peaks[1] - peaks[0]) / (more - more // 2))
     return tokens_within(free, peaks[1] - start - each * more, each, wanted, longest_sample)
 

@@ -39,7 +39,8 @@ class CapturedGradients:
     """Adds the gradients of microbatches up, on the GPU and without waiting for it."""
 
     def __init__(self, adapter: LoraAdapter) -> None:
-        self._model = FusedDecoder(adapter)
+        self._model, self._adapter = FusedDecoder(adapter), adapter
+        adapter.lend_gradients(False)
         self.device = adapter.decoder.device
         self._max_tokens = int(_LAUNCH_BOUND / adapter.decoder.num_base_parameters)
         self._scale = torch.zeros((), device=self.device)
@@ -72,10 +73,12 @@ class CapturedGradients:
 
     def collect(self) -> None:
         """Hand the sum to the optimizer."""
+        self._adapter.lend_gradients(True)
         self._model.work.collect()
 
     def refresh(self) -> None:
         """Take over the updated parameters."""
+        self._adapter.lend_gradients(False)
         self._model.work.refresh()
 
     def nll_of(self, batch: HostBatch) -> Tensor:

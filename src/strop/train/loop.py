@@ -24,7 +24,7 @@ from strop.run.metrics import MetricsLog, read_metrics
 from strop.train.budget import tokens_that_fit
 from strop.train.gradients import choose_gradients, why_plain
 from strop.train.microbatches import Microbatches
-from strop.train.optim import FlatAdamW, learning_rate
+from strop.train.optim import choose_optimizer, learning_rate
 from strop.train.step import NonFiniteError, StepInFlight, StepResult, train_step
 from strop.train.watch import LossWatch
 
@@ -88,7 +88,7 @@ class Trainer:
         section = self.section
         self.decoder = self.adapter.decoder
         self.decoder.gradient_checkpointing = section.gradient_checkpointing
-        self.optimizer = FlatAdamW(self.adapter, section)
+        self.optimizer = choose_optimizer(self.adapter, section)
         self.gradients = choose_gradients(self.adapter)
         wanted = section.max_tokens_per_microbatch or tokens_that_fit(
             self.gradients, self.decoder.device, self._longest

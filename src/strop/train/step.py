@@ -10,7 +10,7 @@ from torch import Tensor
 from strop.data.pack import Batch
 from strop.errors import NumericsError
 from strop.train.gradients import Gradients
-from strop.train.optim import FlatAdamW
+from strop.train.optim import FlatOptimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class StepInFlight:
 
 def train_step(
     gradients: Gradients,
-    optimizer: FlatAdamW,
+    optimizer: FlatOptimizer,
     batches: Sequence[Batch],
     learning_rate: float,
     max_grad_norm: float,

@@ -36,7 +36,8 @@ def test_the_published_peaks_within_30_percent(figure: Figure) -> None:
     predicted = memory.peak_gib(figure.largest, round(figure.learned / figure.microbatches))
     assert predicted == pytest.approx(figure.peak_gib, rel=0.30)
     if figure.largest < 15_000 and figure.microbatches == 1:  # the census lines
-        assert predicted == pytest.approx(figure.peak_gib, rel=0.06)
+        # Measured before the working copy lost its index arrays and B its blocks of zeros: 0.6 GiB.
+        assert predicted + 0.6 == pytest.approx(figure.peak_gib, rel=0.06)
     # The negative control: a model of memory that forgets what a layer keeps misses all of them but the smallest.
     careless = memory.constant / GIB
     assert (abs(careless / figure.peak_gib - 1) < 0.30) == (figure.samples == 8) or figure.samples == 8
@@ -44,6 +45,13 @@ def test_the_published_peaks_within_30_percent(figure: Figure) -> None:
 
 def test_a_token_of_phi3_keeps_the_published_2_3_megabytes() -> None:
     assert Memory.of(PHI3, "float8", True, False).token == pytest.approx(2.3e6, rel=0.02)
+
+
+def test_nf4_and_8_bit_moments_take_what_the_code_was_counted_to_take() -> None:
+    """docs/performance.md: 2.55 GiB, with a matrix made dense."""
+    assert Memory.of(PHI3, "nf4", True, True, moments_8bit=True).constant / GIB == pytest.approx(2.55, rel=0.01)
+    assert Memory.of(PHI3, "nf4", True, True).constant / GIB == pytest.approx(2.72, rel=0.01)
+    assert Memory.of(PHI3, "bfloat16", True, True).constant / GIB > 7
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

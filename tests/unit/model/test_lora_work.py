@@ -53,7 +53,7 @@ def test_there_and_back(folders: dict[str, Path], family: str, targets: str, ran
     adapter.flat_grad.fill_(7.0)
     work.collect()
     assert torch.equal(adapter.flat_grad, adapter.flat)
-    work.grad.view(-1).copy_(work.grad.roll(1))
+    work.grad.copy_(work.grad.roll(1))
     work.collect()
     assert not torch.equal(adapter.flat_grad, adapter.flat)
 
@@ -77,12 +77,11 @@ def test_the_product_is_loras(folders: dict[str, Path], family: str, targets: st
                 want[:, first:last] = x @ a.t() @ terms.b_OR.detach()[start : start + last - first].t()
                 start += last - first
         h = x @ pair.a_IR
-        assert torch.allclose(h @ pair.b_OR.t(), want, rtol=1e-4, atol=1e-4)
         assert (terms is None) == (want.abs().max() == 0)
         rows = part_rows(adapter.decoder.config)[group]
         for (first, last), begin in zip(rows, pair.blocks.starts, strict=True):
             columns = slice(begin, begin + pair.blocks.width)
-            part = h[:, columns] @ pair.b_OR[first:last, columns].t()
+            part = h[:, columns] @ pair.b_OR[first:last].t()
             assert torch.allclose(part, want[:, first:last], rtol=1e-4, atol=1e-4)
         for width in (pair.blocks.width, pair.a_IR.shape[1]):
             assert width >= 16

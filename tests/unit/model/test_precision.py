@@ -67,6 +67,29 @@ def test_a_cpu_computes_in_float32() -> None:
         choose_precision("float8", CPU, None)
 
 
+@pytest.mark.parametrize(
+    ("asked", "dtype", "float8", "reason"),
+    [
+        ("auto", torch.bfloat16, False, "precision nf4: made bfloat16 for each product"),
+        ("bfloat16", torch.bfloat16, False, "precision nf4: made bfloat16"),
+        ("float32", torch.float32, False, "precision nf4: made float32"),
+        ("float8", torch.bfloat16, True, "precision nf4 in float8"),
+    ],
+)
+def test_four_bits_are_never_made_float8_unless_asked(has, asked, dtype, float8, reason) -> None:
+    has(HOPPER)
+    chosen = choose_precision(asked, GPU, None, load_in_4bit=True)
+    assert (chosen.dtype, chosen.float8, chosen.nf4) == (dtype, float8, True)
+    assert reason in chosen.reason
+    assert "load_in_4bit" in chosen.reason
+    assert not choose_precision(asked, GPU, None).nf4
+    on_cpu = choose_precision("auto", CPU, None, load_in_4bit=True)
+    assert (on_cpu.dtype, on_cpu.nf4) == (torch.float32, True)
+    has(AMPERE)
+    with pytest.raises(RecipeError, match="has no float8"):
+        choose_precision("float8", GPU, None, load_in_4bit=True)
+
+
 def test_what_the_fused_layers_do_not_compute(has) -> None:
     def against(kind: str = "llama", device: torch.device = GPU, **lora: float) -> str | None:
         sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1}

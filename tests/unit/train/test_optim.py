@@ -3,7 +3,7 @@ import torch
 import transformers
 
 from strop.recipe import TrainSection
-from strop.train.optim import FlatAdamW, learning_rate
+from strop.train.optim import FlatOptimizer, choose_optimizer, learning_rate
 
 SCHEDULES = {
     "linear": transformers.get_linear_schedule_with_warmup,
@@ -36,8 +36,11 @@ class FlatAdapter:
         self.flat_grad = torch.randn(1000, dtype=torch.float64, generator=generator)
 
 
-def optimizer_of(adapter: FlatAdapter) -> FlatAdamW:
-    return FlatAdamW(adapter, TrainSection())  # type: ignore[arg-type]
+OPTIMIZERS = ["adamw_torch", "adamw_8bit"]
+
+
+def optimizer_of(adapter: FlatAdapter, optim: str = "adamw_torch") -> FlatOptimizer:
+    return choose_optimizer(adapter, TrainSection(optim=optim))  # type: ignore[arg-type]
 
 
 SOUND = torch.tensor(1.0)
@@ -56,10 +59,11 @@ def test_an_update_clips_as_torch_does(limit: float) -> None:
     assert torch.allclose(adapter.flat, parameter.data, rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.parametrize("optim", OPTIMIZERS)
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_what_is_not_finite_stops_this_update_and_all_later_ones(what: str) -> None:
+def test_what_is_not_finite_stops_this_update_and_all_later_ones(what: str, optim: str) -> None:
     adapter = FlatAdapter()
-    optimizer = optimizer_of(adapter)
+    optimizer = optimizer_of(adapter, optim)
     optimizer.update(SOUND, 1e-2, 1.0)
     before = [adapter.flat.clone(), *optimizer.state().values()]
     sound = adapter.flat_grad.clone()
@@ -70,3 +74,32 @@ def test_what_is_not_finite_stops_this_update_and_all_later_ones(what: str) -> N
     optimizer.update(SOUND, 1e-2, 1.0)
     after = [adapter.flat, *optimizer.state().values()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_a_restored_state_goes_on_in_the_same_bits(optim: str) -> None:
+    adapters = [FlatAdapter() for _ in range(3)]
+    optimizers = [optimizer_of(adapter, optim) for adapter in adapters]
+    for optimizer in optimizers:
+        optimizer.update(SOUND, 1e-2, 1.0)
+    stored = {name: tensor.clone() for name, tensor in optimizers[1].state().items()}
+    optimizers[1:] = [optimizer_of(adapter, optim) for adapter in adapters[1:]]
+    optimizers[1].load_state(stored)  # and the third begins anew
+    for optimizer, adapter in zip(optimizers, adapters, strict=True):
+        adapter.flat_grad.copy_(adapter.flat.flip(0))
+        optimizer.update(SOUND, 1e-2, 1.0)
+    assert torch.equal(adapters[0].flat, adapters[1].flat)
+    assert not torch.equal(adapters[0].flat, adapters[2].flat)
+    for name, tensor in optimizers[0].state().items():
+        assert torch.equal(tensor, optimizers[1].state()[name])
+
+
+def test_moments_in_8_bits_take_a_quarter() -> None:
+    held = {}
+    for optim in OPTIMIZERS:
+        adapter = FlatAdapter()
+        adapter.flat, adapter.flat_grad = adapter.flat.float(), adapter.flat_grad.float()
+        optimizer = optimizer_of(adapter, optim)
+        optimizer.update(SOUND, 1e-2, 1.0)
+        held[optim] = sum(x.numel() * x.element_size() for x in optimizer.state().values())
+    assert held["adamw_8bit"] < 0.26 * held["adamw_torch"]

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from strop.ops.fused.thin import ROWS, Blocks, LowRank, Measured, Parts, block_of, block_rows, registers
+from strop.ops.fused.thin import ROWS, Blocks, LowRank, Measured, Parts, block_of, block_rows, registers, rows_of
 
 _HEADS_EACH = 8
 """Heads of one program."""
@@ -52,8 +52,8 @@ def _finish_qkv(
     x = qkv + row[:, None] * (HEADS * H) + channel[None, :]
     mask, near = real[:, None] & (channel < half)[None, :], channel < half
     for head in range(first_head, last_head):
-        first_thin = block_of(thin, head * H + channel, near, start, R, BLOCK)
-        second_thin = block_of(thin, head * H + half + channel, near, start, R, BLOCK)
+        first_thin = rows_of(thin, head * H + channel, near, BLOCK)
+        second_thin = rows_of(thin, head * H + half + channel, near, BLOCK)
         first = tl.load(x + head * H, mask, 0.0).to(tl.float32)
         second = tl.load(x + head * H + half, mask, 0.0).to(tl.float32)
         first = tl.dot(h_tile, tl.trans(first_thin), first, input_precision="ieee")
@@ -68,7 +68,7 @@ def _finish_qkv(
             rest_channel = 2 * half + tl.arange(0, REST)
             rest_mask = real[:, None] & (rest_channel < H)[None, :]
             place = qkv + row[:, None] * (HEADS * H) + head * H + rest_channel[None, :]
-            rest_thin = block_of(thin, head * H + rest_channel, rest_channel < H, start, R, BLOCK)
+            rest_thin = rows_of(thin, head * H + rest_channel, rest_channel < H, BLOCK)
             rest = tl.load(place, rest_mask, 0.0).to(tl.float32)
             tl.store(place, tl.dot(h_tile, tl.trans(rest_thin), rest, input_precision="ieee"), rest_mask)
 
@@ -95,8 +95,8 @@ def _turn_back(
             first = turned.to(first.dtype)
             tl.store(x + head * H, first, mask)
             tl.store(x + head * H + half, second, mask)
-        first_thin = block_of(thin, head * H + channel, near, start, R, BLOCK)
-        second_thin = block_of(thin, head * H + half + channel, near, start, R, BLOCK)
+        first_thin = rows_of(thin, head * H + channel, near, BLOCK)
+        second_thin = rows_of(thin, head * H + half + channel, near, BLOCK)
         product = tl.dot(first, first_thin, product, input_precision="ieee")
         product = tl.dot(second, second_thin, product, input_precision="ieee")
         larger = tl.maximum(tl.abs(first.to(tl.float32)), tl.abs(second.to(tl.float32)))
@@ -105,7 +105,7 @@ def _turn_back(
             rest_channel = 2 * half + tl.arange(0, REST)
             place = grad + row[:, None] * (HEADS * H) + head * H + rest_channel[None, :]
             rest = tl.load(place, real[:, None] & (rest_channel < H)[None, :], 0.0)
-            rest_thin = block_of(thin, head * H + rest_channel, rest_channel < H, start, R, BLOCK)
+            rest_thin = rows_of(thin, head * H + rest_channel, rest_channel < H, BLOCK)
             product = tl.dot(rest, rest_thin, product, input_precision="ieee")
             largest = tl.maximum(largest, tl.max(tl.abs(rest.to(tl.float32)), 1))
     place = tl.program_id(1).to(tl.int64) * rows + row
@@ -127,7 +127,7 @@ def finish_qkv(
         heads: N, K.
     """
     rows, half = qkv_TO.shape[0], cos_TR.shape[1]
-    programs, shape = _launch(qkv_TO, half, heads, pending.thin_OR, blocks)
+    programs, shape = _launch(qkv_TO, half, heads, blocks)
     _finish_qkv[programs](
         qkv_TO, *pending, cos_TR, sin_TR, rows, half, heads[0], *blocks.starts, **shape,
         maxnreg=registers(_REGISTERS, shape["R"]),
@@ -139,15 +139,15 @@ def turn_back(
 ) -> Measured:
     """The rotation's backward, in place, and the result measured: queries' and keys' gradients are turned back."""
     rows, half = grad_TO.shape[0], cos_TR.shape[1]
-    programs, shape = _launch(grad_TO, half, heads, thin_OR, blocks)
-    parts = Parts.new(grad_TO, programs[1], thin_OR.shape[1])
+    programs, shape = _launch(grad_TO, half, heads, blocks)
+    parts = Parts.new(grad_TO, programs[1], blocks.rank)
     parts.product_STR.zero_()  # a program writes its block alone
     _turn_back[programs](grad_TO, cos_TR, sin_TR, thin_OR, *parts, rows, half, heads[0], *blocks.starts, **shape)
     return Measured(grad_TO, parts)
 
 
 def _launch(
-    qkv_TO: Tensor, half: int, heads: tuple[int, int], thin_OR: Tensor, blocks: Blocks
+    qkv_TO: Tensor, half: int, heads: tuple[int, int], blocks: Blocks
 ) -> tuple[tuple[int, int], dict[str, int]]:
     """The programs, each for some heads of q, of k or of v, and the kernels' constants."""
     num_heads, kv_heads = heads
@@ -160,7 +160,7 @@ def _launch(
         "H": width,
         "HALF": max(16, triton.next_power_of_2(half)),
         "REST": max(16, triton.next_power_of_2(rest)) if rest else 0,
-        "R": thin_OR.shape[1],
+        "R": blocks.rank,
         "BLOCK": blocks.width,
         "ROWS": ROWS,
         "HEADS_EACH": _HEADS_EACH,

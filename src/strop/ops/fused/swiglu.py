@@ -56,10 +56,9 @@ def sigmoid(x):
 
 
 @triton.jit
-def _thin_tiles(thin, column, width, up_start, R: tl.constexpr, BLOCK: tl.constexpr):
-    """The rows of W for these columns of gate and of up, each with its own block of h's columns."""
-    inside = column < width
-    return block_of(thin, column, inside, 0, R, BLOCK), block_of(thin, width + column, inside, up_start, R, BLOCK)
+def _thin_tiles(thin, column, width, BLOCK: tl.constexpr):
+    """The rows of W for these columns of gate and of up."""
+    return rows_of(thin, column, column < width, BLOCK), rows_of(thin, width + column, column < width, BLOCK)
 
 
 @triton.jit
@@ -96,7 +95,7 @@ def _swiglu_measure(
     largest, product = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS, OUT_R], tl.float32)
     for start in range(0, SPAN, CHUNK):
         column = tl.program_id(1) * SPAN + start + tl.arange(0, CHUNK)
-        gate_thin, up_thin = _thin_tiles(thin, column, width, up_start, R, BLOCK)
+        gate_thin, up_thin = _thin_tiles(thin, column, width, BLOCK)
         gate, up = _gate_up(gate_up, row, real, gate_h, up_h, gate_thin, up_thin, column, width)
         a = gate * sigmoid(gate) * up
         largest = tl.maximum(largest, tl.max(tl.abs(a), 1))
@@ -115,7 +114,7 @@ def _swiglu_quantise(
     row = block_rows(ROWS)
     real = row < rows
     column = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
-    gate_thin, up_thin = _thin_tiles(thin, column, width, up_start, R, BLOCK)
+    gate_thin, up_thin = _thin_tiles(thin, column, width, BLOCK)
     gate_h, up_h = block_of(h, row, real, 0, R, BLOCK), block_of(h, row, real, up_start, R, BLOCK)
     gate, up = _gate_up(gate_up, row, real, gate_h, up_h, gate_thin, up_thin, column, width)
     step = tl.load(scale + row, real, 1.0)
@@ -133,7 +132,7 @@ def _backward_measure(
 ):  # fmt: skip
     column = tl.program_id(0) * SLAB + tl.arange(0, SLAB)
     part = tl.program_id(1).to(tl.int64)
-    gate_thin, up_thin = _thin_tiles(thin, column, width, up_start, R, BLOCK)
+    gate_thin, up_thin = _thin_tiles(thin, column, width, BLOCK)
     out_tile = thin_tile(out_thin, column, width, OUT_R)
     d_gate, d_up = tl.zeros([SLAB, BLOCK], tl.float32), tl.zeros([SLAB, BLOCK], tl.float32)
     d_out = tl.zeros([SLAB, OUT_R], tl.float32)
@@ -181,7 +180,7 @@ def _backward_quantise(
     row = block_rows(ROWS)
     real = row < rows
     column = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
-    gate_thin, up_thin = _thin_tiles(thin, column, width, up_start, R, BLOCK)
+    gate_thin, up_thin = _thin_tiles(thin, column, width, BLOCK)
     out_tile = thin_tile(out_thin, column, width, OUT_R)
     gate_h, up_h = block_of(h, row, real, 0, R, BLOCK), block_of(h, row, real, up_start, R, BLOCK)
     dh_tile = rows_of(dh, row, real, OUT_R)
@@ -200,7 +199,7 @@ class SwigluGradients(NamedTuple):
     Attributes:
         operand: Of the product that reads (dgate, dup).
         dh_TR: scaling * (dgate, dup) W.
-        thin_2FB: Gradient of W in float32: gate's rows in gate's block of columns, up's in up's.
+        thin_2FB: Gradient of W in float32.
         out_thin_FR: Gradient of the thin matrix behind a, likewise.
     """
 
@@ -224,7 +223,7 @@ def swiglu_operand(
         float8: Quantise the operand.
     """
     rows, width = gate_up_T2F.shape[0], gate_up_T2F.shape[1] // 2
-    rank, out_rank = pending.thin_OR.shape[1], thin_FR.shape[1]
+    rank, out_rank = blocks.rank, thin_FR.shape[1]
     values, parts = new_values(gate_up_T2F, width, float8), Parts.new(gate_up_T2F, triton.cdiv(width, SPAN), out_rank)
     _swiglu_measure[grid(rows, width)](
         gate_up_T2F, *pending, blocks.starts[1], thin_FR, values, *parts, rows, width,
@@ -256,7 +255,7 @@ def swiglu_backward(
         scaling: dh = scaling * (dgate, dup) W, with `pending`'s W.
         float8: Quantise the operand.
     """
-    (rows, width), rank, out_rank = grad_TF.shape, pending.thin_OR.shape[1], grad_pending.thin_OR.shape[1]
+    (rows, width), rank, out_rank = grad_TF.shape, blocks.rank, grad_pending.thin_OR.shape[1]
     slabs = triton.cdiv(width, _SLAB)
     shares = max(1, min(triton.cdiv(_SLAB_PROGRAMS, slabs), triton.cdiv(rows, ROWS)))
     rows_each = triton.cdiv(triton.cdiv(rows, shares), ROWS) * ROWS

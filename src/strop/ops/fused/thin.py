@@ -32,13 +32,15 @@ class LowRank(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Which `width` columns of h and W each part of an output uses: q, k, v or gate, up.
+    """Which `width` columns of h each part of an output uses: q, k, v or gate, up.
 
-    Modules that share an input share h and W, each with columns of its own; the others would only add zeros to it.
+    Modules that share an input share h, each with columns of its own. W has `width` columns: each row belongs to one
+    module, and for the others it would hold zeros. All of h has `rank` columns.
     """
 
     width: int
     starts: tuple[int, ...]
+    rank: int
 
 
 class Parts(NamedTuple):

@@ -1,0 +1,133 @@
+"""NF4, bitsandbytes' format of 4-bit weights, bit for bit (Dettmers et al. 2023, arXiv 2305.14314).
+
+Numbers are taken along the flattened matrix in blocks of 64. Each is stored as the nearest of 16 levels, quantiles of
+the normal distribution and an exact zero, times the block's largest magnitude; two numbers a byte, the first in its
+upper half. With double quantisation those magnitudes, less their mean, are held in 8 bits (`ops.blockwise`): 4.13 bits
+a weight instead of 4.5.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from strop.ops.blockwise import BLOCK as NESTED_BLOCK
+from strop.ops.blockwise import dequantise_blockwise, dynamic_code, quantise_blockwise
+from strop.ops.dispatch import kernels_for
+
+# arXiv 2305.14314, appendix E.
+LEVELS = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+          -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+          0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023,
+          1.0)  # fmt: skip
+BLOCK = 64
+
+_PIECE = BLOCK << 16
+"""Numbers quantised at a time, so that loading a large matrix takes little memory beside it."""
+
+
+class Nested(NamedTuple):
+    """What doubly quantised magnitudes need beside their codes.
+
+    Attributes:
+        absmax_G: float32, the largest magnitude of each 256 of them, after the mean was subtracted.
+        offset: Their mean, a float32 scalar.
+        code: The 256 numbers that the codes stand for.
+    """
+
+    absmax_G: Tensor
+    offset: Tensor
+    code: Tensor
+
+
+class Nf4(NamedTuple):
+    """A matrix in NF4.
+
+    Attributes:
+        packed: uint8, two numbers a byte.
+        absmax_B: Each block's largest magnitude: float32, or uint8 codes where there is `nested`.
+        nested: See `Nested`.
+        shape: Of the matrix.
+    """
+
+    packed: Tensor
+    absmax_B: Tensor
+    nested: Nested | None
+    shape: tuple[int, ...]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything it holds of its own, by name."""
+        held = {"packed": self.packed, "absmax": self.absmax_B}
+        return held | ({"nested_absmax": self.nested.absmax_G, "offset": self.nested.offset} if self.nested else {})
+
+
+@cache
+def levels(device: torch.device) -> Tensor:
+    """The 16 levels, float32, made once for each device."""
+    return torch.tensor(LEVELS, dtype=torch.float32, device=device)
+
+
+def quantise(weight: Tensor, double: bool = True) -> Nf4:
+    """A matrix rounded to NF4.
+
+    Args:
+        weight: Any shape, in float32 or narrower (wider ones are made float32 first).
+        double: Quantise the blocks' magnitudes too, as QLoRA and Unsloth do.
+    """
+    pieces = [_quantise(piece) for piece in weight.reshape(-1).split(_PIECE)]
+    packed, absmax_B = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    if not double:
+        return Nf4(packed, absmax_B, None, tuple(weight.shape))
+    offset = absmax_B.mean()
+    codes_B, absmax_G = quantise_blockwise(absmax_B - offset, signed=True)
+    return Nf4(packed, codes_B, Nested(absmax_G, offset, dynamic_code(True, weight.device)), tuple(weight.shape))
+
+
+def _quantise(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Bytes and magnitudes of a run of whole blocks; the last one of a matrix may be short."""
+    wide = numbers.float()
+    whole = len(wide) - len(wide) % BLOCK
+    blocks, rest = wide[:whole].view(-1, BLOCK), wide[whole:]
+    absmax_B = blocks.abs().amax(1)
+    scaled = (blocks * (1.0 / absmax_B.clamp(min=1e-38))[:, None]).view(-1)
+    if len(rest):  # bitsandbytes divides here, and multiplies by the inverse above
+        largest = rest.abs().amax().clamp(min=1e-38)
+        absmax_B, scaled = torch.cat((absmax_B, largest[None])), torch.cat((scaled, rest / largest))
+    table = levels(wide.device)
+    nearest = torch.bucketize(scaled, (table[:-1] + table[1:]) / 2, out_int32=True).to(torch.uint8)
+    upper, lower = (
+        torch.nn.functional.pad(nearest, (0, len(nearest) % 2), value=LEVELS.index(0.0)).view(-1, 2).unbind(1)
+    )
+    return (upper << 4) | lower, absmax_B
+
+
+def dequantise(nf4: Nf4, dtype: torch.dtype) -> Tensor:
+    """The rounded matrix: levels times magnitudes in float32, rounded to `dtype`."""
+    out = torch.empty(nf4.shape, dtype=dtype, device=nf4.packed.device)
+    dequantise_into(nf4, out)
+    return out
+
+
+def dequantise_into(nf4: Nf4, out: Tensor) -> None:
+    """`dequantise` into a contiguous tensor of the matrix's shape; on a GPU one kernel that reads each byte once."""
+    if kernels := kernels_for(out):
+        kernels.nf4_dequantise(nf4, out)
+        return
+    absmax_B, count = magnitudes(nf4), out.numel()
+    halves = torch.stack((nf4.packed >> 4, nf4.packed & 15), dim=1).view(-1)[:count]
+    scale = absmax_B.repeat_interleave(BLOCK)[:count]
+    out.copy_((levels(out.device)[halves.int()] * scale).view(out.shape))
+
+
+def magnitudes(nf4: Nf4) -> Tensor:
+    """Each block's largest magnitude in float32."""
+    if nf4.nested is None:
+        return nf4.absmax_B
+    return dequantise_blockwise(nf4.absmax_B, nf4.nested.absmax_G, nf4.nested.code) + nf4.nested.offset
+
+
+def sizes(count: int) -> tuple[int, int, int]:
+    """Bytes, blocks and blocks of blocks of a matrix of so many numbers."""
+    blocks = -(-count // BLOCK)
+    return -(-count // 2), blocks, -(-blocks // NESTED_BLOCK)
