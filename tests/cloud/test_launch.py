@@ -102,6 +102,7 @@ def test_out_of_memory_on_the_largest_is_the_result(
     assert gpus(modal) == [("H200", 1)]
 
 
+@pytest.mark.slow
 def test_a_second_launch_uploads_nothing(
     modal: FakeModal, client: Client, recipe: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -122,6 +123,7 @@ def test_a_second_launch_uploads_nothing(
     assert "uploading 1 files" in other.stdout
 
 
+@pytest.mark.slow
 def test_logs_and_pull_reach_a_run_whose_client_was_killed(
     modal: FakeModal, start: Start, client: Client, recipe: Callable[..., str], tmp_path: Path
 ) -> None:
