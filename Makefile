@@ -5,7 +5,7 @@ READY := .venv/.ready
 # One thread a test process: the tests run two processes side by side.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-fast check test-gpu bench clean
+.PHONY: help setup demo test test-fast check test-gpu bench lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -39,6 +39,15 @@ test-gpu:  ## the tests that need a CUDA device, with the Python that is active
 
 bench: $(READY)  ## tokenisation throughput
 	STROP_CACHE=$$(mktemp -d) $(BIN)/python benchmarks/bench_tokenize.py tests/fixtures/phi3-tokenizer 200000
+
+# torch is pinned to the version that the GPU figures were measured with; all else is what constraints.txt says.
+lock: $(READY)  ## the packages of the Modal image, with hashes, from pyproject.toml and constraints.txt
+	$(BIN)/python -m pip install --quiet 'uv==0.13.9'
+	(grep -vE '^(torch|triton)==' constraints.txt; echo torch==2.11.0) > .venv/lock-constraints.txt
+	echo triton | $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate \
+	    --custom-compile-command 'make lock' --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
+	    --extra parquet --extra gguf --constraint .venv/lock-constraints.txt \
+	    --output-file src/strop/cloud/requirements.lock pyproject.toml -
 
 clean:  ## remove the environment and all caches in this folder; runs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,13 +2,14 @@
 
 import re
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from strop.errors import RecipeError, StropError
-from strop.recipe import load_recipe
+from strop.recipe import Recipe, load_recipe
 
 app = typer.Typer(
     name="strop",
@@ -25,9 +26,11 @@ and writes `runs/my/adapter`, which PEFT and vLLM load.
 A **recipe** is a YAML file or the name of a shipped one (`strop recipes`). Any key can be set on the command line:
 `strop train my.yaml train.max_steps=60 learning_rate=1e-4`.
 
+**On Modal:** `strop train my.yaml --on modal` does the same there; `strop logs` and `strop pull` find it again.
+
 **Exit codes:** 0 done, 2 recipe or model, 3 data, 4 checkpoint, 5 a loss that is not a number, 6 out of memory,
-7 stopped at modal.max_cost (raise it to go on), 75 interrupted (run the same command again to go on; 130 if nothing was
-trained yet), 1 a bug.""",
+7 stopped at modal.max_cost (raise it to go on), 8 Modal cannot be reached, 75 interrupted (run the same command again
+to go on; 130 if nothing was trained yet), 1 a bug.""",
 )
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file or a shipped recipe's name.")]
@@ -35,6 +38,15 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to set, such as train.max_steps=60."),
 ]
+
+
+class Place(StrEnum):
+    """Where a run can take place."""
+
+    here = "here"
+    modal = "modal"
+
+
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")]
 
 
@@ -94,7 +106,12 @@ def plan(
 
 
 @app.command()
-def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    on: Annotated[Place, typer.Option(help="Train here, or on a GPU of Modal's (docs/modal.md).")] = Place.here,
+    detach: Annotated[bool, typer.Option("--detach", help="With --on modal: start the run and leave it.")] = False,
+) -> None:
     """Train, or go on with an unfinished run: give a recipe, or a run folder to resume.
 
     Ctrl-C saves a checkpoint and stops; the same command goes on from it.
@@ -107,8 +124,55 @@ def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
         recipe, settings = f"{recipe}/recipe.yaml", [*settings, f"train.output_dir={recipe}"]
     loaded = load_recipe(recipe, settings)
     present.notes(loaded)
+    if on is Place.modal:
+        return _train_on_modal(loaded, detach)
+    if detach:
+        raise RecipeError("--detach goes with --on modal")
     run = api.train(loaded, console_reporter(loaded.train.logging_steps))
     present.finished(run)
+
+
+def _train_on_modal(recipe: Recipe, detach: bool) -> None:
+    from strop import api, present
+    from strop.cloud import require_modal
+
+    require_modal()
+    from strop.cloud.launch import launch
+
+    outcome = launch(recipe, present.note, detach=detach)
+    if outcome is not None and outcome.exit_code:
+        raise typer.Exit(outcome.exit_code)
+    if outcome is not None:
+        present.finished(api.Run(recipe.output_dir))
+
+
+@app.command()
+def logs(
+    run: RunArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for what comes, until the run ends.")] = False,
+) -> None:
+    """Print the log of a run on Modal, from its beginning."""
+    from strop import present
+    from strop.cloud import require_modal
+
+    require_modal()
+    from strop.cloud.follow import show_logs
+
+    outcome = show_logs(run, follow)
+    if outcome is not None:
+        present.note(f"ended with exit code {outcome.exit_code}. Next: strop pull {run}")
+
+
+@app.command()
+def pull(run: RunArgument) -> None:
+    """Fetch the folder of a run on Modal: checkpoints, metrics and, once it has finished, the adapter."""
+    from strop import present
+    from strop.cloud import require_modal
+
+    require_modal()
+    from strop.cloud.pull import pull
+
+    pull(run, present.note)
 
 
 @app.command()

@@ -8,6 +8,7 @@
     ├── NumericsError     5   a loss or gradient that is not a number; nothing was updated
     ├── OutOfMemoryError  6   out of memory at the smallest microbatch
     ├── BudgetReached     7   stopped at the limit the user set; resumable
+    ├── CloudError        8   Modal cannot be reached, or refused; nothing is lost, ask again
     └── Interrupted      75   stopped by SIGINT or SIGTERM after saving; resumable
 
 The numbers are a contract: a launcher retries 75 and signals and nothing else. Every message says what is
@@ -59,6 +60,12 @@ class BudgetReached(StropError):
     """The limit that the user set was reached; a checkpoint was written and the run can go on later."""
 
     exit_code = 7
+
+
+class CloudError(StropError):
+    """Modal cannot be reached or refuses; a run there goes on, or is as it was."""
+
+    exit_code = 8
 
 
 class Interrupted(StropError):

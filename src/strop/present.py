@@ -1,7 +1,10 @@
 """What the commands print. Tables and colour on a terminal, the same words without them elsewhere."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -9,14 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from strop.api import Finding, Prepared, Run
-from strop.data.audit import Lengths, PreviewRow, StoreReport
 from strop.errors import StropError
-from strop.evaluate.chat import ChatSession
-from strop.evaluate.score import Evaluation
-from strop.forecast.estimate import Plan
 from strop.recipe import Recipe
 from strop.run.console import clock
 from strop.run.folder import RunSummary
+
+if TYPE_CHECKING:  # these import torch, which a message does not need
+    from strop.data.audit import Lengths, PreviewRow, StoreReport
+    from strop.evaluate.chat import ChatSession
+    from strop.evaluate.score import Evaluation
+    from strop.forecast.estimate import Plan
 
 _out = Console(highlight=False)
 

@@ -185,9 +185,11 @@ class ModalSection(Section):
     gpu: OneOrMore = Field(("H200",), min_length=1)
     """GPU type, with an optional count (H100:2), or a list in order of preference."""
     timeout: int = Field(86400, ge=60, le=86400)
-    """Seconds an attempt may take; Modal allows 24 hours."""
+    """Seconds an attempt may take; Modal allows 24 hours. A run that takes longer goes on in the next attempt."""
     max_cost: float | None = Field(None, gt=0)
     """Dollars that all attempts may cost together; the run then saves, ends with exit code 7 and can go on."""
+    secrets: OneOrMore = ()
+    """Names of Modal secrets that the run shall see, such as the one that holds HF_TOKEN."""
 
     @field_validator("gpu")
     @classmethod

@@ -19,10 +19,10 @@ MAY_IMPORT = {
     "model": {"ops", "recipe", "resolve", "errors"},
     "run": {"recipe", "resolve", "errors"},
     "train": {"data", "model", "ops", "run", "recipe", "errors"},
-    "cloud": {"recipe", "errors"},
     "forecast": {"data", "model", "train", "cloud", "run", "recipe", "errors"},
     "evaluate": {"data", "model", "ops", "run", "recipe", "errors"},
     "export": {"data", "model", "ops", "run", "recipe", "resolve", "errors"},
+    "cloud": {"data", "model", "run", "recipe", "resolve", "errors"},
 }
 
 
@@ -61,12 +61,25 @@ def test_imports_point_downwards(file: str) -> None:
         assert "cli" not in imported or part == "__main__", "nothing imports cli"
 
 
+@pytest.mark.parametrize("file", files())
+def test_modal_is_imported_in_cloud_only(file: str) -> None:
+    names = {
+        name
+        for node in ast.walk(ast.parse((SOURCE / file).read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [str(node.module)])
+    }
+    assert file.startswith("cloud/") or not {name for name in names if name.partition(".")[0] == "modal"}
+
+
 def test_the_scan_sees_an_import_inside_a_function(tmp_path: Path) -> None:
     (tmp_path / "x.py").write_text("def f():\n    from strop.train.loop import g\n    from strop import cli\n")
     assert imported_parts(tmp_path / "x.py") == {"train", "cli"}
 
 
-@pytest.mark.parametrize("module", ["strop", "strop.recipe", "strop.errors", "strop.cli", "strop.resolve"])
+@pytest.mark.parametrize(
+    "module", ["strop", "strop.recipe", "strop.errors", "strop.cli", "strop.resolve", "strop.cloud.modal_app"]
+)
 def test_importing_it_loads_neither_torch_nor_transformers(module: str) -> None:
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} does not exist yet")
