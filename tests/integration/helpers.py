@@ -83,6 +83,6 @@ def strop(*arguments: object, cache: Path, timeout: float = 240) -> subprocess.C
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     """The records of a run without what depends on the clock."""
-    timed = {"tokens_per_second", "samples_per_second"}
+    timed = {"tokens_per_second", "samples_per_second", "dollars"}
     records = read_metrics(run / "metrics.jsonl")  # tolerates the line that is being written
     return [{key: value for key, value in record.items() if key not in timed} for record in records]

@@ -116,12 +116,12 @@ def test_the_fused_layers_equal_the_plain_decoder(
     want, want_gradient = loss_and_gradient(adapter)
     monkeypatch.setattr("strop.ops.nf4.kernels_for", lambda x: kernels)
     adapter.decoder.gradient_checkpointing = recompute
-    nll, gradient = fused(adapter, batch_of(share=True), padded=False)
+    nll, gradient = fused(adapter, batch_of(share=True), padding="none")
     assert nll == pytest.approx(want.item(), rel=TOLERANCE)
     assert distance(gradient, want_gradient) < TOLERANCE
     down = projections(adapter.decoder)[0, "down"].frozen
     next(iter(down.buffers()))[:4] ^= 0x80  # eight of 8,192 numbers of one matrix
-    assert distance(fused(adapter, batch_of(share=True), padded=False)[1], want_gradient) > 10 * TOLERANCE
+    assert distance(fused(adapter, batch_of(share=True), padding="none")[1], want_gradient) > 10 * TOLERANCE
 
 
 def test_nf4_in_float8_is_the_rounded_matrix_in_float8(tmp_path: Path) -> None:
