@@ -183,7 +183,8 @@ class ModalSection(Section):
     """Where a run on Modal goes."""
 
     gpu: OneOrMore = Field(("H200",), min_length=1)
-    """GPU type, with an optional count (H100:2), or a list in order of preference."""
+    """GPU type, with an optional count (H100:2), or a list: the next is taken where none is free, the next with more
+    memory where the run does not fit."""
     timeout: int = Field(86400, ge=60, le=86400)
     """Seconds an attempt may take; Modal allows 24 hours. A run that takes longer goes on in the next attempt."""
     max_cost: float | None = Field(None, gt=0)

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fake_modal import FakeModal
+from fake_modal import SECRETS, FakeModal
 from helpers import environment
-
-SECRETS = {"huggingface": {"HF_TOKEN": "hf_thisisacanaryandnotatoken00000"}}
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 What it copies of Modal's behaviour, because strop leans on it:
 
 - A container has a copy of its own of the runs Volume, made when it starts. What it writes is lost with it unless it
-  was committed; the last commit wins; a reload while a file on it is open is refused.
+  was committed. A commit brings what changed here since the last one, and wins over whoever committed it before; a
+  reload while a file on the Volume is open is refused.
 - A call that fails is tried again in a new container as often as its retry policy says. A container that ends
   without an answer was preempted: the same input starts again, and no retry is used up.
 - An app that was started detached outlives its client; another is stopped with it.
@@ -34,6 +35,9 @@ from grpclib import GRPCError, Status
 from grpclib.const import Handler
 from grpclib.server import Server
 from modal_proto import api_grpc, api_pb2
+
+SECRETS = {"huggingface": {"HF_TOKEN": "hf_thisisacanaryandnotatoken00000"}}
+"""What the account's secrets hold; a test looks for the value everywhere."""
 
 HERE = Path(__file__).parent
 BLOCK_BYTES = 8 << 20
@@ -67,7 +71,7 @@ class Task:
     root: Path
     process: asyncio.subprocess.Process | None = None
     answered: bool = False
-    final: bool = False
+    synced: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def runs(self) -> Path:
@@ -82,7 +86,6 @@ class FakeModal:
         folder: Everything that is kept lies here.
         secrets: Environments by the names of secrets.
         container_env: Added to every container's environment.
-        client_env: What a client needs in its environment is in `client_env`.
     """
 
     def __init__(self, folder: Path, secrets: dict[str, dict[str, str]], container_env: dict[str, str]) -> None:
@@ -98,6 +101,7 @@ class FakeModal:
         self._named: dict[tuple[str, str], str] = {}
         self._secret_names: dict[str, str] = {}
         self._changed = asyncio.Event()
+        self._is_closing = False
         self._background: set[asyncio.Task[None]] = set()
 
     # ----------------------------------------------------------------------------------------------- for the tests
@@ -164,11 +168,12 @@ class FakeModal:
             self.blocks_url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
             ready.set()
             await over.wait()
+            self._is_closing = True
             for task in self.tasks.values():
                 with contextlib.suppress(ProcessLookupError):
                     self.preempt(task, signal.SIGKILL)
-            for job in self._background:
-                job.cancel()
+            if self._background:
+                await asyncio.wait(self._background, timeout=20)
             await blocks.cleanup()
             server.close()
 
@@ -289,14 +294,14 @@ class FakeModal:
 
     async def VolumeCommit(self, request: Any, task: Task | None) -> Message:
         if task is not None and request.volume_id == "vo-strop-runs":
-            _mirror(task.runs, self.volume("strop-runs"))
+            _commit(task, self.volume("strop-runs"))
         return api_pb2.VolumeCommitResponse(skip_reload=True)
 
     async def VolumeReload(self, request: Any, task: Task | None) -> Message:
         assert task is not None
         if _open_files(task.runs):
             raise GRPCError(Status.FAILED_PRECONDITION, "there are open files preventing the operation")
-        _mirror(self.volume("strop-runs"), task.runs)
+        _reload(task, self.volume("strop-runs"))
         return Empty()
 
     async def VolumeListFiles2(self, request: Any, task: Task | None) -> AsyncIterator[Message]:
@@ -501,7 +506,7 @@ class FakeModal:
     async def _start(self, call: Call) -> None:
         task = Task(self._new_id("ta"), call, self.folder / "containers" / f"{call.id}-{len(call.tasks)}")
         task.root.mkdir(parents=True)
-        shutil.copytree(self.volume("strop-runs"), task.runs)
+        _reload(task, self.volume("strop-runs"))
         for name in ("data", "cache"):
             (task.root / name).symlink_to(self.volume(f"strop-{name}"))
         base, options = self.variants[call.function_id]
@@ -528,7 +533,7 @@ class FakeModal:
     async def _after(self, task: Task) -> None:
         """A container has ended: a call that has no answer yet gets another."""
         call = task.call
-        if call.output is None:
+        if call.output is None and not self._is_closing:
             if len(call.tasks) > 20:
                 self._finish(call, RESULT(status=RESULT.GENERIC_STATUS_FAILURE, exception="containers keep dying"))
             else:
@@ -616,19 +621,33 @@ class FakeModal:
         return Empty()
 
 
-def _mirror(source: Path, target: Path) -> None:
-    """Make one folder's files those of another."""
-    for path in sorted(target.rglob("*"), reverse=True):
-        if not (source / path.relative_to(target)).exists():
-            path.rmdir() if path.is_dir() else path.unlink()
-    for path in source.rglob("*"):
+def _commit(task: Task, volume: Path) -> None:
+    """Bring what the container changed, made or removed since the last time to the Volume."""
+    now = _state(task.runs)
+    for name in task.synced.keys() - now.keys():
+        (volume / name).unlink(missing_ok=True)
+    for name in (name for name in now if task.synced.get(name) != now[name]):
+        (volume / name).parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # it went away while we looked: the next commit will say so
-            copy = target / path.relative_to(source)
-            if path.is_dir():
-                copy.mkdir(parents=True, exist_ok=True)
-            else:
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy)
+            shutil.copyfile(task.runs / name, volume / name)
+    task.synced = now
+
+
+def _reload(task: Task, volume: Path) -> None:
+    """Make the container's files those of the Volume."""
+    shutil.rmtree(task.runs, ignore_errors=True)
+    shutil.copytree(volume, task.runs)
+    task.synced = _state(task.runs)
+
+
+def _state(folder: Path) -> dict[str, tuple[int, int]]:
+    """Times and sizes of all files by name."""
+    state = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                state[path.relative_to(folder).as_posix()] = (path.stat().st_mtime_ns, path.stat().st_size)
+    return state
 
 
 def _open_files(folder: Path) -> list[str]:

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from modal_proto import api_pb2
 
-from conftest import SECRETS
-from fake_modal import FakeModal
+from fake_modal import SECRETS, FakeModal
 from helpers import write_rows
 from model_folders import write_model_folder
 
@@ -53,6 +52,8 @@ def test_the_app_is_what_the_recipe_says(modal: FakeModal, client: Client, recip
     assert any(line.startswith("FROM python:3.12") for line in commands)
     assert any("uv pip install" in line and "--require-hashes" in line for line in commands)
     assert any(line.startswith("ENV HF_HOME=/strop/cache/") for line in commands)
+    mounted = [file.filename for request in modal.sent("MountGetOrCreate") for file in request.files]
+    assert "/root/strop/cloud/attempt.py" in mounted
     (created,) = modal.sent("FunctionCreate")
     function = created.function
     assert {mount.mount_path: (mount.volume_id, mount.read_only) for mount in function.volume_mounts} == {
@@ -176,6 +177,7 @@ def test_the_older_of_two_containers_stops_and_writes_no_more(
     modal.wait_for(lambda: second.call.output)
     fence = json.loads(next(modal.volume("strop-runs").glob("*/fence.json")).read_text())
     assert fence["attempt"] == 2
+    assert list(modal.volume("strop-runs").glob("*/run/adapter/adapter_model.safetensors"))
     assert len(modal.tasks) == 2  # the older one was not tried again
 
 

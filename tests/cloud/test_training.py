@@ -34,7 +34,7 @@ def wait_for_step(modal: FakeModal, number: int, step: int) -> Task:
 def test_an_interrupted_run_ends_in_the_bits_of_one_that_was_not(
     modal: FakeModal, start: Start, client: Client, tmp_path: Path
 ) -> None:
-    recipe = write_recipe(tmp_path, save_steps=2, max_steps=60)
+    recipe = write_recipe(tmp_path, save_steps=2, max_steps=40)
     local = strop("train", recipe, f"train.output_dir={tmp_path / 'local'}", cache=tmp_path / "cache")
     assert local.returncode == 0, local.stderr
     process = start("train", recipe, "--on", "modal")

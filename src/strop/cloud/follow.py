@@ -63,6 +63,8 @@ def wait(log: "CallLog", patience: float | None = None) -> Outcome | None:
         Interrupted: It was stopped and can go on.
         CloudError: Modal refuses, or the call ended in a way that strop does not know.
     """
+    import modal
+
     failures = 0
     while True:
         try:
@@ -72,8 +74,12 @@ def wait(log: "CallLog", patience: float | None = None) -> Outcome | None:
             failures = 0
             if patience is not None and not log.has_begun:
                 return None
+        except modal.exception.InputCancellation:
+            raise Interrupted("the call was cancelled. The same command goes on from the checkpoint") from None
+        except BrokenPipeError:  # who was reading our output has gone
+            raise
         except Exception as error:
-            if not _is_passing(error):
+            if not is_passing(error):
                 raise _explain(error) from error
             failures += 1
             delay = min(_LONGEST_WAIT, 2.0**failures)
@@ -133,7 +139,7 @@ def cloud_errors() -> Iterator[None]:
         raise _explain(error) from error
 
 
-def _is_passing(error: Exception) -> bool:
+def is_passing(error: Exception) -> bool:
     """Whether the connection failed, and not the run."""
     import modal
 

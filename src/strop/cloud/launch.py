@@ -5,13 +5,13 @@ import json
 import re
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from strop.cloud import gpus
-from strop.cloud.follow import CallLog, Emit, cloud_errors, to_console, wait
+from strop.cloud.follow import CallLog, Emit, cloud_errors, is_passing, to_console, wait
 from strop.cloud.job import RUNS_VOLUME, Job, Outcome
 from strop.cloud.pull import pull
 from strop.cloud.record import RECORD_FILE, RemoteRun, read_record, write_record
@@ -101,7 +101,7 @@ class _Launch:
 
         with cloud_errors():
             upload(self._inputs, data_volume, self._note)
-        call, gpu = self._running_call(), self._record.gpu
+            call, gpu = self._running_call(), self._record.gpu
         remaining = [other for other in self._recipe.modal.gpu if call is None or other != gpu]
         while True:
             if call is None:
@@ -117,10 +117,9 @@ class _Launch:
                 self._note(f"out of memory on {gpu} (exit code 6); trying {fitting[0]}")
                 remaining = fitting
             else:
-                break
+                self._bring_home(outcome)
+                return outcome
             call = None
-        self._bring_home(outcome)
-        return outcome
 
     def _running_call(self) -> "modal.FunctionCall[dict[str, Any]] | None":
         """The last launch's call, if it is still going on: a second one would only get in its way."""
@@ -130,13 +129,15 @@ class _Launch:
             return None
         call = modal.FunctionCall.from_id(self._record.call_ids[-1])
         try:
-            call.get(timeout=0)
+            with suppress(modal.exception.InputCancellation):
+                call.get(timeout=0)
         except TimeoutError:
             self._note(f"{self._record.run_id} is running already, on {self._record.gpu}")
             return call
-        except Exception:  # however it ended: the run goes on in a new call
-            return None
-        return None
+        except Exception as error:
+            if is_passing(error):
+                raise
+        return None  # however it ended: the run goes on in a new call
 
     def _start(self, gpu: str) -> "modal.FunctionCall[dict[str, Any]]":
         """Spawn a call on this type of GPU and write down where to find it."""
@@ -175,9 +176,9 @@ class _Launch:
                 call.cancel()
         return outcome
 
-    def _bring_home(self, outcome: Outcome | None) -> None:
+    def _bring_home(self, outcome: Outcome) -> None:
         """Fetch the run folder, whatever the end was, unless there was none or another launch has the run."""
-        if outcome is None or outcome.superseded:
+        if outcome.superseded:
             self._note("a newer launch has this run; this one has stopped")
             return
         if outcome.exit_code:

@@ -46,7 +46,7 @@ class Call:
 
     def get(self, timeout: float) -> Any:
         result = self.results.pop(0)
-        if isinstance(result, Exception):
+        if isinstance(result, BaseException):
             raise result
         return result
 
@@ -85,14 +85,23 @@ def test_a_run_that_never_begins_is_given_up_after_the_patience() -> None:
     [
         (Interrupted("the attempt's time is over"), Interrupted, "same command"),
         (modal.exception.FunctionTimeoutError("x"), Interrupted, "same command"),
+        (modal.exception.InputCancellation("x"), Interrupted, "cancelled"),
         (modal.exception.AuthError("x"), CloudError, "modal setup"),
         (modal.exception.NotFoundError("x"), CloudError, "any more"),
         (modal.exception.RemoteError("strange"), CloudError, "strange"),
     ],
 )
-def test_how_a_call_fails_is_said(error: Exception, kind: type[Exception], words: str) -> None:
+def test_how_a_call_fails_is_said(error: BaseException, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         followed(Call([ENTRIES], [error]))
+
+
+def test_output_that_has_gone_ends_the_following() -> None:
+    def emit(text: str, source: str) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        wait(CallLog(Call([ENTRIES]), emit))
 
 
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
