@@ -3,7 +3,7 @@
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,6 +33,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to set, such as train.max_steps=60."),
 ]
+Engine = Literal["strop", "unsloth"]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")]
 
 
@@ -72,7 +73,13 @@ def check(
 
 
 @app.command()
-def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    engine: Annotated[
+        Engine | None, typer.Option(help="Compute the steps with strop, or with Unsloth and TRL's trainer.")
+    ] = None,
+) -> None:
     """Train, or go on with an unfinished run: give a recipe, or a run folder to resume.
 
     Ctrl-C saves a checkpoint and stops; the same command goes on from it.
@@ -83,7 +90,7 @@ def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     settings = list(overrides or ())
     if Path(recipe, "recipe.yaml").exists():  # a run folder, wherever it has been moved to
         recipe, settings = f"{recipe}/recipe.yaml", [*settings, f"train.output_dir={recipe}"]
-    loaded = load_recipe(recipe, settings)
+    loaded = load_recipe(recipe, [*settings, *([f"train.engine={engine}"] if engine else [])])
     present.notes(loaded)
     run = api.train(loaded, console_reporter(loaded.train.logging_steps))
     present.finished(run)

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "run": {"recipe", "resolve", "errors"},
     "train": {"data", "model", "ops", "run", "recipe", "errors"},
     "evaluate": {"data", "model", "ops", "run", "recipe", "errors"},
+    "engines": {"data", "model", "run", "train", "recipe", "errors"},
     "export": {"data", "model", "ops", "run", "recipe", "resolve", "errors"},
 }
 

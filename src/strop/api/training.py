@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from strop.api.loading import load_model
 from strop.api.preparing import Prepared, check
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from strop.engines.unsloth import UnslothTrainer
     from strop.model.lora import LoraAdapter
     from strop.run.console import Reporter
     from strop.run.folder import RunFolder
@@ -38,7 +39,6 @@ def train(recipe: Recipe, reporter: Reporter | None = None) -> Run:
     """
     from strop.run.console import Reporter
     from strop.run.folder import RunFolder
-    from strop.train.stop import StopSignals
 
     reporter = reporter or Reporter()
     folder = RunFolder(recipe.output_dir)
@@ -50,16 +50,60 @@ def train(recipe: Recipe, reporter: Reporter | None = None) -> Run:
         if folder.status == "finished":
             reporter.note(f"{folder.path} is finished already; its adapter is {folder.adapter}")
             return Run(folder.path)
-        adapter = load_model(recipe, prepared.model_folder, reporter)
-        stop = StopSignals()
-        trainer = _trainer(recipe, prepared, adapter, folder, reporter, stop)
-        _begin(folder, recipe, fingerprints, prepared, trainer)
-        with stop, _status_kept(folder):  # until here a signal may end the process at once: nothing is lost
-            _resume(trainer, folder, reporter)
-            trainer.run()
-            _write_adapter(recipe, prepared.model_folder, adapter, folder)
-        folder.update_manifest(status="finished", progress=asdict(trainer.progress))
+        attempt = _on_unsloth if recipe.train.engine == "unsloth" else _on_strop
+        attempt(recipe, prepared, fingerprints, folder, reporter)
     return Run(folder.path)
+
+
+def _on_strop(
+    recipe: Recipe, prepared: Prepared, fingerprints: dict[str, str], folder: RunFolder, reporter: Reporter
+) -> None:
+    from strop.train.stop import StopSignals
+
+    adapter = load_model(recipe, prepared.model_folder, reporter)
+    stop = StopSignals()
+    trainer = _trainer(recipe, prepared, adapter, folder, reporter, stop)
+    _begin(folder, recipe, fingerprints, prepared, trainer)
+    with stop, _status_kept(folder):  # until here a signal may end the process at once: nothing is lost
+        _resume(trainer, folder, reporter)
+        trainer.run()
+        _write_adapter(recipe, prepared.model_folder, adapter, folder)
+    folder.update_manifest(status="finished", progress=asdict(trainer.progress))
+
+
+def _on_unsloth(
+    recipe: Recipe, prepared: Prepared, fingerprints: dict[str, str], folder: RunFolder, reporter: Reporter
+) -> None:
+    """The same in a worker; its adapter is read back and checked on strop's own decoder once the GPU is free."""
+    from strop.engines.unsloth import UnslothTrainer, start_worker
+    from strop.export.adapter import fill_adapter
+    from strop.run.console import Reporter
+    from strop.train.stop import StopSignals
+
+    with start_worker(recipe, prepared.model_folder, prepared.data.train, prepared.data.validation, folder) as worker:
+        reporter.note(f"Unsloth is starting in a process of its own; its output is in {worker.log}")
+        stop, held_out = StopSignals(), prepared.data.validation is not None
+        trainer = UnslothTrainer(worker, prepared.data.train, held_out, recipe.train, folder, reporter, stop.check)
+        changes = _enter(
+            folder,
+            recipe,
+            prepared,
+            device=trainer.device,
+            chosen=trainer.chosen,
+            fingerprints=fingerprints,
+            num_trainable=trainer.num_trainable,
+            num_steps=trainer.num_steps,
+        )
+        for line in (*changes, *trainer.explain()):
+            reporter.note(line)
+        with stop, _status_kept(folder):
+            _resume(trainer, folder, reporter)
+            tensors = trainer.run()
+            worker.close()
+            adapter = load_model(recipe, prepared.model_folder, Reporter(), serving=True)
+            fill_adapter(adapter, tensors, "what Unsloth trained")
+            _write_adapter(recipe, prepared.model_folder, adapter, folder)
+    folder.update_manifest(status="finished", progress=asdict(trainer.progress))
 
 
 def _fingerprints(prepared: Prepared) -> dict[str, str]:
@@ -86,9 +130,10 @@ def _begin(
     import torch
 
     decoder = trainer.decoder
-    if not folder.manifest:
-        folder.write_recipe(recipe.to_yaml())
-    changes = folder.begin_attempt(
+    changes = _enter(
+        folder,
+        recipe,
+        prepared,
         device=torch.cuda.get_device_name(decoder.device) if decoder.device.type == "cuda" else "cpu",
         chosen={"precision": decoder.precision, "max_tokens_per_microbatch": trainer.max_tokens},
         fingerprints=fingerprints,
@@ -98,10 +143,17 @@ def _begin(
     sharing = trainer.microbatches.sharing()
     for line in (*changes, *trainer.explain(), trainer.microbatches.explain(sharing)):
         trainer.reporter.note(line)
+    folder.update_manifest(sharing_ratio=round(sharing, 3))
+
+
+def _enter(folder: RunFolder, recipe: Recipe, prepared: Prepared, **attempt: Any) -> list[str]:
+    """Enter the recipe, the data and an attempt at them; returns what `RunFolder.begin_attempt` does."""
+    if not folder.manifest:
+        folder.write_recipe(recipe.to_yaml())
+    changes = folder.begin_attempt(**attempt)
     folder.update_manifest(
         format=prepared.data.format,
         template=prepared.data.template.name,
-        sharing_ratio=round(sharing, 3),
         data={
             "rows": len(prepared.data.train),
             "num_tokens": prepared.data.train.num_tokens,
@@ -109,6 +161,7 @@ def _begin(
             "skipped": prepared.data.train.skipped,
         },
     )
+    return changes
 
 
 def _trainer(
@@ -132,7 +185,7 @@ def _trainer(
     return trainer
 
 
-def _resume(trainer: Trainer, folder: RunFolder, reporter: Reporter) -> None:
+def _resume(trainer: Trainer | UnslothTrainer, folder: RunFolder, reporter: Reporter) -> None:
     from strop.run.checkpoint import load_newest
 
     checkpoint, rejected = load_newest(folder.checkpoints)
