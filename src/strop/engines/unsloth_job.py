@@ -48,7 +48,7 @@ def choose_loader() -> str:
     needed = ("unsloth", "bitsandbytes") if loader == "unsloth" else ("peft",)
     if missing := [name for name in (*needed, "trl", "datasets") if importlib.util.find_spec(name) is None]:
         raise RecipeError(
-            f"train.engine=unsloth: {' and '.join(missing)} not installed. Install what it needs with: "
+            f"train.engine=unsloth: not installed: {', '.join(missing)}. Install what it needs with: "
             "pip install 'strop[unsloth]', or leave train.engine out"
         )
     if loader == "unsloth" and not torch.cuda.is_available():
@@ -63,6 +63,8 @@ def choose_dtype(recipe: Recipe, loader: str) -> str:
         RecipeError: Unsloth has no such type here.
     """
     asked = recipe.model.precision
+    if loader == "transformers" and recipe.model.load_in_4bit:
+        raise RecipeError(f"model.load_in_4bit=True: {LOADER}=transformers has no NF4; leave one of them out")
     if loader == "transformers":
         on_gpu = torch.cuda.is_available()
         return asked if asked != "auto" else "bfloat16" if on_gpu else "float32"

@@ -204,7 +204,8 @@ class Session:
         dataset = Dataset(InMemoryTable(pa.table(columns)), fingerprint=f"strop-{part}")
         if order is not None:
             dataset = dataset.select(order, new_fingerprint=f"strop-{part}-in-order")
-        dataset._unsloth_truncated_to = self.job["max_seq_length"]  # Unsloth's mark; else it pads rows that have ids
+        # Unsloth's own mark for rows that are cut already; without it, it pads rows that have ids.
+        dataset._unsloth_truncated_to = self.job["max_seq_length"]
         return dataset
 
     def restore(self, state: str, scalars: dict[str, dict[str, Any]]) -> None:
