@@ -47,6 +47,7 @@ class Place(StrEnum):
     modal = "modal"
 
 
+Engine = Literal["strop", "unsloth"]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")]
 
 
@@ -111,6 +112,9 @@ def train(
     overrides: Overrides = None,
     on: Annotated[Place, typer.Option(help="Train here, or on a GPU of Modal's (docs/modal.md).")] = Place.here,
     detach: Annotated[bool, typer.Option("--detach", help="With --on modal: start the run and leave it.")] = False,
+    engine: Annotated[
+        Engine | None, typer.Option(help="Compute the steps with strop, or with Unsloth and TRL's trainer.")
+    ] = None,
 ) -> None:
     """Train, or go on with an unfinished run: give a recipe, or a run folder to resume.
 
@@ -122,7 +126,7 @@ def train(
     settings = list(overrides or ())
     if Path(recipe, "recipe.yaml").exists():  # a run folder, wherever it has been moved to
         recipe, settings = f"{recipe}/recipe.yaml", [*settings, f"train.output_dir={recipe}"]
-    loaded = load_recipe(recipe, settings)
+    loaded = load_recipe(recipe, [*settings, *([f"train.engine={engine}"] if engine else [])])
     present.notes(loaded)
     if on is Place.modal:
         return _train_on_modal(loaded, detach)

@@ -119,6 +119,8 @@ class TrainSection(Section):
 
     output_dir: str | None = Field(None, min_length=1)
     """The run folder; by default runs/ and the recipe's name."""
+    engine: Literal["strop", "unsloth"] = "strop"
+    """What computes the steps: strop, or Unsloth with TRL's trainer on the same rows in the same order."""
     per_device_train_batch_size: int = Field(4, ge=1)
     """Samples in an accumulation step. Only its product with gradient_accumulation_steps matters."""
     gradient_accumulation_steps: int = Field(2, ge=1)
@@ -205,8 +207,11 @@ class ModalSection(Section):
         return gpus
 
 
-def contradictions(data: DataSection, train: TrainSection) -> Iterator[tuple[tuple[str, ...], str]]:
+def contradictions(
+    model: ModelSection, data: DataSection, train: TrainSection
+) -> Iterator[tuple[tuple[str, ...], str]]:
     """Keys that are each allowed and do not go together, as the keys concerned and what is wrong."""
+    yield from _not_of_the_engine(model, train)
     if train.warmup_steps and train.warmup_ratio:
         keys: tuple[str, ...] = ("train.warmup_steps", "train.warmup_ratio")
         text = f"{keys[0]}={train.warmup_steps} and {keys[1]}={train.warmup_ratio} say the same thing twice; keep one"
@@ -229,6 +234,23 @@ def contradictions(data: DataSection, train: TrainSection) -> Iterator[tuple[tup
                 yield (f"train.{key}", *held_out), needs
 
 
+def _not_of_the_engine(model: ModelSection, train: TrainSection) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Keys that strop's engine has and Unsloth has not."""
+    only_strop = {
+        "model.precision": (
+            model.precision == "float8" and model.precision,
+            "float8 weights: use bfloat16, or model.load_in_4bit for NF4",
+        ),
+        "train.max_tokens_per_microbatch": (
+            train.max_tokens_per_microbatch,
+            "packed microbatches: train.per_device_train_batch_size bounds its memory",
+        ),
+    }
+    for key, (value, text) in only_strop.items():
+        if value and train.engine == "unsloth":
+            yield (key, "train.engine"), f"{key}={value}: train.engine=unsloth has no {text}"
+
+
 class Recipe(Section):
     """A whole run."""
 
@@ -244,7 +266,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> "Recipe":
-        if found := [text for _, text in contradictions(self.data, self.train)]:
+        if found := [text for _, text in contradictions(self.model, self.data, self.train)]:
             raise ValueError("\n".join(found))
         return self
 

@@ -236,10 +236,11 @@ class _Reader:
             section: {
                 key: value for key, value in values.get(section, {}).items() if f"{section}.{key}" not in self._faulty
             }
-            for section in ("data", "train")
+            for section in ("model", "data", "train")
         }
+        model = ModelSection(**{"model_name_or_path": "any", **sound["model"]})
         data = DataSection(**{"train_file": "any", **sound["data"]})
-        for keys, text in contradictions(data, TrainSection(**sound["train"])):
+        for keys, text in contradictions(model, data, TrainSection(**sound["train"])):
             if self._faulty.isdisjoint(keys):
                 first = next((self._values[key] for key in keys if key in self._values), None)
                 self.faults.append(f"{first.where if first else self._source}: {text}")

@@ -26,6 +26,14 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
     "optimizer not here": (GOOD + "train: {optim: lion_8bit}\n", ["train.optim='lion_8bit'", "adamw_torch"]),
     "4 bits and not": (GOOD + "adapter: qlora\nload_in_4bit: false\n", ["adapter='qlora'", "contradicts"]),
     "another 4-bit format": (GOOD + "bnb_4bit_quant_type: fp4\n", ["bnb_4bit_quant_type='fp4'", "NF4"]),
+    "float8 not there": (
+        GOOD + "precision: float8\nengine: unsloth\n",
+        ["model.precision=float8", "train.engine=unsloth", "NF4"],
+    ),
+    "no packing there": (
+        GOOD + "train: {engine: unsloth, max_tokens_per_microbatch: 9}\n",
+        ["microbatch=9", "unsloth"],
+    ),
     "8 bits": (GOOD + "load_in_8bit: true\n", ["load_in_8bit=True", "precision"]),
     "half precision": (GOOD + "fp16: true\n", ["fp16=True", "bfloat16"]),
     "full fine-tuning": (GOOD + "finetuning_type: full\n", ["finetuning_type='full'", "LoRA"]),

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "train": {"data", "model", "ops", "run", "recipe", "errors"},
     "forecast": {"data", "model", "train", "cloud", "run", "recipe", "errors"},
     "evaluate": {"data", "model", "ops", "run", "recipe", "errors"},
+    "engines": {"data", "model", "run", "train", "recipe", "errors"},
     "export": {"data", "model", "ops", "run", "recipe", "resolve", "errors"},
     "cloud": {"data", "model", "run", "recipe", "resolve", "errors"},
 }

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,22 @@ def load_adapter(adapter: LoraAdapter, folder: Path) -> None:
     Raises:
         StropError: Keys or shapes differ from what the adapter expects.
     """
-    tensors = load_file(folder / WEIGHTS_FILE)
+    fill_adapter(adapter, load_file(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
+
+
+def fill_adapter(adapter: LoraAdapter, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Fill an attached adapter from tensors under PEFT's names; `source` is where they are from, for messages.
+
+    Raises:
+        StropError: Keys or shapes differ from what the adapter expects.
+    """
     expected = adapter.state_dict()
     if tensors.keys() != expected.keys():
         differ = sorted(tensors.keys() ^ expected.keys())
-        raise StropError(f"{folder / WEIGHTS_FILE}: {len(differ)} tensors missing or unexpected, such as {differ[0]}")
+        raise StropError(f"{source}: {len(differ)} tensors missing or unexpected, such as {differ[0]}")
     for name, tensor in expected.items():
         if tensors[name].shape != tensor.shape:
-            raise StropError(f"{folder / WEIGHTS_FILE}: {name} has shape {tuple(tensors[name].shape)}")
+            raise StropError(f"{source}: {name} has shape {tuple(tensors[name].shape)}")
         tensor.copy_(tensors[name])
 
 

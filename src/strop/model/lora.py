@@ -108,6 +108,29 @@ class LoraAdapter:
             projection.lora_enabled = enabled
 
 
+def initial_tensors(config: DecoderConfig, section: LoraSection, seed: int) -> dict[str, Tensor]:
+    """What `LoraAdapter.state_dict` begins with, in float32 and without a model: to start elsewhere from the same A.
+
+    Raises:
+        RecipeError: A target matches no module of this model.
+    """
+    targets = resolve_targets(config, section.target_modules)
+    widths = {"o": config.num_heads * config.head_dim, "down": config.intermediate_size}
+    tensors: dict[str, Tensor] = {}
+    for layer in range(config.num_layers):
+        for group, modules in group_modules(config).items():
+            for module in (module for module in modules if module in targets):
+                prefix = f"base_model.model.{module_path(layer, group, module)}"
+                first, last = modules[module]
+                a_RI = torch.empty(section.r, widths.get(group, config.hidden_size))
+                _fill_a(a_RI, f"{prefix}.lora_A.weight", seed)
+                tensors |= {
+                    f"{prefix}.lora_A.weight": a_RI,
+                    f"{prefix}.lora_B.weight": torch.zeros(last - first, section.r),
+                }
+    return tensors
+
+
 def resolve_targets(config: DecoderConfig, targets: Sequence[str] | str) -> list[str]:
     """The checkpoint's own names of the modules that `targets` asks for, sorted.
 

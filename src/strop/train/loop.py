@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -60,6 +60,25 @@ class Progress:
     best_step: int = 0
     evals_without_gain: int = 0
     stopped_early: bool = False
+
+    def judge(self, loss: float, section: TrainSection) -> bool:
+        """Take in the held-out loss after this step; True if it is the lowest so far."""
+        self.evaluated_step = self.step
+        gain = float("inf") if self.best_loss is None else self.best_loss - loss
+        self.evals_without_gain = 0 if gain > section.early_stopping_threshold else self.evals_without_gain + 1
+        if gain > 0:
+            self.best_loss, self.best_step = loss, self.step
+        patience = section.early_stopping_patience
+        self.stopped_early = patience is not None and self.evals_without_gain >= patience
+        return gain > 0
+
+    def evaluation_is_due(self, section: TrainSection, num_steps: int) -> bool:
+        """After this step, unless it has been done; an interruption may have cut it off."""
+        if self.evaluated_step == self.step:
+            return False
+        if self.step == 0:
+            return section.eval_on_start
+        return self.step == num_steps or is_due(self.step, section.eval_steps)
 
 
 @dataclass
@@ -156,7 +175,7 @@ class Trainer:
             raise type(stop)(text) from None
         except NonFiniteError as error:
             self._save()
-            raise NumericsError(self._explain_non_finite(error)) from None
+            raise NumericsError(explain_non_finite(self.progress.step + 1, error, self.store)) from None
         except OutOfMemoryError:
             self._save()
             raise
@@ -176,18 +195,18 @@ class Trainer:
             self._finish(all_but=0 if self._in_flight[-1].is_done or self._is_stop(step + 1) else 1)
             if not self._in_flight:
                 self._evaluate_if_due()
-                if self.progress.step < self.num_steps and _due(self.progress.step, self.section.save_steps):
+                if self.progress.step < self.num_steps and is_due(self.progress.step, self.section.save_steps):
                     self._save()
 
     def _is_stop(self, step: int) -> bool:
         """Whether the host needs the state after this step."""
         section = self.section
-        evaluates = self.evaluate is not None and _due(step, section.eval_steps)
-        return step == self.num_steps or _due(step, section.save_steps) or evaluates
+        evaluates = self.evaluate is not None and is_due(step, section.eval_steps)
+        return step == self.num_steps or is_due(step, section.save_steps) or evaluates
 
     def _launch(self, step: int) -> StepInFlight:
         section = self.section
-        torch.manual_seed(_dropout_seed(section.seed, step))
+        torch.manual_seed(dropout_seed(section.seed, step))
         rate = learning_rate(step, section, self.num_steps)
         batches = self.microbatches.of_step(step)
         return train_step(self.gradients, self.optimizer, batches, rate, section.max_grad_norm, self.check)
@@ -242,44 +261,20 @@ class Trainer:
         self._record(result, rate)
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate after this step if it is time and has not been done; an interruption may have cut it off."""
-        step, section = self.progress.step, self.section
-        if self.evaluate is None or self.progress.evaluated_step == step:
-            return
-        if section.eval_on_start if step == 0 else step == self.num_steps or _due(step, section.eval_steps):
+        if self.evaluate is not None and self.progress.evaluation_is_due(self.section, self.num_steps):
             self._take_in(self._fitting(self.evaluate))
             self.decoder.train()
             self._started = time.perf_counter()
 
     def _take_in(self, loss: float) -> None:
         """Record a held-out loss and judge it: the best so far, or reason to stop early."""
-        progress, section = self.progress, self.section
-        progress.evaluated_step = progress.step
-        self.metrics.append({"kind": "eval", "step": progress.step, "eval_loss": loss})
-        self.reporter.on_eval(progress.step, loss)
-        gain = float("inf") if progress.best_loss is None else progress.best_loss - loss
-        gained = gain > section.early_stopping_threshold
-        progress.evals_without_gain = 0 if gained else progress.evals_without_gain + 1
-        if gain > 0:
-            progress.best_loss, progress.best_step = loss, progress.step
-            if section.load_best_model_at_end:
-                self._best = self.adapter.flat.detach().cpu().clone()
-        patience = section.early_stopping_patience
-        progress.stopped_early = patience is not None and progress.evals_without_gain >= patience
+        self.metrics.append({"kind": "eval", "step": self.progress.step, "eval_loss": loss})
+        self.reporter.on_eval(self.progress.step, loss)
+        if self.progress.judge(loss, self.section) and self.section.load_best_model_at_end:
+            self._best = self.adapter.flat.detach().cpu().clone()
 
     def _record(self, result: StepResult, rate: float) -> None:
-        record: dict[str, Any] = {
-            "kind": "train",
-            "step": self.progress.step,
-            "loss": result.loss,
-            "learning_rate": rate,
-            "grad_norm": result.grad_norm,
-            "num_tokens": result.num_tokens,
-            "num_executed_tokens": result.num_executed_tokens,
-            "num_loss_tokens": result.num_loss_tokens,
-            "tokens_per_second": result.num_tokens / result.seconds,
-            "samples_per_second": result.num_samples / result.seconds,
-        }
+        record = result.record(self.progress.step, rate)
         if self.decoder.device.type == "cuda":
             record["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.decoder.device) / 2**30
         if self.meter is not None:
@@ -315,20 +310,23 @@ class Trainer:
             "model.max_seq_length, or take a GPU with more memory: `strop plan` says which."
         )
 
-    def _explain_non_finite(self, error: NonFiniteError) -> str:
-        rows = ", ".join(str(self.store.origin(i)) for i in error.samples[:16])
-        more = f" and {len(error.samples) - 16} more" if len(error.samples) > 16 else ""
-        return (
-            f"step {self.progress.step + 1}: {error}. Nothing was updated. The rows it came from: {rows}{more}. "
-            "Look at these rows first; if they are sound, lower train.learning_rate or set train.max_grad_norm."
-        )
+
+def explain_non_finite(step: int, error: NonFiniteError, store: SampleStore) -> str:
+    """What a person should know about a step that failed, counted from 1."""
+    rows = ", ".join(str(store.origin(i)) for i in error.samples[:16])
+    more = f" and {len(error.samples) - 16} more" if len(error.samples) > 16 else ""
+    return (
+        f"step {step}: {error}. Nothing was updated. The rows it came from: {rows}{more}. "
+        "Look at these rows first; if they are sound, lower train.learning_rate or set train.max_grad_norm."
+    )
 
 
-def _due(step: int, every: int) -> bool:
+def is_due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps, or never for 0, happens after this one."""
     return every > 0 and step % every == 0
 
 
-def _dropout_seed(seed: int, step: int) -> int:
+def dropout_seed(seed: int, step: int) -> int:
     """Dropout's draws are a function of seed and step, so a resumed run draws what an undisturbed one does.
 
     A single 32-bit number, because torch's CPU generator ignores a seed's upper half.

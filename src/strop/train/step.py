@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,21 @@ class StepResult:
     num_executed_tokens: int
     num_loss_tokens: int
     seconds: float
+
+    def record(self, step: int, learning_rate: float) -> dict[str, Any]:
+        """The step's line in metrics.jsonl, steps counted from 1."""
+        return {
+            "kind": "train",
+            "step": step,
+            "loss": self.loss,
+            "learning_rate": learning_rate,
+            "grad_norm": self.grad_norm,
+            "num_tokens": self.num_tokens,
+            "num_executed_tokens": self.num_executed_tokens,
+            "num_loss_tokens": self.num_loss_tokens,
+            "tokens_per_second": self.num_tokens / self.seconds,
+            "samples_per_second": self.num_samples / self.seconds,
+        }
 
 
 class NonFiniteError(NumericsError):

@@ -5,7 +5,7 @@ import torch
 
 from strop.errors import RecipeError
 from strop.model.families import read_config
-from strop.model.lora import LoraAdapter, resolve_targets
+from strop.model.lora import LoraAdapter, initial_tensors, resolve_targets
 from strop.model.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import write_checkpoint
@@ -85,3 +85,15 @@ def test_initial_values_are_pefts_and_depend_on_seed_and_name_only(tmp_path: Pat
     bound = 1 / a.shape[1] ** 0.5  # kaiming_uniform_(a=sqrt(5))
     assert 0.9 * bound < a.abs().max().item() <= bound
     assert abs(a.mean().item()) < bound / 5
+
+
+@pytest.mark.parametrize("family", ["phi3", "llama3", "qwen3"])
+def test_the_first_tensors_are_known_without_a_model(family: str, tmp_path: Path) -> None:
+    decoder = load_decoder(write_checkpoint(tmp_path, family), torch.float32)
+    section = LoraSection(r=4, target_modules="all-linear")
+    want = LoraAdapter(decoder, section, seed=3).state_dict()
+    got = initial_tensors(decoder.config, section, seed=3)
+    assert list(got) == list(want)
+    assert all(torch.equal(got[name], want[name]) for name in want)
+    other = initial_tensors(decoder.config, section, seed=4)
+    assert not any(torch.equal(got[name], other[name]) for name in want if "lora_A" in name)

@@ -1,0 +1,148 @@
+"""One attempt at a run, whichever engine computes its steps: what it begins from, how it ends, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from strop.api.billing import enter_cost
+from strop.errors import BudgetReached, Interrupted, StropError
+from strop.recipe import Recipe
+
+if TYPE_CHECKING:
+    from strop.api.preparing import Prepared
+    from strop.model.lora import LoraAdapter
+    from strop.run.checkpoint import Checkpoint
+    from strop.run.console import Reporter
+    from strop.run.cost import Meter
+    from strop.run.folder import RunFolder
+    from strop.run.metrics import MetricsLog
+    from strop.train.loop import Progress
+    from strop.train.stop import StopSignals
+
+
+class Resumable(Protocol):
+    """What both engines' trainers have in common."""
+
+    num_steps: int
+    metrics: MetricsLog
+    progress: Progress
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A recipe about to be trained in its run folder.
+
+    Attributes:
+        prepared: Its model folder and data.
+        fingerprints: What a later attempt must find unchanged.
+        meter: Counts dollars; None where nothing is billed.
+        stop: SIGINT and SIGTERM.
+    """
+
+    recipe: Recipe
+    prepared: Prepared
+    fingerprints: Mapping[str, str]
+    folder: RunFolder
+    reporter: Reporter
+    meter: Meter | None
+    stop: StopSignals
+
+    def begin(
+        self, device: str, chosen: Mapping[str, Any], num_trainable: int, num_steps: int, **entries: Any
+    ) -> list[str]:
+        """Enter recipe, data and this attempt in the run folder.
+
+        Args:
+            device: What it trains on, by name.
+            chosen: What was chosen for that device.
+            num_trainable: Parameters that are trained.
+            num_steps: Updates from beginning to end.
+            entries: More for the manifest.
+
+        Returns:
+            What differs from the attempt before, one a line.
+        """
+        folder, data = self.folder, self.prepared.data
+        if not folder.manifest:
+            folder.write_recipe(self.recipe.to_yaml())
+        changes = folder.begin_attempt(
+            device=device,
+            chosen=dict(chosen),
+            fingerprints=dict(self.fingerprints),
+            num_trainable=num_trainable,
+            num_steps=num_steps,
+        )
+        enter_cost(folder, self.meter)
+        folder.update_manifest(
+            format=data.format,
+            template=data.template.name,
+            data={
+                "rows": len(data.train),
+                "num_tokens": data.train.num_tokens,
+                "num_loss_tokens": data.train.num_loss_tokens,
+                "skipped": data.train.skipped,
+            },
+            **entries,
+        )
+        return changes
+
+    def resume(self, trainer: Resumable) -> None:
+        """Continue from the newest checkpoint that verifies, if there is one."""
+        from strop.run.checkpoint import load_newest
+
+        checkpoint, rejected = load_newest(self.folder.checkpoints)
+        for bad in rejected:
+            self.reporter.note(f"checkpoint {bad.path.name} is not used: {bad.reason}")
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
+            self.reporter.note(f"going on from step {checkpoint.step} of {trainer.num_steps}")
+        else:
+            trainer.metrics.truncate_after(0)
+
+    def write_adapter(self, adapter: LoraAdapter) -> None:
+        """Save the trained adapter in PEFT's format, read back and checked."""
+        from strop.export.adapter import save_adapter
+
+        model, model_folder = self.recipe.model, self.prepared.model_folder
+        base = model.model_name_or_path
+        if base.startswith("package:") or base.endswith(".gguf"):
+            base = str(model_folder)  # PEFT can load the converted folder, not the package or the GGUF file
+        save_adapter(adapter, self.folder.adapter, base, model.revision, model_folder)
+
+    def finish(self, trainer: Resumable) -> None:
+        """Enter that the run is finished, and what it cost."""
+        self.folder.update_manifest(status="finished", progress=asdict(trainer.progress))
+        enter_cost(self.folder, self.meter)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """While entered, signals wait to be asked for; run.json tells how the attempt ended and what it cost.
+
+        Until here a signal may end the process at once: nothing is lost.
+        """
+        with self.stop, told_how_to_go_on(self.folder):
+            try:
+                yield
+            except StropError as error:
+                with suppress(StropError):  # on a full disk this fails too, and the first failure is the one to tell
+                    resumable = isinstance(error, Interrupted | BudgetReached)
+                    self.folder.set_status("interrupted" if resumable else "failed")
+                    enter_cost(self.folder, self.meter)
+                raise
+
+
+@contextmanager
+def told_how_to_go_on(folder: RunFolder) -> Iterator[None]:
+    """Add the command that goes on with a run to what stopped it."""
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted(f"{error}. Go on with: strop train {folder.path}") from None
+    except BudgetReached as error:
+        raise BudgetReached(f"{error}. Go on with: strop train {folder.path} modal.max_cost=MORE") from None
