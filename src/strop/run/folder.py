@@ -8,6 +8,7 @@
       adapter/           the result, as PEFT writes it
       evaluation.json    base beside tuned, once `strop evaluate` has run
       plan.json          what `strop plan` measured here before the run began
+      unsloth/           with train.engine unsloth: its process's job, and worker.log with its output
       run.lock           the process that is writing here; also the sign that the folder is strop's
 
 Nothing but `adapter/` is needed to use the result.
