@@ -32,18 +32,18 @@ import report
 from strop.data.dataset import Dataset, open_dataset
 from strop.data.pack import Batch
 from strop.data.store import SampleStore
-from strop.evaluate.generate import generate
-from strop.evaluate.loss import held_out_loss
-from strop.evaluate.score import exact_match, numbers, split_question
+from strop.evaluation.generate import generate
+from strop.evaluation.loss import held_out_loss
+from strop.evaluation.score import exact_match, numbers, split_question
 from strop.model.locate import locate_model
 from strop.model.lora import LoraAdapter, projections
 from strop.model.weights import load_decoder
 from strop.recipe import LoraSection, Recipe, TrainSection, load_recipe
-from strop.train.budget import wanted_tokens
-from strop.train.gradients import choose_gradients
-from strop.train.microbatches import Microbatches
-from strop.train.optim import FlatAdamW, learning_rate
-from strop.train.step import train_step
+from strop.training.budget import wanted_tokens
+from strop.training.gradients import choose_gradients
+from strop.training.microbatches import Microbatches
+from strop.training.optim import FlatAdamW, learning_rate
+from strop.training.step import train_step
 
 
 class Base:

@@ -2,9 +2,9 @@
 
     python benchmarks/limits.py [--precision float8] [--models phi3-mini llama3-8b qwen2.5-14b qwen2.5-32b]
 
-Random weights, LoRA r=16 on all seven modules. Memory is measured as the trainer's own probe does (`train.budget`): two
-small microbatches in which every token is learned give a constant and so much for each token; "tokens" is what the free
-memory then holds, and so the longest sequence too. Nothing of that length is run.
+Random weights, LoRA r=16 on all seven modules. Memory is measured as the trainer's own probe does
+(`training.budget`): two small microbatches in which every token is learned give a constant and so much for each token;
+"tokens" is what the free memory then holds, and so the longest sequence too. Nothing of that length is run.
 """
 
 import argparse
@@ -14,8 +14,8 @@ import torch
 
 from random_checkpoint import LAYOUTS, PHI3_MINI
 from strop.model.families import read_config
-from strop.train.budget import peak_memory
-from strop.train.gradients import choose_gradients
+from strop.training.budget import peak_memory
+from strop.training.gradients import choose_gradients
 from throughput import random_adapter
 
 QWEN = {"model_type": "qwen2", "vocab_size": 152064, "num_key_value_heads": 8, "max_position_embeddings": 131072}

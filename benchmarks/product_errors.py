@@ -16,7 +16,7 @@ from strop.data.pack import Batch
 from strop.model.lora import LoraAdapter, projections
 from strop.ops.frozen_linear import Float8Weight, FrozenWeight, Operand, quantise_rows
 from strop.ops.nf4 import dequantise, quantise
-from strop.train.gradients import PlainGradients
+from strop.training.gradients import PlainGradients
 
 KINDS = {  # heading: what of a product is not exact
     "bf16": "the result, rounded to bfloat16",

@@ -41,10 +41,10 @@ from strop.model.weights import build_decoder, group_modules
 from strop.ops.frozen_linear import Float8Weight, FrozenWeight, Operand, quantise_rows
 from strop.ops.nf4 import Nf4, quantise
 from strop.recipe import LoraSection, TrainSection
-from strop.train.budget import tokens_that_fit
-from strop.train.gradients import choose_gradients
-from strop.train.optim import choose_optimizer, learning_rate
-from strop.train.step import StepInFlight, StepResult, train_step
+from strop.training.budget import tokens_that_fit
+from strop.training.gradients import choose_gradients
+from strop.training.optim import choose_optimizer, learning_rate
+from strop.training.step import StepInFlight, StepResult, train_step
 
 
 def random_adapter(config: DecoderConfig, precision: str) -> LoraAdapter:

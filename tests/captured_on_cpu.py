@@ -1,4 +1,4 @@
-"""`train.capture` where there is no GPU: a graph is the computation itself, done again at each replay.
+"""`training.capture` where there is no GPU: a graph is the computation itself, done again at each replay.
 
 What is emulated is CUDA's contract and no more: capturing computes nothing, and a replay reads the tensors that were
 read while it was captured, whatever is in them by then.
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from strop.train.capture import CapturedGradients
+from strop.training.capture import CapturedGradients
 
 
 class Graph:

@@ -19,8 +19,8 @@ from strop.run.folder import RunSummary
 
 if TYPE_CHECKING:  # these import torch, which a message does not need
     from strop.data.audit import Lengths, PreviewRow, StoreReport
-    from strop.evaluate.chat import ChatSession
-    from strop.evaluate.score import Evaluation
+    from strop.evaluation.chat import ChatSession
+    from strop.evaluation.score import Evaluation
     from strop.forecast.estimate import Plan
 
 _out = Console(highlight=False)

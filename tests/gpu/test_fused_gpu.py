@@ -12,8 +12,8 @@ from strop.model.lora import LoraAdapter
 from strop.model.weights import load_decoder
 from strop.ops.frozen_linear import Float8Weight, Operand, quantise_rows
 from strop.recipe import LoraSection, TrainSection
-from strop.train.optim import FlatAdamW
-from strop.train.step import NonFiniteError, train_step
+from strop.training.optim import FlatAdamW
+from strop.training.step import NonFiniteError, train_step
 from tiny_models import write_checkpoint
 from tree_batches import batch_of
 
@@ -37,7 +37,7 @@ def plain_gradient(adapter: LoraAdapter, batch: Batch) -> torch.Tensor:
 
 
 def captured(adapter: LoraAdapter):
-    from strop.train.capture import CapturedGradients
+    from strop.training.capture import CapturedGradients
 
     return CapturedGradients(adapter)
 

@@ -16,8 +16,8 @@ from strop.recipe import LoraSection, TrainSection, load_recipe
 from strop.run.checkpoint import load_newest
 from strop.run.console import Reporter
 from strop.run.folder import RunFolder
-from strop.train.loop import Trainer
-from strop.train.step import StepInFlight
+from strop.training.loop import Trainer
+from strop.training.step import StepInFlight
 from test_fused_gpu import adapter_of, captured, soften, step_of
 from tiny_models import write_checkpoint
 from training_doubles import Rows, StopAt

@@ -11,9 +11,9 @@ from strop.ops import adamw_8bit as module
 from strop.ops.adamw_8bit import Moments, Settings, adamw_8bit
 from strop.ops.nf4 import dequantise, dequantise_into, quantise
 from strop.recipe import LoraSection, TrainSection
-from strop.train.gradients import why_plain
-from strop.train.optim import choose_optimizer
-from strop.train.step import train_step
+from strop.training.gradients import why_plain
+from strop.training.optim import choose_optimizer
+from strop.training.step import train_step
 from test_fused_gpu import captured, plain_gradient, step_of
 from tiny_models import write_checkpoint
 from tree_batches import batch_of

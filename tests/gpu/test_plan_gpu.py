@@ -12,7 +12,7 @@ from strop.model.precision import choose_device
 from strop.model.weights import load_decoder
 from strop.recipe import LoraSection, TrainSection, load_recipe
 from strop.run.folder import RunFolder
-from strop.train.loop import Trainer
+from strop.training.loop import Trainer
 from tiny_models import write_checkpoint
 from training_doubles import Rows, StopAt
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from helpers import FIXTURES, metrics, strop, write_rows
-from strop.export.adapter import load_adapter
+from strop.exporting.adapter import load_adapter
 from strop.model.lora import LoraAdapter
 from strop.model.weights import load_decoder
 from strop.recipe import LoraSection

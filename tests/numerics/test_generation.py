@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from strop.evaluate.generate import generate, stream
+from strop.evaluation.generate import generate, stream
 from strop.model.decoder import Decoder, attend_packed
 from strop.model.weights import load_decoder
 from strop.ops.attention import Packing

@@ -34,10 +34,10 @@ from strop.ops.frozen_linear import Float8Weight, Operand
 from strop.ops.fused import attention as fused_attention
 from strop.ops.fused import attention_plan
 from strop.recipe import LoraSection, TrainSection
-from strop.train.capture import CapturedGradients
-from strop.train.gradients import Gradients, PlainGradients
-from strop.train.optim import FlatAdamW
-from strop.train.step import train_step
+from strop.training.capture import CapturedGradients
+from strop.training.gradients import Gradients, PlainGradients
+from strop.training.optim import FlatAdamW
+from strop.training.step import train_step
 from tiny_models import write_checkpoint
 
 BOUND, FAR = 1e-4, 1e-3

@@ -15,9 +15,9 @@ from strop.model.lora import LoraAdapter
 from strop.model.weights import load_decoder
 from strop.ops.attention import Packing
 from strop.recipe import TrainSection
-from strop.train.gradients import PlainGradients
-from strop.train.optim import FlatAdamW
-from strop.train.step import NonFiniteError, train_step
+from strop.training.gradients import PlainGradients
+from strop.training.optim import FlatAdamW
+from strop.training.step import NonFiniteError, train_step
 from tiny_models import write_checkpoint
 from training_doubles import adapter_with_b
 

@@ -14,9 +14,9 @@ from strop.data.store import Sample
 from strop.model.lora import LoraAdapter
 from strop.model.weights import load_decoder
 from strop.recipe import LoraSection, TrainSection
-from strop.train.gradients import PlainGradients
-from strop.train.optim import FlatAdamW, learning_rate
-from strop.train.step import train_step
+from strop.training.gradients import PlainGradients
+from strop.training.optim import FlatAdamW, learning_rate
+from strop.training.step import train_step
 from tiny_models import load_oracle, write_checkpoint
 
 STEPS, BATCH, COUNT = 50, 8, 90

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import strop
+
 SOURCE = Path(__file__).parents[2] / "src" / "strop"
 TOP = {"cli", "present", "api", "__main__", "__init__"}
 MAY_IMPORT = {
@@ -18,11 +20,11 @@ MAY_IMPORT = {
     "data": {"recipe", "resolve", "errors"},
     "model": {"ops", "recipe", "resolve", "errors"},
     "run": {"recipe", "resolve", "errors"},
-    "train": {"data", "model", "ops", "run", "recipe", "errors"},
-    "forecast": {"data", "model", "train", "cloud", "run", "recipe", "errors"},
-    "evaluate": {"data", "model", "ops", "run", "recipe", "errors"},
-    "engines": {"data", "model", "run", "train", "recipe", "errors"},
-    "export": {"data", "model", "ops", "run", "recipe", "resolve", "errors"},
+    "training": {"data", "model", "ops", "run", "recipe", "errors"},
+    "forecast": {"data", "model", "training", "cloud", "run", "recipe", "errors"},
+    "evaluation": {"data", "model", "ops", "run", "recipe", "errors"},
+    "engines": {"data", "model", "run", "training", "recipe", "errors"},
+    "exporting": {"data", "model", "ops", "run", "recipe", "resolve", "errors"},
     "cloud": {"data", "model", "run", "recipe", "resolve", "errors"},
 }
 
@@ -73,9 +75,16 @@ def test_modal_is_imported_in_cloud_only(file: str) -> None:
     assert file.startswith("cloud/") or not {name for name in names if name.partition(".")[0] == "modal"}
 
 
+def test_no_public_function_has_the_name_of_a_package() -> None:
+    """Importing the package would put it in the function's place: strop.train(...) worked once only."""
+    packages = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
+    assert {"training", "evaluation"} <= packages
+    assert packages.isdisjoint(strop.__all__)
+
+
 def test_the_scan_sees_an_import_inside_a_function(tmp_path: Path) -> None:
-    (tmp_path / "x.py").write_text("def f():\n    from strop.train.loop import g\n    from strop import cli\n")
-    assert imported_parts(tmp_path / "x.py") == {"train", "cli"}
+    (tmp_path / "x.py").write_text("def f():\n    from strop.training.loop import g\n    from strop import cli\n")
+    assert imported_parts(tmp_path / "x.py") == {"training", "cli"}
 
 
 @pytest.mark.parametrize(

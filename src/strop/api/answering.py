@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from strop.data.examples import Origin
     from strop.data.formats import Format
-    from strop.evaluate.chat import ChatSession
-    from strop.evaluate.score import Evaluation
+    from strop.evaluation.chat import ChatSession
+    from strop.evaluation.score import Evaluation
     from strop.model.lora import LoraAdapter
 
 
@@ -31,9 +31,9 @@ def evaluate(run: Run, num_generated: int = 32, max_new_tokens: int = 96) -> Eva
     Raises:
         RecipeError: The run is not finished or holds nothing out.
     """
-    from strop.evaluate.score import evaluate as score
+    from strop.evaluation.score import evaluate as score
     from strop.run.folder import RunFolder
-    from strop.train.budget import wanted_tokens
+    from strop.training.budget import wanted_tokens
 
     recipe = run.recipe
     # Answers are what is asked for here, so only they are scored, whatever was learned in training; and of the
@@ -71,7 +71,7 @@ def chat(run: Run, max_new_tokens: int = 256, temperature: float = 0.0) -> ChatS
         RecipeError: The run is not finished.
     """
     from strop.data.template import load_template
-    from strop.evaluate.chat import ChatSession
+    from strop.evaluation.chat import ChatSession
     from strop.model.locate import locate_model
 
     recipe = run.recipe
@@ -106,7 +106,7 @@ def _questions(specs: Sequence[str], format: Format) -> Iterator[tuple[Origin, s
 
 def _tuned(run: Run, model_folder: Path) -> LoraAdapter:
     """The run's model with its trained adapter."""
-    from strop.export.adapter import load_adapter
+    from strop.exporting.adapter import load_adapter
     from strop.run.console import Reporter
 
     if not (run.adapter_path / "adapter_config.json").exists():

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from strop.run.cost import Meter
     from strop.run.folder import RunFolder
     from strop.run.metrics import MetricsLog
-    from strop.train.loop import Progress
-    from strop.train.stop import StopSignals
+    from strop.training.loop import Progress
+    from strop.training.stop import StopSignals
 
 
 class Resumable(Protocol):
@@ -107,7 +107,7 @@ class Attempt:
 
     def write_adapter(self, adapter: LoraAdapter) -> None:
         """Save the trained adapter in PEFT's format, read back and checked."""
-        from strop.export.adapter import save_adapter
+        from strop.exporting.adapter import save_adapter
 
         model, model_folder = self.recipe.model, self.prepared.model_folder
         base = model.model_name_or_path

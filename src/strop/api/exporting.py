@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from strop.api.run import Run
-    from strop.export.layout import Layout
+    from strop.exporting.layout import Layout
 
 
 def export(run: Run, layout: Layout, base: str | None = None, output: Path | None = None) -> Path:
@@ -29,7 +29,7 @@ def export(run: Run, layout: Layout, base: str | None = None, output: Path | Non
     Raises:
         RecipeError: The run has no adapter, it has that layout already, or the output exists.
     """
-    from strop.export.layout import convert_layout
+    from strop.exporting.layout import convert_layout
     from strop.model.families import read_config
     from strop.model.locate import locate_model
     from strop.model.vet import vet_model_folder

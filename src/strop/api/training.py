@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from strop.model.lora import LoraAdapter
     from strop.run.console import Reporter
     from strop.run.folder import RunFolder
-    from strop.train.loop import Trainer
+    from strop.training.loop import Trainer
 
 
 def train(recipe: Recipe, reporter: Reporter | None = None) -> Run:
@@ -37,7 +37,7 @@ def train(recipe: Recipe, reporter: Reporter | None = None) -> Run:
     """
     from strop.run.console import Reporter
     from strop.run.folder import RunFolder
-    from strop.train.stop import StopSignals
+    from strop.training.stop import StopSignals
 
     reporter = reporter or Reporter()
     folder = RunFolder(recipe.output_dir)
@@ -86,7 +86,7 @@ def _on_strop(attempt: Attempt) -> None:
 def _on_unsloth(attempt: Attempt) -> None:
     """In a worker; its adapter is read back and checked on strop's own decoder once the GPU is free."""
     from strop.engines.unsloth import UnslothTrainer, start_worker
-    from strop.export.adapter import fill_adapter
+    from strop.exporting.adapter import fill_adapter
     from strop.run.console import Reporter
 
     recipe, prepared, folder, reporter = attempt.recipe, attempt.prepared, attempt.folder, attempt.reporter
@@ -134,8 +134,8 @@ def _refuse_another_run(folder: RunFolder, recipe: Recipe, fingerprints: dict[st
 
 
 def _trainer(attempt: Attempt, adapter: LoraAdapter) -> Trainer:
-    from strop.evaluate.loss import held_out_loss
-    from strop.train.loop import Trainer
+    from strop.evaluation.loss import held_out_loss
+    from strop.training.loop import Trainer
 
     data, recipe = attempt.prepared.data, attempt.recipe
 

@@ -26,8 +26,8 @@ from strop.run.console import Reporter
 from strop.run.cost import Meter
 from strop.run.folder import RunFolder
 from strop.run.metrics import MetricsLog
-from strop.train.loop import Progress, explain_non_finite, is_due
-from strop.train.step import NonFiniteError, StepResult
+from strop.training.loop import Progress, explain_non_finite, is_due
+from strop.training.step import NonFiniteError, StepResult
 
 _QUIET = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """The model is a local folder by now, and nobody is told of the run."""
@@ -54,7 +54,7 @@ def start_worker(
 
 @dataclass
 class UnslothTrainer:
-    """Leads the worker through a run; to the rest of strop what `train.loop.Trainer` is.
+    """Leads the worker through a run; to the rest of strop what `training.loop.Trainer` is.
 
     Attributes:
         worker: Just started.

@@ -18,8 +18,8 @@ from strop.model.families import read_config
 from strop.model.lora import initial_tensors, resolve_targets
 from strop.model.vet import vet_model_folder
 from strop.recipe import Recipe, TrainSection
-from strop.train.loop import dropout_seed
-from strop.train.optim import learning_rate
+from strop.training.loop import dropout_seed
+from strop.training.optim import learning_rate
 
 LOADER = "STROP_UNSLOTH_LOADER"
 """Environment variable: `transformers` puts plain transformers and PEFT in Unsloth's place, on any machine. It is how

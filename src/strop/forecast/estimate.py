@@ -17,7 +17,7 @@ from strop.forecast.workload import Workload, count_workload
 from strop.model.families import DecoderConfig
 from strop.model.precision import Precision, choose_precision, why_not_fused
 from strop.recipe import Recipe
-from strop.train.budget import tokens_within, wanted_tokens
+from strop.training.budget import tokens_within, wanted_tokens
 
 START_SECONDS = 60.0
 """From a container's start to the first step: 12 to 13 s with warm caches on an H200; a cold one was not measured."""

@@ -14,11 +14,11 @@ from strop.data.store import SampleStore
 from strop.errors import OutOfMemoryError
 from strop.model.lora import LoraAdapter
 from strop.recipe import Recipe
-from strop.train.budget import tokens_that_fit, worst_batch
-from strop.train.gradients import Gradients, choose_gradients, why_plain
-from strop.train.microbatches import Microbatches
-from strop.train.optim import FlatOptimizer, choose_optimizer
-from strop.train.step import StepInFlight, train_step
+from strop.training.budget import tokens_that_fit, worst_batch
+from strop.training.gradients import Gradients, choose_gradients, why_plain
+from strop.training.microbatches import Microbatches
+from strop.training.optim import FlatOptimizer, choose_optimizer
+from strop.training.step import StepInFlight, train_step
 
 _STEPS, _RUNS = 8, 3
 """Different steps, and times that each is run: the first compiles, the second captures, the third is timed."""

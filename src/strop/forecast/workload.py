@@ -9,7 +9,7 @@ from strop.data.pack import Batch, pack
 from strop.data.store import SampleStore
 from strop.model.families import DecoderConfig
 from strop.recipe import Recipe
-from strop.train.microbatches import Microbatches
+from strop.training.microbatches import Microbatches
 
 _HELD_OUT_SAMPLES = 1024
 

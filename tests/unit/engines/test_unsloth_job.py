@@ -9,7 +9,7 @@ from strop.engines import unsloth_job
 from strop.engines.unsloth_job import LOADER, choose_dtype, choose_loader, rows_of
 from strop.errors import RecipeError
 from strop.recipe import DataSection, ModelSection, Recipe, TrainSection
-from strop.train.optim import learning_rate
+from strop.training.optim import learning_rate
 from training_doubles import Rows
 
 

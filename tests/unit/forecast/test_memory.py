@@ -17,7 +17,7 @@ from strop.model.inputs import PackedInputs
 from strop.model.lora import LoraAdapter
 from strop.model.weights import load_decoder
 from strop.recipe import LoraSection
-from strop.train.budget import worst_batch
+from strop.training.budget import worst_batch
 from tiny_models import FAMILIES, write_checkpoint
 
 PHI3 = Shape(read_config(PHI3_MINI), LoraSection())

@@ -10,7 +10,7 @@ from strop.forecast.probe import probe
 from strop.model.lora import LoraAdapter
 from strop.model.weights import load_decoder
 from strop.recipe import LoraSection, Recipe
-from strop.train.gradients import PlainGradients
+from strop.training.gradients import PlainGradients
 from tiny_models import write_checkpoint
 from training_doubles import Rows
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from strop.data.pack import Batch
 from strop.errors import NumericsError
-from strop.train.gradients import Gradients
-from strop.train.optim import FlatOptimizer
+from strop.training.gradients import Gradients
+from strop.training.optim import FlatOptimizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from strop.evaluate.kv_cache import KVCache
+from strop.evaluation.kv_cache import KVCache
 from strop.model.decoder import Decoder
 from strop.ops.attention import Packing
 

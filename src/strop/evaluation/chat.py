@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from strop.data.examples import Alpaca, Conversation, Example, Message, PromptCompletion
 from strop.data.template import Template
-from strop.evaluate.generate import stream
+from strop.evaluation.generate import stream
 from strop.model.lora import LoraAdapter
 
 

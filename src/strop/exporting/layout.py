@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from strop.errors import RecipeError, StropError
-from strop.export.adapter import CONFIG_FILE, WEIGHTS_FILE
+from strop.exporting.adapter import CONFIG_FILE, WEIGHTS_FILE
 from strop.model.families import DecoderConfig
 from strop.model.weights import part_rows
 

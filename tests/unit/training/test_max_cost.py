@@ -15,7 +15,7 @@ from strop.run.checkpoint import load_newest
 from strop.run.cost import Meter
 from strop.run.folder import RunFolder
 from strop.run.metrics import read_metrics
-from strop.train.loop import Trainer
+from strop.training.loop import Trainer
 from tiny_models import write_checkpoint
 from training_doubles import Rows, StopAt
 
@@ -47,7 +47,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
 
         adapter = LoraAdapter(load_decoder(model, torch.float32), LoraSection(r=2), seed=0)
         meter = clock.meter(limit, **fields)
-        monkeypatch.setattr("strop.train.loop.time", SimpleNamespace(perf_counter=lambda: clock.seconds))
+        monkeypatch.setattr("strop.training.loop.time", SimpleNamespace(perf_counter=lambda: clock.seconds))
         return Trainer(adapter, Rows(), section, folder, AMinute(), None, lambda: None, meter=meter)  # type: ignore
 
     return started

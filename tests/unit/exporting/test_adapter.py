@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from strop.errors import StropError
-from strop.export.adapter import CONFIG_FILE, WEIGHTS_FILE, check_adapter, load_adapter, save_adapter
+from strop.exporting.adapter import CONFIG_FILE, WEIGHTS_FILE, check_adapter, load_adapter, save_adapter
 from strop.model.lora import LoraAdapter
 from strop.model.weights import load_decoder
 from strop.recipe import LoraSection

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from strop.train.watch import LossWatch
+from strop.training.watch import LossWatch
 
 
 def warnings(losses: list[float]) -> list[tuple[int, str]]:

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from strop.errors import RecipeError, StropError
-from strop.export import layout as layouts
-from strop.export.adapter import CONFIG_FILE, WEIGHTS_FILE, load_adapter, save_adapter
-from strop.export.layout import Layout, convert_layout
+from strop.exporting import layout as layouts
+from strop.exporting.adapter import CONFIG_FILE, WEIGHTS_FILE, load_adapter, save_adapter
+from strop.exporting.layout import Layout, convert_layout
 from strop.model.lora import LoraAdapter
 from strop.model.weights import load_decoder
 from strop.recipe import LoraSection

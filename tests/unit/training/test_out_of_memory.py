@@ -14,9 +14,9 @@ from strop.model.weights import load_decoder
 from strop.recipe import LoraSection, TrainSection
 from strop.run.folder import RunFolder
 from strop.run.metrics import read_metrics
-from strop.train import budget
-from strop.train.gradients import PlainGradients
-from strop.train.loop import Trainer
+from strop.training import budget
+from strop.training.gradients import PlainGradients
+from strop.training.loop import Trainer
 from tiny_models import write_checkpoint
 from training_doubles import Rows, StopAt
 
@@ -184,7 +184,7 @@ def test_plain_gradients_need_no_release_on_a_cpu(model: Path) -> None:
 
 def captured(model: Path, patch: pytest.MonkeyPatch):
     pytest.importorskip("triton")
-    from strop.train.capture import CapturedGradients
+    from strop.training.capture import CapturedGradients
 
     emulate_graphs(patch)
     adapter = LoraAdapter(load_decoder(model, torch.float32), LoraSection(r=4), seed=0)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from strop.data.store import Sample, SampleStore
-from strop.evaluate.generate import Answer, generate
-from strop.evaluate.loss import HeldOutLoss, held_out_loss
+from strop.evaluation.generate import Answer, generate
+from strop.evaluation.loss import HeldOutLoss, held_out_loss
 from strop.model.lora import LoraAdapter
 
 _NUMBER = re.compile(r"[-+]?\d[\d,\u202f\u00a0]*(?:\.\d+)?")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from strop.data.store import Sample
-from strop.evaluate.score import exact_match, numbers, split_question
+from strop.evaluation.score import exact_match, numbers, split_question
 
 
 def sample(ids: list[int], learned: list[int]) -> Sample:

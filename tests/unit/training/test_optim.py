@@ -3,7 +3,7 @@ import torch
 import transformers
 
 from strop.recipe import TrainSection
-from strop.train.optim import FlatOptimizer, choose_optimizer, learning_rate
+from strop.training.optim import FlatOptimizer, choose_optimizer, learning_rate
 
 SCHEDULES = {
     "linear": transformers.get_linear_schedule_with_warmup,

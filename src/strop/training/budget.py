@@ -6,7 +6,7 @@ import torch
 from strop.data.pack import Batch
 from strop.errors import OutOfMemoryError
 from strop.model.precision import GpuKind
-from strop.train.gradients import Gradients
+from strop.training.gradients import Gradients
 
 _CPU_TOKENS = 1024
 """Larger microbatches gain nothing measurable on a CPU, and a signal is answered between microbatches."""

@@ -21,12 +21,12 @@ from strop.run.console import Reporter
 from strop.run.cost import Meter
 from strop.run.folder import RunFolder
 from strop.run.metrics import MetricsLog, read_metrics
-from strop.train.budget import tokens_that_fit
-from strop.train.gradients import choose_gradients, why_plain
-from strop.train.microbatches import Microbatches
-from strop.train.optim import choose_optimizer, learning_rate
-from strop.train.step import NonFiniteError, StepInFlight, StepResult, train_step
-from strop.train.watch import LossWatch
+from strop.training.budget import tokens_that_fit
+from strop.training.gradients import choose_gradients, why_plain
+from strop.training.microbatches import Microbatches
+from strop.training.optim import choose_optimizer, learning_rate
+from strop.training.step import NonFiniteError, StepInFlight, StepResult, train_step
+from strop.training.watch import LossWatch
 
 _T = TypeVar("_T")
 

@@ -83,6 +83,6 @@ def choose_gradients(adapter: LoraAdapter) -> Gradients:
     """The fused layers where they apply, else the plain decoder."""
     if why_plain(adapter):
         return PlainGradients(adapter)
-    from strop.train.capture import CapturedGradients  # its kernels need Triton, which torch's CPU builds lack
+    from strop.training.capture import CapturedGradients  # its kernels need Triton, which torch's CPU builds lack
 
     return CapturedGradients(adapter)

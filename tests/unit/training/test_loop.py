@@ -17,7 +17,7 @@ from strop.run.checkpoint import load_newest
 from strop.run.console import Reporter
 from strop.run.folder import RunFolder
 from strop.run.metrics import read_metrics
-from strop.train.loop import Trainer
+from strop.training.loop import Trainer
 from tiny_models import write_checkpoint
 from training_doubles import Rows
 
@@ -133,7 +133,7 @@ def test_dropout_depends_on_seed_and_step(start: Start) -> None:
         trainer.run()
         return [r["loss"] for r in read_metrics(trainer.folder.metrics_path)][-2:]
 
-    section = "strop.train.microbatches.step_samples"
+    section = "strop.training.microbatches.step_samples"
     with pytest.MonkeyPatch.context() as patch:  # the same rows whatever the seed
         patch.setattr(section, lambda *_: np.arange(8))
         assert dropped(1) == dropped(1)
