@@ -11,17 +11,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from strop.forecast import published
 from strop.model.families import DecoderConfig, read_config
 from strop.model.weights import group_modules, module_path
 
-PHI3_MINI = {
-    "vocab_size": 32064,
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 4096,
+PHI3_MINI = published.PHI3_MINI | {
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
     "hidden_act": "silu",

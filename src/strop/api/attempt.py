@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from strop.run.cost import Meter
     from strop.run.folder import RunFolder
     from strop.run.metrics import MetricsLog
-    from strop.training.loop import Progress
+    from strop.training.progress import Progress
     from strop.training.stop import StopSignals
 
 

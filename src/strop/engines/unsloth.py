@@ -26,8 +26,8 @@ from strop.run.console import Reporter
 from strop.run.cost import Meter
 from strop.run.folder import RunFolder
 from strop.run.metrics import MetricsLog
-from strop.training.loop import Progress, explain_non_finite, is_due
-from strop.training.step import NonFiniteError, StepResult
+from strop.training.progress import Progress, is_due
+from strop.training.step import NonFiniteError, StepResult, explain_non_finite
 
 _QUIET = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """The model is a local folder by now, and nobody is told of the run."""
@@ -134,9 +134,7 @@ class UnslothTrainer:
             self._train()
         except (Interrupted, BudgetReached) as stop:
             self._save()
-            done = f"step {self.progress.step} of {self.num_steps}"
-            text = f"{stop}; {done} is saved" if self.progress.step else f"{stop} before step 1"
-            raise type(stop)(text) from None
+            raise self.progress.told(stop, self.num_steps) from None
         except (NumericsError, OutOfMemoryError):
             self._save()
             raise

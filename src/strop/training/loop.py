@@ -25,7 +25,8 @@ from strop.training.budget import tokens_that_fit
 from strop.training.gradients import choose_gradients, why_plain
 from strop.training.microbatches import Microbatches
 from strop.training.optim import choose_optimizer, learning_rate
-from strop.training.step import NonFiniteError, StepInFlight, StepResult, train_step
+from strop.training.progress import Progress, is_due
+from strop.training.step import NonFiniteError, StepInFlight, StepResult, explain_non_finite, train_step
 from strop.training.watch import LossWatch
 
 _T = TypeVar("_T")
@@ -35,50 +36,6 @@ _SAVE_SECONDS = 10.0
 
 _EXIT_SECONDS = 5.0
 """From the last checkpoint to the end of the container."""
-
-
-@dataclass
-class Progress:
-    """What the loop has to remember between steps, beside the tensors; a checkpoint's JSON.
-
-    Attributes:
-        step: Updates made.
-        seconds: Time spent training, over all attempts.
-        num_tokens: Tokens of the samples so far.
-        evaluated_step: The step after which the held-out rows were last evaluated.
-        best_loss: Lowest held-out loss.
-        best_step: Where that was.
-        evals_without_gain: Evaluations since the last that was better by the recipe's threshold.
-        stopped_early: Early stopping ended the run.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    num_tokens: int = 0
-    evaluated_step: int = -1
-    best_loss: float | None = None
-    best_step: int = 0
-    evals_without_gain: int = 0
-    stopped_early: bool = False
-
-    def judge(self, loss: float, section: TrainSection) -> bool:
-        """Take in the held-out loss after this step; True if it is the lowest so far."""
-        self.evaluated_step = self.step
-        gain = float("inf") if self.best_loss is None else self.best_loss - loss
-        self.evals_without_gain = 0 if gain > section.early_stopping_threshold else self.evals_without_gain + 1
-        if gain > 0:
-            self.best_loss, self.best_step = loss, self.step
-        patience = section.early_stopping_patience
-        self.stopped_early = patience is not None and self.evals_without_gain >= patience
-        return gain > 0
-
-    def evaluation_is_due(self, section: TrainSection, num_steps: int) -> bool:
-        """After this step, unless it has been done; an interruption may have cut it off."""
-        if self.evaluated_step == self.step:
-            return False
-        if self.step == 0:
-            return section.eval_on_start
-        return self.step == num_steps or is_due(self.step, section.eval_steps)
 
 
 @dataclass
@@ -170,9 +127,7 @@ class Trainer:
             self._train()
         except (Interrupted, BudgetReached) as stop:
             self._save()
-            done = f"step {self.progress.step} of {self.num_steps}"
-            text = f"{stop}; {done} is saved" if self.progress.step else f"{stop} before step 1"
-            raise type(stop)(text) from None
+            raise self.progress.told(stop, self.num_steps) from None
         except NonFiniteError as error:
             self._save()
             raise NumericsError(explain_non_finite(self.progress.step + 1, error, self.store)) from None
@@ -309,21 +264,6 @@ class Trainer:
             f"memory, and the longest sample has {self._longest}. Set train.gradient_checkpointing=true or a smaller "
             "model.max_seq_length, or take a GPU with more memory: `strop plan` says which."
         )
-
-
-def explain_non_finite(step: int, error: NonFiniteError, store: SampleStore) -> str:
-    """What a person should know about a step that failed, counted from 1."""
-    rows = ", ".join(str(store.origin(i)) for i in error.samples[:16])
-    more = f" and {len(error.samples) - 16} more" if len(error.samples) > 16 else ""
-    return (
-        f"step {step}: {error}. Nothing was updated. The rows it came from: {rows}{more}. "
-        "Look at these rows first; if they are sound, lower train.learning_rate or set train.max_grad_norm."
-    )
-
-
-def is_due(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps, or never for 0, happens after this one."""
-    return every > 0 and step % every == 0
 
 
 def dropout_seed(seed: int, step: int) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from strop.data.pack import Batch
+from strop.data.store import SampleStore
 from strop.errors import NumericsError
 from strop.training.gradients import Gradients
 from strop.training.optim import FlatOptimizer
@@ -86,6 +87,16 @@ class _Clock:
             return self._times[1] - self._times[0]
         self._events[1].synchronize()
         return float(self._events[0].elapsed_time(self._events[1])) / 1e3
+
+
+def explain_non_finite(step: int, error: NonFiniteError, store: SampleStore) -> str:
+    """What a person should know about a step that failed, counted from 1."""
+    rows = ", ".join(str(store.origin(i)) for i in error.samples[:16])
+    more = f" and {len(error.samples) - 16} more" if len(error.samples) > 16 else ""
+    return (
+        f"step {step}: {error}. Nothing was updated. The rows it came from: {rows}{more}. "
+        "Look at these rows first; if they are sound, lower train.learning_rate or set train.max_grad_norm."
+    )
 
 
 class StepInFlight:

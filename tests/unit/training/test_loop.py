@@ -18,14 +18,7 @@ from strop.run.console import Reporter
 from strop.run.folder import RunFolder
 from strop.run.metrics import read_metrics
 from strop.training.loop import Trainer
-from tiny_models import write_checkpoint
 from training_doubles import Rows
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("model"), "smollm2")
-
 
 Start = Callable[..., Trainer]
 

@@ -17,15 +17,9 @@ from strop.run.metrics import read_metrics
 from strop.training import budget
 from strop.training.gradients import PlainGradients
 from strop.training.loop import Trainer
-from tiny_models import write_checkpoint
 from training_doubles import Rows, StopAt
 
 LONGEST = 10
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("model"), "smollm2")
 
 
 Start = Callable[..., Trainer]
