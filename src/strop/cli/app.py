@@ -1,0 +1,46 @@
+"""The application that the commands register with, its help, and the arguments that several of them take."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="strop",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="""Fine-tune a language model on your own rows with LoRA.
+
+**First time:** `strop init my.jsonl` writes a recipe. `strop check my.yaml` reads your data and says what would be
+learned, with no GPU. `strop plan my.yaml` says what that takes and costs on each GPU. `strop train my.yaml` trains
+and writes `runs/my/adapter`, which PEFT and vLLM load.
+`strop evaluate runs/my` puts base and tuned side by side; `strop chat runs/my` talks to them.
+
+A **recipe** is a YAML file or the name of a shipped one (`strop recipes`). Any key can be set on the command line:
+`strop train my.yaml train.max_steps=60 learning_rate=1e-4`.
+
+**On Modal:** `strop train my.yaml --on modal` does the same there; `strop logs` and `strop pull` find it again.
+
+**Exit codes:** 0 done, 2 recipe or model, 3 data, 4 checkpoint, 5 a loss that is not a number, 6 out of memory,
+7 stopped at modal.max_cost (raise it to go on), 8 Modal cannot be reached, 75 interrupted (run the same command again
+to go on; 130 if nothing was trained yet), 1 a bug.""",
+)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file or a shipped recipe's name.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to set, such as train.max_steps=60."),
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")]
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    if version:
+        from strop import __version__
+
+        typer.echo(f"strop {__version__}")
+        raise typer.Exit
