@@ -28,7 +28,7 @@ from strop.ops.rms_norm import rms_norm
 from strop.ops.rotary import rotary
 from strop.ops.swiglu import swiglu
 
-WIDTH, FF, HEADS, HEAD = 3072, 8192, 32, 96
+WIDTH, FF, HEADS, HEAD, RANK = 3072, 8192, 32, 96, 16
 Call = Callable[[], object]
 
 
@@ -49,8 +49,14 @@ def random(*shape: int) -> Tensor:
     return torch.randn(shape, device="cuda").bfloat16() * 0.1
 
 
-def low_rank(tokens: int, width: int, rank: int) -> LowRank:
-    return LowRank(random(tokens, rank), random(width, rank))
+def low_rank(tokens: int, width: int, rank: int = RANK, modules: int = 1) -> LowRank:
+    """The term of modules side by side: each row of W belongs to one of them."""
+    return LowRank(random(tokens, rank * modules), random(width, rank))
+
+
+def dense(term: LowRank) -> Tensor:
+    """What plain PyTorch adds: h W^T with the first module's columns, which takes as long as with each row's own."""
+    return term.h_TR[:, :RANK] @ term.thin_OR.t()
 
 
 def backward_of(op: Callable[..., Tensor], *inputs: Tensor) -> Call:
@@ -69,25 +75,26 @@ def cases(tokens: int, length: int, float8: bool) -> dict[str, tuple[Call, Call,
     qkv, angle = random(tokens, 3 * WIDTH), torch.rand(tokens, HEAD // 2, device="cuda")
     cos, sin = angle.cos().bfloat16(), angle.sin().bfloat16()
     o, gate_term, down_term, qkv_term = (
-        low_rank(tokens, w, r) for w, r in ((WIDTH, 16), (2 * FF, 32), (FF, 16), (3 * WIDTH, 64))
+        low_rank(tokens, width, modules=count) for width, count in ((WIDTH, 1), (2 * FF, 2), (FF, 1), (3 * WIDTH, 4))
     )
-    thin_x, thin_f, gu, blocks3 = random(WIDTH, 32), random(FF, 16), Blocks(16, (0, 16)), Blocks(16, (0, 16, 32))
+    thin_x, thin_f = random(WIDTH, 2 * RANK), random(FF, RANK)
+    gu, blocks3 = Blocks(RANK, (0, 16), 2 * RANK), Blocks(RANK, (0, 16, 32), 4 * RANK)
     heads, factor = (HEADS, HEADS), torch.rand(tokens, device="cuda") + 0.5
 
     def stream_norm(x: Tensor, block: Tensor) -> Tensor:
-        return rms_norm(x + (block + o.h_TR @ o.thin_OR.t()), gain, 1e-5)
+        return rms_norm(x + (block + dense(o)), gain, 1e-5)
 
     def activation(gate_up: Tensor) -> Tensor:
-        return swiglu(gate_up + gate_term.h_TR @ gate_term.thin_OR.t())
+        return swiglu(gate_up + dense(gate_term))
 
     def turn(qkv: Tensor) -> Tensor:
-        q, k, v = (qkv + qkv_term.h_TR @ qkv_term.thin_OR.t()).view(tokens, 3, HEADS, HEAD).unbind(1)
+        q, k, v = (qkv + dense(qkv_term)).view(tokens, 3, HEADS, HEAD).unbind(1)
         return torch.cat((rotary(q, cos, sin), rotary(k, cos, sin), v))
 
     def operand(x: Tensor) -> object:
         return quantise_rows(x) if float8 else x
 
-    norm_term, thin_16 = low_rank(tokens, WIDTH, 32), random(WIDTH, 16)
+    norm_term, thin_16 = low_rank(tokens, WIDTH, 2 * RANK), random(WIDTH, RANK)
     width, ff = 2 * WIDTH, 2 * FF  # bytes of a row in bfloat16
     return {
         "stream, norm, operand": (
@@ -132,8 +139,8 @@ def cases(tokens: int, length: int, float8: bool) -> dict[str, tuple[Call, Call,
 def attention_cases(tokens: int, length: int) -> dict[str, tuple[Call, Call, int]]:
     lengths = (length,) * (tokens // length) + ((tokens % length,) if tokens % length else ())
     plan = plan_attention(Packing.of(lengths)).to("cuda")
-    qkv, grad, thin = random(tokens, 3 * WIDTH), random(tokens, WIDTH), random(WIDTH, 16)
-    nothing = LowRank(torch.zeros(tokens, 16, device="cuda").bfloat16(), thin)
+    qkv, grad, thin = random(tokens, 3 * WIDTH), random(tokens, WIDTH), random(WIDTH, RANK)
+    nothing = LowRank(torch.zeros(tokens, RANK, device="cuda").bfloat16(), thin)
     out, lse = tree_attention(qkv, plan, (HEADS, HEADS), None, thin)
     offsets = torch.tensor([0, *lengths], device="cuda").cumsum(0).int()
 

@@ -71,8 +71,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def write_checkpoint(folder: Path, family: str, seed: int = 0, max_shard_size: str = "5GB", **changes: Any) -> Path:
-    """A random checkpoint in float32, every norm, bias and weight away from its trivial value."""
+def write_checkpoint(
+    folder: Path,
+    family: str,
+    seed: int = 0,
+    max_shard_size: str = "5GB",
+    gain: float = 3.0,
+    dtype: torch.dtype = torch.float32,
+    **changes: Any,
+) -> Path:
+    """A random checkpoint, every norm, bias and weight away from its trivial value.
+
+    A product's outputs are `gain` times as large as its inputs. 3 makes attention sharp, so that a wrong key shows; it
+    also makes gradients chaotic (bfloat16 moves them by 40%), so what is compared in bfloat16 takes 1.
+    """
     torch.manual_seed(seed)
     settings = SHAPE | FAMILIES[family] | changes
     config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
@@ -83,9 +95,9 @@ def write_checkpoint(folder: Path, family: str, seed: int = 0, max_shard_size: s
                 parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
             else:
                 parameter.copy_(
-                    torch.randn_like(parameter) * (0.5 if "bias" in name else 3.0 / parameter.shape[-1] ** 0.5)
+                    torch.randn_like(parameter) * (0.5 if "bias" in name else gain / parameter.shape[-1] ** 0.5)
                 )
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from strop.data.pack import Batch
 from strop.model.inputs import PackedInputs
@@ -56,13 +55,13 @@ def step_of(gradients, adapter: LoraAdapter, batch: Batch) -> tuple[torch.Tensor
 def test_gradients_are_at_most_twice_as_far_off_as_plain_ones(
     family: str, head_dim: int, share: bool, tmp_path: Path
 ) -> None:
-    sizes = {"hidden_size": 4 * head_dim, "head_dim": head_dim, "intermediate_size": 272}
+    sizes = {"hidden_size": 4 * head_dim, "head_dim": head_dim, "intermediate_size": 272, "gain": 1.0}
     folder, batch = write_checkpoint(tmp_path, family, **sizes), batch_of(share)
     exact = plain_gradient(adapter_of(folder, torch.float32), batch)
     rough = plain_gradient(adapter_of(folder, torch.bfloat16), batch)
     adapter = adapter_of(folder, torch.bfloat16)
     _, fused = step_of(captured(adapter), adapter, batch)
-    assert (fused - exact).norm() <= 2 * (rough - exact).norm()
+    assert (fused - exact).norm() <= 2 * (rough - exact).norm() < 0.1 * exact.norm()
     wrong = step_of(captured(adapter), adapter, batch_of(share, seed=1))[1]
     assert (wrong - exact).norm() > 0.5 * exact.norm()
 
@@ -101,16 +100,8 @@ def test_float8_products_are_those_of_the_rounded_factors() -> None:
     assert (frozen.product_back(back).double() - want).norm() < 5e-3 * want.norm()
 
 
-def soften(folder: Path) -> Path:
-    """The matrices of the tiny checkpoints are three times too large, which turns float8's 3% into noise."""
-    path = folder / "model.safetensors"
-    tensors = {name: x if "norm" in name else x / 3 for name, x in load_file(path).items()}
-    save_file(tensors, path, {"format": "pt"})
-    return folder
-
-
 def test_float8_is_as_near_as_on_the_plain_decoder(tmp_path: Path) -> None:
-    folder = soften(write_checkpoint(tmp_path, "llama3", hidden_size=128, head_dim=32, intermediate_size=256))
+    folder = write_checkpoint(tmp_path, "llama3", hidden_size=128, head_dim=32, gain=1.0, intermediate_size=256)
     batch = batch_of(share=True)
     exact = plain_gradient(adapter_of(folder, torch.float32), batch)
     plain = plain_gradient(adapter_of(folder, torch.bfloat16, float8=True), batch)

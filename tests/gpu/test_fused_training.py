@@ -18,7 +18,7 @@ from strop.run.console import Reporter
 from strop.run.folder import RunFolder
 from strop.training.loop import Trainer
 from strop.training.step import StepInFlight
-from test_fused_gpu import adapter_of, captured, soften, step_of
+from test_fused_gpu import adapter_of, captured, step_of
 from tiny_models import write_checkpoint
 from training_doubles import Rows, StopAt
 from tree_batches import batch_of
@@ -112,7 +112,7 @@ def test_a_graph_that_reads_a_stale_block_shows(tmp_path: Path) -> None:
 
 
 def test_float8s_loss_is_near_bfloat16s(tmp_path: Path) -> None:
-    folder = soften(write_checkpoint(tmp_path, "llama3", hidden_size=128, head_dim=32, intermediate_size=256))
+    folder = write_checkpoint(tmp_path, "llama3", hidden_size=128, head_dim=32, gain=1.0, intermediate_size=256)
     batch, found = batch_of(share=True), {}
     for float8 in (False, True):
         adapter = adapter_of(folder, torch.bfloat16, float8)

@@ -85,15 +85,16 @@ def adapter_of(folder: Path, dtype: torch.dtype, nf4: bool = True) -> LoraAdapte
 
 @pytest.mark.parametrize("family", ["phi3", "llama3"])
 def test_the_fused_layers_are_as_near_as_the_plain_decoder(family: str, tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path, family, hidden_size=256, head_dim=64, intermediate_size=512)
-    batch = batch_of(share=True)
+    # In bfloat16 on disk: rounded first, a weight between two levels would become the other one.
+    sizes = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 512, "gain": 1.0, "dtype": torch.bfloat16}
+    folder, batch = write_checkpoint(tmp_path, family, **sizes), batch_of(share=True)
     exact = plain_gradient(adapter_of(folder, torch.float32), batch)
     rough = plain_gradient(adapter_of(folder, torch.bfloat16), batch)
     adapter = adapter_of(folder, torch.bfloat16)
     assert adapter.decoder.precision == "nf4"
     assert why_plain(adapter) is None
     _, fused = step_of(captured(adapter), adapter, batch)
-    assert (fused - exact).norm() <= 2 * (rough - exact).norm()
+    assert (fused - exact).norm() <= 2 * (rough - exact).norm() < 0.15 * exact.norm()
     unrounded = plain_gradient(adapter_of(folder, torch.float32, nf4=False), batch)
     assert (unrounded - exact).norm() > 4 * (fused - exact).norm()
 

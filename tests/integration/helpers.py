@@ -67,7 +67,7 @@ def environment(cache: Path) -> dict[str, str]:
     """One thread, no hub, a cache of the test's own."""
     source = str(Path(__file__).parents[2] / "src")
     return os.environ | {
-        "PYTHONPATH": source,
+        "PYTHONPATH": os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH")))),
         "STROP_CACHE": str(cache),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",

@@ -81,6 +81,23 @@ def test_trees(tree: str, window: int | None, monkeypatch: pytest.MonkeyPatch) -
     check(*TREES[tree], (2, 1), 16, window)
 
 
+@pytest.mark.parametrize(("lengths", "parents"), [((5, 2), (-1, -1)), ((3, 2, 1), (-1, 0, 0))], ids=["flat", "tree"])
+def test_a_window_that_hides_one_token_or_none(lengths: tuple[int, ...], parents: tuple[int, ...]) -> None:
+    """The kernels look at the window only where the longest sample, of five tokens, is longer than it."""
+    packing = Packing.of(lengths, parents)
+    assert plan_attention(packing).longest == 5
+    qkv = [torch.randn(sum(lengths), 1, 16) for _ in range(3)]
+    cotangent = torch.randn(sum(lengths), 1, 16)
+    found = {
+        window: outputs(lambda q, k, v, window=window: packed_attention(q, k, v, packing, window), qkv, cotangent)
+        for window in (4, 5, None)
+    }
+    want = outputs(lambda q, k, v: reference.attention(q, k, v, lengths, 4, parents), qkv, cotangent)
+    assert worst(found[4], want) < 10 * BOUND
+    assert worst(found[5], found[None]) == 0
+    assert worst(found[4], found[None]) > FAR
+
+
 @pytest.mark.parametrize(("heads", "width"), [((1, 1), 64), ((2, 1), 96), ((1, 1), 128), ((2, 2), 80), ((3, 1), 20)])
 def test_head_widths(heads: tuple[int, int], width: int) -> None:
     check((9, 20, 3), (-1, 0, 0), heads, width, None)

@@ -22,7 +22,7 @@ Padding = Literal["none", "tiles", "graph"]
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The shapes of a microbatch: tokens T, learned positions R, labels E, and attention's tiles."""
+    """The shapes of a microbatch: tokens T, learned positions R, labels E, attention's tiles, the longest sample."""
 
     tokens: int
     learned: int
@@ -32,6 +32,7 @@ class Capacity:
     keys: int
     sums: int
     slots: int
+    longest: int
 
     def rounded(self, padding: Padding) -> "Capacity":
         """The next shapes of this kind.
@@ -53,6 +54,7 @@ class Capacity:
             keys=_round_up(self.keys, 3),
             sums=_round_up(self.sums, 0, 32),
             slots=_round_up(self.slots, 1),
+            longest=(1 << self.longest.bit_length()) - 1,  # 2,047, not 2,048: as large as windows are
         )
 
 
@@ -96,7 +98,7 @@ class InputBlock:
     def of(cls, batch: HostBatch, padding: Padding) -> "InputBlock":
         """A microbatch, padded to `Capacity.rounded`."""
         exact = len(batch.input_ids)
-        tokens = Capacity(exact, *[0] * 7).rounded(padding).tokens
+        tokens = Capacity(exact, *[0] * 8).rounded(padding).tokens
         filler = [min(QUERIES, tokens - start) for start in range(exact, tokens, QUERIES)]
         packing = Packing.of((*batch.lengths, *filler), (*batch.parents, *[-1] * len(filler)))
         plan = plan_attention(packing)
@@ -109,6 +111,7 @@ class InputBlock:
             len(plan.keys),
             len(plan.sums),
             plan.num_slots,
+            plan.longest,
         ).rounded(padding)
         offsets = np.searchsorted(batch.label_rows, np.arange(capacity.learned + 1))
         arrays = (
@@ -143,7 +146,7 @@ def read_inputs(block: Tensor, capacity: Capacity) -> FusedInputs:
     ids, lengths, queries, path, keys, sums, positions, learned, offsets, labels, weights = (
         part.view(shape) for part, shape in zip(parts, shapes, strict=True)
     )
-    plan = AttentionPlan(queries, path, keys, sums, positions, c.slots)
+    plan = AttentionPlan(queries, path, keys, sums, positions, c.slots, c.longest)
     return FusedInputs(ids, lengths, plan, learned, offsets, labels, weights.view(torch.float32))
 
 

@@ -92,6 +92,7 @@ def test_rounding_up(padding: Padding, most: dict[str, tuple[float, int]]) -> No
     names = [field.name for field in fields(Capacity)]
     before = Capacity(*[0] * len(names))
     assert before.rounded(padding) == before
+    assert replace(before, longest=2_047).rounded(padding).longest == 2_047  # Phi-3's window: not reached
     for count in [*range(1, 3000), *range(3000, 70_000, 17)]:
         rounded = Capacity(*[count] * len(names)).rounded(padding)
         assert rounded.rounded(padding) == rounded
@@ -105,8 +106,8 @@ def test_rounding_up(padding: Padding, most: dict[str, tuple[float, int]]) -> No
 
 def test_like_batches_share_a_graph() -> None:
     """How long the path of ancestors is says nothing about cost, and it differs from batch to batch."""
-    capacity = Capacity(13_900, 3_050, 3_060, 270, 200, 270, 5, 21)
-    same = replace(capacity, tokens=13_950, labels=3_100, path=330, sums=7, slots=23)
+    capacity = Capacity(13_900, 3_050, 3_060, 270, 200, 270, 5, 21, 160)
+    same = replace(capacity, tokens=13_950, labels=3_100, path=330, sums=7, slots=23, longest=171)
     assert capacity.rounded("graph") == same.rounded("graph")
     assert capacity.rounded("graph") != replace(capacity, tokens=14_400).rounded("graph")
 

@@ -75,7 +75,7 @@ def tree_attention_backward(
     parts = qkv_TO.new_empty((plan.num_slots, kv_heads, 2, KEYS, width), dtype=torch.float32)
     backward_keys[(len(plan.keys), kv_heads)](
         q, k, v, grad_TO, lse_NT, delta_NT, dk, dv, parts, plan.keys, plan.positions, *strides,
-        scale * _LOG2_E, scale, window or 0, QUERIES=_STEP, KEYS=KEYS, **_shape(width, heads, window),
+        scale * _LOG2_E, scale, window or 0, QUERIES=_STEP, KEYS=KEYS, **_shape(plan, width, heads, window),
     )  # fmt: skip
     if len(plan.sums):
         sum_parts[(len(plan.sums), kv_heads)](
@@ -129,10 +129,10 @@ def _split(qkv_TO: Tensor, heads: tuple[int, int]) -> tuple[Tensor, Tensor, Tens
 def _by_queries(plan: AttentionPlan, width: int, heads: tuple[int, int], window: int | None) -> dict[str, Any]:
     """Of the kernels whose programs own a tile of queries; four of them share a multiprocessor."""
     few = {"maxnreg": 128} if width <= 96 else {}  # wider heads would spill
-    return {"QUERIES": QUERIES, "KEYS": _STEP, "TREE": len(plan.path) > 0, **_shape(width, heads, window), **few}
+    return {"QUERIES": QUERIES, "KEYS": _STEP, "TREE": len(plan.path) > 0, **_shape(plan, width, heads, window), **few}
 
 
-def _shape(width: int, heads: tuple[int, int], window: int | None) -> dict[str, Any]:
+def _shape(plan: AttentionPlan, width: int, heads: tuple[int, int], window: int | None) -> dict[str, Any]:
     first = max(16, 1 << (width.bit_length() - 1))
     rest = width - first
     return {
@@ -140,6 +140,7 @@ def _shape(width: int, heads: tuple[int, int], window: int | None) -> dict[str, 
         "H": width,
         "H1": first,
         "H2": max(16, triton.next_power_of_2(rest)) if rest > 0 else 0,
-        "WINDOWED": window is not None,
+        # Phi-3's window of 2,047 tokens hides nothing from shorter samples, and looking costs a third of the kernels.
+        "WINDOWED": window is not None and plan.longest > window,
         "num_stages": 3,
     }

@@ -35,6 +35,7 @@ class AttentionPlan:
         sums: (tiles, 4): first token, tokens, first slot, slots.
         positions: (T,) each token's position in its sample.
         num_slots: Partial sums that there is room for.
+        longest: Tokens of the longest sample, or more.
     """
 
     queries: Tensor
@@ -43,6 +44,7 @@ class AttentionPlan:
     sums: Tensor
     positions: Tensor
     num_slots: int
+    longest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +57,14 @@ class HostPlan:
     sums: Int32
     positions: Int32
     num_slots: int
+    longest: int
 
     def to(self, device: torch.device | str) -> AttentionPlan:
         """The plan on a device, as it is."""
         queries, path, keys, sums, positions = (
             torch.from_numpy(x).to(device) for x in (self.queries, self.path, self.keys, self.sums, self.positions)
         )
-        return AttentionPlan(queries, path, keys, sums, positions, self.num_slots)
+        return AttentionPlan(queries, path, keys, sums, positions, self.num_slots, self.longest)
 
 
 def plan_attention(packing: Packing) -> HostPlan:
@@ -75,7 +78,9 @@ def plan_attention(packing: Packing) -> HostPlan:
     queries = (starts[node] + at, count, depths[node] + at, offsets[node], depths[node])
     keys, sums, num_slots = _key_tiles(lengths, starts, ends, _chunk(int(lengths.sum())))
     positions = np.arange(lengths.sum()) + np.repeat(depths - starts, lengths)
-    return HostPlan(_table(queries), path, keys, sums, positions.astype(np.int32), num_slots)
+    return HostPlan(
+        _table(queries), path, keys, sums, positions.astype(np.int32), num_slots, int((depths + lengths).max())
+    )
 
 
 def _paths(packing: Packing) -> tuple[Int32, Int64]:
