@@ -49,7 +49,6 @@ def kernels(rank: int) -> dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]:
     both = {"R": g, "BLOCK": block, "OUT_R": block, "ROWS": 64}
     attention = {"GROUPS": 1, "H": 96, "H1": 64, "H2": 32, "WINDOWED": False}
     by_queries = {**attention, "QUERIES": 64, "KEYS": 32, "TREE": True}
-    backward = {"QUANTISE": True, "SPLIT": True, "SLAB": 64, **both}
     unfused = {"enable_fp_fusion": False}
     return {
         "advance": (norm._advance, {"HAS_BLOCK": True, "BLOCK_R": block, "R": q, **rows}, limit(128, q)),
@@ -58,13 +57,12 @@ def kernels(rank: int) -> dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]:
         "measure": (operand._measure, {"R": block, "ROWS": 64, "CHUNK": 128, "SPAN": 512}, {}),
         "finish q, k, v": (rotary._finish_qkv, heads, limit(rotary._REGISTERS, q)),
         "turn back": (rotary._turn_back, heads, {}),
-        "swiglu measure": (
-            swiglu._swiglu_measure,
-            {"QUANTISE": True, "CHUNK": swiglu._CHUNK, "SPAN": 512, **both},
+        "swiglu": (
+            swiglu._swiglu,
+            {"CHUNK": swiglu._CHUNK, "SPAN": 512, **both},
             limit(swiglu._REGISTERS, g),
         ),
-        "swiglu backward measure": (swiglu._backward_measure, backward, {}),
-        "swiglu backward quantise": (swiglu._backward_quantise, {"CHUNK": swiglu._CHUNK, **both}, {}),
+        "swiglu backward": (swiglu._swiglu_backward, {"SPLIT": True, "SLAB": swiglu._SLAB, **both}, {}),
         "attention": (attention_kernels.forward, {**by_queries, "R": block}, {"maxnreg": 128}),
         "attention, queries' gradient": (attention_kernels.backward_queries, by_queries, {"maxnreg": 128}),
         "attention, keys' gradients": (attention_kernels.backward_keys, {**attention, "QUERIES": 32, "KEYS": 64}, {}),

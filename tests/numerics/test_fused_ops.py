@@ -21,7 +21,7 @@ from strop.ops.fused.cross_entropy import fused_linear_cross_entropy
 from strop.ops.fused.norm import Stream, advance, norm_backward, norm_operand
 from strop.ops.fused.operand import measure, operand_of
 from strop.ops.fused.rotary import finish_qkv, turn_back
-from strop.ops.fused.swiglu import swiglu_backward, swiglu_operand
+from strop.ops.fused.swiglu import swiglu, swiglu_backward
 from strop.ops.fused.thin import Blocks, LowRank, sum_up
 
 BOUND, FAR = 1e-5, 1e-3
@@ -124,28 +124,30 @@ def test_swiglu(rows: int, width: int, rank: int, split: bool) -> None:
     out_w = thin(width, rank)
     leaf, w_leaf = both.clone().requires_grad_(), wide.clone().requires_grad_()
     a = reference.swiglu(leaf + term.h_TR @ w_leaf.t())
-    operand, h = swiglu_operand(both, term, blocks, out_w, SCALING, False)
+    operand, h = operand_of(swiglu(both, term, blocks, out_w), SCALING, False)
     assert error(operand.values, a.detach()) < BOUND
     assert error(h, SCALING * a.detach() @ out_w) < BOUND
     assert error(operand.values, reference.swiglu(both)) > FAR
 
     grad, back = torch.randn(rows, width), LowRank(torch.randn(rows, out_w.shape[1]), out_w)
     want, want_w = torch.autograd.grad(a, (leaf, w_leaf), added(grad, back))
-    got = swiglu_backward(grad, back, both, term, blocks, SCALING, False)
+    got = swiglu_backward(grad, back, both, term, blocks)
+    operand, dh = operand_of(got.measured, SCALING, False)
+    assert operand.values.data_ptr() == both.data_ptr()
     want_blocks = [
         part[:, start : start + blocks.width] for part, start in zip(want_w.chunk(2), blocks.starts, strict=True)
     ]
     pairs = [
-        (got.operand.values, want),
-        (got.dh_TR, SCALING * want @ wide),
+        (operand.values, want),
+        (dh, SCALING * want @ wide),
         (got.thin_2FB, torch.cat(want_blocks)),
         (got.out_thin_FR, a.detach().t() @ back.h_TR),
     ]
     assert max(error(*pair) for pair in pairs) < BOUND
     for cotangent, pending in ((grad, term.h_TR), (added(grad, back), 0 * term.h_TR)):  # either term forgotten
         (wrong,) = torch.autograd.grad(reference.swiglu(leaf + pending @ wide.t()), leaf, cotangent)
-        assert error(got.operand.values, wrong) > FAR
-    assert error(got.operand.values, want.roll(width, 1)) > FAR
+        assert error(operand.values, wrong) > FAR
+    assert error(operand.values, want.roll(width, 1)) > FAR
 
 
 @pytest.mark.parametrize("split", [True, False])

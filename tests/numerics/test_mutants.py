@@ -166,9 +166,9 @@ def partial_sums_are_left_out(patch: Patch) -> None:
     patch.setattr(fused_attention, "sum_parts", Zeros())
 
 
-def the_scaling_is_missing_from_a_gradient(patch: Patch) -> None:
-    real = fused_layer.swiglu_backward
-    patch.setattr(fused_layer, "swiglu_backward", lambda *terms: real(*terms[:-2], 1.0, terms[-1]))
+def the_scaling_is_missing(patch: Patch) -> None:
+    real = fused_layer.operand_of
+    patch.setattr(fused_layer, "operand_of", lambda measured, scaling, float8: real(measured, 1.0, float8))
 
 
 def the_last_layer_scatters_to_the_rows_before(patch: Patch) -> None:
@@ -198,7 +198,7 @@ def a_layers_other_half_is_not_added(patch: Patch) -> None:
         a_sibling_is_seen,
         a_prefix_hears_nothing_of_what_follows,
         partial_sums_are_left_out,
-        the_scaling_is_missing_from_a_gradient,
+        the_scaling_is_missing,
         the_last_layer_scatters_to_the_rows_before,
         keys_and_values_use_the_columns_of_queries,
         a_layers_other_half_is_not_added,

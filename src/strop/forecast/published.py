@@ -41,6 +41,7 @@ class Figure:
         learned: Positions from which something is learned, likewise.
         pairs: Query-key pairs of attention in one layer, likewise.
         largest: Tokens of the largest microbatch of all steps.
+        checkpointing: Whether activations were recomputed.
     """
 
     precision: str
@@ -52,6 +53,7 @@ class Figure:
     learned: float
     pairs: float
     largest: int
+    checkpointing: bool = False
 
 
 FIGURES = {

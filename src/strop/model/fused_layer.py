@@ -21,7 +21,7 @@ from strop.ops.fused.attention_plan import AttentionPlan
 from strop.ops.fused.norm import Stream, advance, norm_backward, norm_operand
 from strop.ops.fused.operand import measure, operand_of
 from strop.ops.fused.rotary import finish_qkv, turn_back
-from strop.ops.fused.swiglu import swiglu_backward, swiglu_operand
+from strop.ops.fused.swiglu import swiglu, swiglu_backward
 from strop.ops.fused.thin import LowRank, Measured
 
 
@@ -124,9 +124,8 @@ class FusedLayer:
         x1 = measured.x_TD
         operand, h_gate_up, factor1 = norm_operand(measured, self.norm1, self.eps, scaling, gate_up.frozen.float8)
         both = gate_up.product(operand)
-        operand, h_down = swiglu_operand(
-            both, gate_up.forward_term(h_gate_up), gate_up.thin.blocks, down.thin.a_IR, scaling, down.frozen.float8
-        )
+        a = swiglu(both, gate_up.forward_term(h_gate_up), gate_up.thin.blocks, down.thin.a_IR)
+        operand, h_down = operand_of(a, scaling, down.frozen.float8)
         kept = Kept(x_TD, factor, qkv_TO, h_qkv, out_TO, lse, out.x_TI, h_o, x1, factor1, both, h_gate_up, h_down)
         return kept, operand
 
@@ -159,12 +158,13 @@ class FusedLayer:
             gate_up.forward_term(kept.h_gate_up),
             gate_up.thin.blocks,
         )
-        grads = swiglu_backward(*terms, scaling, gate_up.frozen.float8)
+        grads = swiglu_backward(*terms)
+        operand, dh_gate_up = operand_of(grads.measured, scaling, gate_up.frozen.float8)
         gate_up.thin.grad_b_OR.add_(grads.thin_2FB)
         down.thin.grad_a_IR.add_(grads.out_thin_FR)
-        _add_norm_product(gate_up.thin.grad_a_IR, self.norm1, kept.x1, kept.factor1, grads.dh_TR)
-        dn = gate_up.frozen.product_back(grads.operand)
-        term = gate_up.backward_term(grads.dh_TR)
+        _add_norm_product(gate_up.thin.grad_a_IR, self.norm1, kept.x1, kept.factor1, dh_gate_up)
+        dn = gate_up.frozen.product_back(operand)
+        term = gate_up.backward_term(dh_gate_up)
         return norm_backward(dn, term, kept.x1, kept.factor1, self.norm1, grad.x_TI, self.o.thin.b_OR)
 
     def _output_backward(self, grad1: Measured, kept: Kept, shared: Shared) -> tuple[Tensor, Tensor, Tensor]:

@@ -73,7 +73,7 @@ def tree_attention_backward(
         scale * _LOG2_E, scale, window or 0, **_by_queries(plan, width, heads, window),
     )  # fmt: skip
     parts = qkv_TO.new_empty((plan.num_slots, kv_heads, 2, KEYS, width), dtype=torch.float32)
-    backward_keys[(len(plan.keys), kv_heads)](
+    backward_keys[(kv_heads, len(plan.keys))](
         q, k, v, grad_TO, lse_NT, delta_NT, dk, dv, parts, plan.keys, plan.positions, *strides,
         scale * _LOG2_E, scale, window or 0, QUERIES=_STEP, KEYS=KEYS, **_shape(plan, width, heads, window),
     )  # fmt: skip

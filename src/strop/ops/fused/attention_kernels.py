@@ -183,9 +183,13 @@ def backward_keys(
     GROUPS: tl.constexpr, H: tl.constexpr, H1: tl.constexpr, H2: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of a tile of keys and values, or this program's share of them."""
-    tile = keys + tl.program_id(0) * 5
-    kv_head = tl.program_id(1).to(tl.int64)
+    """The gradients of a tile of keys and values, or this program's share of them.
+
+    The heads of a tile run side by side, and read the same rows of queries at about the same time: at documents of
+    1,250 tokens 988 us instead of 1,270, at 150 tokens 5% less.
+    """
+    tile = keys + tl.program_id(1) * 5
+    kv_head, kv_heads = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     first, count, low, high = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2), tl.load(tile + 3)
     slot = tl.load(tile + 4).to(tl.int64)
     if count > 0:
@@ -237,7 +241,7 @@ def backward_keys(
                 _store(dk, key, real, row_stride, dk2 * factor, H, H1, H2)
                 _store(dv, key, real, row_stride, dv2, H, H1, H2)
         else:
-            part = parts + (slot * tl.num_programs(1) + kv_head) * 2 * KEYS * H
+            part = parts + (slot * kv_heads + kv_head) * 2 * KEYS * H
             place = row.to(tl.int64)
             _store(part, place, real, H, dk1 * factor, H, 0, H1)
             _store(part + KEYS * H, place, real, H, dv1, H, 0, H1)
