@@ -1,4 +1,4 @@
-"""CUDA graphs of training and of generation where there is no GPU: a graph is the computation itself, done again at each replay.
+"""CUDA graphs of training and of generation where there is no GPU: each replay is the computation, done again.
 
 What is emulated is CUDA's contract and no more: capturing computes nothing, and a replay reads the tensors that were
 read while it was captured, whatever is in them by then.

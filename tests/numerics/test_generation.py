@@ -1,5 +1,6 @@
 """Generation in a pool of slots against recomputing everything, and against transformers' generate."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -119,10 +120,8 @@ def test_each_part_can_be_seen_to_fail(
     sabotage: tuple[object, str, object], decoder: Decoder, want: list[Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(*sabotage)
-    try:
+    with contextlib.suppress(IndexError, RuntimeError):  # torch itself saw it
         assert answers(decoder, 5) != want
-    except (IndexError, RuntimeError):
-        pass  # seen by torch
 
 
 prefill_places, compute = prefill._places, decode_step.compute

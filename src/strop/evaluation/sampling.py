@@ -35,7 +35,7 @@ class Sampling:
     def choose(self, logits_BV: Tensor, generators: list[torch.Generator]) -> list[int]:
         """A token for each row."""
         if self.temperature == 0.0:
-            return logits_BV.argmax(-1).tolist()  # type: ignore[no-any-return]
+            return logits_BV.argmax(-1).tolist()
         probabilities_BV = nucleus((logits_BV.float() / self.temperature).softmax(-1), self.top_p).cpu()
         return [
             int(torch.multinomial(row_V, 1, generator=generator))
