@@ -34,7 +34,8 @@ from strop.data.pack import Batch
 from strop.data.store import SampleStore
 from strop.evaluation.generate import generate
 from strop.evaluation.loss import held_out_loss
-from strop.evaluation.score import exact_match, numbers, split_question
+from strop.evaluation.matching import exact_match, numbers
+from strop.evaluation.score import split_question
 from strop.model.locate import locate_model
 from strop.model.lora import LoraAdapter, projections
 from strop.model.weights import load_decoder

@@ -1,4 +1,4 @@
-"""`training.capture` where there is no GPU: a graph is the computation itself, done again at each replay.
+"""CUDA graphs of training and of generation where there is no GPU: each replay is the computation, done again.
 
 What is emulated is CUDA's contract and no more: capturing computes nothing, and a replay reads the tensors that were
 read while it was captured, whatever is in them by then.
@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from strop.evaluation import decode_step, generate
+from strop.model.decoder import Decoder
 from strop.training.capture import CapturedGradients
 
 
@@ -50,3 +52,47 @@ def emulate_graphs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     patch.setattr(torch.cuda, "synchronize", lambda device: None)
     patch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+
+class DecodeGraph:
+    """Stands for torch.cuda.CUDAGraph in `evaluation.decode_step`."""
+
+    shape: tuple[int, int]
+    logits: Tensor
+    compute: Callable[[], Tensor]
+    replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.logits.copy_(self.compute())
+
+
+def emulate_decode_graphs(patch: pytest.MonkeyPatch) -> list[DecodeGraph]:
+    """Generation takes `CapturedSteps`; returned is the list of graphs as they are captured."""
+    compute = decode_step.compute
+    capturing: list[DecodeGraph] = []
+    made_graphs: list[DecodeGraph] = []
+
+    @contextmanager
+    def graph(made: DecodeGraph, **_: Any) -> Iterator[None]:
+        capturing.append(made)
+        made_graphs.append(made)
+        yield
+        capturing.pop()
+
+    def computed(decoder: Decoder, cache: Any, block: Tensor, width: int) -> Tensor:
+        if not capturing:
+            return compute(decoder, cache, block, width)
+        made = capturing[-1]
+        made.shape = (block.shape[1], width)
+        made.logits = torch.zeros(block.shape[1], decoder.config.vocab_size, dtype=decoder.dtype)
+        made.compute = lambda: compute(decoder, cache, block, width)
+        return made.logits
+
+    patch.setattr(decode_step, "compute", computed)
+    patch.setattr(generate, "choose_steps", decode_step.CapturedSteps)
+    patch.setattr(torch.cuda, "CUDAGraph", DecodeGraph)
+    patch.setattr(torch.cuda, "graph", graph)
+    patch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    patch.setattr(torch.cuda, "synchronize", lambda device: None)
+    return made_graphs

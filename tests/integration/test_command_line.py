@@ -189,12 +189,18 @@ def test_two_runs_in_one_folder(workshop: Path, copy: Path) -> None:
 
 
 def test_evaluate_and_chat(workshop: Path) -> None:
-    table = strop("evaluate", workshop / "run", "--rows", 3, "--max-new-tokens", 8, cache=workshop / "cache")
+    answers = workshop / "answers.jsonl"
+    settings = ("--rows", 3, "--max-new-tokens", 8, "--group-by", "input", "--answers", answers)
+    table = strop("evaluate", workshop / "run", *settings, cache=workshop / "cache")
     assert table.returncode == 0, table.stderr
     result = json.loads((workshop / "run" / "evaluation.json").read_text())
     assert result["num_rows"] == 6
-    assert result["tuned"]["nll"] < result["base"]["nll"]
-    assert len(result["examples"]) == 3
+    assert result["difference"]["nll"]["high"] < 0
+    assert [row["row"] for row in map(json.loads, answers.read_text("utf-8").splitlines())] == [
+        f"{workshop / 'validation.jsonl'}:{line}" for line in (1, 3, 5)
+    ]
+    assert sum(group["num_rows"] for group in result["groups"].values()) == 6
+    assert {example["group"] for example in result["examples"]} <= set(result["groups"])
     assert "base" in table.stdout
     assert "tuned" in table.stdout
     answer = strop(
@@ -208,6 +214,13 @@ def test_evaluate_and_chat(workshop: Path) -> None:
     )
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.strip()
+
+
+def test_an_unknown_group_names_the_keys(workshop: Path) -> None:
+    refused = strop("evaluate", workshop / "run", "--group-by", "topic", cache=workshop / "cache")
+    assert refused.returncode == 3
+    assert "instruction, input, output" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_check_shows_what_is_learned(workshop: Path) -> None:

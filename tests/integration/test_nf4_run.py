@@ -78,6 +78,6 @@ def test_either_choice_changes_the_result_and_cannot_be_changed_on_the_way(
 def test_it_is_evaluated_on_the_weights_it_was_trained_on(workshop: Path) -> None:
     done = strop("evaluate", workshop / "run", "--rows", "0", cache=workshop / "cache")
     assert done.returncode == 0, done.stderr
-    tuned = json.loads((workshop / "run" / "evaluation.json").read_text())["tuned"]["nll"]
+    tuned = json.loads((workshop / "run" / "evaluation.json").read_text())["tuned"]["nll"]["value"]
     trained = [record["eval_loss"] for record in metrics(workshop / "run") if record["kind"] == "eval"][-1]
     assert tuned == pytest.approx(trained, rel=1e-5)

@@ -86,8 +86,8 @@ def test_the_held_out_loss_is_strops_during_the_run_and_after_it(workshop: Path)
     done = strop("evaluate", workshop / "unsloth", "--rows", 0, cache=workshop / "cache")
     assert done.returncode == 0, done.stderr
     evaluation = json.loads((workshop / "unsloth" / "evaluation.json").read_text())
-    assert evaluation["tuned"]["nll"] == pytest.approx(got[-1], abs=1e-4)
-    assert evaluation["base"]["nll"] == pytest.approx(got[0], abs=1e-4)
+    assert evaluation["tuned"]["nll"]["value"] == pytest.approx(got[-1], abs=1e-4)
+    assert evaluation["base"]["nll"]["value"] == pytest.approx(got[0], abs=1e-4)
 
 
 def test_the_run_folder_is_strops(workshop: Path) -> None:

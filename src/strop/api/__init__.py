@@ -1,12 +1,13 @@
 """The commands as Python functions: what `cli` prints and what a notebook calls are the same objects.
 
 This is the one place that wires recipe, data, model, training and evaluation together, a module for each part of a
-run's life: `preparing` and `planning` before it, `training`, `answering` and `exporting` after it, and
+run's life: `preparing` and `planning` before it, `training`, `evaluating`, `answering` and `exporting` after it, and
 `diagnosing` whenever something seems wrong.
 """
 
-from strop.api.answering import chat, evaluate, held_out_question
+from strop.api.answering import chat, held_out_question
 from strop.api.diagnosing import Finding, doctor
+from strop.api.evaluating import evaluate
 from strop.api.exporting import export
 from strop.api.planning import plan
 from strop.api.preparing import DEFAULT_MODEL, Prepared, check, prepare, starter_recipe

@@ -11,19 +11,31 @@ from strop.cli.app import RunArgument, app
 @app.command()
 def evaluate(
     run: RunArgument,
-    rows: Annotated[int, typer.Option(help="Answers to generate with each model; 0 for the loss alone.")] = 32,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 96,
-    examples: Annotated[int, typer.Option(help="Answers to print side by side.")] = 3,
+    rows: Annotated[int, typer.Option(min=0, help="Rows to answer with each model; 0 for the loss alone.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 96,
+    numeric_tolerance: Annotated[
+        float, typer.Option(min=0.0, help="How far off a number may be, as a share of the right one: 0.01 is 1%.")
+    ] = 0.0,
+    group_by: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Also score the rows of each value of this key by themselves.")
+    ] = None,
+    answers: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every answer to FILE: .parquet, .jsonl or .csv.")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Answers to print side by side.")] = 4,
 ) -> None:
-    """Held-out loss, and generated answers against the references: base beside tuned.
+    """Held-out loss, and generated answers against the references: base beside tuned, with 95% intervals.
 
-    The table is also written to evaluation.json in the run folder, with every answer.
+    The figures are also written to evaluation.json in the run folder, with every answer. What they mean:
+    docs/evaluation.md.
     """
     from strop import api
     from strop.present import after as present
 
-    result = api.evaluate(api.Run(run), num_generated=rows, max_new_tokens=max_new_tokens)
+    result = api.evaluate(api.Run(run), rows, max_new_tokens, numeric_tolerance, group_by, answers)
     present.evaluation(result, examples)
+    if answers:
+        present.answers_written(answers, result)
 
 
 @app.command()

@@ -28,7 +28,7 @@ class Batch:
         labels: int64 (E,), the token to predict; no position has the same one twice.
         weights: float32 (E,), how many samples learn that label at that position.
         samples: Index in the store of each packed sample, for error messages.
-        num_sample_tokens: Tokens of the samples as the user has them; T counts shared ones once.
+        places: int64 (num_sample_tokens,), where each token of each sample is, one sample after the other.
     """
 
     input_ids: NDArray[np.int64]
@@ -40,7 +40,12 @@ class Batch:
     labels: NDArray[np.int64]
     weights: NDArray[np.float32]
     samples: tuple[int, ...]
-    num_sample_tokens: int
+    places: NDArray[np.int64]
+
+    @property
+    def num_sample_tokens(self) -> int:
+        """Tokens of the samples as the user has them; T counts shared ones once."""
+        return len(self.places)
 
     @property
     def num_loss_tokens(self) -> int:
@@ -80,15 +85,12 @@ def pack(
 def _batch(samples: Sequence[Sample], indices: tuple[int, ...], tree: Tree) -> Batch:
     """The microbatch of a tree's samples. L counts their tokens one sample after the other."""
     ids_L = np.concatenate([sample.input_ids for sample in samples]).astype(np.int64)
-    learned_L = np.concatenate([sample.learned for sample in samples])
     lengths = np.subtract(tree.ends, tree.begins)
     place_L = _places(lengths, tree)
     input_ids = np.empty(tree.num_tokens, np.int64)
     input_ids[place_L] = ids_L  # a shared place is written once for each of its samples, always with the same token
 
-    ends = np.cumsum([len(sample.input_ids) for sample in samples])
-    learned_L[[0, *ends[:-1]]] = False  # nothing comes before a sample's first token that could predict it
-    targets = np.flatnonzero(learned_L)
+    targets = _targets(samples)
     # Place and label as one number: equal ones are one label of several samples, and sorting orders them by place.
     pairs, counts = np.unique(place_L[targets - 1] << 32 | ids_L[targets], return_counts=True)
     places = pairs >> 32
@@ -103,8 +105,34 @@ def _batch(samples: Sequence[Sample], indices: tuple[int, ...], tree: Tree) -> B
         labels=pairs & 0xFFFFFFFF,
         weights=counts.astype(np.float32),
         samples=indices,
-        num_sample_tokens=len(ids_L),
+        places=place_L,
     )
+
+
+def labels_of(batch: Batch, samples: Sequence[Sample]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which of a microbatch's labels each sample learns.
+
+    Args:
+        batch: From `pack`.
+        samples: Those of `batch.samples`, in that order.
+
+    Returns:
+        For each learned token of each sample the sample's index in `samples`, and its label's index among the E.
+    """
+    ids_L = np.concatenate([sample.input_ids for sample in samples]).astype(np.int64)
+    sample_L = np.repeat(np.arange(len(samples)), [len(sample.input_ids) for sample in samples])
+    targets = _targets(samples)
+    known = batch.learned[batch.label_rows] << 32 | batch.labels  # ascending, as `_batch` made them
+    labels: NDArray[np.int64] = np.searchsorted(known, batch.places[targets - 1] << 32 | ids_L[targets])
+    return sample_L[targets], labels
+
+
+def _targets(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    """Which of the samples' tokens, one sample after the other, are learned."""
+    learned_L = np.concatenate([sample.learned for sample in samples])
+    ends = np.cumsum([len(sample.input_ids) for sample in samples])
+    learned_L[[0, *ends[:-1]]] = False  # nothing comes before a sample's first token that could predict it
+    return np.flatnonzero(learned_L)
 
 
 def _places(lengths: NDArray[np.int64], tree: Tree) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Text generation with a KV cache: prompts are read packed, answers are written a batch at a time."""
+"""Text generation by continuous batching: a fixed pool of slots, and a waiting prompt for each that becomes free."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -6,9 +6,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from strop.errors import OutOfMemoryError
+from strop.evaluation.decode_step import choose_steps
 from strop.evaluation.kv_cache import KVCache
+from strop.evaluation.prefill import read_prompts
+from strop.evaluation.sampling import Sampling
 from strop.model.decoder import Decoder
-from strop.ops.attention import Packing
+
+_CPU_SLOTS, _CPU_BYTES = 32, 2 << 30
+"""A CPU gains little from more sequences at once than this, and its memory is not strop's alone."""
+
+_GPU_SLOTS, _GPU_SHARE = 256, 0.6
+"""On a GPU a step takes about as long for 256 sequences as for one, apart from reading the cache. The share is of the
+free memory: prompts and graphs need some, too."""
+
+_CAPACITY = 128
+"""Positions of a slot come in multiples of this, so that captured steps have few shapes."""
+
+_PREFILL_TOKENS = 8192
+"""Prompt tokens read at a time, unless one prompt has more."""
+
+_REFILL = 8
+"""Free slots are filled once they are this part of the pool: reading few prompts costs as much as reading some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,25 +43,19 @@ def generate(
     prompts: Sequence[Sequence[int]],
     stop_ids: Collection[int],
     max_new_tokens: int,
-    batch_size: int = 32,
+    slots: int | None = None,
 ) -> list[Answer]:
-    """Answer every prompt greedily, `batch_size` at a time, longest prompts first; results in the given order."""
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    answers: dict[int, Answer] = {}
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        written: list[list[int]] = [[] for _ in rows]
-        stopped = [False] * len(rows)
-        for row, token in stream(decoder, [prompts[i] for i in rows], stop_ids, max_new_tokens):
-            if token in stop_ids:
-                stopped[row] = True
-            else:
-                written[row].append(token)
-        answers |= {i: Answer(*pair) for i, pair in zip(rows, zip(written, stopped, strict=True), strict=True)}
-    return [answers[i] for i in range(len(prompts))]
+    """Answer every prompt greedily; results in the given order, whatever the number of slots."""
+    written: list[list[int]] = [[] for _ in prompts]
+    stopped = [False] * len(prompts)
+    for row, token in stream(decoder, prompts, stop_ids, max_new_tokens, slots=slots):
+        if token in stop_ids:
+            stopped[row] = True
+        else:
+            written[row].append(token)
+    return [Answer(*pair) for pair in zip(written, stopped, strict=True)]
 
 
-@torch.inference_mode()
 def stream(
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
@@ -50,50 +63,146 @@ def stream(
     max_new_tokens: int,
     temperature: float = 0.0,
     seed: int = 0,
+    top_p: float = 1.0,
+    slots: int | None = None,
 ) -> Iterator[tuple[int, int]]:
     """Yield (index of the prompt, next token) as answers grow; a stop token is yielded and ends its answer.
 
     Args:
-        decoder: With or without its LoRA terms enabled.
-        prompts: Token ids, at least one each.
+        decoder: With or without its LoRA terms enabled; both must stay as they are until the last token.
+        prompts: Token ids, at least one each. Where there are more than slots, the longest begin.
         stop_ids: Tokens that end an answer.
         max_new_tokens: At most so many tokens for each prompt.
         temperature: 0 takes the likeliest token; above, samples from softmax(logits / temperature).
-        seed: Of the sampling.
+        seed: Of the sampling; a prompt's answer depends on it and on the prompt's index alone.
+        top_p: Sample from the likeliest tokens of this mass only.
+        slots: Sequences that run at a time; None takes what memory allows.
+
+    Raises:
+        OutOfMemoryError: There is no room for a single sequence.
     """
+    sampling = Sampling(temperature, top_p, seed)
+    if not prompts or max_new_tokens < 1:
+        return
     decoder.eval()
+    capacity = -(-(max(map(len, prompts)) + max_new_tokens) // _CAPACITY) * _CAPACITY
+    slots = slots or slots_that_fit(decoder, capacity)
+    cache = KVCache(decoder.config, min(slots, len(prompts)), capacity, decoder.dtype, decoder.device)
+    yield from _Pool(decoder, cache, prompts, frozenset(stop_ids), max_new_tokens, sampling).run()
+
+
+def slots_that_fit(decoder: Decoder, capacity: int) -> int:
+    """How many sequences of `capacity` tokens may run at a time, by the memory that is free.
+
+    Raises:
+        OutOfMemoryError: Not even one.
+    """
+    bytes_per_slot = capacity * KVCache.bytes_per_token(decoder.config, decoder.dtype)
     device = decoder.device
-    generator = torch.Generator().manual_seed(seed)
-    lengths = tuple(len(prompt) for prompt in prompts)
-    final_B = torch.tensor(lengths, device=device) + max_new_tokens
-    cache = KVCache(decoder.config, len(prompts), int(final_B.max()), decoder.dtype, device)
-
-    packing = Packing.of(lengths)
-    ids_T = torch.tensor([token for prompt in prompts for token in prompt], device=device)
-    positions_T = packing.positions().to(device)
-    final_T = final_B.repeat_interleave(torch.tensor(lengths, device=device))
-    hidden_TD = decoder.hidden_states(ids_T, positions_T, final_T, cache.reading(packing))
-    hidden_BD = hidden_TD[torch.tensor(packing.subtree_ends, device=device) - 1]
-
-    active = list(range(len(prompts)))
-    for count in range(1, max_new_tokens + 1):
-        next_B = _choose(decoder.logits(hidden_BD), temperature, generator)
-        chosen = next_B.tolist()
-        yield from zip(active, chosen, strict=True)
-        going = [row for row, token in enumerate(chosen) if token not in stop_ids]
-        if not going or count == max_new_tokens:
-            return
-        if len(going) < len(active):
-            rows = torch.tensor(going, device=device)
-            cache.keep(rows)
-            next_B, final_B = next_B[rows], final_B[rows]
-            active = [active[row] for row in going]
-        positions_B = cache.lengths_B
-        hidden_BD = decoder.hidden_states(next_B, positions_B, final_B, cache.writing())
+    if device.type != "cuda":
+        return max(1, min(_CPU_SLOTS, _CPU_BYTES // bytes_per_slot))
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + cached
+    if (fit := int(_GPU_SHARE * free) // bytes_per_slot) < 1:
+        raise OutOfMemoryError(
+            f"a sequence of {capacity:,} tokens needs {bytes_per_slot / 2**30:.1f} GiB for its keys and values, "
+            f"{free / 2**30:.1f} GiB are free; ask for fewer new tokens or take a GPU with more memory"
+        )
+    return min(_GPU_SLOTS, fit)
 
 
-def _choose(logits_BV: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    if temperature == 0.0:
-        return logits_BV.argmax(-1)
-    probabilities = (logits_BV.float() / temperature).softmax(-1)
-    return torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(logits_BV.device)
+@dataclass(slots=True)
+class _Sequence:
+    row: int
+    token: int
+    length: int
+    """Tokens in the cache; the last one chosen is not among them yet."""
+    final: int
+    generator: torch.Generator
+
+
+class _Pool:
+    """The slots, what runs in them, and what waits."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        prompts: Sequence[Sequence[int]],
+        stop_ids: frozenset[int],
+        max_new_tokens: int,
+        sampling: Sampling,
+    ) -> None:
+        self._decoder, self._cache, self._prompts = decoder, cache, prompts
+        self._stop_ids, self._max_new_tokens, self._sampling = stop_ids, max_new_tokens, sampling
+        self._steps = choose_steps(decoder, cache)
+        self._running: dict[int, _Sequence] = {}
+        self._waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # the longest is taken first
+
+    def run(self) -> Iterator[tuple[int, int]]:
+        """Every token of every prompt; inference mode never spans a yield, where it would reach the caller."""
+        while self._waiting or self._running:
+            free = self._cache.slots - len(self._running)
+            if self._waiting and (not self._running or free * _REFILL >= self._cache.slots):
+                chosen = self._fill()
+            else:
+                chosen = self._step()
+            for slot, token in chosen:
+                yield self._take(slot, token)
+
+    @torch.inference_mode()
+    def _fill(self) -> list[tuple[int, int]]:
+        """Read waiting prompts into free slots, as many as the budget allows."""
+        rows: list[int] = []
+        free = [slot for slot in range(self._cache.slots) if slot not in self._running]
+        room = _PREFILL_TOKENS
+        while self._waiting and len(rows) < len(free):
+            room -= len(self._prompts[self._waiting[-1]])
+            if rows and room < 0:
+                break
+            rows.append(self._waiting.pop())
+        slots = free[: len(rows)]
+        prompts = [self._prompts[row] for row in rows]
+        logits = read_prompts(self._decoder, self._cache, prompts, slots, self._max_new_tokens)
+        for slot, row, prompt in zip(slots, rows, prompts, strict=True):
+            length = len(prompt)
+            final = length + self._max_new_tokens
+            self._running[slot] = _Sequence(row, -1, length, final, self._sampling.generator(row))
+        return self._choose(logits, slots)
+
+    @torch.inference_mode()
+    def _step(self) -> list[tuple[int, int]]:
+        """One more token for all that run."""
+        filled = max(sequence.length for sequence in self._running.values()) + 1
+        self._close_ranks()
+        batch, width = self._steps.shape(max(self._running) + 1, filled)
+        block = [[0, 0, 0]] * batch  # an empty slot computes a token that nothing reads
+        for slot, sequence in self._running.items():
+            block[slot] = [sequence.token, sequence.length, sequence.final]
+            sequence.length += 1
+        slots = list(self._running)
+        logits = self._steps(torch.tensor(block).t().contiguous(), width)
+        return self._choose(logits if slots == list(range(batch)) else logits[slots], slots)
+
+    def _close_ranks(self) -> None:
+        """Move the last sequences into the gaps before them where that makes the step smaller."""
+        wanted, _ = self._steps.shape(len(self._running), 1)
+        gaps = [slot for slot in range(len(self._running)) if slot not in self._running]
+        for gap in gaps:
+            last = max(self._running)
+            if self._steps.shape(last + 1, 1)[0] <= wanted:
+                return
+            self._cache.move(last, gap, self._running[last].length)
+            self._running[gap] = self._running.pop(last)
+
+    def _choose(self, logits: Tensor, slots: list[int]) -> list[tuple[int, int]]:
+        generators = [self._running[slot].generator for slot in slots]
+        return list(zip(slots, self._sampling.choose(logits, generators), strict=True))
+
+    def _take(self, slot: int, token: int) -> tuple[int, int]:
+        """Write a token down; a sequence that is complete leaves its slot."""
+        sequence = self._running[slot]
+        sequence.token = token
+        if token in self._stop_ids or sequence.length + 1 == sequence.final:
+            del self._running[slot]
+        return sequence.row, token

@@ -1,7 +1,11 @@
-"""Keys and values of what has been read so far, for a batch of sequences of different lengths."""
+"""Keys and values of what has been read so far, in a fixed pool of slots that sequences come and go from."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from strop.model.decoder import Attend
 from strop.model.families import DecoderConfig
@@ -9,54 +13,86 @@ from strop.ops.attention import Packing, attention
 
 
 class KVCache:
-    """Room for B sequences of up to `capacity` tokens in every layer.
+    """Room for S sequences of up to `capacity` tokens in every layer; a sequence starts at position 0 of its slot.
 
-    Sequences start at slot 0 of their row; `lengths_B` says how many slots of each are filled. Memory is
-    2 * layers * B * capacity * K * H elements.
+    Nothing here knows which slots are in use: the caller says where to write and how much is to be seen. Its tensors
+    never move, so a step that reads and writes them can be captured as a CUDA graph.
     """
 
-    def __init__(self, config: DecoderConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device):
-        shape = (config.num_layers, batch, capacity, config.num_kv_heads, config.head_dim)
+    def __init__(self, config: DecoderConfig, slots: int, capacity: int, dtype: torch.dtype, device: torch.device):
+        shape = (config.num_layers, slots, config.num_kv_heads, capacity, config.head_dim)
+        self.slots, self.capacity = slots, capacity
+        self._windows = set(config.sliding_windows)
         self._k = torch.zeros(shape, dtype=dtype, device=device)
         self._v = torch.zeros(shape, dtype=dtype, device=device)
-        self.lengths_B = torch.zeros(batch, dtype=torch.int64, device=device)
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop all sequences but these."""
-        self._k, self._v = self._k[:, rows], self._v[:, rows]
-        self.lengths_B = self.lengths_B[rows]
+    @staticmethod
+    def bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
+        """Memory of one position of one slot, over all layers."""
+        return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
 
-    def reading(self, packing: Packing) -> Attend:
-        """Attention for the packed prompts, one for each row, which fills the cache on the way."""
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of a slot to another one."""
+        for held in (self._k, self._v):
+            held[:, target, :, :length] = held[:, source, :, :length]
+
+    def reading(self, packing: Packing, place_L: Tensor, slot_L: Tensor, position_L: Tensor) -> Attend:
+        """Attention for packed prompts, which fills their slots on the way.
+
+        Args:
+            packing: The prompts' prefix tree, T tokens.
+            place_L: For each token of each prompt, those of shared prefixes repeated, its index among the T.
+            slot_L: The slot it goes to.
+            position_L: Its position there.
+        """
 
         def attend(layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, window: int | None) -> Tensor:
-            for row, (k, v) in enumerate(zip(k_TKH.split(packing.lengths), v_TKH.split(packing.lengths), strict=True)):
-                self._k[layer, row, : len(k)] = k
-                self._v[layer, row, : len(v)] = v
+            self._k[layer][slot_L, :, position_L] = k_TKH[place_L]
+            self._v[layer][slot_L, :, position_L] = v_TKH[place_L]
             return attention(q_TNH, k_TKH, v_TKH, packing, window)
 
-        self.lengths_B = torch.tensor(packing.lengths, device=self.lengths_B.device)
         return attend
 
-    def writing(self) -> Attend:
-        """Attention for one new token of each row: it is stored, and sees everything stored before it."""
-        rows = torch.arange(len(self.lengths_B), device=self.lengths_B.device)
-        position_B = self.lengths_B
-        filled = int(position_B.max()) + 1
-        distance_BL = position_B[:, None] - torch.arange(filled, device=rows.device)
+    def writing(self, position_B: Tensor, width: int) -> Attend:
+        """Attention for one new token of each of the first B slots: it is stored, and sees what is stored before it.
+
+        Query heads that share a key head are rows of one small matrix, so no kernel has to know of grouped heads.
+
+        Args:
+            position_B: int64, where each new token goes.
+            width: Positions that are looked at; greater than all of `position_B`.
+        """
+        batch = len(position_B)
+        rows = torch.arange(batch, device=position_B.device)
+        distance_BW = position_B[:, None] - torch.arange(width, device=position_B.device)
+        bias = {window: _bias(distance_BW, window, self._k.dtype) for window in self._windows}
 
         def attend(layer: int, q_BNH: Tensor, k_BKH: Tensor, v_BKH: Tensor, window: int | None) -> Tensor:
-            self._k[layer, rows, position_B] = k_BKH
-            self._v[layer, rows, position_B] = v_BKH
-            visible_BL = distance_BL >= 0 if window is None else (distance_BL >= 0) & (distance_BL < window)
-            out_BN1H = torch.nn.functional.scaled_dot_product_attention(
-                q_BNH[:, :, None],
-                self._k[layer, :, :filled].transpose(1, 2),
-                self._v[layer, :, :filled].transpose(1, 2),
-                attn_mask=visible_BL[:, None, None],
-                enable_gqa=q_BNH.shape[1] != k_BKH.shape[1],
-            )
-            return out_BN1H[:, :, 0]
+            k_BKWH, v_BKWH = self._k[layer, :batch, :, :width], self._v[layer, :batch, :, :width]
+            k_BKWH[rows, :, position_B] = k_BKH
+            v_BKWH[rows, :, position_B] = v_BKH
+            q_BKGH = q_BNH.unflatten(1, (k_BKH.shape[1], -1))
+            with _kernels(q_BNH.device):
+                out_BKGH = torch.nn.functional.scaled_dot_product_attention(
+                    q_BKGH, k_BKWH, v_BKWH, attn_mask=bias[window]
+                )
+            return out_BKGH.flatten(1, 2)
 
-        self.lengths_B = self.lengths_B + 1
         return attend
+
+
+def _bias(distance_BW: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+    """0 where a position is seen and -inf where not, (B, 1, 1, W), made once for all layers."""
+    visible_BW = distance_BW >= 0 if window is None else (distance_BW >= 0) & (distance_BW < window)
+    bias_BW = torch.zeros(distance_BW.shape, dtype=dtype, device=distance_BW.device)
+    return bias_BW.masked_fill_(~visible_BW, float("-inf"))[:, None, None]
+
+
+@contextmanager
+def _kernels(device: torch.device) -> Iterator[None]:
+    """On a GPU no cuDNN attention: it plans for each new shape by itself, for longer than a step takes."""
+    if device.type != "cuda":
+        yield
+        return
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        yield

@@ -1,14 +1,15 @@
 """Held-out loss: how surprised a model is by answers that it has not seen."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from strop.data.pack import pack
-from strop.data.store import SampleStore
+from strop.data.pack import Batch, labels_of, pack
+from strop.data.store import Sample, SampleStore
+from strop.evaluation.intervals import RowSums
 from strop.model.decoder import Decoder
 from strop.model.inputs import HostBatch, PackedInputs
 
@@ -21,11 +22,6 @@ class HeldOutLoss:
 
     nll: float
     num_loss_tokens: int
-
-    @property
-    def perplexity(self) -> float:
-        """exp(nll)."""
-        return math.exp(self.nll)
 
 
 @torch.inference_mode()
@@ -48,13 +44,39 @@ def held_out_loss(
     was_training = decoder.training
     decoder.eval()
     total, count = 0.0, 0
+    for batch, _ in _microbatches(decoder, store, max_tokens):
+        check_stop()
+        nll = nll_of(batch) if nll_of else decoder.nll_sum(PackedInputs.of(batch, decoder.device))
+        total += nll.item()
+        count += batch.num_loss_tokens
+    decoder.train(was_training)
+    return HeldOutLoss(total / count, count)
+
+
+@torch.inference_mode()
+def row_losses(decoder: Decoder, store: SampleStore, max_tokens: int) -> RowSums:
+    """`held_out_loss` by row: the same microbatches, in which a prefix that rows share is computed once.
+
+    Args:
+        decoder: With or without its LoRA terms enabled.
+        store: The held-out samples.
+        max_tokens: Token budget of a microbatch.
+    """
+    decoder.eval()
+    nll_N, tokens_N = np.zeros(len(store)), np.zeros(len(store))
+    for batch, samples in _microbatches(decoder, store, max_tokens):
+        nll_E = decoder.label_nll(PackedInputs.of(batch, decoder.device)).double().cpu().numpy()
+        sample_M, label_M = labels_of(batch, samples)
+        rows = list(batch.samples)
+        nll_N[rows] = np.bincount(sample_M, nll_E[label_M], len(rows))
+        tokens_N[rows] = np.bincount(sample_M, minlength=len(rows))
+    return RowSums(nll_N, tokens_N)
+
+
+def _microbatches(decoder: Decoder, store: SampleStore, max_tokens: int) -> Iterator[tuple[Batch, list[Sample]]]:
+    """Each microbatch with its samples."""
     for start in range(0, len(store), _SAMPLES_AT_A_TIME):
         indices = range(start, min(start + _SAMPLES_AT_A_TIME, len(store)))
         samples = [store[i] for i in indices]
         for batch in pack(samples, indices, max_tokens, long_from=decoder.config.rope.long_from):
-            check_stop()
-            nll = nll_of(batch) if nll_of else decoder.nll_sum(PackedInputs.of(batch, decoder.device))
-            total += nll.item()
-            count += batch.num_loss_tokens
-    decoder.train(was_training)
-    return HeldOutLoss(total / count, count)
+            yield batch, [samples[i - start] for i in batch.samples]

@@ -1,60 +1,131 @@
-"""How right generated answers are, and the same model with and without its adapter side by side."""
+"""The same model with and without its adapter, side by side on rows that it has not seen."""
 
-import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from strop.data.store import Sample, SampleStore
 from strop.evaluation.generate import Answer, generate
-from strop.evaluation.loss import HeldOutLoss, held_out_loss
+from strop.evaluation.intervals import (
+    Interval,
+    RowSums,
+    nll_difference,
+    nll_interval,
+    perplexity_difference,
+    perplexity_interval,
+    score_difference,
+    score_interval,
+)
+from strop.evaluation.loss import row_losses
+from strop.evaluation.matching import exact_match, numeric_match, token_f1
 from strop.model.lora import LoraAdapter
 
-_NUMBER = re.compile(r"[-+]?\d[\d,\u202f\u00a0]*(?:\.\d+)?")
+Scores = Mapping[str, Interval | None]
+"""By metric: nll (mean -log p of the reference answers' tokens, nats), perplexity, and of the generated answers
+exact_match, numeric_match, token_f1 and stopped (by a stop token instead of the limit). None where no row has it."""
+
+_OF_ANSWERS = ("exact_match", "numeric_match", "token_f1", "stopped")
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
-    """One model on the held-out rows.
+class Settings:
+    """How answers are generated and judged.
 
     Attributes:
-        nll: Mean -log p of the reference answers' tokens, in nats.
-        perplexity: exp(nll).
-        exact_match: Share of answers equal to the reference, white space folded.
-        numeric_match: Share of the rows whose reference holds numbers in which the answer holds the same numbers in
-            the same order; None if no reference has any.
-        stopped: Share of answers that ended with a stop token instead of running into the limit.
+        max_new_tokens: Longest answer.
+        numeric_tolerance: Relative; see `matching.numeric_match`.
     """
 
-    nll: float
-    perplexity: float
-    exact_match: float | None
-    numeric_match: float | None
-    stopped: float | None
+    max_new_tokens: int = 96
+    numeric_tolerance: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A held-out row that is asked.
+
+    Attributes:
+        index: In the store.
+        text: What the user asks, in the row's own words.
+        prompt: Token ids of everything before the reference answer.
+        reference: The right answer.
+    """
+
+    index: int
+    text: str
+    prompt: list[int]
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedAnswer:
+    """What one model answered, and how right that is; the metrics as in `matching`."""
+
+    text: str
+    exact_match: bool
+    numeric_match: bool | None
+    token_f1: float
+    stopped: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A held-out question and what both models made of it."""
+    """A held-out question and what both models made of it.
+
+    Attributes:
+        row: Its file and line.
+        group: Of rows, where they have groups.
+        question: What the user asks, in the row's own words.
+        reference: The right answer.
+        base: The base model's answer.
+        tuned: The tuned model's.
+    """
 
     row: str
+    group: str | None
     question: str
     reference: str
-    base: str
-    tuned: str
+    base: JudgedAnswer
+    tuned: JudgedAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Both models on the rows of one group."""
+
+    num_rows: int
+    base: Scores
+    tuned: Scores
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Base beside tuned on the same held-out rows."""
+    """Base beside tuned on the same held-out rows.
+
+    Attributes:
+        num_rows: Held-out rows; all of them make the loss.
+        num_loss_tokens: Tokens of their answers.
+        num_generated: Rows that were answered.
+        settings: How.
+        base: The base model's scores.
+        tuned: The tuned model's.
+        difference: Tuned minus base, row by row.
+        groups: The same scores for each group of rows; empty where there are none.
+        examples: Every answer.
+    """
 
     num_rows: int
     num_loss_tokens: int
     num_generated: int
+    settings: Settings
     base: Scores
     tuned: Scores
+    difference: Scores
+    groups: Mapping[str, Group]
     examples: list[Example]
 
     def to_json(self) -> dict[str, Any]:
@@ -65,39 +136,59 @@ class Evaluation:
 def evaluate(
     adapter: LoraAdapter,
     store: SampleStore,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     decode: Callable[[Sequence[int]], str],
     stop_ids: frozenset[int],
     max_tokens: int,
-    max_new_tokens: int,
+    settings: Settings,
+    groups: Sequence[str] | None = None,
 ) -> Evaluation:
-    """Score the base model and the tuned one on every row's loss and on the first rows' generated answers.
+    """Score the base model and the tuned one on every row's loss and on some rows' generated answers.
 
     Args:
         adapter: Attached to its decoder, holding the tuned weights.
         store: Held-out samples with only answers learned.
-        questions: What the first rows ask, in their own words; so many answers each model generates.
+        questions: The rows to be answered.
         decode: Token ids -> text, special tokens dropped.
         stop_ids: Tokens that end an answer.
         max_tokens: Token budget of a microbatch for the loss.
-        max_new_tokens: Longest answer.
+        settings: How answers are generated and judged.
+        groups: The group of each of the store's rows, if they have any.
     """
-    pairs = [split_question(store[i], stop_ids) for i in range(len(questions))]
-    prompts = [prompt for prompt, _ in pairs]
-    references = [decode(answer).strip() for _, answer in pairs]
-    losses, texts, scores = {}, {}, {}
+    sums: dict[str, RowSums] = {}
+    judged: dict[str, list[JudgedAnswer]] = {}
     for name, enabled in (("base", False), ("tuned", True)):
         adapter.enable(enabled)
-        losses[name] = held_out_loss(adapter.decoder, store, max_tokens)
-        answers = generate(adapter.decoder, prompts, stop_ids, max_new_tokens)
-        texts[name] = [decode(answer.ids).strip() for answer in answers]
-        scores[name] = _score(losses[name], answers, texts[name], references)
+        sums[name] = row_losses(adapter.decoder, store, max_tokens)
+        answers = generate(adapter.decoder, [q.prompt for q in questions], stop_ids, settings.max_new_tokens)
+        judged[name] = [
+            _judge(answer, decode(answer.ids).strip(), question.reference, settings.numeric_tolerance)
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+    group_N, asked = np.array(groups or [""] * len(store)), np.array([q.index for q in questions], np.int64)
+
+    def scores(name: str, rows_N: NDArray[np.bool_]) -> Scores:
+        return _scores(sums[name].of(rows_N), _picked(judged[name], rows_N[asked]))
+
+    everyone = np.ones(len(store), np.bool_)
     examples = [
-        Example(str(store.origin(i)), question, references[i], texts["base"][i], texts["tuned"][i])
-        for i, question in enumerate(questions)
+        Example(str(store.origin(q.index)), groups[q.index] if groups else None, q.text, q.reference, base, tuned)
+        for q, base, tuned in zip(questions, judged["base"], judged["tuned"], strict=True)
     ]
-    count = losses["tuned"].num_loss_tokens
-    return Evaluation(len(store), count, len(prompts), scores["base"], scores["tuned"], examples)
+    return Evaluation(
+        num_rows=len(store),
+        num_loss_tokens=int(sums["base"].tokens_N.sum()),
+        num_generated=len(questions),
+        settings=settings,
+        base=scores("base", everyone),
+        tuned=scores("tuned", everyone),
+        difference=_differences(sums, judged),
+        groups={
+            name: Group(count, scores("base", group_N == name), scores("tuned", group_N == name))
+            for name, count in sorted(Counter(groups or ()).items())
+        },
+        examples=examples,
+    )
 
 
 def split_question(sample: Sample, stop_ids: frozenset[int]) -> tuple[list[int], list[int]]:
@@ -109,27 +200,35 @@ def split_question(sample: Sample, stop_ids: frozenset[int]) -> tuple[list[int],
     return sample.input_ids[:first].tolist(), answer
 
 
-def exact_match(answer: str, reference: str) -> bool:
-    """Equal once white space is folded."""
-    return answer.split() == reference.split()
-
-
-def numbers(text: str) -> list[float]:
-    """The numbers in a text in order, thousands separators dropped."""
-    return [float(re.sub(r"[,\u202f\u00a0]", "", match)) for match in _NUMBER.findall(text)]
-
-
-def _score(loss: HeldOutLoss, answers: list[Answer], texts: list[str], references: list[str]) -> Scores:
-    pairs = list(zip(texts, references, strict=True))
-    with_numbers = [(text, reference) for text, reference in pairs if numbers(reference)]
-    return Scores(
-        nll=loss.nll,
-        perplexity=loss.perplexity,
-        exact_match=_share([exact_match(*pair) for pair in pairs]),
-        numeric_match=_share([numbers(text) == numbers(reference) for text, reference in with_numbers]),
-        stopped=_share([answer.stopped for answer in answers]),
+def _judge(answer: Answer, text: str, reference: str, tolerance: float) -> JudgedAnswer:
+    return JudgedAnswer(
+        text=text,
+        exact_match=exact_match(text, reference),
+        numeric_match=numeric_match(text, reference, tolerance),
+        token_f1=token_f1(text, reference),
+        stopped=answer.stopped,
     )
 
 
-def _share(hits: Sequence[bool]) -> float | None:
-    return sum(hits) / len(hits) if hits else None
+def _scores(sums: RowSums, judged: Sequence[JudgedAnswer]) -> Scores:
+    losses = {"nll": nll_interval(sums), "perplexity": perplexity_interval(sums)}
+    return losses | {metric: score_interval(_values(judged, metric)) for metric in _OF_ANSWERS}
+
+
+def _differences(sums: Mapping[str, RowSums], judged: Mapping[str, list[JudgedAnswer]]) -> Scores:
+    pairs = (sums["tuned"], sums["base"])
+    losses = {"nll": nll_difference(*pairs), "perplexity": perplexity_difference(*pairs)}
+    return losses | {
+        metric: score_difference(_values(judged["tuned"], metric), _values(judged["base"], metric))
+        for metric in _OF_ANSWERS
+    }
+
+
+def _values(judged: Sequence[JudgedAnswer], metric: str) -> list[float]:
+    """A metric of each answer that has it; which those are the references decide, alike for both models."""
+    values = [getattr(answer, metric) for answer in judged]
+    return [float(value) for value in values if value is not None]
+
+
+def _picked(judged: Sequence[JudgedAnswer], mask: NDArray[np.bool_]) -> list[JudgedAnswer]:
+    return [answer for answer, wanted in zip(judged, mask, strict=True) if wanted]

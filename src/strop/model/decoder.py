@@ -17,7 +17,7 @@ from strop.model.inputs import PackedInputs
 from strop.model.rope import RotaryTable
 from strop.ops.attention import Packing, attention
 from strop.ops.frozen_linear import FrozenWeight, frozen_linear
-from strop.ops.linear_cross_entropy import linear_cross_entropy
+from strop.ops.linear_cross_entropy import label_nll, linear_cross_entropy
 from strop.ops.lora_linear import Rows, lora_linear
 from strop.ops.rms_norm import rms_norm
 from strop.ops.rotary import rotary
@@ -179,11 +179,18 @@ class Decoder(nn.Module):
 
     def nll_sum(self, inputs: PackedInputs) -> Tensor:
         """Sum of -log p over the learned tokens of a microbatch's samples, a scalar in float32 or wider."""
+        hidden_RD = self._learned_states(inputs)
+        return linear_cross_entropy(hidden_RD, self.head, inputs.label_rows_E, inputs.labels_E, inputs.weights_E)
+
+    def label_nll(self, inputs: PackedInputs) -> Tensor:
+        """-log p of each of a microbatch's labels, (E,) in float32 or wider, without gradients."""
+        return label_nll(self._learned_states(inputs), self.head, inputs.label_rows_E, inputs.labels_E)
+
+    def _learned_states(self, inputs: PackedInputs) -> Tensor:
         attend = attend_packed(inputs.packing)
         hidden_TD = self.hidden_states(inputs.input_ids_T, inputs.positions_T, inputs.sample_lengths_T, attend)
         # learned_R names no position twice, so the backward of index_select never adds two values in one place.
-        hidden_RD = hidden_TD.index_select(0, inputs.learned_R)
-        return linear_cross_entropy(hidden_RD, self.head, inputs.label_rows_E, inputs.labels_E, inputs.weights_E)
+        return hidden_TD.index_select(0, inputs.learned_R)
 
 
 def attend_packed(packing: Packing) -> Attend:

@@ -35,6 +35,24 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden_RD, head, rows_E, labels_E, weights_E)  # type: ignore[no-any-return, no-untyped-call]
 
 
+@torch.no_grad()
+def label_nll(hidden_RD: Tensor, head: FrozenWeight, rows_E: Tensor, labels_E: Tensor) -> Tensor:
+    """-log softmax(hidden W^T)[row, label] of each entry, (E,) in float32 or wider; `rows_E` is non-decreasing."""
+    wide = torch.promote_types(hidden_RD.dtype, torch.float32)
+    chunk = _rows_at_a_time(head)
+    nll = []
+    for start in range(0, hidden_RD.shape[0], chunk):
+        logits_CV = head.project(hidden_RD[start : start + chunk]).to(wide)
+        entries = (rows_E >= start) & (rows_E < start + chunk)
+        row_C = rows_E[entries] - start
+        nll.append(logits_CV.logsumexp(-1)[row_C] - logits_CV[row_C, labels_E[entries]])
+    return torch.cat(nll)
+
+
+def _rows_at_a_time(head: FrozenWeight) -> int:
+    return max(1, LOGITS_BYTES // (4 * head.weight.shape[0]))
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -46,7 +64,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weights_E = weights_E.to(wide)
         # Entries of one row meet here, and atomics add in any order; sums of whole numbers are exact in every order.
         log_weight_R = total.new_zeros(hidden_RD.shape[0]).index_add_(0, rows_E, weights_E).log_()
-        chunk = max(1, LOGITS_BYTES // (4 * head.weight.shape[0]))
+        chunk = _rows_at_a_time(head)
         for start in range(0, hidden_RD.shape[0], chunk):
             rows = slice(start, start + chunk)
             logits_CV = head.project(hidden_RD[rows]).to(wide)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -11,35 +12,112 @@ from rich.table import Table
 from strop.present.console import out
 
 if TYPE_CHECKING:  # these import torch, which a message does not need
+    from collections.abc import Sequence
+
     from strop.evaluation.chat import ChatSession
-    from strop.evaluation.score import Evaluation
+    from strop.evaluation.intervals import Interval
+    from strop.evaluation.score import Evaluation, Example, JudgedAnswer
+
+
+_METRICS = {  # label, format of a value, of an interval's ends, and is more better?
+    "nll": ("loss, nats a token", "{:.4f}", "{:.3f}", False),
+    "perplexity": ("perplexity", "{:.3f}", "{:.3f}", False),
+    "exact_match": ("exact match", "{:.1%}", "{:.0%}", True),
+    "numeric_match": ("numbers match", "{:.1%}", "{:.0%}", True),
+    "token_f1": ("token F1", "{:.3f}", "{:.3f}", True),
+    "stopped": ("stopped by itself", "{:.1%}", "{:.0%}", True),
+}
+_GROUPS_SHOWN = 20
 
 
 def evaluation(result: Evaluation, num_examples: int) -> None:
-    """Base beside tuned, and some answers of both."""
-    table = Table("", "base", "tuned", title=f"{result.num_rows} held-out rows", title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    pairs = [("loss (nats a token)", "nll", "{:.4f}"), ("perplexity", "perplexity", "{:.3f}")]
-    if result.num_generated:
-        suffix = f" of {result.num_generated}"
-        pairs += [
-            (f"exact match{suffix}", "exact_match", "{:.0%}"),
-            (f"numbers match{suffix}", "numeric_match", "{:.0%}"),
-            (f"stopped by itself{suffix}", "stopped", "{:.0%}"),
-        ]
-    for label, name, form in pairs:
-        values = [getattr(scores, name) for scores in (result.base, result.tuned)]
-        table.add_row(label, *("-" if value is None else form.format(value) for value in values))
+    """Base beside tuned with their intervals, in all and by group, and some answers of both, wrong ones first."""
+    answered = f", {result.num_generated} of them answered" if result.num_generated else ""
+    title = f"{result.num_rows} held-out rows{answered}"
+    table = Table("", title=title, title_justify="left", show_lines=True)
+    for heading in ("base", "tuned", "tuned - base"):
+        table.add_column(heading, justify="right")
+    for metric in _METRICS:
+        if any(scores[metric] for scores in (result.base, result.tuned)):
+            label, *_ = _METRICS[metric]
+            if metric == "numeric_match" and result.settings.numeric_tolerance:
+                label += f" (within {result.settings.numeric_tolerance:.3g} of each)"
+            difference = result.difference[metric]
+            table.add_row(
+                label,
+                _cell(metric, result.base[metric]),
+                _cell(metric, result.tuned[metric]),
+                _cell(metric, difference, sign=True),
+            )
     out.print(table)
-    for example in result.examples[:num_examples]:
-        out.print(f"\n[dim]{escape(example.row)}[/dim]\n{escape(example.question)}")
-        for label, style, answer in (
-            ("reference", "dim", example.reference),
-            ("base", "red", example.base),
-            ("tuned", "green", example.tuned),
-        ):
-            out.print(f"[{style}]{label:>9}[/{style}]  {escape(answer)}")
+    out.print("[dim]Second lines: 95% intervals. A difference whose interval holds 0 may be chance.[/dim]")
+    if result.groups:
+        _groups(result)
+    for example in _telling(result.examples, num_examples):
+        _example(example)
+
+
+def answers_written(path: Path, result: Evaluation) -> None:
+    """Where every answer is."""
+    out.print(f"\n{len(result.examples)} answers of each model: {escape(str(path))}")
+
+
+def _cell(metric: str, interval: Interval | None, sign: bool = False) -> str:
+    if interval is None:
+        return "-"
+    _, form, ends, more_is_better = _METRICS[metric]
+    if sign:
+        form, ends = form.replace(":", ":+"), ends.replace(":", ":+")
+    text = f"{form.format(interval.value)}\n[dim]{ends.format(interval.low)} to {ends.format(interval.high)}[/dim]"
+    if sign and (interval.low > 0 or interval.high < 0):
+        return f"[{'green' if (interval.low > 0) == more_is_better else 'red'}]{text}[/]"
+    return text
+
+
+def _groups(result: Evaluation) -> None:
+    """The largest groups; all of them are in evaluation.json."""
+    shown = [m for m in ("nll", "exact_match", "numeric_match", "token_f1") if result.tuned[m] is not None][:3]
+    table = Table("group", "rows", "", title="by group", title_justify="left")
+    for metric in shown:
+        table.add_column(_METRICS[metric][0], justify="right")
+    ordered = sorted(result.groups.items(), key=lambda item: -item[1].num_rows)
+    for name, group in ordered[:_GROUPS_SHOWN]:
+        table.add_row(_label(name), str(group.num_rows), "base", *(_cell(m, group.base[m]) for m in shown))
+        table.add_row("", "", "tuned", *(_cell(m, group.tuned[m]) for m in shown), end_section=True)
+    out.print(table)
+    if len(ordered) > _GROUPS_SHOWN:
+        out.print(f"[dim]and {len(ordered) - _GROUPS_SHOWN} smaller groups, in evaluation.json[/dim]")
+
+
+def _label(group: str) -> str:
+    """A group's name on one short line."""
+    return escape(shorten(group, 24, placeholder="…"))
+
+
+def _telling(examples: Sequence[Example], count: int) -> list[Example]:
+    """As many that the tuned model got wrong as right, wrong ones first; more of either where the other lacks."""
+    right = [example for example in examples if example.tuned.exact_match]
+    wrong = [example for example in examples if not example.tuned.exact_match]
+    num_wrong = min(len(wrong), max((count + 1) // 2, count - len(right)))
+    return wrong[:num_wrong] + right[: count - num_wrong]
+
+
+def _verdict(answer: JudgedAnswer) -> tuple[str, str]:
+    """How right an answer is, and the colour of that."""
+    if answer.exact_match:
+        return "exact", "green"
+    if answer.numeric_match:
+        return f"numbers right, F1 {answer.token_f1:.2f}", "yellow"
+    return f"{'wrong' if answer.numeric_match is None else 'wrong numbers'}, F1 {answer.token_f1:.2f}", "red"
+
+
+def _example(example: Example) -> None:
+    group = f"  ({_label(example.group)})" if example.group else ""
+    out.print(f"\n[dim]{escape(example.row)}{group}[/dim]\n{escape(example.question)}")
+    out.print(f"[dim]reference[/dim]  {escape(example.reference)}")
+    for label, answer in (("base", example.base), ("tuned", example.tuned)):
+        verdict, style = _verdict(answer)
+        out.print(f"[{style}]{label:>9}[/{style}]  {escape(answer.text)}  [{style}]({verdict})[/{style}]")
 
 
 def answers(session: ChatSession, prompt: str, compare: bool, show_prompt: bool = False) -> None:

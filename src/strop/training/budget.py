@@ -101,5 +101,5 @@ def worst_batch(tokens: int, longest_sample: int) -> Batch:
         labels=np.zeros(tokens, np.int64),
         weights=np.ones(tokens, np.float32),
         samples=(),
-        num_sample_tokens=tokens,
+        places=learned,
     )

@@ -1,0 +1,108 @@
+"""One more token for every running sequence: as it comes, or as CUDA graphs.
+
+A step of a small model is a few milliseconds of kernels and, launched one by one, ten times that of Python. So on a GPU
+a step has one of a few shapes (slots rounded up to a power of two, positions to a multiple of `_WIDTH`); the first of a
+shape runs as it is, which also compiles its kernels, the second is captured, and from then on the graph is replayed.
+What changes between steps is one small block of numbers, which is copied to where the graph reads it.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from strop.evaluation.kv_cache import KVCache
+from strop.model.decoder import Decoder
+
+_WIDTH = 128
+"""Positions by which a captured step's view of the cache grows. Each costs a graph of some 50 ms and 20 MiB."""
+
+
+class Steps(Protocol):
+    """Computes decode steps on the first slots of a cache."""
+
+    def shape(self, batch: int, filled: int) -> tuple[int, int]:
+        """The slots and positions that a step really computes for so many slots and filled positions."""
+
+    def __call__(self, block_3B: Tensor, width: int) -> Tensor:
+        """Logits (B, V), valid until the next step.
+
+        Args:
+            block_3B: int64 on the host: token, its position and the sequence's final length, for the first B slots.
+            width: Positions that are looked at.
+        """
+
+
+class EagerSteps:
+    """Steps of exactly the slots and positions in use."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+        self._decoder, self._cache = decoder, cache
+
+    def shape(self, batch: int, filled: int) -> tuple[int, int]:
+        """As asked for."""
+        return batch, filled
+
+    def __call__(self, block_3B: Tensor, width: int) -> Tensor:
+        """See `Steps`."""
+        return compute(self._decoder, self._cache, block_3B.to(self._decoder.device), width)
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    graph: torch.cuda.CUDAGraph
+    block_3B: Tensor
+    logits_BV: Tensor
+
+
+class CapturedSteps:
+    """Steps of a few shapes, each a CUDA graph once it has come up twice.
+
+    A graph holds what was computed when it was captured, an enabled adapter included: it lives as long as one call of
+    `generate` or `stream`.
+    """
+
+    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+        self._decoder, self._cache = decoder, cache
+        self._seen: set[tuple[int, int]] = set()
+        self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def shape(self, batch: int, filled: int) -> tuple[int, int]:
+        """Slots up to a power of two, positions up to a multiple of 128, both within the cache."""
+        slots = 1 << (batch - 1).bit_length()
+        return min(slots, self._cache.slots), min(-(-filled // _WIDTH) * _WIDTH, self._cache.capacity)
+
+    def __call__(self, block_3B: Tensor, width: int) -> Tensor:
+        """See `Steps`."""
+        shape = (block_3B.shape[1], width)
+        if shape not in self._seen:
+            self._seen.add(shape)
+            return compute(self._decoder, self._cache, block_3B.to(self._decoder.device), width)
+        if shape not in self._graphs:
+            self._graphs[shape] = self._capture(block_3B, width)
+        captured = self._graphs[shape]
+        captured.block_3B.copy_(block_3B)
+        captured.graph.replay()
+        return captured.logits_BV
+
+    def _capture(self, block_3B: Tensor, width: int) -> _Graph:
+        block_3B = block_3B.to(self._decoder.device)
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(self._decoder.device)
+        with torch.cuda.graph(graph, pool=self._pool):
+            logits_BV = compute(self._decoder, self._cache, block_3B, width)
+        return _Graph(graph, block_3B, logits_BV)
+
+
+def choose_steps(decoder: Decoder, cache: KVCache) -> Steps:
+    """Captured on a GPU, eager elsewhere."""
+    return CapturedSteps(decoder, cache) if decoder.device.type == "cuda" else EagerSteps(decoder, cache)
+
+
+def compute(decoder: Decoder, cache: KVCache, block_3B: Tensor, width: int) -> Tensor:
+    """The step itself, on the device: logits (B, V); the tokens' keys and values are in the cache afterwards."""
+    token_B, position_B, final_B = block_3B
+    hidden_BD = decoder.hidden_states(token_B, position_B, final_B, cache.writing(position_B, width))
+    return decoder.logits(hidden_BD)

@@ -1,0 +1,152 @@
+"""Do 95% intervals hold the truth in 95% of samples? By simulation, with intervals that do not as controls."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from strop.evaluation.intervals import (
+    Interval,
+    RowSums,
+    nll_difference,
+    nll_interval,
+    perplexity_difference,
+    perplexity_interval,
+    score_difference,
+    score_interval,
+    t_quantile,
+)
+
+TRIALS = 2000
+Rng = np.random.Generator
+
+
+def coverage(draw: Callable[[Rng], Interval | None], truth: float) -> float:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(TRIALS):
+        interval = draw(rng)
+        assert interval is not None
+        assert interval.low <= interval.value <= interval.high
+        hits += interval.low <= truth <= interval.high
+    return hits / TRIALS
+
+
+def naive_mean(values: np.ndarray) -> Interval:
+    """p +- 1.96 SE, as if each value counted."""
+    spread = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return Interval(float(values.mean()), float(values.mean()) - spread, float(values.mean()) + spread, len(values))
+
+
+@pytest.mark.parametrize(("p", "count"), [(0.5, 32), (0.05, 32), (0.02, 200), (0.97, 100)])
+def test_wilson_covers(p: float, count: int) -> None:
+    assert coverage(lambda rng: score_interval(rng.random(count) < p), p) > 0.93
+
+
+def test_the_naive_interval_of_a_rare_event_does_not() -> None:
+    assert coverage(lambda rng: naive_mean((rng.random(32) < 0.05).astype(float)), 0.05) < 0.85
+
+
+def test_wilsons_published_example() -> None:
+    # 81 of 263 (Newcombe 1998, Stat. Med. 17, table I): 0.2553 to 0.3662; 0 of 20: 0 to 0.1611
+    interval = score_interval([True] * 81 + [False] * 182)
+    assert interval is not None
+    assert (round(interval.low, 4), round(interval.high, 4)) == (0.2553, 0.3662)
+    none = score_interval([False] * 20)
+    assert none is not None
+    assert (none.low, round(none.high, 4)) == (0.0, 0.1611)
+
+
+@pytest.mark.parametrize(("a", "b"), [(2.0, 2.0), (8.0, 2.0), (0.3, 0.2)])
+@pytest.mark.parametrize("count", [20, 200])
+def test_f1_like_means_are_covered_without_waste(a: float, b: float, count: int) -> None:
+    truth = a / (a + b)
+    assert coverage(lambda rng: score_interval(rng.beta(a, b, count)), truth) > 0.93
+    widths = [score_interval(np.random.default_rng(i).beta(a, b, count)) for i in range(50)]
+    deviation = math.sqrt(a * b / (a + b) ** 2 / (a + b + 1))
+    assert np.mean([w.high - w.low for w in widths if w]) < 1.2 * 2 * 1.96 * deviation / math.sqrt(count)
+
+
+def row_sums(rng: Rng, count: int, shift: np.ndarray | float = 0.0) -> tuple[RowSums, np.ndarray]:
+    """Rows of very different lengths, each with a loss of its own; longer rows are easier."""
+    tokens = np.ceil(rng.lognormal(2.5, 0.8, count))
+    level = rng.gamma(2.0, 0.5, count) * tokens**-0.2 + shift
+    return RowSums(level * tokens, tokens), level
+
+
+def true_nll() -> float:
+    sums, _ = row_sums(np.random.default_rng(99), 2_000_000)
+    return sums.nll
+
+
+@pytest.mark.parametrize("count", [30, 300])
+def test_the_loss_is_covered(count: int) -> None:
+    truth = true_nll()
+    assert coverage(lambda rng: nll_interval(row_sums(rng, count)[0]), truth) > 0.90
+    assert coverage(lambda rng: perplexity_interval(row_sums(rng, count)[0]), math.exp(truth)) > 0.90
+
+
+def test_counting_tokens_instead_of_rows_is_seen() -> None:
+    def by_token(rng: Rng) -> Interval:
+        sums, level = row_sums(rng, 100)
+        return naive_mean(np.repeat(level, sums.tokens_N.astype(int)))
+
+    assert coverage(by_token, true_nll()) < 0.6
+
+
+def test_paired_differences_are_covered_and_narrow() -> None:
+    def both(rng: Rng) -> tuple[RowSums, RowSums]:
+        base, level = row_sums(rng, 100)
+        return RowSums((0.8 * level + 0.1 * rng.random(100)) * base.tokens_N, base.tokens_N), base
+
+    truth = 0.05 - 0.2 * true_nll()
+    assert coverage(lambda rng: nll_difference(*both(rng)), truth) > 0.92
+    ppl = math.exp(0.8 * true_nll() + 0.05) - math.exp(true_nll())
+    assert coverage(lambda rng: perplexity_difference(*both(rng)), ppl) > 0.90
+    tuned, base = both(np.random.default_rng(5))
+    paired, alone = nll_difference(tuned, base), nll_interval(base)
+    assert paired
+    assert alone
+    assert paired.high - paired.low < 0.5 * (alone.high - alone.low)
+
+
+@pytest.mark.parametrize(("both_right", "gained", "lost", "count"), [(0.6, 0.2, 0.05, 32), (0.9, 0.05, 0.05, 60)])
+def test_paired_proportions_are_covered(both_right: float, gained: float, lost: float, count: int) -> None:
+    def draw(rng: Rng) -> Interval | None:
+        u = rng.random(count)
+        base = (u < both_right) | (u > 1 - lost)
+        return score_difference((u < both_right + gained), base)
+
+    assert coverage(draw, gained - lost) > 0.93
+
+
+def test_unpaired_rows_are_seen() -> None:
+    """Control: a difference of the wrong pairs is as wide as that of two samples."""
+    rng = np.random.default_rng(0)
+    base = rng.random(400) < 0.5
+    tuned = base | (rng.random(400) < 0.1)
+    paired, shuffled = score_difference(tuned, base), score_difference(rng.permutation(tuned), base)
+    assert paired
+    assert shuffled
+    assert paired.high - paired.low < 0.5 * (shuffled.high - shuffled.low)
+
+
+def test_too_few_rows_have_no_interval() -> None:
+    one = RowSums(np.array([3.0]), np.array([2.0]))
+    assert nll_interval(one) is perplexity_interval(one) is nll_difference(one, one) is None
+    assert score_interval([]) is score_difference([], []) is None
+    assert score_interval([True]) is not None
+
+
+def test_a_huge_loss_has_a_perplexity() -> None:
+    interval = perplexity_interval(RowSums(np.array([9000.0, 1.0]), np.array([2.0, 2.0])))
+    assert interval is not None
+    assert math.isfinite(interval.high)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"), [(1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (9, 2.26216), (99, 1.98422)]
+)
+def test_students_quantiles(freedom: int, quantile: float) -> None:
+    assert t_quantile(freedom) == pytest.approx(quantile, rel=3e-3)
