@@ -154,7 +154,7 @@ class Experiment:
         for name in self.bases if count else ():
             self.reference.put(trained[name, self.options.seeds[0]])
             prompts = [prompt for prompt, _ in pairs]
-            answers = generate(self.reference.decoder, prompts, template.stop_ids, 48, batch_size=len(prompts))
+            answers = generate(self.reference.decoder, prompts, template.stop_ids, 48, slots=len(prompts))
             texts = [text(answer.ids) for answer in answers]
             both = list(zip(texts, references, strict=True))
             exact = sum(exact_match(*pair) for pair in both) / count

@@ -86,6 +86,6 @@ def test_trains_and_evaluates(
     assert tokens > executed
     result = api.evaluate(run, num_generated=2, max_new_tokens=3)
     assert result.num_generated == (0 if shape == "text" else 2)
-    assert result.tuned.nll != result.base.nll
+    assert result.tuned["nll"] != result.base["nll"]
     session = api.chat(run, max_new_tokens=3)
     assert isinstance("".join(session.stream("Say 5.")), str)

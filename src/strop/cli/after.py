@@ -38,6 +38,22 @@ def evaluate(
         present.answers_written(answers, result)
 
 
+@app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def lm_eval(
+    context: typer.Context,
+    run: RunArgument,
+    base: Annotated[bool, typer.Option("--base", help="Score the base model instead.")] = False,
+) -> None:
+    """Public benchmarks on the tuned model, by lm-evaluation-harness (`pip install 'strop[lm-eval]'`).
+
+    All further options are those of `lm-eval run`, for example: `strop lm-eval runs/my --tasks gsm8k --limit 100`.
+    """
+    from strop import api
+    from strop.api import harness
+
+    harness.lm_eval(api.Run(run), context.args, tuned=not base)
+
+
 @app.command()
 def chat(
     run: RunArgument,

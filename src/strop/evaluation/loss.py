@@ -1,10 +1,11 @@
 """Held-out loss: how surprised a model is by answers that it has not seen."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from strop.data.pack import Batch, labels_of, pack
@@ -14,6 +15,8 @@ from strop.model.decoder import Decoder
 from strop.model.inputs import HostBatch, PackedInputs
 
 _SAMPLES_AT_A_TIME = 1024
+
+Samples = SampleStore | Sequence[Sample]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class HeldOutLoss:
 @torch.inference_mode()
 def held_out_loss(
     decoder: Decoder,
-    store: SampleStore,
+    store: Samples,
     max_tokens: int,
     check_stop: Callable[[], None] = lambda: None,
     nll_of: Callable[[HostBatch], Tensor] | None = None,
@@ -53,8 +56,7 @@ def held_out_loss(
     return HeldOutLoss(total / count, count)
 
 
-@torch.inference_mode()
-def row_losses(decoder: Decoder, store: SampleStore, max_tokens: int) -> RowSums:
+def row_losses(decoder: Decoder, store: Samples, max_tokens: int) -> RowSums:
     """`held_out_loss` by row: the same microbatches, in which a prefix that rows share is computed once.
 
     Args:
@@ -62,18 +64,26 @@ def row_losses(decoder: Decoder, store: SampleStore, max_tokens: int) -> RowSums
         store: The held-out samples.
         max_tokens: Token budget of a microbatch.
     """
+    sums, _ = token_losses(decoder, store, max_tokens)
+    return sums
+
+
+@torch.inference_mode()
+def token_losses(decoder: Decoder, store: Samples, max_tokens: int) -> tuple[RowSums, NDArray[np.int64]]:
+    """`row_losses`, and how many of each row's learned tokens greedy decoding would not have chosen, (N,)."""
     decoder.eval()
-    nll_N, tokens_N = np.zeros(len(store)), np.zeros(len(store))
+    nll_N, tokens_N, missed_N = np.zeros(len(store)), np.zeros(len(store)), np.zeros(len(store), np.int64)
     for batch, samples in _microbatches(decoder, store, max_tokens):
-        nll_E = decoder.label_nll(PackedInputs.of(batch, decoder.device)).double().cpu().numpy()
+        nll_E, likeliest_E = (x.cpu() for x in decoder.label_nll(PackedInputs.of(batch, decoder.device)))
         sample_M, label_M = labels_of(batch, samples)
         rows = list(batch.samples)
-        nll_N[rows] = np.bincount(sample_M, nll_E[label_M], len(rows))
+        nll_N[rows] = np.bincount(sample_M, nll_E.double().numpy()[label_M], len(rows))
         tokens_N[rows] = np.bincount(sample_M, minlength=len(rows))
-    return RowSums(nll_N, tokens_N)
+        missed_N[rows] = np.bincount(sample_M[~likeliest_E.numpy()[label_M]], minlength=len(rows))
+    return RowSums(nll_N, tokens_N), missed_N
 
 
-def _microbatches(decoder: Decoder, store: SampleStore, max_tokens: int) -> Iterator[tuple[Batch, list[Sample]]]:
+def _microbatches(decoder: Decoder, store: Samples, max_tokens: int) -> Iterator[tuple[Batch, list[Sample]]]:
     """Each microbatch with its samples."""
     for start in range(0, len(store), _SAMPLES_AT_A_TIME):
         indices = range(start, min(start + _SAMPLES_AT_A_TIME, len(store)))

@@ -182,8 +182,8 @@ class Decoder(nn.Module):
         hidden_RD = self._learned_states(inputs)
         return linear_cross_entropy(hidden_RD, self.head, inputs.label_rows_E, inputs.labels_E, inputs.weights_E)
 
-    def label_nll(self, inputs: PackedInputs) -> Tensor:
-        """-log p of each of a microbatch's labels, (E,) in float32 or wider, without gradients."""
+    def label_nll(self, inputs: PackedInputs) -> tuple[Tensor, Tensor]:
+        """-log p of each of a microbatch's labels, (E,) in float32 or wider, and whether no token is likelier."""
         return label_nll(self._learned_states(inputs), self.head, inputs.label_rows_E, inputs.labels_E)
 
     def _learned_states(self, inputs: PackedInputs) -> Tensor:

@@ -36,17 +36,23 @@ def linear_cross_entropy(
 
 
 @torch.no_grad()
-def label_nll(hidden_RD: Tensor, head: FrozenWeight, rows_E: Tensor, labels_E: Tensor) -> Tensor:
-    """-log softmax(hidden W^T)[row, label] of each entry, (E,) in float32 or wider; `rows_E` is non-decreasing."""
+def label_nll(hidden_RD: Tensor, head: FrozenWeight, rows_E: Tensor, labels_E: Tensor) -> tuple[Tensor, Tensor]:
+    """What each entry of `linear_cross_entropy` costs by itself; `rows_E` is non-decreasing.
+
+    Returns:
+        -log softmax(hidden W^T)[row, label], (E,) in float32 or wider; and bool (E,), no other token is likelier.
+    """
     wide = torch.promote_types(hidden_RD.dtype, torch.float32)
     chunk = _rows_at_a_time(head)
-    nll = []
+    nll, likeliest = [], []
     for start in range(0, hidden_RD.shape[0], chunk):
         logits_CV = head.project(hidden_RD[start : start + chunk]).to(wide)
         entries = (rows_E >= start) & (rows_E < start + chunk)
         row_C = rows_E[entries] - start
-        nll.append(logits_CV.logsumexp(-1)[row_C] - logits_CV[row_C, labels_E[entries]])
-    return torch.cat(nll)
+        logit_C = logits_CV[row_C, labels_E[entries]]
+        nll.append(logits_CV.logsumexp(-1)[row_C] - logit_C)
+        likeliest.append(logit_C >= logits_CV.amax(-1)[row_C])
+    return torch.cat(nll), torch.cat(likeliest)
 
 
 def _rows_at_a_time(head: FrozenWeight) -> int:
