@@ -162,6 +162,9 @@ class TrainSection(Section):
     """Evaluate the held-out rows before the first step too."""
     eval_steps: int = Field(0, ge=0)
     """Steps between evaluations of the held-out rows; 0 evaluates at the end only."""
+    sample_rows: int | None = Field(None, ge=0, le=64)
+    """Held-out rows that are answered at each evaluation, into samples.jsonl; 0 for none. None: 2, and none with engine
+    unsloth or where rows have no question."""
     save_steps: int = Field(500, ge=0)
     """Steps between checkpoints; 0 saves at the end and when interrupted only."""
     save_total_limit: int = Field(3, ge=1)
@@ -228,7 +231,7 @@ def contradictions(
             f"{held_out[0]} and {held_out[1]}={data.validation_split_percentage} both hold out rows; keep one",
         )
     if not data.validation_file and not data.validation_split_percentage:
-        for key in ("eval_steps", "eval_on_start", "load_best_model_at_end", "early_stopping_patience"):
+        for key in ("eval_steps", "eval_on_start", "load_best_model_at_end", "early_stopping_patience", "sample_rows"):
             if value := getattr(train, key):
                 needs = f"train.{key}={value} needs held-out rows: set {held_out[0]} or {held_out[1]}"
                 yield (f"train.{key}", *held_out), needs
@@ -245,6 +248,7 @@ def _not_of_the_engine(model: ModelSection, train: TrainSection) -> Iterator[tup
             train.max_tokens_per_microbatch,
             "packed microbatches: train.per_device_train_batch_size bounds its memory",
         ),
+        "train.sample_rows": (train.sample_rows, "samples during training: use 0, and `strop chat` afterwards"),
     }
     for key, (value, text) in only_strop.items():
         if value and train.engine == "unsloth":
@@ -311,6 +315,7 @@ _FREE = {
     "train.gradient_checkpointing",
     "train.max_tokens_per_microbatch",
     "train.logging_steps",
+    "train.sample_rows",
     "train.save_steps",
     "train.save_total_limit",
     "train.report_to",

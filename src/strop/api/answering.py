@@ -50,7 +50,7 @@ def evaluate(run: Run, num_generated: int = 32, max_new_tokens: int = 96) -> Eva
     asked = {}
     if wanted := {store.origin(i) for i in shown}:
         specs = recipe.data.validation_file or recipe.data.train_file
-        asked = {origin: text for origin, text in _questions(specs, prepared.data.format) if origin in wanted}
+        asked = {origin: text for origin, text in questions(specs, prepared.data.format) if origin in wanted}
     result = score(
         adapter,
         store,
@@ -89,12 +89,12 @@ def held_out_question(run: Run) -> str:
     """
     if not run.recipe.data.validation_file:
         raise RecipeError("this run has no data.validation_file to take a question from; use --prompt")
-    for _, question in _questions(run.recipe.data.validation_file, run.manifest["format"]):
+    for _, question in questions(run.recipe.data.validation_file, run.manifest["format"]):
         return question
     raise RecipeError("no held-out row can be read; use --prompt")
 
 
-def _questions(specs: Sequence[str], format: Format) -> Iterator[tuple[Origin, str]]:
+def questions(specs: Sequence[str], format: Format) -> Iterator[tuple[Origin, str]]:
     """Where each row comes from and what it asks."""
     from strop.data.prompts import question_of
     from strop.data.rows import Fault, find_files, read_examples
