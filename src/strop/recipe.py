@@ -43,6 +43,13 @@ OneOrMore = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 """A list of strings, for which a single string may stand."""
 
 
+Trackers = Annotated[
+    tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...],
+    BeforeValidator(lambda value: () if value in ("none", ["none"], None) else _as_list(value)),
+]
+"""Names of experiment trackers, or `none`."""
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, and a key that is not known is an error."""
 
@@ -175,8 +182,8 @@ class TrainSection(Section):
     """Stop after so many evaluations without gain."""
     early_stopping_threshold: float = Field(0.0, ge=0)
     """The least fall of the held-out loss that counts as gain."""
-    report_to: Literal["none"] = "none"
-    """Experiment trackers; none in this version."""
+    report_to: Trackers = ()
+    """Experiment trackers, one or a list: tensorboard, wandb, trackio, mlflow (docs/trackers.md); or none."""
 
     @property
     def samples_per_step(self) -> int:

@@ -40,9 +40,11 @@ def train(recipe: Recipe, reporter: Reporter | None = None) -> Run:
     """
     from strop.run.console import Reporter
     from strop.run.folder import RunFolder
+    from strop.run.trackers.tracker import require
     from strop.training.stop import StopSignals
 
     reporter = reporter or Reporter()
+    require(recipe.train.report_to)
     folder = RunFolder(recipe.output_dir)
     with folder.claim():
         prepared = check(recipe, reporter.note)
@@ -56,9 +58,27 @@ def train(recipe: Recipe, reporter: Reporter | None = None) -> Run:
             meter = meter_of(recipe, folder, reporter.note)
             if meter is not None:
                 meter.check()  # before the model is loaded at the user's expense
+        reporter = _tracked(recipe, folder, reporter)
         attempt = Attempt(recipe, prepared, fingerprints, folder, reporter, meter, StopSignals())
         (_on_unsloth if recipe.train.engine == "unsloth" else _on_strop)(attempt)
     return Run(folder.path)
+
+
+def _tracked(recipe: Recipe, folder: RunFolder, reporter: Reporter) -> Reporter:
+    """The reporter, with the recipe's trackers beside it."""
+    from strop.run.metrics import last_steps
+    from strop.run.trackers.feed import TrackingReporter
+    from strop.run.trackers.tracker import TrackedRun
+
+    if not recipe.train.report_to:
+        return reporter
+    settings = recipe.model_dump(mode="json", exclude={"modal": {"secrets"}})
+
+    def run(step: int) -> TrackedRun:
+        return TrackedRun(folder.manifest["run_id"], recipe.name, folder.path, step, settings)
+
+    names = list(dict.fromkeys(recipe.train.report_to))
+    return TrackingReporter(reporter, names, run, last_steps(folder.metrics_path))
 
 
 def _on_strop(attempt: Attempt) -> None:

@@ -34,7 +34,7 @@ class Reporter:
     def on_samples(self, samples: Sequence[Sample]) -> None:
         """Held-out questions were answered by the model as it stands."""
         for sample in samples:
-            self.note(f"step {sample.step}: {_brief(sample.question, 60)} -> {_brief(sample.text, 80)}")
+            self.note(f"step {sample.step}: {_brief(sample.question, 32)} -> {_brief(sample.text, 40)}")
 
     def on_save(self, step: int) -> None:
         """A checkpoint is in place."""
