@@ -43,6 +43,13 @@ OneOrMore = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 """A list of strings, for which a single string may stand."""
 
 
+Trackers = Annotated[
+    tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...],
+    BeforeValidator(lambda value: () if value in ("none", ["none"], None) else _as_list(value)),
+]
+"""Names of experiment trackers, or `none`."""
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, and a key that is not known is an error."""
 
@@ -162,6 +169,9 @@ class TrainSection(Section):
     """Evaluate the held-out rows before the first step too."""
     eval_steps: int = Field(0, ge=0)
     """Steps between evaluations of the held-out rows; 0 evaluates at the end only."""
+    sample_rows: int | None = Field(None, ge=0, le=64)
+    """Held-out rows that are answered at each evaluation, into samples.jsonl; 0 for none. None: 2, and none with engine
+    unsloth or where rows have no question."""
     save_steps: int = Field(500, ge=0)
     """Steps between checkpoints; 0 saves at the end and when interrupted only."""
     save_total_limit: int = Field(3, ge=1)
@@ -172,8 +182,8 @@ class TrainSection(Section):
     """Stop after so many evaluations without gain."""
     early_stopping_threshold: float = Field(0.0, ge=0)
     """The least fall of the held-out loss that counts as gain."""
-    report_to: Literal["none"] = "none"
-    """Experiment trackers; none in this version."""
+    report_to: Trackers = ()
+    """Experiment trackers, one or a list: tensorboard, wandb, trackio, mlflow (docs/trackers.md); or none."""
 
     @property
     def samples_per_step(self) -> int:
@@ -228,7 +238,7 @@ def contradictions(
             f"{held_out[0]} and {held_out[1]}={data.validation_split_percentage} both hold out rows; keep one",
         )
     if not data.validation_file and not data.validation_split_percentage:
-        for key in ("eval_steps", "eval_on_start", "load_best_model_at_end", "early_stopping_patience"):
+        for key in ("eval_steps", "eval_on_start", "load_best_model_at_end", "early_stopping_patience", "sample_rows"):
             if value := getattr(train, key):
                 needs = f"train.{key}={value} needs held-out rows: set {held_out[0]} or {held_out[1]}"
                 yield (f"train.{key}", *held_out), needs
@@ -245,6 +255,7 @@ def _not_of_the_engine(model: ModelSection, train: TrainSection) -> Iterator[tup
             train.max_tokens_per_microbatch,
             "packed microbatches: train.per_device_train_batch_size bounds its memory",
         ),
+        "train.sample_rows": (train.sample_rows, "samples during training: use 0, and `strop chat` afterwards"),
     }
     for key, (value, text) in only_strop.items():
         if value and train.engine == "unsloth":
@@ -311,6 +322,7 @@ _FREE = {
     "train.gradient_checkpointing",
     "train.max_tokens_per_microbatch",
     "train.logging_steps",
+    "train.sample_rows",
     "train.save_steps",
     "train.save_total_limit",
     "train.report_to",

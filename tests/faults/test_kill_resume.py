@@ -20,6 +20,7 @@ import torch
 from helpers import metrics, write_recipe
 from strop import api
 from strop.errors import StropError
+from strop.evaluation import samples
 from strop.recipe import Recipe, load_recipe
 
 RANDOM_TRIALS, WRITE_TRIALS = 32, 28
@@ -28,6 +29,7 @@ RANDOM_TRIALS, WRITE_TRIALS = 32, 28
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # forked children cannot use the parent's thread pool
+    samples.MAX_NEW_TOKENS = 4
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,7 @@ def die_at_call(number: int) -> Callable[[], None]:
 
 def assert_same_run(run: Path, want: Path) -> None:
     assert metrics(run) == metrics(want)
+    assert (run / "samples.jsonl").read_bytes() == (want / "samples.jsonl").read_bytes()
     name = "adapter_model.safetensors"
     assert (run / "adapter" / name).read_bytes() == (want / "adapter" / name).read_bytes()
 

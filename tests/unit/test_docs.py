@@ -40,3 +40,11 @@ def test_readme_names_the_shipped_recipes_and_exit_codes_are_documented() -> Non
         kind = getattr(errors, name)
         if isinstance(kind, type) and issubclass(kind, errors.StropError):
             assert re.search(rf"{name}\s+{kind.exit_code}\b", tree), name
+
+
+def test_the_command_reference_is_fresh_and_has_an_example_of_each_command() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "make_command_reference.py"))
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert text == page["render"]()
+    commands = re.findall(r"^## strop (\w+)$", text, flags=re.MULTILINE)
+    assert {"init", "train", "evaluate"} <= set(commands) <= set(page["EXAMPLES"])

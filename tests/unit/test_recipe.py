@@ -50,7 +50,7 @@ def test_phi3_census_is_the_pages_recipe() -> None:
     train = recipe.train
     assert (train.per_device_train_batch_size, train.gradient_accumulation_steps) == (4, 2)
     assert (train.learning_rate, train.warmup_steps, train.num_train_epochs) == (2e-4, 100, 1)
-    assert (train.lr_scheduler_type, train.save_steps, train.report_to) == ("linear", 10000, "none")
+    assert (train.lr_scheduler_type, train.save_steps, train.report_to) == ("linear", 10000, ())
     assert recipe.modal.gpu == ("H200",)
     assert recipe.modal.timeout == 86400
 

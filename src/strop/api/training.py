@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from strop.api.answering import questions_of
 from strop.api.attempt import Attempt, told_how_to_go_on
 from strop.api.billing import meter_of
 from strop.api.loading import load_model
@@ -15,6 +16,8 @@ from strop.recipe import Recipe, differences, load_recipe
 if TYPE_CHECKING:
     import torch
 
+    from strop.data.examples import Origin
+    from strop.evaluation.samples import Asked
     from strop.forecast.outcome import Outcome
     from strop.model.lora import LoraAdapter
     from strop.run.console import Reporter
@@ -37,9 +40,11 @@ def train(recipe: Recipe, reporter: Reporter | None = None) -> Run:
     """
     from strop.run.console import Reporter
     from strop.run.folder import RunFolder
+    from strop.run.trackers.tracker import require
     from strop.training.stop import StopSignals
 
     reporter = reporter or Reporter()
+    require(recipe.train.report_to)
     folder = RunFolder(recipe.output_dir)
     with folder.claim():
         prepared = check(recipe, reporter.note)
@@ -53,9 +58,27 @@ def train(recipe: Recipe, reporter: Reporter | None = None) -> Run:
             meter = meter_of(recipe, folder, reporter.note)
             if meter is not None:
                 meter.check()  # before the model is loaded at the user's expense
+        reporter = _tracked(recipe, folder, reporter)
         attempt = Attempt(recipe, prepared, fingerprints, folder, reporter, meter, StopSignals())
         (_on_unsloth if recipe.train.engine == "unsloth" else _on_strop)(attempt)
     return Run(folder.path)
+
+
+def _tracked(recipe: Recipe, folder: RunFolder, reporter: Reporter) -> Reporter:
+    """The reporter, with the recipe's trackers beside it."""
+    from strop.run.metrics import last_steps
+    from strop.run.trackers.feed import TrackingReporter
+    from strop.run.trackers.tracker import TrackedRun
+
+    if not recipe.train.report_to:
+        return reporter
+    settings = recipe.model_dump(mode="json", exclude={"modal": {"secrets"}})
+
+    def run(step: int) -> TrackedRun:
+        return TrackedRun(folder.manifest["run_id"], recipe.name, folder.path, step, settings)
+
+    names = list(dict.fromkeys(recipe.train.report_to))
+    return TrackingReporter(reporter, names, run, last_steps(folder.metrics_path))
 
 
 def _on_strop(attempt: Attempt) -> None:
@@ -144,6 +167,7 @@ def _trainer(attempt: Attempt, adapter: LoraAdapter) -> Trainer:
         nll_of = trainer.gradients.nll_of
         return held_out_loss(adapter.decoder, data.validation, trainer.max_tokens, trainer.check, nll_of).nll
 
+    asked = _asked(attempt)
     trainer = Trainer(
         adapter,
         data.train,
@@ -154,8 +178,32 @@ def _trainer(attempt: Attempt, adapter: LoraAdapter) -> Trainer:
         attempt.stop.check,
         meter=attempt.meter,
         most_tokens=_most_tokens(attempt.folder, recipe, adapter.decoder.device),
+        sample=(lambda: asked.answers(adapter.decoder, trainer.check)) if asked else None,
     )
     return trainer
+
+
+def _asked(attempt: Attempt) -> Asked | None:
+    """The held-out rows that are answered during training; None where there are none, or they ask nothing."""
+    from strop.evaluation.samples import Asked
+
+    data, recipe = attempt.prepared.data, attempt.recipe
+    wanted = 2 if recipe.train.sample_rows is None else recipe.train.sample_rows
+    if data.validation is None or not wanted:
+        return None
+    if data.format == "text" or recipe.data.train_on == "all":
+        attempt.reporter.note("no samples during training: these rows have no answer apart from what is asked")
+        return None
+    store = data.validation
+    origins = [store.origin(i) for i in range(min(wanted, len(store)))]
+    specs = recipe.data.validation_file or recipe.data.train_file
+    found: dict[Origin, str] = {}
+    for origin, question in questions_of(specs, data.format):
+        if origin in origins:
+            found[origin] = question
+        if len(found) == len(origins):
+            break
+    return Asked(store, data.template, [found[origin] for origin in origins])
 
 
 def _most_tokens(folder: RunFolder, recipe: Recipe, device: torch.device) -> int | None:

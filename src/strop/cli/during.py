@@ -49,7 +49,7 @@ def train(
         return _train_on_modal(loaded, detach)
     if detach:
         raise RecipeError("--detach goes with --on modal")
-    run = api.train(loaded, console_reporter(loaded.train.logging_steps))
+    run = api.train(loaded, console_reporter(loaded.train.logging_steps, loaded.modal.max_cost))
     present.finished(run)
 
 

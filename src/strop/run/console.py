@@ -1,19 +1,19 @@
-"""What a person sees while a run goes on: a live bar on a terminal, plain lines anywhere else.
+"""What a person sees while a run goes on: a live view on a terminal (live.py), plain lines anywhere else.
 
 Nothing here can stop a run. Where the output goes away (`strop train ... | head`, a closed terminal, a full
 disk behind a redirection), one line on standard error says so and training goes on; metrics.jsonl has it all.
 """
 
-import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from strop.run.output import Output
+from strop.run.samples import Sample
 
 _WINDOW = 50
 """Steps that the time left is estimated from: enough to be steady, few enough to forget slow first ones."""
@@ -31,6 +31,11 @@ class Reporter:
     def on_eval(self, step: int, loss: float) -> None:
         """The held-out rows were evaluated."""
 
+    def on_samples(self, samples: Sequence[Sample]) -> None:
+        """Held-out questions were answered by the model as it stands."""
+        for sample in samples:
+            self.note(f"step {sample.step}: {_brief(sample.question, 32)} -> {_brief(sample.text, 40)}")
+
     def on_save(self, step: int) -> None:
         """A checkpoint is in place."""
 
@@ -46,7 +51,7 @@ class LineReporter(Reporter):
 
     def __init__(self, every: int, stream: IO[str]) -> None:
         self._every = max(1, every)
-        self._output = _Output(stream)
+        self._output = Output(stream)
         self._num_steps = 0
         self._times: deque[float] = deque(maxlen=_WINDOW + 1)
 
@@ -80,66 +85,16 @@ class LineReporter(Reporter):
                 print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
-class BarReporter(Reporter):
-    """A live bar with the last step's figures beside it; evaluations stay above it as lines."""
-
-    def __init__(self, console: Console) -> None:
-        self._output = _Output(console.file)
-        self._num_steps = 0
-        self._progress = Progress(
-            TextColumn("[bold]training"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}", markup=False),
-            TextColumn("left"),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            auto_refresh=False,  # no thread: an error in one could not be caught here
-        )
-        self._task = self._progress.add_task("train", total=None, figures="")
-        self._drawn = 0.0
-
-    def on_start(self, step: int, num_steps: int) -> None:
-        """See `Reporter`."""
-        self._num_steps = num_steps
-        with self._output.guarded() as stream:
-            if stream is not None:
-                self._progress.update(self._task, total=num_steps, completed=step)
-                self._progress.start()
-
-    def on_step(self, record: Mapping[str, Any]) -> None:
-        """See `Reporter`. Drawn at most ten times a second."""
-        with self._output.guarded() as stream:
-            if stream is not None:
-                due = time.monotonic() - self._drawn > 0.1 or record["step"] == self._num_steps
-                self._progress.update(self._task, completed=record["step"], figures=_brief(record), refresh=due)
-                self._drawn = time.monotonic() if due else self._drawn
-
-    def on_eval(self, step: int, loss: float) -> None:
-        """See `Reporter`."""
-        self.note(f"step {step}: held-out loss {loss:.4f}")
-
-    def note(self, line: str) -> None:
-        """See `Reporter`."""
-        with self._output.guarded() as stream:
-            if stream is not None:
-                self._progress.console.print(line, highlight=False, markup=False)
-
-    def close(self) -> None:
-        """See `Reporter`."""
-        with self._output.guarded() as stream:
-            if stream is not None:
-                self._progress.stop()
-
-
-def console_reporter(logging_steps: int) -> Reporter:
-    """A bar if standard output is a terminal that can redraw, else a line every `logging_steps` steps.
+def console_reporter(logging_steps: int, max_cost: float | None = None) -> Reporter:
+    """A live panel if standard output is a terminal that can redraw, else a line every `logging_steps` steps.
 
     `NO_COLOR` is rich's to respect; the lines have no colour.
     """
     console = Console()
     if console.is_terminal and not console.is_dumb_terminal:
-        return BarReporter(console)
+        from strop.run.live import LiveReporter  # which builds on this module
+
+        return LiveReporter(console, max_cost)
     return LineReporter(logging_steps, sys.stdout)
 
 
@@ -154,10 +109,10 @@ def describe(record: Mapping[str, Any]) -> str:
     return f"{line}  ${record['dollars']:.2f} so far" if "dollars" in record else line
 
 
-def _brief(record: Mapping[str, Any]) -> str:
-    """What fits beside a bar on 80 columns."""
-    line = f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tok/s"
-    return f"{line}  ${record['dollars']:.2f}" if "dollars" in record else line
+def _brief(text: str, length: int) -> str:
+    """The beginning of a text on one line, without what would move a terminal's cursor: a model may write anything."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= length else f"{line[: length - 3]}..."
 
 
 def clock(seconds: float) -> str:
@@ -166,34 +121,3 @@ def clock(seconds: float) -> str:
     if minutes < 1:
         return f"{rest}s"
     return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
-
-
-class _Output:
-    """A stream that may go away. After its first failure it is None, and nobody tries again."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream: IO[str] | None = stream
-
-    @contextmanager
-    def guarded(self) -> Iterator[IO[str] | None]:
-        """The stream, or None once it has gone; a failure to write inside the block is dealt with here."""
-        try:
-            yield self._stream
-        except (OSError, ValueError) as error:  # ValueError: the file object is closed
-            broken, self._stream = self._stream, None
-            _discard(broken)
-            with suppress(OSError, ValueError):
-                print(
-                    f"strop: standard output has gone ({error}); training goes on, see metrics.jsonl",
-                    file=sys.stderr,
-                    flush=True,
-                )
-
-
-def _discard(stream: IO[str] | None) -> None:
-    """Point a broken stream at /dev/null: what it buffers would fail again at exit, and turn 0 into 120."""
-    with suppress(OSError, ValueError, AttributeError):
-        assert stream is not None
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)

@@ -4,6 +4,7 @@
       recipe.yaml        the recipe as resolved when the run began
       run.json           the manifest: status, versions, device, fingerprints of data, recipe and base model
       metrics.jsonl      a line for each step and each evaluation
+      samples.jsonl      the same held-out questions answered at each evaluation
       checkpoints/       step-00000010/ ...: what a run goes on from
       adapter/           the result, as PEFT writes it
       evaluation.json    base beside tuned, once `strop evaluate` has run
@@ -40,6 +41,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metrics_path = path / "metrics.jsonl"
+        self.samples_path = path / "samples.jsonl"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
 

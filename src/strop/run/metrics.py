@@ -63,6 +63,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def last_steps(path: Path) -> dict[str, int]:
+    """The last step of each kind of record, train and eval; what cannot be read is passed over."""
+    records = [record for line in _lines(path) if (record := _parse(line)) is not None]
+    return {str(record.get("kind")): record["step"] for record in sorted(records, key=lambda record: record["step"])}
+
+
 def _lines(path: Path) -> list[bytes]:
     data = path.read_bytes() if path.exists() else b""
     return data.removesuffix(b"\n").split(b"\n") if data else []

@@ -21,6 +21,7 @@ from strop.run.console import Reporter
 from strop.run.cost import Meter
 from strop.run.folder import RunFolder
 from strop.run.metrics import MetricsLog, read_metrics
+from strop.run.samples import Sample, write_samples
 from strop.training.budget import tokens_that_fit
 from strop.training.gradients import choose_gradients, why_plain
 from strop.training.microbatches import Microbatches
@@ -46,6 +47,7 @@ class Trainer:
         evaluate: Held-out loss of the model as it stands; None where there is nothing held out.
         check_stop: Raises `Interrupted` once a signal has come.
         meter: Counts dollars; None where nothing is billed.
+        sample: Row, question, reference and answer of held-out rows, by the model as it stands; None for none.
         most_tokens: Tokens of a microbatch that an earlier attempt was left with after it ran out of memory.
     """
 
@@ -59,6 +61,7 @@ class Trainer:
     progress: Progress = field(default_factory=Progress)
     meter: Meter | None = None
     most_tokens: int | None = None
+    sample: Callable[[], list[tuple[str, str, str, str]]] | None = None
 
     def __post_init__(self) -> None:
         section = self.section
@@ -217,9 +220,24 @@ class Trainer:
 
     def _evaluate_if_due(self) -> None:
         if self.evaluate is not None and self.progress.evaluation_is_due(self.section, self.num_steps):
-            self._take_in(self._fitting(self.evaluate))
+            loss = self._fitting(self.evaluate)
+            self._answer()  # before the loss is taken in: interrupted here, both are made again
+            self._take_in(loss)
             self.decoder.train()
             self._started = time.perf_counter()
+
+    def _answer(self) -> None:
+        """Samples of the model as it stands, into samples.jsonl; a GPU too full for them goes without."""
+        if self.sample is None:
+            return
+        step = self.progress.step
+        try:
+            samples = [Sample(step, *answer) for answer in self.sample()]
+        except torch.OutOfMemoryError:
+            self.reporter.note(f"step {step}: no samples, because they do not fit in the GPU's memory")
+            return
+        write_samples(self.folder.samples_path, step, samples)
+        self.reporter.on_samples(samples)
 
     def _take_in(self, loss: float) -> None:
         """Record a held-out loss and judge it: the best so far, or reason to stop early."""

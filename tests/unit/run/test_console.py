@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from strop.run.console import BarReporter, LineReporter, Reporter, clock, console_reporter, describe
+from strop.run.console import LineReporter, Reporter, clock, console_reporter, describe
+from strop.run.live import LiveReporter
 
 STEPS = 60
 
@@ -23,9 +24,8 @@ def test_a_billed_run_s_lines_and_bar_have_the_dollars_so_far() -> None:
     assert "$" not in describe(record(1))
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=110)
-    bar = BarReporter(console)
+    bar = LiveReporter(console)
     bar.on_start(0, 1)
-    bar._num_steps = 1
     bar.on_step(record(1) | {"dollars": 1.234})
     bar.close()
     assert "$1.23" in stream.getvalue()
@@ -102,7 +102,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, **variables: str) -> tuple[Console
 
 def test_the_bar_shows_the_last_step_and_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
     console, stream = terminal(monkeypatch)
-    run_whole(BarReporter(console))
+    run_whole(LiveReporter(console))
     assert "60/60" in stream.getvalue()
     assert "1,234 tok/s" in stream.getvalue()
     assert "step 30: held-out loss 1.5000" in stream.getvalue()
@@ -111,7 +111,7 @@ def test_the_bar_shows_the_last_step_and_evaluations(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("no_color", [True, False])
 def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch, no_color: bool) -> None:
     console, stream = terminal(monkeypatch, **({"NO_COLOR": "1"} if no_color else {}))
-    run_whole(BarReporter(console))
+    run_whole(LiveReporter(console))
     coloured = any(f"\x1b[{code}" in stream.getvalue() for code in ("38;", "31m", "32m", "35m", "36m"))
     assert coloured is not no_color
 
@@ -136,7 +136,7 @@ def test_an_output_that_goes_away_ends_nothing_and_is_told_once(
 ) -> None:
     run_whole(LineReporter(1, Broken(writes)))
     assert capsys.readouterr().err.count("training goes on") == 1
-    run_whole(BarReporter(Console(file=Broken(min(writes, 2)), force_terminal=True, width=120)))
+    run_whole(LiveReporter(Console(file=Broken(min(writes, 2)), force_terminal=True, width=120)))
     assert capsys.readouterr().err.count("training goes on") == 1
 
 
@@ -191,7 +191,7 @@ def test_a_reader_that_leaves_does_not_change_the_exit_code() -> None:
     assert b"Exception ignored" not in errors
 
 
-@pytest.mark.parametrize(("term", "want"), [("xterm", b"BarReporter"), ("dumb", b"LineReporter")])
+@pytest.mark.parametrize(("term", "want"), [("xterm", b"LiveReporter"), ("dumb", b"LineReporter")])
 def test_a_terminal_gets_the_bar_unless_it_cannot_redraw(term: str, want: bytes) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(

@@ -152,3 +152,19 @@ def test_shared_prefixes_are_computed_once_unless_there_is_dropout(model: Path, 
     assert shared.progress.num_tokens == separate.progress.num_tokens
     assert shared.microbatches.sharing() == pytest.approx(20 * 38 / (20 * 8 + 2 * 30))
     assert separate.microbatches.sharing() == 1.0
+
+
+def test_a_gpu_too_full_for_samples_goes_without_them(start: Start) -> None:
+    trainer = start(itertools.count(1.0))
+    notes: list[str] = []
+    trainer.reporter.note = notes.append  # type: ignore[method-assign]
+
+    def sample() -> list[tuple[str, str, str, str]]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trainer.sample = sample
+    trainer.run()
+    assert trainer.progress.step == 8
+    assert notes == ["step 8: no samples, because they do not fit in the GPU's memory"]
+    assert evaluated_at(trainer) == [8]
+    assert not trainer.folder.samples_path.exists()

@@ -1,0 +1,79 @@
+"""Writes docs/commands.md from the Typer app, so that it cannot go stale: python docs/make_command_reference.py."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from strop.cli import app
+
+PAGE = Path(__file__).with_name("commands.md")
+INTRODUCTION = """# The commands
+
+Made from the code by `python docs/make_command_reference.py`. `strop COMMAND --help` says the same.
+
+Every command ends with one of these exit codes: 0 done, 2 recipe, model or arguments, 3 data, 4 checkpoint or resume
+mismatch, 5 a loss that is not a number, 6 out of memory, 7 stopped at `modal.max_cost`, 8 Modal cannot be reached, 75
+interrupted (the same command goes on; 130 if nothing was trained yet), 1 a bug. What a command can end with beside 0, 2
+and 1 is listed with it.
+"""
+EXAMPLES: dict[str, tuple[str, str]] = {
+    "init": ("strop init my.csv --model HuggingFaceTB/SmolLM2-135M-Instruct -o my.yaml", ""),
+    "check": ("strop check my.yaml --preview 5", "3"),
+    "plan": ("strop plan my.yaml num_train_epochs=3", "3"),
+    "recipes": ("strop recipes demo > my.yaml", ""),
+    "doctor": ("strop doctor my.yaml", ""),
+    "train": ("strop train my.yaml learning_rate=1e-4 report_to=tensorboard", "3, 4, 5, 6, 7, 8, 75, 130"),
+    "logs": ("strop logs runs/my --follow", "8"),
+    "pull": ("strop pull runs/my", "8"),
+    "runs": ("strop runs", ""),
+    "evaluate": ("strop evaluate runs/my --rows 200 --group-by topic --answers answers.parquet", "3, 4, 6"),
+    "lm-eval": ("strop lm-eval runs/my --tasks arc_easy,hellaswag", "6"),
+    "chat": ("strop chat runs/my --prompt 'What is LoRA?' --compare", "4, 6"),
+    "export": ("strop export runs/my --help", "4"),
+}
+"""An example of each command, and its exit codes beside 0, 2 and 1."""
+
+
+def render() -> str:
+    parts = [INTRODUCTION]
+    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name, command in commands.items():
+        parts.append(f"\n## strop {name}\n\n{paragraphs(command.help or '')}\n\n{usage(name, command)}\n")
+        parts.append(table(command))
+        example, codes = EXAMPLES.get(name, ("", ""))
+        if example:
+            parts.append(f"\nExample: `{example}`\n")
+        if codes:
+            parts.append(f"\nExit codes: {codes}.\n")
+    return "".join(parts)
+
+
+def paragraphs(text: str) -> str:
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+
+
+def usage(name: str, command: Any) -> str:
+    arguments = [metavar(parameter) for parameter in command.params if parameter.param_type_name == "argument"]
+    return f"    {' '.join(['strop', name, '[OPTIONS]', *arguments])}"
+
+
+def table(command: Any) -> str:
+    rows = []
+    for parameter in command.params:
+        is_option = parameter.param_type_name == "option"
+        shown = ", ".join((*parameter.opts, *parameter.secondary_opts)) if is_option else metavar(parameter)
+        default = parameter.default
+        meaning = " ".join((parameter.help or "").split())
+        if is_option and default not in (None, False, ()) and not callable(default):
+            meaning += f" Default: {getattr(default, 'value', default)}."
+        rows.append(f"| `{shown}` | {meaning.replace('|', chr(92) + '|')} |\n")
+    return "\n| argument or option | meaning |\n|---|---|\n" + "".join(rows) if rows else ""
+
+
+def metavar(parameter: Any) -> str:
+    return str(parameter.metavar or parameter.name.upper())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")
