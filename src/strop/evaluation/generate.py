@@ -50,6 +50,7 @@ def stream(
     max_new_tokens: int,
     temperature: float = 0.0,
     seed: int = 0,
+    top_p: float = 1.0,
 ) -> Iterator[tuple[int, int]]:
     """Yield (index of the prompt, next token) as answers grow; a stop token is yielded and ends its answer.
 
@@ -60,6 +61,7 @@ def stream(
         max_new_tokens: At most so many tokens for each prompt.
         temperature: 0 takes the likeliest token; above, samples from softmax(logits / temperature).
         seed: Of the sampling.
+        top_p: Sample among the likeliest tokens that have this much probability together.
     """
     decoder.eval()
     device = decoder.device
@@ -77,7 +79,7 @@ def stream(
 
     active = list(range(len(prompts)))
     for count in range(1, max_new_tokens + 1):
-        next_B = _choose(decoder.logits(hidden_BD), temperature, generator)
+        next_B = _choose(decoder.logits(hidden_BD), temperature, top_p, generator)
         chosen = next_B.tolist()
         yield from zip(active, chosen, strict=True)
         going = [row for row, token in enumerate(chosen) if token not in stop_ids]
@@ -92,8 +94,14 @@ def stream(
         hidden_BD = decoder.hidden_states(next_B, positions_B, final_B, cache.writing())
 
 
-def _choose(logits_BV: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+def _choose(logits_BV: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> Tensor:
     if temperature == 0.0:
         return logits_BV.argmax(-1)
-    probabilities = (logits_BV.float() / temperature).softmax(-1)
-    return torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(logits_BV.device)
+    logits_BV = logits_BV.float()
+    # Less its maximum first: a temperature near 0 would make infinities of the logits, and of them no probabilities.
+    probabilities = ((logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature).softmax(-1).cpu()
+    if top_p < 1.0:
+        sorted_BV, order_BV = probabilities.sort(-1, descending=True)
+        sorted_BV[sorted_BV.cumsum(-1) - sorted_BV >= top_p] = 0.0  # the likeliest always stays
+        probabilities = torch.zeros_like(probabilities).scatter_(-1, order_BV, sorted_BV)
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(logits_BV.device)

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
+from strop.present import console
 from strop.present.console import out
 
 if TYPE_CHECKING:  # these import torch, which a message does not need
     from strop.evaluation.chat import ChatSession
     from strop.evaluation.score import Evaluation
+    from strop.serving.client import EndpointSession
+
+    Session = ChatSession | EndpointSession
 
 
 def evaluation(result: Evaluation, num_examples: int) -> None:
@@ -42,7 +46,7 @@ def evaluation(result: Evaluation, num_examples: int) -> None:
             out.print(f"[{style}]{label:>9}[/{style}]  {escape(answer)}")
 
 
-def answers(session: ChatSession, prompt: str, compare: bool, show_prompt: bool = False) -> None:
+def answers(session: Session, prompt: str, compare: bool, show_prompt: bool = False) -> None:
     """Stream the answer to one prompt, the base model's first if asked for."""
     if show_prompt:
         out.print(f"[bold]question[/bold]  {escape(prompt)}")
@@ -54,7 +58,7 @@ def answers(session: ChatSession, prompt: str, compare: bool, show_prompt: bool 
         out.print()
 
 
-def conversation(session: ChatSession, compare: bool) -> None:
+def conversation(session: Session, compare: bool) -> None:
     """Questions from the keyboard until an empty line or the end of input."""
     out.print("[dim]Every question starts afresh. An empty line ends.[/dim]")
     while True:
@@ -65,6 +69,19 @@ def conversation(session: ChatSession, compare: bool) -> None:
         if not prompt.strip():
             return
         answers(session, prompt, compare)
+
+
+def serving(name: str, url: str, api_key_env: str | None) -> None:
+    """Once `strop serve` answers: where, and how to call it."""
+    header = f' -H "Authorization: Bearer ${api_key_env}"' if api_key_env else ""
+    body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "..."}}]}}'
+    key = f"STROP_API_KEY=${api_key_env} " if api_key_env else ""
+    for line in (
+        f"serving {name} (tuned) and base on {url}/v1. Ctrl-C ends",
+        f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{header} -d '{body}'",
+        f"{key}strop chat {url} --compare",
+    ):
+        console.note(line)
 
 
 def exported(folder: Path, base: str | None) -> None:
