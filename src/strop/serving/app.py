@@ -133,7 +133,7 @@ class _Endpoint:
         job = Job(
             prompt,
             body.model != BASE,
-            self._room(len(prompt), body.limit),
+            self._room(len(prompt), body),
             float(body.temperature),
             float(body.top_p),
             secrets.randbits(31) if body.seed is None else body.seed,
@@ -142,14 +142,10 @@ class _Endpoint:
         )
         self._served.worker.submit(job)
         gone = asyncio.ensure_future(_has_gone(request))
+        gone.add_done_callback(lambda _: arrived.put_nowait(ApiError(499, "the client has gone")))
         try:
             while True:
-                coming = asyncio.ensure_future(arrived.get())
-                await asyncio.wait((coming, gone), return_when=asyncio.FIRST_COMPLETED)
-                if not coming.done():
-                    coming.cancel()
-                    raise ApiError(499, "the client has gone")
-                piece = coming.result()
+                piece = await arrived.get()
                 if isinstance(piece, ApiError):
                     raise piece
                 yield piece
@@ -159,15 +155,16 @@ class _Endpoint:
             job.cancelled.set()
             gone.cancel()
 
-    def _room(self, num_prompt: int, limit: int | None) -> int:
+    def _room(self, num_prompt: int, body: GenerationRequest) -> int:
         """Tokens that the answer may have."""
+        limit = body.limit
         left = self._served.max_positions - num_prompt
         if left < (limit or 1):
             raise ApiError(
                 400,
                 f"the prompt has {num_prompt:,} tokens and the answer may have {limit or 1:,}; the model holds "
                 f"{self._served.max_positions:,} together",
-                "messages" if limit is None else "max_tokens",
+                "max_tokens" if limit else "messages" if isinstance(body, ChatRequest) else "prompt",
                 "context_length_exceeded",
             )
         return min(left, self._served.max_new_tokens) if limit is None else limit

@@ -113,7 +113,7 @@ def parse(body: bytes, kind: type[Request]) -> Request:
         ApiError: 400, naming the parameter.
     """
     try:
-        values = json.loads(body)
+        values = json.loads(body.decode())
         json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is in no text
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON in UTF-8: {type(error).__name__}") from None

@@ -2,11 +2,14 @@
 
 import ipaddress
 import socket
+import traceback
 from collections.abc import Callable
 from types import FrameType
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from strop.errors import RecipeError
 
@@ -45,17 +48,33 @@ def run(app: Starlette, taken: socket.socket, on_exit: Callable[[], None]) -> No
         on_exit: Called as soon as a signal came, so that nothing under way holds the end up.
     """
     config = uvicorn.Config(
-        app,
-        log_level="warning",
+        _reporting(app),
+        log_level="critical",  # what is not HTTP is no news
         access_log=False,
         lifespan="off",
         ws="none",
         http="h11",
         loop="asyncio",
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=5,
     )
     _Server(config, on_exit).run(sockets=[taken])
+
+
+def _reporting(app: Starlette) -> ASGIApp:
+    """The application with its bugs told on stderr, and nothing of what callers do wrong."""
+
+    async def reporting(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        except h11.LocalProtocolError:
+            pass  # the rest of the request was not HTTP, and uvicorn said so before the application had answered
+        except Exception:
+            traceback.print_exc()
+            raise
+
+    return reporting
 
 
 class _Server(uvicorn.Server):
