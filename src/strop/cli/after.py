@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from strop.cli.app import RunArgument, app
+from strop.cli.app import Place, RunArgument, app
+from strop.errors import RecipeError
+from strop.recipe import load_recipe
 
 if TYPE_CHECKING:  # these import torch
     from strop.evaluation.chat import ChatSession
@@ -73,11 +75,25 @@ def serve(
         str | None, typer.Option(metavar="NAME", help="Environment variable with the key that callers must give.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer where a request names no limit.")] = 256,
+    on: Annotated[Place, typer.Option(help="Serve here, or with vLLM on a GPU of Modal's (docs/serving.md).")] = (
+        Place.here
+    ),
+    gpu: Annotated[str | None, typer.Option(help="With --on modal: the GPU; by default the recipe's first.")] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="With --on modal: take the endpoint down.")] = False,
 ) -> None:
-    """Answer OpenAI's API with the tuned model and its base: here, for a quick try."""
+    """Answer OpenAI's API with the tuned model and its base: here, for a quick try, or on Modal with vLLM.
+
+    On Modal the endpoint outlives this command; nothing is up, or costs, while nobody asks.
+    """
     from strop import api
     from strop.present import after as present
 
+    if on is Place.modal:
+        if (host, port, api_key_env, max_new_tokens) != ("127.0.0.1", 8000, None, 256):
+            raise RecipeError("--host, --port, --api-key-env and --max-new-tokens are for serving here")
+        return _serve_on_modal(run, gpu, stop)
+    if gpu or stop:
+        raise RecipeError("--gpu and --stop go with --on modal")
     api.serve(
         api.Run(run),
         host,
@@ -86,6 +102,23 @@ def serve(
         max_new_tokens,
         lambda name, url: present.serving(name, url, api_key_env),
     )
+
+
+def _serve_on_modal(run: Path, gpu: str | None, stop: bool) -> None:
+    from strop import api
+    from strop.cloud import require_modal
+    from strop.present import after as present
+    from strop.present import console
+
+    require_modal()
+    from strop.cloud import serving
+
+    recipe = api.Run(run).recipe
+    if stop:
+        return console.note(f"stopped {serving.stop(run)}; nothing of it is up any more")
+    if gpu is not None:
+        recipe = load_recipe(run / "recipe.yaml", [f"modal.gpu={gpu}"])
+    present.deployed(run, serving.deploy(run, recipe, console.note))
 
 
 @app.command()

@@ -12,6 +12,7 @@ from strop.present import console
 from strop.present.console import out
 
 if TYPE_CHECKING:  # these import torch, which a message does not need
+    from strop.cloud.serving import Deployed
     from strop.evaluation.chat import ChatSession
     from strop.evaluation.score import Evaluation
     from strop.serving.client import EndpointSession
@@ -80,6 +81,23 @@ def serving(name: str, url: str, api_key_env: str | None) -> None:
         f"serving {name} (tuned) and base on {url}/v1. Ctrl-C ends",
         f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{header} -d '{body}'",
         f"{key}strop chat {url} --compare",
+    ):
+        console.note(line)
+
+
+def deployed(run: Path, endpoint: Deployed) -> None:
+    """After `strop serve --on modal`: where, for how much, how to call it and how to end it."""
+    body = f'{{"model": "{endpoint.name}", "messages": [{{"role": "user", "content": "..."}}]}}'
+    token = '-H "Modal-Key: $MODAL_PROXY_TOKEN_ID" -H "Modal-Secret: $MODAL_PROXY_TOKEN_SECRET"'
+    for line in (
+        f"serving {endpoint.name} (tuned) and base on {endpoint.url}/v1",
+        f"${endpoint.dollars_an_hour:.2f} an hour while its {endpoint.gpu} is up: from the first request, which waits "
+        f"some minutes, until {endpoint.idle_seconds} s after the last; nothing otherwise ({endpoint.price_source})",
+        "Only callers with a proxy token of your Modal workspace are let in (its settings, Proxy Auth Tokens):",
+        "export MODAL_PROXY_TOKEN_ID=wk-... MODAL_PROXY_TOKEN_SECRET=ws-...",
+        f"curl {endpoint.url}/v1/chat/completions -H 'Content-Type: application/json' {token} -d '{body}'",
+        f"strop chat {endpoint.url} --compare",
+        f"To end it: strop serve {run} --on modal --stop",
     ):
         console.note(line)
 
