@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -14,9 +15,10 @@ from modal_proto import api_pb2
 
 from fake_deployments import FakeDeployments
 from fake_modal import SECRETS
-from helpers import strop, write_recipe
+from helpers import write_recipe
 from strop.cloud.job import Places
 from strop.cloud.vllm import ServingJob, command
+from strop.resolve import TOKENIZER_FILES
 
 Client = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -37,13 +39,19 @@ def modal(tmp_path: Path) -> Iterator[FakeDeployments]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A finished run that asks for two GPUs and a secret."""
-    recipe = write_recipe(tmp_path, max_steps=1, save_steps=0)
+    """What `strop serve` reads of a finished run, which asks for two GPUs and a secret."""
+    recipe = write_recipe(tmp_path)
     contents = json.loads(recipe.read_text()) | {"modal": {"gpu": ["L4:2", "H200"], "secrets": ["huggingface"]}}
-    recipe.write_text(json.dumps(contents))
-    done = strop("train", recipe, cache=tmp_path / "cache")
-    assert done.returncode == 0, done.stderr
-    return tmp_path / "run"
+    run, model = tmp_path / "run", tmp_path / "model"
+    (run / "adapter").mkdir(parents=True)
+    (run / "recipe.yaml").write_text(json.dumps(contents))
+    (run / "run.json").write_text(json.dumps({"run_id": "0123456789ab", "format": "alpaca"}))
+    for pattern in TOKENIZER_FILES:
+        for file in model.glob(pattern):
+            shutil.copyfile(file, run / "adapter" / file.name)
+    (run / "adapter" / "adapter_config.json").write_text('{"r": 4}')
+    (run / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    return run
 
 
 def get(port: int, path: str) -> Any:
@@ -73,7 +81,7 @@ def test_an_endpoint_is_deployed_called_and_stopped(modal: FakeDeployments, clie
     assert any(line.startswith("FROM nvidia/cuda:12.9") for line in commands)
     assert any("uv pip install" in line and "--require-hashes" in line for line in commands)
     [name] = modal.deployed
-    assert name.startswith("strop-run-")
+    assert name == "strop-run-0123456789ab"
     assert modal.apps[modal.deployed[name]] == api_pb2.APP_STATE_DEPLOYED
 
     assert "serving run (tuned) and base on https://workspace--strop-run-serve.modal.run/v1" in done.stdout
