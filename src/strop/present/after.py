@@ -93,7 +93,7 @@ def deployed(run: Path, endpoint: Deployed) -> None:
         f"serving {endpoint.name} (tuned) and base on {endpoint.url}/v1",
         f"${endpoint.dollars_an_hour:.2f} an hour while its {endpoint.gpu} is up: from the first request, which waits "
         f"some minutes, until {endpoint.idle_seconds} s after the last; nothing otherwise ({endpoint.price_source})",
-        "Only callers with a proxy token of your Modal workspace are let in (its settings, Proxy Auth Tokens):",
+        "Only callers with a proxy token are let in (modal workspace proxy-tokens create):",
         "export MODAL_PROXY_TOKEN_ID=wk-... MODAL_PROXY_TOKEN_SECRET=ws-...",
         f"curl {endpoint.url}/v1/chat/completions -H 'Content-Type: application/json' {token} -d '{body}'",
         f"strop chat {endpoint.url} --compare",
