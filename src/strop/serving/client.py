@@ -75,10 +75,15 @@ def connect(url: str, max_new_tokens: int, temperature: float) -> EndpointSessio
         EndpointError: It cannot be reached, refuses, or is no such endpoint.
     """
     url = url.rstrip("/").removesuffix("/v1")
-    parts = urlsplit(url)
-    if not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise RecipeError(f"{url}: give the address of an endpoint, such as http://127.0.0.1:8000")
-    if parts.scheme == "http" and parts.hostname not in _LOCAL and _secrets(parts.hostname):
+    try:
+        parts = urlsplit(url)
+        is_address = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address or parts.username or parts.query or parts.fragment:
+        raise RecipeError("that is no endpoint's address: give one such as http://127.0.0.1:8000, and no user in it")
+    host = str(parts.hostname)
+    if parts.scheme == "http" and host not in _LOCAL and _secrets(host):
         raise RecipeError(f"{url}: {KEY} would cross the network unencrypted; use https, or a tunnel to this machine")
     with _asked(f"{url}/v1/models") as answer:
         try:
