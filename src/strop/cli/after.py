@@ -49,9 +49,9 @@ def chat(
     from strop import api
     from strop.present import after as present
 
-    session = _session(run, max_new_tokens, temperature)
     if example:
         prompt = api.held_out_question(api.Run(Path(run)))
+    session = _session(run, max_new_tokens, temperature)
     if prompt is None:
         present.conversation(session, compare)
     else:

@@ -1,6 +1,8 @@
 """The application around a scripted model: what is waited for, what is given up, and who may ask."""
 
+import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -8,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from strop.data.template import Template, load_template
+from strop.errors import RecipeError
+from strop.serving import require_server
 from strop.serving import worker as serving_worker
 from strop.serving.app import Served, build_app
 from strop.serving.guard import MAX_BODY_BYTES, Guard
 from strop.serving.requests import ApiError
+from strop.serving.server import bind
 from strop.serving.worker import Job, Piece, Worker
 
 SMOLLM2 = Path(__file__).parents[2] / "fixtures" / "smollm2-tokenizer"
@@ -28,7 +34,7 @@ class Script:
         self.tokens: list[int] | None = None
         self.calls: list[dict[str, Any]] = []
         self.tuned: list[bool] = []
-        self.yielded = 0
+        self.yielded = self.ended = 0
         self.decoder = None
 
     def enable(self, tuned: bool) -> None:
@@ -36,6 +42,12 @@ class Script:
 
     def stream(self, decoder: object, prompts: Any, stop_ids: Any, limit: int, *rest: Any, **named: Any) -> Any:
         self.calls.append({"prompt": prompts[0], "limit": limit, "temperature": rest[0], "seed": rest[1], **named})
+        try:
+            yield from self._tokens(limit, stop_ids)
+        finally:
+            self.ended += 1
+
+    def _tokens(self, limit: int, stop_ids: Any) -> Any:
         for count in range(limit):
             if self.tokens is None:
                 time.sleep(0.002)
@@ -77,6 +89,12 @@ def client(worker: Worker, api_key: str | None = None, any_host: bool = False) -
 
 def question(**changes: Any) -> dict[str, Any]:
     return {"model": "mine", "messages": [{"role": "user", "content": "Hi"}]} | changes
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strop.serving.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=r"pip install 'strop\[serve\]'"):
+        require_server()
 
 
 def test_an_answer_ends_at_its_stop_token_and_is_counted(script: Script, worker: Worker) -> None:
@@ -179,6 +197,34 @@ def test_what_nobody_waits_for_is_not_generated(script: Script, worker: Worker) 
     assert script.yielded < 1000  # of 10,000
     assert unheard == []
     assert len(script.calls) == 2
+
+
+@pytest.fixture
+def port(script: Script, worker: Worker) -> Iterator[int]:
+    """The application behind a real port, where callers can hang up."""
+    server = uvicorn.Server(uvicorn.Config(client(worker).app, log_level="critical", lifespan="off"))
+    with bind("127.0.0.1", 0) as taken:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
+        thread.start()
+        wait_until(lambda: server.started)
+        yield taken.getsockname()[1]
+        server.should_exit = True
+        thread.join(20)
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_caller_that_hangs_up_stops_its_answer(script: Script, port: int, streams: bool) -> None:
+    for asked in (1, 2):  # the second finds the line empty
+        caller = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        body = json.dumps(question(max_tokens=3900, stream=streams))
+        caller.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+        wait_until(lambda asked=asked: len(script.calls) == asked)
+        if streams:
+            caller.getresponse().readline()
+        caller.sock.shutdown(socket.SHUT_RDWR)
+        caller.close()
+        wait_until(lambda asked=asked: script.ended == asked)
+    assert script.yielded < 2000  # of 7,800
 
 
 def test_a_full_line_says_so(script: Script, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
