@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
@@ -62,9 +63,7 @@ class FakeDeployments(FakeModal):
     async def AppStop(self, request: Any, task: Task | None) -> Message:
         self.apps[request.app_id] = api_pb2.APP_STATE_STOPPED
         self.deployed = {name: app_id for name, app_id in self.deployed.items() if app_id != request.app_id}
-        return (
-            api_pb2.AppStopResponse() if hasattr(api_pb2, "AppStopResponse") else await self.AppHeartbeat(request, task)
-        )
+        return Empty()
 
     async def SecretGetOrCreate(self, request: Any, task: Task | None) -> Message:
         if not request.env_dict:
