@@ -41,13 +41,16 @@ bench: $(READY)  ## tokenisation throughput
 	STROP_CACHE=$$(mktemp -d) $(BIN)/python benchmarks/bench_tokenize.py tests/fixtures/phi3-tokenizer 200000
 
 # torch is pinned to the version that the GPU figures were measured with; all else is what constraints.txt says.
-lock: $(READY)  ## the packages of the Modal image, with hashes, from pyproject.toml and constraints.txt
+lock: $(READY)  ## the packages of the Modal images, with hashes, from pyproject.toml and constraints.txt
 	$(BIN)/python -m pip install --quiet 'uv==0.13.9'
 	(grep -vE '^(torch|triton)==' constraints.txt; echo torch==2.11.0) > .venv/lock-constraints.txt
 	echo triton | $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate \
 	    --custom-compile-command 'make lock' --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
 	    --extra parquet --extra gguf --constraint .venv/lock-constraints.txt \
 	    --output-file src/strop/cloud/requirements.lock pyproject.toml -
+	printf 'vllm==0.21.0\nbitsandbytes==0.50.2\n' | $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url \
+	    --no-annotate --custom-compile-command 'make lock' --python-version 3.12 \
+	    --python-platform x86_64-manylinux_2_28 --output-file src/strop/cloud/vllm.lock -
 
 clean:  ## remove the environment and all caches in this folder; runs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,7 +13,7 @@ INTRODUCTION = """# The commands
 Made from the code by `python docs/make_command_reference.py`. `strop COMMAND --help` says the same.
 
 Every command ends with one of these exit codes: 0 done, 2 recipe, model or arguments, 3 data, 4 checkpoint or resume
-mismatch, 5 a loss that is not a number, 6 out of memory, 7 stopped at `modal.max_cost`, 8 Modal cannot be reached, 75
+mismatch, 5 a loss that is not a number, 6 out of memory, 7 stopped at `modal.max_cost`, 8 Modal or an endpoint cannot be reached, 75
 interrupted (the same command goes on; 130 if nothing was trained yet), 1 a bug. What a command can end with beside 0, 2
 and 1 is listed with it.
 """
@@ -29,7 +29,8 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "runs": ("strop runs", ""),
     "evaluate": ("strop evaluate runs/my --rows 200 --group-by topic --answers answers.parquet", "3, 4, 6"),
     "lm-eval": ("strop lm-eval runs/my --tasks arc_easy,hellaswag", "6"),
-    "chat": ("strop chat runs/my --prompt 'What is LoRA?' --compare", "4, 6"),
+    "chat": ("strop chat runs/my --prompt 'What is LoRA?' --compare", "4, 6, 8"),
+    "serve": ("strop serve runs/my --on modal", "6, 8"),
     "export": ("strop export runs/my --help", "4"),
 }
 """An example of each command, and its exit codes beside 0, 2 and 1."""

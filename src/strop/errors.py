@@ -9,6 +9,7 @@
     ├── OutOfMemoryError  6   out of memory at the smallest microbatch
     ├── BudgetReached     7   stopped at the limit the user set; resumable
     ├── CloudError        8   Modal cannot be reached, or refused; nothing is lost, ask again
+    │   └── EndpointError 8   an endpoint that `strop chat URL` asks cannot be reached, or refused
     └── Interrupted      75   stopped by SIGINT or SIGTERM after saving; resumable
 
 The numbers are a contract: a launcher retries 75 and signals and nothing else. Every message says what is
@@ -66,6 +67,10 @@ class CloudError(StropError):
     """Modal cannot be reached or refuses; a run there goes on, or is as it was."""
 
     exit_code = 8
+
+
+class EndpointError(CloudError):
+    """An endpoint of `strop serve`, here or on Modal, cannot be reached or refuses."""
 
 
 class Interrupted(StropError):

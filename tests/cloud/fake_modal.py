@@ -156,6 +156,7 @@ class FakeModal:
     def running(self) -> Iterator["FakeModal"]:
         """Serve from a thread; at the end no container is left."""
         loop, ready, over = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+        self.loop = loop
 
         async def serve() -> None:
             server = Server([self])

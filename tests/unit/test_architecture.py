@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "forecast": {"data", "model", "training", "cloud", "run", "recipe", "errors"},
     "evaluation": {"data", "model", "ops", "run", "recipe", "errors"},
     "engines": {"data", "model", "run", "training", "recipe", "errors"},
+    "serving": {"data", "model", "evaluation", "recipe", "errors"},
     "exporting": {"data", "model", "ops", "run", "recipe", "resolve", "errors"},
     "cloud": {"data", "model", "run", "recipe", "resolve", "errors"},
 }

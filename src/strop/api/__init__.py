@@ -5,13 +5,14 @@ run's life: `preparing` and `planning` before it, `training`, `evaluating`, `ans
 `diagnosing` whenever something seems wrong.
 """
 
-from strop.api.answering import chat, held_out_question
+from strop.api.answering import chat, chat_with_endpoint, held_out_question
 from strop.api.diagnosing import Finding, doctor
 from strop.api.evaluating import evaluate
 from strop.api.exporting import export
 from strop.api.planning import plan
 from strop.api.preparing import DEFAULT_MODEL, Prepared, check, prepare, starter_recipe
 from strop.api.run import Run
+from strop.api.serving import serve
 from strop.api.training import train
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Prepared",
     "Run",
     "chat",
+    "chat_with_endpoint",
     "check",
     "doctor",
     "evaluate",
@@ -27,6 +29,7 @@ __all__ = [
     "held_out_question",
     "plan",
     "prepare",
+    "serve",
     "starter_recipe",
     "train",
 ]

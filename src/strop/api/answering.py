@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from strop.data.formats import Format
     from strop.evaluation.chat import ChatSession
     from strop.model.lora import LoraAdapter
+    from strop.serving.client import EndpointSession
 
 
 def chat(run: Run, max_new_tokens: int = 256, temperature: float = 0.0) -> ChatSession:
@@ -33,6 +34,17 @@ def chat(run: Run, max_new_tokens: int = 256, temperature: float = 0.0) -> ChatS
     adapter = tuned_model(run, folder)
     template = load_template(folder, recipe.data.template, run.manifest["format"])
     return ChatSession(adapter, template, max_new_tokens, temperature)
+
+
+def chat_with_endpoint(url: str, max_new_tokens: int = 256, temperature: float = 0.0) -> EndpointSession:
+    """Talk to a model that `strop serve` answers with, here or on Modal.
+
+    Raises:
+        RecipeError, EndpointError: As `strop.serving.client.connect` does.
+    """
+    from strop.serving.client import connect
+
+    return connect(url, max_new_tokens, temperature)
 
 
 def held_out_question(run: Run) -> str:

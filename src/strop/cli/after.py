@@ -1,11 +1,17 @@
 """After a run: its scores, its answers, and its adapter in another form."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from strop.cli.app import RunArgument, app
+from strop.cli.app import Place, RunArgument, app
+from strop.errors import RecipeError
+from strop.recipe import load_recipe
+
+if TYPE_CHECKING:  # these import torch
+    from strop.evaluation.chat import ChatSession
+    from strop.serving.client import EndpointSession
 
 
 @app.command()
@@ -56,24 +62,91 @@ def lm_eval(
 
 @app.command()
 def chat(
-    run: RunArgument,
+    run: Annotated[str, typer.Argument(metavar="RUN|URL", help="A run folder, or an endpoint of `strop serve`'s.")],
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Ask once and leave.")] = None,
     example: Annotated[bool, typer.Option("--example", help="Ask a question from the held-out rows.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Answer with the base model too.")] = False,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
 ) -> None:
-    """Talk to the tuned model, in the template it was trained on."""
+    """Talk to the tuned model, in the template it was trained on: of a run folder, or of an endpoint.
+
+    An endpoint's key is taken from STROP_API_KEY, Modal's proxy token from MODAL_PROXY_TOKEN_ID and
+    MODAL_PROXY_TOKEN_SECRET.
+    """
     from strop import api
     from strop.present import after as present
 
     if example:
-        prompt = api.held_out_question(api.Run(run))
-    session = api.chat(api.Run(run), max_new_tokens, temperature)
+        prompt = api.held_out_question(api.Run(Path(run)))
+    session = _session(run, max_new_tokens, temperature)
     if prompt is None:
         present.conversation(session, compare)
     else:
         present.answers(session, prompt, compare, show_prompt=example)
+
+
+def _session(run: str, max_new_tokens: int, temperature: float) -> "ChatSession | EndpointSession":
+    from strop import api
+
+    if run.startswith(("http://", "https://")):
+        return api.chat_with_endpoint(run, max_new_tokens, temperature)
+    return api.chat(api.Run(Path(run)), max_new_tokens, temperature)
+
+
+@app.command()
+def serve(
+    run: RunArgument,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine need a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    api_key_env: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Environment variable with the key that callers must give.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer where a request names no limit.")] = 256,
+    on: Annotated[Place, typer.Option(help="Serve here, or with vLLM on a GPU of Modal's (docs/serving.md).")] = (
+        Place.here
+    ),
+    gpu: Annotated[str | None, typer.Option(help="With --on modal: the GPU; by default the recipe's first.")] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="With --on modal: take the endpoint down.")] = False,
+) -> None:
+    """Answer OpenAI's API with the tuned model and its base: here, for a quick try, or on Modal with vLLM.
+
+    On Modal the endpoint outlives this command; nothing is up, or costs, while nobody asks.
+    """
+    from strop import api
+    from strop.present import after as present
+
+    if on is Place.modal:
+        if (host, port, api_key_env, max_new_tokens) != ("127.0.0.1", 8000, None, 256):
+            raise RecipeError("--host, --port, --api-key-env and --max-new-tokens are for serving here")
+        return _serve_on_modal(run, gpu, stop)
+    if gpu or stop:
+        raise RecipeError("--gpu and --stop go with --on modal")
+    api.serve(
+        api.Run(run),
+        host,
+        port,
+        api_key_env,
+        max_new_tokens,
+        lambda name, url: present.serving(name, url, api_key_env),
+    )
+
+
+def _serve_on_modal(run: Path, gpu: str | None, stop: bool) -> None:
+    from strop import api
+    from strop.cloud import require_modal
+    from strop.present import after as present
+    from strop.present import console
+
+    require_modal()
+    from strop.cloud import serving
+
+    recipe = api.Run(run).recipe
+    if stop:
+        return console.note(f"stopped {serving.stop(run)}; nothing of it is up any more")
+    if gpu is not None:
+        recipe = load_recipe(run / "recipe.yaml", [f"modal.gpu={gpu}"])
+    present.deployed(run, serving.deploy(run, recipe, console.note))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """The application that the commands register with, its help, and the arguments that several of them take."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,8 @@ app = typer.Typer(
 **First time:** `strop init my.jsonl` writes a recipe. `strop check my.yaml` reads your data and says what would be
 learned, with no GPU. `strop plan my.yaml` says what that takes and costs on each GPU. `strop train my.yaml` trains
 and writes `runs/my/adapter`, which PEFT and vLLM load.
-`strop evaluate runs/my` puts base and tuned side by side; `strop chat runs/my` talks to them.
+`strop evaluate runs/my` puts base and tuned side by side; `strop chat runs/my` talks to them; `strop serve runs/my`
+answers OpenAI's API with them.
 
 A **recipe** is a YAML file or the name of a shipped one (`strop recipes`). Any key can be set on the command line:
 `strop train my.yaml train.max_steps=60 learning_rate=1e-4`.
@@ -26,6 +28,14 @@ A **recipe** is a YAML file or the name of a shipped one (`strop recipes`). Any 
 7 stopped at modal.max_cost (raise it to go on), 8 Modal cannot be reached, 75 interrupted (run the same command again
 to go on; 130 if nothing was trained yet), 1 a bug.""",
 )
+
+
+class Place(StrEnum):
+    """Where a run can take place, and its model be served."""
+
+    here = "here"
+    modal = "modal"
+
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file or a shipped recipe's name.")]
 Overrides = Annotated[

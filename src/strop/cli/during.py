@@ -1,22 +1,13 @@
 """A run, here or on Modal, and what runs there are."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from strop.cli.app import Overrides, RecipeArgument, RunArgument, app
+from strop.cli.app import Overrides, Place, RecipeArgument, RunArgument, app
 from strop.errors import RecipeError
 from strop.recipe import Recipe, load_recipe
-
-
-class Place(StrEnum):
-    """Where a run can take place."""
-
-    here = "here"
-    modal = "modal"
-
 
 Engine = Literal["strop", "unsloth"]
 

@@ -15,7 +15,7 @@ from strop.cloud.follow import CallLog, Emit, cloud_errors, is_passing, to_conso
 from strop.cloud.job import RUNS_VOLUME, Job, Outcome
 from strop.cloud.pull import pull
 from strop.cloud.record import RECORD_FILE, RemoteRun, read_record, write_record
-from strop.cloud.upload import Inputs, collect, upload
+from strop.cloud.upload import Inputs, collect, upload_files
 from strop.errors import CheckpointError, Interrupted, OutOfMemoryError, RecipeError, StropError
 from strop.recipe import Recipe, load_recipe
 from strop.run.durable import replace_file
@@ -100,7 +100,7 @@ class _Launch:
         from strop.cloud.modal_app import data_volume
 
         with cloud_errors():
-            upload(self._inputs, data_volume, self._note)
+            upload_files(self._inputs.files, data_volume, self._note)
             call, gpu = self._running_call(), self._record.gpu
         remaining = [other for other in self._recipe.modal.gpu if call is None or other != gpu]
         while True:

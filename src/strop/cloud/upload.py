@@ -5,7 +5,7 @@ a second launch finds everything there, and a changed file is another file.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +42,7 @@ def collect(recipe: Recipe) -> Inputs:
         RecipeError, DataError: Something that it names is neither here nor a hub id.
     """
     files: dict[str, Path] = {}
-    name = _add_model(recipe.model.model_name_or_path, files)
+    name = add_model(recipe.model.model_name_or_path, files)
     data = {
         key: tuple(name for spec in getattr(recipe.data, key) for name in _add_rows(spec, f"data.{key}", files))
         for key in ("train_file", "validation_file")
@@ -57,12 +57,10 @@ def collect(recipe: Recipe) -> Inputs:
     return Inputs(rewritten, files, digest.hexdigest())
 
 
-def upload(inputs: Inputs, volume: "modal.Volume", note: Callable[[str], None]) -> int:
-    """Bring to the Volume what it does not have yet; returns the bytes that were sent."""
-    there = {
-        place: size for folder in {_folder(place) for place in inputs.files} for place, size in _list(volume, folder)
-    }
-    missing = {place: file for place, file in inputs.files.items() if there.get(place) != file.stat().st_size}
+def upload_files(files: Mapping[str, Path], volume: "modal.Volume", note: Callable[[str], None]) -> int:
+    """Bring to the Volume what it does not have yet, by place; returns the bytes that were sent."""
+    there = {place: size for folder in {_folder(place) for place in files} for place, size in _list(volume, folder)}
+    missing = {place: file for place, file in files.items() if there.get(place) != file.stat().st_size}
     size = sum(file.stat().st_size for file in missing.values())
     if missing:
         note(f"uploading {len(missing)} files, {size / 1e6:,.1f} MB")
@@ -74,21 +72,31 @@ def upload(inputs: Inputs, volume: "modal.Volume", note: Callable[[str], None]) 
     return size
 
 
-def _add_model(spec: str, files: dict[str, Path]) -> str:
+def add_model(spec: str, files: dict[str, Path]) -> str:
+    """Enter a model into what is to be uploaded; returns its `UPLOADED` name, or the hub id that it is.
+
+    Raises:
+        RecipeError: It is neither here nor a hub id.
+    """
     path = resolve_package_path(spec) if spec.startswith("package:") else Path(spec).expanduser()
     if path.is_file():
         return _add_file(path, files)
     if path.is_dir():
-        parts = sorted({part for pattern in MODEL_FILES for part in path.glob(pattern) if part.is_file()})
-        hashes = {part: _sha256(part) for part in parts}
-        folder = "models/" + hashlib.sha256(repr([(p.name, hashes[p]) for p in parts]).encode()).hexdigest()
-        files |= {f"{folder}/{part.name}": part for part in parts}
-        return UPLOADED + folder
+        return UPLOADED + add_folder("models", path, MODEL_FILES, files)
     if is_hub_id(spec) and not path.parent.is_dir():
         return spec
     raise RecipeError(
         f"model.model_name_or_path: there is no folder {spec} (looked from {Path.cwd()}), and no such hub id"
     )
+
+
+def add_folder(root: str, path: Path, patterns: Sequence[str], files: dict[str, Path]) -> str:
+    """Enter a folder's files into what is to be uploaded; returns its place, a digest of names and contents."""
+    parts = sorted({part for pattern in patterns for part in path.glob(pattern) if part.is_file()})
+    contents = [(part.name, _sha256(part)) for part in parts]
+    folder = f"{root}/{hashlib.sha256(repr(contents).encode()).hexdigest()}"
+    files |= {f"{folder}/{part.name}": part for part in parts}
+    return folder
 
 
 def _add_rows(spec: str, key: str, files: dict[str, Path]) -> list[str]:

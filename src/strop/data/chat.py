@@ -19,7 +19,7 @@ Turns = Sequence[dict[str, str]]
 Segment = tuple[str, bool]  # text; is it an answer?
 
 # Llama 3's templates print today's date unless told one; rows that change overnight cannot be cached.
-_DATE = {"date_string": "26 Jul 2024"}
+DATE = {"date_string": "26 Jul 2024"}
 _PROBE_SECONDS = 60
 _PROBE_CODE = """
 import json, sys
@@ -76,7 +76,7 @@ class ChatTemplate:
                 chat_template=self._source,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
-                **_DATE,
+                **DATE,
             )
         except Exception as error:  # a template may raise anything
             raise DataError(f"the chat template refuses this row: {error}") from error
@@ -145,7 +145,7 @@ def _try_in_child(source: str, special_tokens: dict[str, Any]) -> None:
         _turns("user", "assistant"),
         _turns("system", "user", "assistant", "user", "assistant"),
     ]
-    values = {key: value for key, value in special_tokens.items() if isinstance(value, str)} | _DATE
+    values = {key: value for key, value in special_tokens.items() if isinstance(value, str)} | DATE
     try:
         child = subprocess.run(
             [sys.executable, "-P", "-c", _PROBE_CODE],

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from strop.data.chat import Segment
-from strop.data.examples import Alpaca, Conversation, Example, PromptCompletion, Text
+from strop.data.examples import Alpaca, Conversation, Example, Message, PromptCompletion, Text
 from strop.data.formats import Format
 from strop.errors import DataError, RecipeError
 
@@ -85,6 +85,16 @@ def as_segments(name: TemplateName, example: Example) -> list[Segment]:
         case "plain", Text(text):
             return [(text, True)]
     raise DataError(f"the {name} template cannot render a row of type {type(example).__name__}")
+
+
+def as_question(name: TemplateName, question: str) -> Example:
+    """A single question as the template's rows have it; an alpaca row's input follows after a blank line."""
+    if name == "alpaca":
+        instruction, _, given = question.partition("\n\n")
+        return Alpaca(instruction, given, "")
+    if name == "plain":
+        return PromptCompletion(question, "")
+    return Conversation((Message("user", question),))
 
 
 def question_of(example: Example) -> str:

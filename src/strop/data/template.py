@@ -128,7 +128,15 @@ class Template:
         else:
             segments = as_segments(self.name, example)
             text = segments[0][0] if len(segments) > 1 else ""
+        return self.encode_text(text)
+
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of a text that stands by itself, after BOS where the model wants one."""
         return self._with_bos(self._encode_texts([text])[0])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens dropped."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _segments(self, examples: Sequence[Example]) -> list[list[Segment]]:
         if self._chat:

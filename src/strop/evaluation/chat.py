@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from strop.data.examples import Alpaca, Conversation, Example, Message, PromptCompletion
+from strop.data.prompts import as_question
 from strop.data.template import Template
 from strop.evaluation.generate import stream
 from strop.model.lora import LoraAdapter
@@ -31,7 +31,7 @@ class ChatSession:
             tuned: False asks the base model.
         """
         self.adapter.enable(tuned)
-        prompt_ids = self.template.encode_prompt(self._as_example(prompt))
+        prompt_ids = self.template.encode_prompt(as_question(self.template.name, prompt))
         ids: list[int] = []
         shown = ""
         for _, token in stream(
@@ -44,11 +44,3 @@ class ChatSession:
             if not text.endswith("\ufffd"):  # a character whose last bytes are still to come
                 yield text[len(shown) :]
                 shown = text
-
-    def _as_example(self, prompt: str) -> Example:
-        if self.template.name == "alpaca":
-            instruction, _, given = prompt.partition("\n\n")
-            return Alpaca(instruction, given, "")
-        if self.template.name == "plain":
-            return PromptCompletion(prompt, "")
-        return Conversation((Message("user", prompt),))

@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
+from strop.present import console
 from strop.present.console import out
 
 if TYPE_CHECKING:  # these import torch, which a message does not need
     from collections.abc import Sequence
 
+    from strop.cloud.serving import Deployed
     from strop.evaluation.chat import ChatSession
     from strop.evaluation.intervals import Interval
     from strop.evaluation.score import Evaluation, Example, JudgedAnswer
+    from strop.serving.client import EndpointSession
+
+    Session = ChatSession | EndpointSession
 
 
 _METRICS = {  # label, format of a value, of an interval's ends, and is more better?
@@ -120,7 +125,7 @@ def _example(example: Example) -> None:
         out.print(f"[{style}]{label:>9}[/{style}]  {escape(answer.text)}  [{style}]({verdict})[/{style}]")
 
 
-def answers(session: ChatSession, prompt: str, compare: bool, show_prompt: bool = False) -> None:
+def answers(session: Session, prompt: str, compare: bool, show_prompt: bool = False) -> None:
     """Stream the answer to one prompt, the base model's first if asked for."""
     if show_prompt:
         out.print(f"[bold]question[/bold]  {escape(prompt)}")
@@ -132,7 +137,7 @@ def answers(session: ChatSession, prompt: str, compare: bool, show_prompt: bool 
         out.print()
 
 
-def conversation(session: ChatSession, compare: bool) -> None:
+def conversation(session: Session, compare: bool) -> None:
     """Questions from the keyboard until an empty line or the end of input."""
     out.print("[dim]Every question starts afresh. An empty line ends.[/dim]")
     while True:
@@ -143,6 +148,36 @@ def conversation(session: ChatSession, compare: bool) -> None:
         if not prompt.strip():
             return
         answers(session, prompt, compare)
+
+
+def serving(name: str, url: str, api_key_env: str | None) -> None:
+    """Once `strop serve` answers: where, and how to call it."""
+    header = f' -H "Authorization: Bearer ${api_key_env}"' if api_key_env else ""
+    body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "..."}}]}}'
+    key = f"STROP_API_KEY=${api_key_env} " if api_key_env else ""
+    for line in (
+        f"serving {name} (tuned) and base on {url}/v1. Ctrl-C ends",
+        f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{header} -d '{body}'",
+        f"{key}strop chat {url} --compare",
+    ):
+        console.note(line)
+
+
+def deployed(run: Path, endpoint: Deployed) -> None:
+    """After `strop serve --on modal`: where, for how much, how to call it and how to end it."""
+    body = f'{{"model": "{endpoint.name}", "messages": [{{"role": "user", "content": "..."}}]}}'
+    token = '-H "Modal-Key: $MODAL_PROXY_TOKEN_ID" -H "Modal-Secret: $MODAL_PROXY_TOKEN_SECRET"'
+    for line in (
+        f"serving {endpoint.name} (tuned) and base on {endpoint.url}/v1",
+        f"${endpoint.dollars_an_hour:.2f} an hour while its {endpoint.gpu} is up: from the first request, which waits "
+        f"some minutes, until {endpoint.idle_seconds} s after the last; nothing otherwise ({endpoint.price_source})",
+        "Only callers with a proxy token are let in (modal workspace proxy-tokens create):",
+        "export MODAL_PROXY_TOKEN_ID=wk-... MODAL_PROXY_TOKEN_SECRET=ws-...",
+        f"curl {endpoint.url}/v1/chat/completions -H 'Content-Type: application/json' {token} -d '{body}'",
+        f"strop chat {endpoint.url} --compare",
+        f"To end it: strop serve {run} --on modal --stop",
+    ):
+        console.note(line)
 
 
 def exported(folder: Path, base: str | None) -> None:

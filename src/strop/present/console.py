@@ -17,7 +17,7 @@ def notes(recipe: Recipe) -> None:
 
 def note(line: str) -> None:
     """Something that takes a while, or was chosen."""
-    out.print(line, markup=False)
+    out.print(line, markup=False, soft_wrap=True)
 
 
 def error(problem: StropError) -> None:

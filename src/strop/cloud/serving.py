@@ -1,0 +1,171 @@
+"""A finished run -> an endpoint on Modal: upload what is not there yet, deploy, and say where it is."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from strop.cloud.follow import cloud_errors
+from strop.cloud.job import UPLOADED
+from strop.cloud.prices import current_prices, parse_gpu
+from strop.cloud.upload import add_folder, add_model, upload_files
+from strop.cloud.vllm import BASE, RANKS, ServingJob
+from strop.data.formats import Format
+from strop.data.message_template import as_jinja
+from strop.data.template import Template, load_template
+from strop.errors import CloudError, RecipeError
+from strop.model.families import DecoderConfig, read_config
+from strop.model.locate import locate_model
+from strop.model.vet import vet_model_folder
+from strop.recipe import Recipe
+from strop.run.folder import RunFolder
+
+Note = Callable[[str], None]
+
+_TOKENIZER_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token", "add_bos_token", "clean_up_tokenization_spaces")
+"""What is kept of tokenizer_config.json; the rest is in tokenizer.json, or read otherwise by each transformers."""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """An endpoint on Modal.
+
+    Attributes:
+        app: Name of the app there.
+        name: The tuned model's; the other one is `base`.
+        dollars_an_hour: While a container is up.
+        idle_seconds: After the last request, until the container goes.
+    """
+
+    app: str
+    url: str
+    name: str
+    gpu: str
+    dollars_an_hour: float
+    price_source: str
+    idle_seconds: int
+
+
+def deploy(run: Path, recipe: Recipe, note: Note) -> Deployed:
+    """Serve a run's adapter on its base model with vLLM; the same run is the same endpoint, replaced.
+
+    Args:
+        run: A finished run's folder.
+        recipe: The run's; the first of its GPUs is taken.
+        note: Told of what happens.
+
+    Raises:
+        RecipeError: The run is not finished, or vLLM cannot serve it.
+        CloudError: Modal cannot be reached, or refused.
+    """
+    from strop.cloud.modal_app import data_volume
+    from strop.cloud.serving_app import IDLE_SECONDS, build_app
+
+    adapter = run / "adapter"
+    if not (adapter / "adapter_config.json").exists():
+        raise RecipeError(f"{run} has no adapter yet; `strop train {run}` goes on with it")
+    gpu, name = recipe.modal.gpu[0], _model_name(run)
+    files: dict[str, Path] = {}
+    with TemporaryDirectory() as staging:
+        template = load_template(adapter, recipe.data.template, _format(run))
+        write_served(Path(staging), adapter, template)
+        place = add_folder("served", Path(staging), ("*",), files)
+        job = _job(recipe, name, UPLOADED + place, adapter, parse_gpu(gpu)[1], files)
+        with cloud_errors():
+            upload_files(files, data_volume, note)
+            note(f"deploying {app_name(run)} on {gpu}; where the image is new, building it takes some minutes")
+            app, function = build_app(app_name(run), job, gpu, recipe.modal.secrets)
+            app.deploy()
+            url = function.get_web_url()
+    if not url:
+        raise CloudError(f"Modal gave {app_name(run)} no address; look at it with `modal app list`")
+    prices = current_prices()
+    dollars = prices.per_second(gpu) * 3600
+    return Deployed(app_name(run), url, name, gpu, dollars, prices.source, IDLE_SECONDS)
+
+
+def stop(run: Path) -> str:
+    """Take a run's endpoint down, with its container; returns the app's name.
+
+    Raises:
+        CloudError: There is none, or Modal cannot be reached.
+    """
+    import modal
+
+    with cloud_errors():
+        modal.App.lookup(app_name(run)).stop()
+    return app_name(run)
+
+
+def app_name(run: Path) -> str:
+    """The app of a run: readable, and never another run's."""
+    name = re.sub(r"[^a-z0-9]+", "-", run.resolve().name.lower()).strip("-")[:30]
+    return f"strop-{name}-{_manifest(run, 'run_id')}"
+
+
+def write_served(folder: Path, adapter: Path, template: Template) -> None:
+    """What vLLM is to take from training and not from the base: adapter, tokenizer, chat template, stop tokens.
+
+    The tokenizer is named PreTrainedTokenizerFast: for a LlamaTokenizer, transformers 5 would build another
+    normaliser than tokenizer.json has, and so other ids (see `strop.data.tokenizer`).
+    """
+    for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json"):
+        shutil.copyfile(adapter / name, folder / name)
+    found = json.loads((adapter / "tokenizer_config.json").read_text("utf-8"))
+    config = {key: found[key] for key in _TOKENIZER_KEYS if key in found}
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    stops = {"eos_token_id": sorted(template.stop_ids)}
+    for name, contents in (("tokenizer_config.json", config), ("generation_config.json", stops)):
+        (folder / name).write_text(json.dumps(contents, indent=1), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(as_jinja(template), encoding="utf-8")
+
+
+def _job(recipe: Recipe, name: str, served: str, adapter: Path, num_gpus: int, files: dict[str, Path]) -> ServingJob:
+    rank = int(json.loads((adapter / "adapter_config.json").read_bytes())["r"])
+    if rank > RANKS[-1]:
+        raise RecipeError(f"{adapter} has rank {rank}; vLLM serves up to {RANKS[-1]}")
+    section = recipe.model
+    folder = locate_model(section.model_name_or_path, section.revision, needs_weights=False)
+    config = read_config(vet_model_folder(folder))
+    return ServingJob(
+        name=name,
+        model=add_model(_uploadable(section.model_name_or_path), files),
+        revision=section.revision,
+        files=served,
+        rank=rank,
+        max_model_len=_longest(config, section.max_seq_length),
+        load_in_4bit=section.load_in_4bit,
+        num_gpus=num_gpus,
+    )
+
+
+def _uploadable(spec: str) -> str:
+    """A GGUF file as the model folder that it was trained as; anything else as it is."""
+    is_file = spec.startswith("package:") or Path(spec).expanduser().is_file()
+    return str(locate_model(spec)) if is_file else spec
+
+
+def _longest(config: DecoderConfig, trained: int) -> int:
+    """Under LongRoPE vLLM turns all positions by the longest length it is told, so that must be training's side."""
+    short = config.rope.long_from
+    return config.max_positions if short is None or trained > short else short
+
+
+def _model_name(run: Path) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", run.resolve().name)
+    return f"{name}-tuned" if name == BASE else name
+
+
+def _format(run: Path) -> Format:
+    found: Format = RunFolder(run).manifest["format"]
+    return found
+
+
+def _manifest(run: Path, key: str) -> str:
+    manifest = RunFolder(run).manifest
+    if key not in manifest:
+        raise RecipeError(f"{run} is not a run folder: it has no run.json (`strop runs` lists runs)")
+    return str(manifest[key])

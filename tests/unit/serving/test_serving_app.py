@@ -1,0 +1,323 @@
+"""The application around a scripted model: what is waited for, what is given up, and who may ask."""
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.testclient import TestClient
+
+from strop.data.template import Template, load_template
+from strop.errors import RecipeError
+from strop.serving import require_server
+from strop.serving import worker as serving_worker
+from strop.serving.app import Served, build_app
+from strop.serving.guard import MAX_BODY_BYTES, Guard
+from strop.serving.requests import ApiError
+from strop.serving.server import bind
+from strop.serving.worker import Job, Piece, Worker
+
+SMOLLM2 = Path(__file__).parents[2] / "fixtures" / "smollm2-tokenizer"
+STOP = 2
+
+
+class Script:
+    """Stands for the model: yields the tokens it was given, or token 65 for ever, slowly."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] | None = None
+        self.calls: list[dict[str, Any]] = []
+        self.tuned: list[bool] = []
+        self.yielded = self.ended = 0
+        self.decoder = None
+
+    def enable(self, tuned: bool) -> None:
+        self.tuned.append(tuned)
+
+    def stream(self, decoder: object, prompts: Any, stop_ids: Any, limit: int, *rest: Any, **named: Any) -> Any:
+        self.calls.append({"prompt": prompts[0], "limit": limit, "temperature": rest[0], "seed": rest[1], **named})
+        try:
+            yield from self._tokens(limit, stop_ids)
+        finally:
+            self.ended += 1
+
+    def _tokens(self, limit: int, stop_ids: Any) -> Any:
+        for count in range(limit):
+            if self.tokens is None:
+                time.sleep(0.002)
+            elif self.tokens == [-1]:
+                raise RuntimeError("the device is gone: /secret/path")
+            self.yielded += 1
+            token = 65 if self.tokens is None else self.tokens[count]
+            yield 0, token
+            if token in stop_ids:
+                return
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STROP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return load_template(SMOLLM2, "chat", "messages")
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    script = Script()
+    monkeypatch.setattr(serving_worker, "stream", script.stream)
+    return script
+
+
+@pytest.fixture
+def worker(script: Script, template: Template) -> Iterator[Worker]:
+    worker = Worker(script, template)  # type: ignore[arg-type]
+    yield worker
+    worker.join()
+
+
+def client(worker: Worker, api_key: str | None = None, any_host: bool = False) -> TestClient:
+    served = Served("mine", 1, worker, worker._template, 4000, 49152, 256)
+    app = build_app(served, Guard(any_host, api_key))
+    return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
+
+
+def question(**changes: Any) -> dict[str, Any]:
+    return {"model": "mine", "messages": [{"role": "user", "content": "Hi"}]} | changes
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strop.serving.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=r"pip install 'strop\[serve\]'"):
+        require_server()
+
+
+def test_an_answer_ends_at_its_stop_token_and_is_counted(script: Script, worker: Worker) -> None:
+    script.tokens = [9690, 28, STOP]
+    answer = client(worker).post("/v1/chat/completions", json=question(temperature=0, seed=7)).json()
+    assert answer["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "system,"},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    prompt = len(script.calls[0]["prompt"])
+    assert answer["usage"] == {"prompt_tokens": prompt, "completion_tokens": 3, "total_tokens": prompt + 3}
+    assert script.calls[0] | {"prompt": 0} == {"prompt": 0, "limit": 256, "temperature": 0.0, "seed": 7, "top_p": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "text", "reason"),
+    [
+        ({"max_tokens": 2}, "system,", "length"),
+        ({"max_completion_tokens": 1}, "system", "length"),
+        ({"stop": "stem"}, "sy", "stop"),
+        ({"stop": [","]}, "system", "stop"),
+    ],
+)
+def test_limits_and_stop_texts(script: Script, worker: Worker, changes: dict[str, Any], text: str, reason: str) -> None:
+    script.tokens = [9690, 28, 28, STOP]
+    [choice] = client(worker).post("/v1/chat/completions", json=question(**changes)).json()["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (text, reason)
+
+
+def test_names_choose_the_adapter(script: Script, worker: Worker) -> None:
+    script.tokens = [STOP]
+    caller = client(worker)
+    for name in ("mine", "base", "mine"):
+        assert caller.post("/v1/chat/completions", json=question(model=name)).json()["model"] == name
+    assert script.tuned == [True, False, True]
+    assert [card["id"] for card in caller.get("/v1/models").json()["data"]] == ["mine", "base"]
+    assert caller.get("/v1/models/base").json()["id"] == "base"
+    unknown = caller.post("/v1/chat/completions", json=question(model="gpt"))
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_a_stream_is_the_same_answer_in_pieces(script: Script, worker: Worker) -> None:
+    script.tokens = [9690, 28, STOP]
+    body = question(stream=True, stream_options={"include_usage": True})
+    response = client(worker).post("/v1/chat/completions", json=body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *events, done, nothing = response.text.split("\n\n")
+    assert (done, nothing) == ("data: [DONE]", "")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    *texts, last, usage = chunks
+    assert [chunk["choices"][0]["delta"] for chunk in texts] == [
+        {"role": "assistant", "content": ""},
+        {"content": "system"},
+        {"content": ","},
+    ]
+    assert last["choices"][0]["finish_reason"] == "stop"
+    assert (usage["choices"], usage["usage"]["completion_tokens"]) == ([], 3)
+    assert {chunk["id"] for chunk in chunks} == {chunks[0]["id"]}
+
+
+def test_a_failing_model_is_an_error_and_the_next_request_is_answered(
+    script: Script, worker: Worker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caller, script.tokens = client(worker), [-1]
+    failed = caller.post("/v1/chat/completions", json=question())
+    assert (failed.status_code, failed.json()["error"]["type"]) == (500, "server_error")
+    assert "/secret" not in failed.text
+    assert "the device is gone" in capsys.readouterr().err  # the person at the server is told
+    script.tokens = [STOP]
+    assert caller.post("/v1/chat/completions", json=question()).status_code == 200
+
+
+def collected(worker: Worker, **changes: Any) -> tuple[Job, list[Piece | ApiError]]:
+    pieces: list[Piece | ApiError] = []
+    settings = {"tuned": True, "max_new_tokens": 10_000, "temperature": 0.0, "top_p": 1.0, "seed": 0, "stops": ()}
+    job = Job([1], **(settings | changes), deliver=pieces.append)  # type: ignore[arg-type]
+    worker.submit(job)
+    return job, pieces
+
+
+def wait_until(condition: Any) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_what_nobody_waits_for_is_not_generated(script: Script, worker: Worker) -> None:
+    job, pieces = collected(worker)
+    wait_until(lambda: len(pieces) > 3)
+    job.cancelled.set()
+    waiting, unheard = collected(worker)
+    waiting.cancelled.set()
+    _, answered = collected(worker, max_new_tokens=1)
+    wait_until(lambda: answered)
+    assert script.yielded < 1000  # of 10,000
+    assert unheard == []
+    assert len(script.calls) == 2
+
+
+@pytest.fixture
+def port(script: Script, worker: Worker) -> Iterator[int]:
+    """The application behind a real port, where callers can hang up."""
+    server = uvicorn.Server(uvicorn.Config(client(worker).app, log_level="critical", lifespan="off"))
+    with bind("127.0.0.1", 0) as taken:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
+        thread.start()
+        wait_until(lambda: server.started)
+        yield taken.getsockname()[1]
+        server.should_exit = True
+        thread.join(20)
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_caller_that_hangs_up_stops_its_answer(script: Script, port: int, streams: bool) -> None:
+    for asked in (1, 2):  # the second finds the line empty
+        caller = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        body = json.dumps(question(max_tokens=3900, stream=streams))
+        caller.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+        wait_until(lambda asked=asked: len(script.calls) == asked)
+        if streams:
+            caller.getresponse().readline()
+        caller.sock.shutdown(socket.SHUT_RDWR)
+        caller.close()
+        wait_until(lambda asked=asked: script.ended == asked)
+    assert script.yielded < 2000  # of 7,800
+
+
+def test_a_full_line_says_so(script: Script, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [collected(worker) for _ in range(serving_worker.MAX_WAITING)]
+    wait_until(lambda: script.calls)
+    jobs.append(collected(worker))
+    refused = client(worker).post("/v1/chat/completions", json=question(stream=True))
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
+    worker.close()
+    wait_until(lambda: all(pieces and isinstance(pieces[-1], ApiError) for _, pieces in jobs))
+    assert {pieces[-1].status for _, pieces in jobs if isinstance(pieces[-1], ApiError)} == {503}
+
+
+def test_a_key_is_asked_for_everywhere_but_health(script: Script, worker: Worker) -> None:
+    script.tokens = [STOP]
+    caller = client(worker, api_key="hunter2", any_host=True)
+    assert caller.get("/health", headers={"Host": "my-machine:8000"}).status_code == 200
+    for headers in (
+        {},
+        {"Authorization": "Bearer hunter"},
+        {"Authorization": "hunter2"},
+        {"Authorization": "Bearer é"},
+    ):
+        encoded = {name: value.encode() for name, value in headers.items()}
+        assert caller.get("/v1/models", headers=encoded).status_code == 401
+        assert caller.post("/v1/chat/completions", json=question(), headers=encoded).status_code == 401
+    assert script.calls == []
+    right = {"Authorization": "Bearer hunter2", "Host": "my-machine:8000"}
+    assert caller.post("/v1/chat/completions", json=question(), headers=right).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil:1", ""]
+)
+def test_a_foreign_name_for_this_machine_is_refused(script: Script, worker: Worker, host: str) -> None:
+    caller = client(worker)
+    for path in ("/health", "/v1/models"):
+        assert caller.get(path, headers={"Host": host}).status_code == 403
+    assert caller.post("/v1/chat/completions", json=question(), headers={"Host": host}).status_code == 403
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", "LOCALHOST", "[::1]:9", "[::1]"])
+def test_this_machines_own_names_are_taken(script: Script, worker: Worker, host: str) -> None:
+    assert client(worker).get("/v1/models", headers={"Host": host}).status_code == 200
+
+
+def test_a_page_in_a_browser_gets_nothing(script: Script, worker: Worker) -> None:
+    caller, origin = client(worker), {"Origin": "http://evil.example"}
+    form = {**origin, "Content-Type": "text/plain"}
+    assert caller.post("/v1/chat/completions", content=json.dumps(question()), headers=form).status_code == 415
+    preflight = caller.options("/v1/chat/completions", headers=origin | {"Access-Control-Request-Method": "POST"})
+    assert preflight.status_code == 405
+    answers = [preflight, caller.get("/v1/models", headers=origin)]
+    assert not any(name.startswith("access-control") for answer in answers for name in answer.headers)
+    assert script.calls == []
+
+
+def test_a_large_body_is_not_read(script: Script, worker: Worker) -> None:
+    caller, kind = client(worker), {"Content-Type": "application/json"}
+    large = question(user="x" * MAX_BODY_BYTES)
+    assert caller.post("/v1/chat/completions", json=large).status_code == 413
+
+    def endless() -> Iterator[bytes]:  # no Content-Length
+        for _ in range(2 * MAX_BODY_BYTES // 65536):
+            yield b" " * 65536
+
+    assert caller.post("/v1/chat/completions", content=endless(), headers=kind).status_code == 413
+    assert script.calls == []
+
+
+def test_what_does_not_fit_the_context_is_refused(script: Script, worker: Worker) -> None:
+    script.tokens, caller = [STOP], client(worker)
+    prompt = {"model": "base", "prompt": [1] * 3990}
+    assert caller.post("/v1/completions", json=prompt | {"max_tokens": 10}).status_code == 200
+    for extra, param in (({"max_tokens": 11}, "max_tokens"), ({"prompt": [1] * 4000}, "messages")):
+        refused = caller.post("/v1/completions", json=prompt | extra)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["code"] == "context_length_exceeded"
+        assert refused.json()["error"]["param"] == ("prompt" if param == "messages" else param)
+    caller.post("/v1/completions", json=prompt)
+    assert script.calls[-1]["limit"] == 10  # the rest of the context, where no limit was named
+
+
+def test_requests_at_the_same_time_are_answered_one_after_the_other(script: Script, worker: Worker) -> None:
+    caller, seen = client(worker), []
+
+    def ask(limit: int) -> None:
+        body = question(max_tokens=limit)
+        seen.append(caller.post("/v1/chat/completions", json=body).json()["usage"]["completion_tokens"] == limit)
+
+    threads = [threading.Thread(target=ask, args=(limit,)) for limit in range(20, 28)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [True] * 8
