@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from strop.api.loading import load_model
 from strop.api.preparing import prepare
+from strop.api.reporting import keep_report
 from strop.api.run import Run
 from strop.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from strop.data.examples import Origin
@@ -20,13 +21,19 @@ if TYPE_CHECKING:
     from strop.model.lora import LoraAdapter
 
 
-def evaluate(run: Run, num_generated: int = 32, max_new_tokens: int = 96) -> Evaluation:
+def evaluate(
+    run: Run,
+    num_generated: int = 32,
+    max_new_tokens: int = 96,
+    note: Callable[[str], None] = lambda line: None,
+) -> Evaluation:
     """Put base and tuned side by side on the run's held-out rows, and keep the result in evaluation.json.
 
     Args:
         run: A finished run whose recipe holds out rows.
         num_generated: Answers to generate with each model; 0 for the loss alone.
         max_new_tokens: Longest answer.
+        note: Told if the run's report cannot be written anew.
 
     Raises:
         RecipeError: The run is not finished or holds nothing out.
@@ -61,6 +68,7 @@ def evaluate(run: Run, num_generated: int = 32, max_new_tokens: int = 96) -> Eva
         max_new_tokens,
     )
     RunFolder(run.path).write_evaluation(result.to_json())
+    keep_report(run, note)
     return result
 
 
