@@ -1,10 +1,13 @@
 """metrics.jsonl as columns, and columns as few enough points for a page."""
 
 import json
+import math
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +16,9 @@ Floats = NDArray[np.float64]
 
 MOST_POINTS = 1000
 """Of a line: more than a wide screen has pixels for a chart."""
+
+_LARGEST = 1.7e308
+"""A double; JSON knows larger integers."""
 
 _LARGEST_STEP = 2**53
 """What JavaScript can count to."""
@@ -40,9 +46,29 @@ class Series:
         return Series(self.steps[sound], self.values[sound])
 
 
+_FIGURES = {
+    "train": (
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "num_tokens",
+        "num_executed_tokens",
+        "num_loss_tokens",
+        "tokens_per_second",
+        "peak_memory_gib",
+        "dollars",
+    ),
+    "eval": ("eval_loss",),
+}
+"""What a page reads of each kind of record."""
+
+_LINES_AT_A_TIME = 4096
+"""Parsed as one list: a sixth of the time of parsing each."""
+
+
 @dataclass
 class Columns:
-    """All figures of a metrics file by kind of record (`train`, `eval`) and name.
+    """All figures of a metrics file by kind of record and name.
 
     Attributes:
         bad_lines: Lines that are no record. One at the end is a line that is being written.
@@ -51,28 +77,25 @@ class Columns:
     bad_lines: int = 0
     _found: "dict[tuple[str, str], tuple[array[float], array[float]]]" = field(default_factory=dict)
 
-    def add(self, line: bytes) -> None:
-        """Take in one line; it may be anything."""
-        try:
-            record = json.loads(line)
-            kind, step = record["kind"], record["step"]
-        except (ValueError, RecursionError, KeyError, TypeError):
-            self.bad_lines += 1
-            return
-        if type(step) is not int or not 0 <= step < _LARGEST_STEP or not isinstance(kind, str):
-            self.bad_lines += 1
-            return
-        for name, value in record.items():
-            if name != "step" and type(value) in (int, float):
-                self._append(kind, name, step, value)
+    def add(self, lines: Sequence[bytes]) -> None:
+        """Take in some lines; they may be anything."""
+        records = [record for record in _parsed(lines) if _is_record(record)]
+        self.bad_lines += len(lines) - len(records)
+        for kind, names in _FIGURES.items():
+            of_kind = [record for record in records if record["kind"] == kind]
+            for name in names:
+                self._append((kind, name), [each["step"] for each in of_kind], [each.get(name) for each in of_kind])
 
-    def _append(self, kind: str, name: str, step: int, value: float) -> None:
-        steps, values = self._found.setdefault((kind, name), (array("d"), array("d")))
+    def _append(self, key: tuple[str, str], steps: list[int], values: list[Any]) -> None:
+        known_steps, known = self._found.setdefault(key, (array("d"), array("d")))
         try:
-            values.append(value)
-        except OverflowError:  # an integer beyond a double's range
-            values.append(float("inf"))
-        steps.append(step)
+            numbers = array("d", values)
+        except (TypeError, OverflowError):  # some have no such figure, or one that is no double
+            kept = [(step, value) for step, value in zip(steps, values, strict=True) if type(value) in (float, int)]
+            steps = [step for step, _ in kept]
+            numbers = array("d", [value if abs(value) < _LARGEST or value != value else math.inf for _, value in kept])
+        known_steps.extend(array("d", steps))
+        known.extend(numbers)
 
     def series(self, kind: str, name: str) -> Series:
         """One figure; empty where the file has none. Of a step that is there twice the last one counts."""
@@ -86,12 +109,35 @@ class Columns:
 
 
 def read_columns(lines: Iterable[bytes]) -> Columns:
-    """The columns of a metrics file, read line by line so that a million steps take no million objects."""
+    """The columns of a metrics file, read in pieces so that a million steps take no million objects."""
     columns = Columns()
-    for line in lines:
-        if line.strip():
-            columns.add(line)
+    full = (line for line in lines if line.strip())
+    while part := list(islice(full, _LINES_AT_A_TIME)):
+        columns.add(part)
     return columns
+
+
+def _parsed(lines: Sequence[bytes]) -> list[Any]:
+    """What each line holds, None for what is not JSON."""
+    with suppress(ValueError, RecursionError):
+        found: list[Any] = json.loads(b"[%s]" % b",".join(lines))
+        if len(found) == len(lines):
+            return found
+    return [_parsed_line(line) for line in lines]
+
+
+def _parsed_line(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_record(record: Any) -> bool:
+    if type(record) is not dict or type(record.get("kind")) is not str:
+        return False
+    step = record.get("step")
+    return type(step) is int and 0 <= step < _LARGEST_STEP
 
 
 def window_of(count: int) -> int:

@@ -43,7 +43,11 @@
     return uPlot.join(series.map((each) => [each.data[0], sound(each.data[1])]));
   };
 
-  const heightOf = (box) => (box.closest(".wide") ? (box.clientWidth < 600 ? 250 : 320) : 220);
+  const heightOf = (box) => {
+    const wide = box.closest(".wide");
+    if (root.classList.contains("printing")) return wide ? 230 : 150;
+    return wide ? (box.clientWidth < 600 ? 250 : 320) : 220;
+  };
 
   const axis = (format) => ({
     stroke: colour("--quiet"),
