@@ -141,6 +141,7 @@
       const kept = before.get(chart.name);
       return draw(chart, kept ? kept.log : false, kept ? kept.zoom : null);
     });
+    fit(); // a chart was alone in its row while it was the last
     host.style.minHeight = "";
   };
 
