@@ -107,7 +107,7 @@ def _answer(answer: Any) -> dict[str, Any]:
     return {
         "text": cut(parts.get("text", ""), _MOST_CHARACTERS),
         "right": exact or numeric,
-        "mark": "right" if exact else "number right" if numeric else "wrong",
+        "mark": "right" if exact else "numbers right" if numeric else "wrong",
         "f1": percent(number(parts.get("token_f1"))),
         "cut_off": parts.get("stopped") is False,
     }

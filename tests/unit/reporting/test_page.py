@@ -170,6 +170,7 @@ def test_many_and_long_answers_are_cut_and_said_so(tmp_path: Path) -> None:
     assert len(html) < 5_000_000
 
 
+@pytest.mark.slow
 def test_a_million_steps_make_a_small_page_in_seconds(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", steps=1)
     template = json.dumps(next(iter(records(1)))).replace('"step": 1', '"step": %d')
