@@ -8,7 +8,7 @@
 Importing strop imports no torch; the functions do when they are called.
 """
 
-from strop.api import Run, chat, check, evaluate, export, plan, train
+from strop.api import Run, chat, check, evaluate, export, plan, report, train
 from strop.errors import (
     BudgetReached,
     CheckpointError,
@@ -43,5 +43,6 @@ __all__ = [
     "list_recipes",
     "load_recipe",
     "plan",
+    "report",
     "train",
 ]

@@ -43,7 +43,7 @@ def copy(workshop: Path, tmp_path: Path) -> Path:
 
 def test_train_writes_a_whole_run(workshop: Path) -> None:
     run = workshop / "run"
-    for name in ("recipe.yaml", "run.json", "metrics.jsonl", "adapter/adapter_model.safetensors"):
+    for name in ("recipe.yaml", "run.json", "metrics.jsonl", "report.html", "adapter/adapter_model.safetensors"):
         assert (run / name).exists(), name
     records = metrics(run)
     assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 13))
@@ -52,6 +52,24 @@ def test_train_writes_a_whole_run(workshop: Path) -> None:
     manifest = json.loads((run / "run.json").read_text())
     assert manifest["status"] == "finished"
     assert manifest["sharing_ratio"] == 1.0  # the recipe has dropout
+    assert manifest["data"]["rows"] == 40
+    assert sum(manifest["data"]["lengths"]["counts"]) == 40
+    assert manifest["data"]["held_out"]["overlap_rows"] == 0
+    assert manifest["limit"] is None  # of a CPU
+    assert any("packed" in note or "prefix" in note or "shared" in note for note in manifest["notes"])
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "12 steps" in page
+
+
+def test_report_puts_several_runs_on_one_page(workshop: Path, tmp_path: Path) -> None:
+    shutil.copytree(workshop / "run", tmp_path / "other")
+    page = tmp_path / "both.html"
+    done = strop("report", workshop / "run", tmp_path / "other", "-o", page, cache=workshop / "cache")
+    assert (done.returncode, done.stdout.strip()) == (0, f"wrote {page}")
+    assert "2 runs" in page.read_text(encoding="utf-8")
+    done = strop("report", tmp_path, cache=workshop / "cache")
+    assert done.returncode == 2
+    assert "is not a run folder" in done.stderr
 
 
 def test_export_rewrites_the_adapter_for_the_other_layout(workshop: Path) -> None:

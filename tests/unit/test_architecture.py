@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "run": {"recipe", "resolve", "errors"},
     "training": {"data", "model", "ops", "run", "recipe", "errors"},
     "forecast": {"data", "model", "training", "cloud", "run", "recipe", "errors"},
+    "reporting": {"run", "errors"},
     "evaluation": {"data", "model", "ops", "run", "recipe", "errors"},
     "engines": {"data", "model", "run", "training", "recipe", "errors"},
     "serving": {"data", "model", "evaluation", "recipe", "errors"},

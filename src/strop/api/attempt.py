@@ -13,6 +13,7 @@ from strop.recipe import Recipe
 
 if TYPE_CHECKING:
     from strop.api.preparing import Prepared
+    from strop.data.audit import AuditReport
     from strop.model.lora import LoraAdapter
     from strop.run.checkpoint import Checkpoint
     from strop.run.console import Reporter
@@ -82,15 +83,16 @@ class Attempt:
         folder.update_manifest(
             format=data.format,
             template=data.template.name,
-            data={
-                "rows": len(data.train),
-                "num_tokens": data.train.num_tokens,
-                "num_loss_tokens": data.train.num_loss_tokens,
-                "skipped": data.train.skipped,
-            },
+            data=_data_entry(self.prepared.report),
             **entries,
         )
         return changes
+
+    def tell(self, *lines: str) -> None:
+        """Say what was chosen or has changed, and keep it in the manifest."""
+        for line in lines:
+            self.reporter.note(line)
+        self.folder.update_manifest(notes=list(lines))
 
     def resume(self, trainer: Resumable) -> None:
         """Continue from the newest checkpoint that verifies, if there is one."""
@@ -146,3 +148,25 @@ def told_how_to_go_on(folder: RunFolder) -> Iterator[None]:
         raise Interrupted(f"{error}. Go on with: strop train {folder.path}") from None
     except BudgetReached as error:
         raise BudgetReached(f"{error}. Go on with: strop train {folder.path} modal.max_cost=MORE") from None
+
+
+def _data_entry(report: AuditReport) -> dict[str, Any]:
+    """What the audit counted, as the manifest has it."""
+    train, held_out, overlap = report.train, report.validation, report.overlap
+    entry: dict[str, Any] = {
+        "rows": train.rows_kept,
+        "num_tokens": train.num_tokens,
+        "num_loss_tokens": train.num_loss_tokens,
+        "skipped": train.skipped,
+        "truncated": train.truncated,
+        "duplicates": train.duplicates,
+        "lengths": asdict(train.lengths),
+    }
+    if held_out is not None and overlap is not None:
+        entry["held_out"] = {
+            "rows": held_out.rows_kept,
+            "num_loss_tokens": held_out.num_loss_tokens,
+            "overlap_rows": overlap.rows,
+            "overlap_prompts": overlap.prompts,
+        }
+    return entry

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from strop.api.answering import questions_of, tuned_model
 from strop.api.preparing import prepare
+from strop.api.reporting import keep_report
 from strop.api.run import Run
 from strop.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from strop.data.dataset import Dataset
@@ -28,6 +29,7 @@ def evaluate(
     numeric_tolerance: float = 0.0,
     group_by: str | None = None,
     answers: Path | None = None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Put base and tuned side by side on the run's held-out rows, and keep the result in evaluation.json.
 
@@ -38,6 +40,7 @@ def evaluate(
         numeric_tolerance: How far off a number may be, as a share of the right one.
         group_by: A key of the rows: scores are also given for the rows of each of its values.
         answers: A .parquet, .jsonl or .csv file to write every answer to.
+        note: Told if the run's report cannot be written anew.
 
     Raises:
         RecipeError: The run is not finished or holds nothing out; `answers` cannot be written.
@@ -77,6 +80,7 @@ def evaluate(
     RunFolder(run.path).write_evaluation(result.to_json())
     if answers:
         write_answers(answers, result.examples)
+    keep_report(run, note)
     return result
 
 

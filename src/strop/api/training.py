@@ -10,6 +10,7 @@ from strop.api.billing import meter_of
 from strop.api.loading import load_model
 from strop.api.planning import compare, prediction
 from strop.api.preparing import Prepared, check
+from strop.api.reporting import keep_report
 from strop.api.run import Run
 from strop.recipe import Recipe, differences, load_recipe
 
@@ -60,7 +61,11 @@ def train(recipe: Recipe, reporter: Reporter | None = None) -> Run:
                 meter.check()  # before the model is loaded at the user's expense
         reporter = _tracked(recipe, folder, reporter)
         attempt = Attempt(recipe, prepared, fingerprints, folder, reporter, meter, StopSignals())
-        (_on_unsloth if recipe.train.engine == "unsloth" else _on_strop)(attempt)
+        try:
+            (_on_unsloth if recipe.train.engine == "unsloth" else _on_strop)(attempt)
+        finally:
+            if folder.manifest.get("status") in ("finished", "failed"):
+                keep_report(Run(folder.path), reporter.note)
     return Run(folder.path)
 
 
@@ -83,6 +88,9 @@ def _tracked(recipe: Recipe, folder: RunFolder, reporter: Reporter) -> Reporter:
 
 def _on_strop(attempt: Attempt) -> None:
     recipe, prepared, folder, reporter = attempt.recipe, attempt.prepared, attempt.folder, attempt.reporter
+    from strop.forecast.limit import limit_of
+    from strop.forecast.shape import Shape
+
     adapter = load_model(recipe, prepared.model_folder, reporter)
     trainer = _trainer(attempt, adapter)
     decoder, device = trainer.decoder, _device_name(trainer.decoder.device)
@@ -95,9 +103,9 @@ def _on_strop(attempt: Attempt) -> None:
         trainer.num_steps,
         sharing_ratio=round(sharing, 3),
         plan=expected.to_json() if expected else None,
+        limit=limit_of(Shape(prepared.config, recipe.lora), device, decoder.precision),
     )
-    for line in (*changes, *trainer.explain(), trainer.microbatches.explain(sharing)):
-        reporter.note(line)
+    attempt.tell(*changes, *trainer.explain(), trainer.microbatches.explain(sharing))
     with attempt.watched():
         attempt.resume(trainer)
         trainer.run()
@@ -127,8 +135,7 @@ def _on_unsloth(attempt: Attempt) -> None:
             meter=attempt.meter,
         )
         changes = attempt.begin(trainer.device, trainer.chosen, trainer.num_trainable, trainer.num_steps)
-        for line in (*changes, *trainer.explain()):
-            reporter.note(line)
+        attempt.tell(*changes, *trainer.explain())
         with attempt.watched():
             attempt.resume(trainer)
             tensors = trainer.run()

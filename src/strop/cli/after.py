@@ -1,4 +1,4 @@
-"""After a run: its scores, its answers, and its adapter in another form."""
+"""After a run: its scores, its answers, its adapter in another form, and its page."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -37,8 +37,9 @@ def evaluate(
     """
     from strop import api
     from strop.present import after as present
+    from strop.present import console
 
-    result = api.evaluate(api.Run(run), rows, max_new_tokens, numeric_tolerance, group_by, answers)
+    result = api.evaluate(api.Run(run), rows, max_new_tokens, numeric_tolerance, group_by, answers, console.note)
     present.evaluation(result, examples)
     if answers:
         present.answers_written(answers, result)
@@ -164,3 +165,28 @@ def export(
     from strop.present import after as present
 
     present.exported(api.export(api.Run(run), layout, base, output), base)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, finished or not.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where it goes. [default: report.html in the run's folder]")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Serve it on 127.0.0.1, kept up to date.")] = False,
+    port: Annotated[int, typer.Option(help="With --watch: where. 0 takes a free one.")] = 0,
+) -> None:
+    """One page about a run, or several beside each other: curves, answers, data, recipe, cost.
+
+    It is one HTML file that needs no network. Every run writes its own at its end.
+    """
+    from strop import api
+    from strop.present import after as present
+
+    if watch and output is not None:
+        raise RecipeError("--output goes without --watch, which serves the page and writes none")
+    chosen = [api.Run(run) for run in runs]
+    if watch:
+        present.served(api.watch(chosen, port))
+    else:
+        present.reported(api.report(chosen, output))

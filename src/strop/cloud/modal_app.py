@@ -40,7 +40,7 @@ image = (
             "PYTHONUNBUFFERED": "1",
         }
     )
-    .add_local_python_source("strop")
+    .add_local_python_source("strop", ignore=~modal.FilePatternMatcher("**/*.py", "**/reporting/assets/*"))
 )
 
 app = modal.App("strop")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # these import torch, which a message does not need
     from strop.evaluation.chat import ChatSession
     from strop.evaluation.intervals import Interval
     from strop.evaluation.score import Evaluation, Example, JudgedAnswer
+    from strop.reporting.serve import PageServer
     from strop.serving.client import EndpointSession
 
     Session = ChatSession | EndpointSession
@@ -184,3 +186,15 @@ def exported(folder: Path, base: str | None) -> None:
     """After `strop export`."""
     record = "" if base else "\nIts adapter_config.json names no base: give --base, or name the base where you load it"
     out.print(f"adapter: {escape(str(folder))} (read back and checked){record}")
+
+
+def reported(path: Path) -> None:
+    """Where a run's page is."""
+    out.print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+def served(server: PageServer) -> None:
+    """Say where the page is and serve it until Ctrl-C."""
+    out.print(f"{server.url}  (Ctrl-C ends it)", markup=False, soft_wrap=True)
+    with server, suppress(KeyboardInterrupt):
+        server.serve_forever()

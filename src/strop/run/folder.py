@@ -8,6 +8,7 @@
       checkpoints/       step-00000010/ ...: what a run goes on from
       adapter/           the result, as PEFT writes it
       evaluation.json    base beside tuned, once `strop evaluate` has run
+      report.html        all of this as one page, written at the end and by `strop report`
       plan.json          what `strop plan` measured here before the run began
       unsloth/           with train.engine unsloth: its process's job, and worker.log with its output
       run.lock           the process that is writing here; also the sign that the folder is strop's

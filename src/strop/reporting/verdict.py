@@ -1,0 +1,200 @@
+"""What a reader wants to know first: did it learn, how long did it take, what did it cost, what is next."""
+
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from strop.reporting.answers import signed
+from strop.reporting.read import RunFiles
+from strop.reporting.series import Series
+from strop.reporting.text import count, dollars, mapping, number, percent, points, short
+from strop.run.console import clock
+
+
+@dataclass(frozen=True)
+class Glance:
+    """A run's figures, None where they are not known.
+
+    Attributes:
+        losses: Held out: of the base, or at the first evaluation, and of the tuned model, or at the last.
+        seconds: Of training, over all attempts.
+        cost: In dollars, over all attempts.
+    """
+
+    headline: str
+    sentence: str
+    step: int
+    num_steps: int | None
+    losses: tuple[float | None, float | None]
+    exact: tuple[float | None, float | None]
+    seconds: float | None
+    cost: float | None
+    tiles: list[dict[str, str]]
+    next_commands: list[str]
+
+
+def glance(run: RunFiles) -> Glance:
+    """Read it off a run's files."""
+    steps = run.columns.series("train", "loss").steps
+    progress = mapping(run.manifest.get("progress"))
+    step = int(steps[-1]) if len(steps) else int(number(progress.get("step")) or 0)
+    total = number(run.manifest.get("num_steps"))
+    num_steps = None if total is None else int(total)
+    seconds, cost = _seconds(run, progress), _cost(run)
+    losses, exact = _losses(run), _exact(run)
+    headline = _headline(run, step, num_steps, losses)
+    return Glance(
+        headline=headline,
+        sentence=_sentence(run, losses, exact),
+        step=step,
+        num_steps=num_steps,
+        losses=losses,
+        exact=exact,
+        seconds=seconds,
+        cost=cost,
+        tiles=_tiles(run, losses, exact, seconds, cost, step, num_steps),
+        next_commands=_next(run),
+    )
+
+
+def _seconds(run: RunFiles, progress: dict[str, Any]) -> float | None:
+    if (told := number(progress.get("seconds"))) is not None:
+        return told
+    tokens, speed = (run.columns.series("train", name) for name in ("num_tokens", "tokens_per_second"))
+    if not len(tokens) or len(tokens) != len(speed):
+        return None
+    sound = speed.values > 0
+    return number(float((tokens.values[sound] / speed.values[sound]).sum()))
+
+
+def _cost(run: RunFiles) -> float | None:
+    so_far = run.columns.series("train", "dollars").finite
+    return float(so_far.values[-1]) if run.status == "running" and len(so_far) else number(run.manifest.get("dollars"))
+
+
+def _score(run: RunFiles, model: str, metric: str) -> dict[str, Any]:
+    return mapping(mapping(run.evaluation.get(model)).get(metric))
+
+
+def _losses(run: RunFiles) -> tuple[float | None, float | None]:
+    scored = [number(_score(run, model, "nll").get("value")) for model in ("base", "tuned")]
+    if None not in scored:
+        return scored[0], scored[1]
+    held_out = run.columns.series("eval", "eval_loss").finite.values
+    if not len(held_out):
+        return None, None
+    return (float(held_out[0]) if len(held_out) > 1 else None), float(held_out[-1])
+
+
+def _exact(run: RunFiles) -> tuple[float | None, float | None]:
+    base, tuned = (number(_score(run, model, "exact_match").get("value")) for model in ("base", "tuned"))
+    return base, tuned
+
+
+def _headline(run: RunFiles, step: int, num_steps: int | None, losses: tuple[float | None, float | None]) -> str:
+    where = f"step {step:,}" + (f" of {num_steps:,}" if num_steps else "")
+    if run.status == "running":
+        return f"Training: {where}"
+    if run.status in ("interrupted", "failed"):
+        return f"{run.status.capitalize()} at {where}"
+    change = mapping(mapping(run.evaluation.get("difference")).get("nll"))
+    low, high = number(change.get("low")), number(change.get("high"))
+    if low is not None and high is not None:
+        return "It learned" if high < 0 else "It got worse" if low > 0 else "No clear difference"
+    before, after = losses
+    if before is None or after is None:
+        return "Finished" if run.status == "finished" else where.capitalize()
+    return "It learned" if after < before else "It did not learn"
+
+
+def _sentence(
+    run: RunFiles, losses: tuple[float | None, float | None], exact: tuple[float | None, float | None]
+) -> str:
+    parts = []
+    before, after = losses
+    if after is None:
+        parts.append("No rows were evaluated, so nothing here tells learning from memorising.")
+    elif before is not None:
+        verb = "fell" if after < before else "rose"
+        parts.append(f"The loss on held-out rows {verb} from {short(before)} to {short(after)} nats a token.")
+    if None not in exact:
+        found = _score(run, "tuned", "exact_match")
+        low, high = number(found.get("low")), number(found.get("high"))
+        within = "" if low is None or high is None else f" (95% interval {percent(low)} to {percent(high)})"
+        parts.append(
+            f"Of {count(found.get('count'))} held-out questions the tuned model answers {percent(exact[1])} exactly"
+            f"{within}, the base {percent(exact[0])}."
+        )
+    return " ".join(parts)
+
+
+def _tiles(
+    run: RunFiles,
+    losses: tuple[float | None, float | None],
+    exact: tuple[float | None, float | None],
+    seconds: float | None,
+    cost: float | None,
+    step: int,
+    num_steps: int | None,
+) -> list[dict[str, str]]:
+    speed = run.columns.series("train", "tokens_per_second").finite
+    plan, manifest = mapping(run.manifest.get("plan")), run.manifest
+    change = mapping(mapping(run.evaluation.get("difference")).get("exact_match"))
+    predicted = number(plan.get("dollars"))
+    took = "–" if seconds is None else clock(seconds)
+    left = _left(run, step, num_steps)
+    return [
+        {"label": "Held-out loss", "value": _arrow(losses, short), "detail": "base → tuned, nats a token"},
+        {
+            "label": "Exact match",
+            "value": _arrow(exact, percent),
+            "detail": f"{signed(number(change.get('value')), points)} over {count(change.get('count'))} questions"
+            if change
+            else "strop evaluate measures it",
+        },
+        {
+            "label": "Time",
+            "value": took,
+            "detail": f"about {clock(left)} left" if left else f"{step:,} steps, {_median(speed)} tokens a second",
+        },
+        {
+            "label": "Cost",
+            "value": "$0" if cost is None else dollars(cost),
+            "detail": f"on {manifest.get('device', 'an unknown device')}, not billed"
+            if cost is None
+            else (f"planned {dollars(predicted)}" if predicted is not None else "by the price list"),
+        },
+    ]
+
+
+def _median(speed: Series) -> str:
+    import numpy as np
+
+    return count(float(np.median(speed.values))) if len(speed) else "–"
+
+
+def _left(run: RunFiles, step: int, num_steps: int | None) -> float | None:
+    """Seconds, from the last steps' own time."""
+    tokens, speed = (run.columns.series("train", name) for name in ("num_tokens", "tokens_per_second"))
+    if run.status != "running" or num_steps is None or len(tokens) != len(speed) or not len(speed):
+        return None
+    last = slice(-50, None)
+    sound = speed.values[last] > 0
+    each = (tokens.values[last][sound] / speed.values[last][sound]).mean() if sound.any() else 0.0
+    return number(float(each) * max(0, num_steps - step))
+
+
+def _arrow(pair: tuple[float | None, float | None], form: Any) -> str:
+    before, after = pair
+    if after is None:
+        return "–"
+    return form(after) if before is None else f"{form(before)} → {form(after)}"
+
+
+def _next(run: RunFiles) -> list[str]:
+    path = shlex.quote(str(run.path))
+    if run.status in ("interrupted", "failed"):
+        return [f"strop train {path}"]
+    if run.status != "finished":
+        return []
+    return [f"strop chat {path}"] if run.evaluation else [f"strop evaluate {path}", f"strop chat {path}"]
