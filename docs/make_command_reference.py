@@ -13,9 +13,9 @@ INTRODUCTION = """# The commands
 Made from the code by `python docs/make_command_reference.py`. `strop COMMAND --help` says the same.
 
 Every command ends with one of these exit codes: 0 done, 2 recipe, model or arguments, 3 data, 4 checkpoint or resume
-mismatch, 5 a loss that is not a number, 6 out of memory, 7 stopped at `modal.max_cost`, 8 Modal or an endpoint cannot be
-reached, 75 interrupted (the same command goes on; 130 if nothing was trained yet), 1 a bug. What a command can end with
-beside 0, 2 and 1 is listed with it.
+mismatch, 5 a loss that is not a number, 6 out of memory, 7 stopped at `modal.max_cost`, 8 Modal or an endpoint cannot
+be reached, 75 interrupted (the same command goes on; 130 if nothing was trained yet), 1 a bug. What a command can end
+with beside 0, 2 and 1 is listed with it.
 """
 EXAMPLES: dict[str, tuple[str, str]] = {
     "init": ("strop init my.csv --model HuggingFaceTB/SmolLM2-135M-Instruct -o my.yaml", ""),
