@@ -1,6 +1,6 @@
 """The measurements that scaled predictions rest on, as docs/performance.md had them at this commit.
 
-One H200, 2026-11-23, commit 100427e, torch 2.11.0+cu130, Phi-3-mini's exact shape with random weights, LoRA r=16 on all
+One H200, 2026-11-23, commit d4906ae, torch 2.11.0+cu130, Phi-3-mini's exact shape with random weights, LoRA r=16 on all
 seven modules, `benchmarks/throughput.py`. What the steps compute was counted from the benchmark's rows.
 """
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 GPU = "H200"
 DATE = "2026-11-23"
-COMMIT = "100427e"
+COMMIT = "d4906ae"
 
-PRODUCTS = {"bfloat16": 716e12, "float8": 1532e12}
+PRODUCTS = {"bfloat16": 728e12, "float8": 1479e12}
 """Frozen matrix products of 16,384 tokens, operations a second, in the same process and so in a short run; under
 sustained load the card drops to about 670 and 1,300."""
 
@@ -57,13 +57,13 @@ class Figure:
 
 
 FIGURES = {
-    "census 128, float8": Figure("float8", 128, 442.8, 54.5, 1, 14312, 3078, 1.4086e6, 14589),
-    "census 128, bfloat16": Figure("bfloat16", 128, 305.9, 55.4, 1, 14312, 3078, 1.4086e6, 14589),
-    "census 8, float8": Figure("float8", 8, 275.0, 12.3, 1, 933, 187, 8.802e4, 996),
-    "census 8, bfloat16": Figure("bfloat16", 8, 231.4, 11.9, 1, 933, 187, 8.802e4, 996),
-    "long 13, float8": Figure("float8", 13, 33.44, 50.8, 1, 15937, 15925, 1.066e7, 18373),
-    # Its 32.0 GiB say that a step was two microbatches, as under the budget of 16,384 tokens of that time.
+    "census 128, float8": Figure("float8", 128, 463.0, 68.6, 1, 14306, 3073, 1.4086e6, 14433),
+    "census 128, bfloat16": Figure("bfloat16", 128, 305.0, 68.5, 1, 14306, 3073, 1.4086e6, 14433),
+    "census 8, float8": Figure("float8", 8, 282.1, 11.8, 1, 937, 189, 8.802e4, 996),
+    "census 8, bfloat16": Figure("bfloat16", 8, 230.4, 11.4, 1, 937, 189, 8.802e4, 996),
+    "long 13, float8": Figure("float8", 13, 36.98, 51.9, 1, 15937, 15925, 1.066e7, 18373),
     "census 128, bfloat16, nothing shared, all learned": Figure(
-        "bfloat16", 128, 217.1, 32.0, 2, 19608, 19480, 1.521e6, 9867
+        "bfloat16", 128, 228.7, 72.4, 1, 19608, 19480, 1.521e6, 19707
     ),
+    "census 8, NF4, recomputed, 8-bit moments": Figure("nf4", 8, 145.2, 3.5, 1, 943, 191, 8.802e4, 1015, True),
 }

@@ -1,8 +1,9 @@
 """The time of a microbatch from shapes: products, attention, passes over memory, and what a layer costs however small.
 
-Each term is operations or bytes over the GPU's published rate, times the share of it that an H200 reached. Four numbers
-for the fused layers were solved from `published.FIGURES`: the two batch sizes give the part a layer costs however small
-the microbatch is, the difference between short and long samples gives attention, and what is left is bytes.
+Each term is operations or bytes over the GPU's published rate, times the share of it that an H200 reached. Five
+numbers for the fused layers are solved from `published.FIGURES` (`benchmarks/fit_forecast.py`): the two batch sizes
+give the part a layer costs however small the microbatch is, the difference between short and long samples gives
+attention, and what is left is bytes.
 """
 
 from dataclasses import dataclass
@@ -17,13 +18,13 @@ _MEASURED = GPUS[GPU]
 _PRODUCT_SHARES = {name: rate / (1e12 * _MEASURED.tflops[name]) for name, rate in PRODUCTS.items()} | {"float32": 0.8}
 """Of the published rate; float32's is an assumption."""
 
-_ATTENTION_SHARE = 0.207
+_ATTENTION_SHARE = 0.330
 """Of the published bfloat16 rate, on pairs that the mask leaves."""
 
-_PASSES = {"float8": 19.7, "bfloat16": 16.4, "nf4": 16.4}
+_PASSES = {"float8": 17.6, "bfloat16": 16.7, "nf4": 16.7}
 """Times that what a layer keeps goes through memory, forward and backward, between the products."""
 
-_LAYER_SECONDS = {"float8": 0.343e-3, "bfloat16": 0.245e-3, "nf4": 0.245e-3}
+_LAYER_SECONDS = {"float8": 0.344e-3, "bfloat16": 0.259e-3, "nf4": 0.259e-3}
 """Of kernels too small to fill a GPU, for each layer of each microbatch."""
 
 _PLAIN_PASSES = 50.0
@@ -31,6 +32,9 @@ _PLAIN_PASSES = 50.0
 
 _PLAIN_LAYER_SECONDS = 4.3e-3
 """In which the host launches a plain layer's kernels, forward and backward: 7.7 steps a second of SmolLM2-135M."""
+
+_RECOMPUTED = 1.39
+"""Products with checkpointing beside those without: forward again, but for each layer's last product, 22% of them."""
 
 EVALUATION = 0.5
 """Time of a microbatch without its backward. Half the products, a third of the rest, launched one by one."""
@@ -59,18 +63,18 @@ class Speed:
         """Of a model held in `precision`, trained by the fused or the plain layers."""
         nf4, activations = precision.startswith("nf4"), "float32" if precision.endswith("float32") else "bfloat16"
         layers, config = shape.config.num_layers, shape.config
-        again = 1.5 if checkpointing else 1.0  # a second forward beside forward and backward
+        again = _RECOMPUTED if checkpointing else 1.0
         passes = _PASSES[precision] if fused else _PLAIN_PASSES * (2 if activations == "float32" else 1)
         products = 4 * shape.layer_weights / _rate(gpu, activations if nf4 else precision)
         bytes_moved = passes * layers * fused_layer_bytes(shape)
         head = 4 * shape.head_weights / _rate(gpu, activations)
         pair = 14 * config.num_heads * config.head_dim / (_ATTENTION_SHARE * 1e12 * gpu.tflops[activations])
         small = _LAYER_SECONDS[precision] if fused else 0.0
-        # Each weight is made dense for each product: half a byte read, a dense one written and read. Not measured.
+        # Each weight is made dense for each product: half a byte read, a dense one written and read.
         dense = 2 * shape.layer_weights * (4.5 if activations == "bfloat16" else 8.5) / gpu.bandwidth if nf4 else 0.0
         launch = 0.0 if fused else _PLAIN_LAYER_SECONDS
         return cls(
-            again * products + (1 + (again - 1) * 2 / 3) * bytes_moved / gpu.bandwidth,
+            again * products + (4 / 3 if checkpointing else 1.0) * bytes_moved / gpu.bandwidth,
             head,
             again * pair,
             again * (layers * small + dense),
