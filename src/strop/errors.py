@@ -9,6 +9,7 @@
     ├── OutOfMemoryError  6   out of memory at the smallest microbatch
     ├── BudgetReached     7   stopped at the limit the user set; resumable
     ├── CloudError        8   Modal cannot be reached, or refused; nothing is lost, ask again
+    ├── ParityError       9   an export does not answer as the trained model does; nothing was put in place
     └── Interrupted      75   stopped by SIGINT or SIGTERM after saving; resumable
 
 The numbers are a contract: a launcher retries 75 and signals and nothing else. Every message says what is
@@ -66,6 +67,12 @@ class CloudError(StropError):
     """Modal cannot be reached or refuses; a run there goes on, or is as it was."""
 
     exit_code = 8
+
+
+class ParityError(StropError):
+    """What was exported gives other tokens or logits than the trained model, or does not stop where it does."""
+
+    exit_code = 9
 
 
 class Interrupted(StropError):
