@@ -14,8 +14,8 @@ Made from the code by `python docs/make_command_reference.py`. `strop COMMAND --
 
 Every command ends with one of these exit codes: 0 done, 2 recipe, model or arguments, 3 data, 4 checkpoint or resume
 mismatch, 5 a loss that is not a number, 6 out of memory, 7 stopped at `modal.max_cost`, 8 Modal or an endpoint cannot
-be reached, 75 interrupted (the same command goes on; 130 if nothing was trained yet), 1 a bug. What a command can end
-with beside 0, 2 and 1 is listed with it.
+be reached, 9 an export that differs from the trained model, 75 interrupted (the same command goes on; 130 if nothing
+was trained yet), 1 a bug. What a command can end with beside 0, 2 and 1 is listed with it.
 """
 EXAMPLES: dict[str, tuple[str, str]] = {
     "init": ("strop init my.csv --model HuggingFaceTB/SmolLM2-135M-Instruct -o my.yaml", ""),
@@ -32,7 +32,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "lm-eval": ("strop lm-eval runs/my --tasks arc_easy,hellaswag", "6"),
     "chat": ("strop chat runs/my --prompt 'What is LoRA?' --compare", "4, 6, 8"),
     "serve": ("strop serve runs/my --on modal", "6, 8"),
-    "export": ("strop export runs/my --help", "4"),
+    "export": ("strop export runs/my --to merged", "4, 6, 9"),
 }
 """An example of each command, and its exit codes beside 0, 2 and 1."""
 

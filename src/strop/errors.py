@@ -10,6 +10,7 @@
     ├── BudgetReached     7   stopped at the limit the user set; resumable
     ├── CloudError        8   Modal cannot be reached, or refused; nothing is lost, ask again
     │   └── EndpointError 8   an endpoint that `strop chat URL` asks cannot be reached, or refused
+    ├── ParityError       9   an export does not answer as the trained model does; nothing was put in place
     └── Interrupted      75   stopped by SIGINT or SIGTERM after saving; resumable
 
 The numbers are a contract: a launcher retries 75 and signals and nothing else. Every message says what is
@@ -71,6 +72,12 @@ class CloudError(StropError):
 
 class EndpointError(CloudError):
     """An endpoint of `strop serve`, here or on Modal, cannot be reached or refuses."""
+
+
+class ParityError(StropError):
+    """What was exported gives other tokens or logits than the trained model, or does not stop where it does."""
+
+    exit_code = 9
 
 
 class Interrupted(StropError):

@@ -153,18 +153,30 @@ def _serve_on_modal(run: Path, gpu: str | None, stop: bool) -> None:
 @app.command()
 def export(
     run: RunArgument,
-    layout: Annotated[Literal["fused", "split"], typer.Option(help="Of the base that the adapter is to fit.")],
-    base: Annotated[str | None, typer.Option(help="Name of that base, for adapter_config.json.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the new adapter folder goes.")] = None,
+    to: Annotated[
+        Literal["adapter", "merged"],
+        typer.Option(help="An adapter for PEFT and vLLM; or base and adapter as one checkpoint."),
+    ] = "adapter",
+    layout: Annotated[
+        Literal["fused", "split"] | None,
+        typer.Option(help="With --to adapter: fit Phi-3's other checkpoint, microsoft's (fused) or unsloth's (split)."),
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="With --layout: that base's name, for adapter_config.json.")] = None,
+    dequantise: Annotated[
+        bool, typer.Option("--dequantise", help="Merge a 4-bit run onto its rounded weights, made bfloat16.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the new folder goes.")] = None,
 ) -> None:
-    """Write the adapter for Phi-3's other checkpoint layout, exactly.
+    """Write the trained model for other programs, and try it there before it is put in place.
 
-    fused: microsoft's, with qkv_proj and gate_up_proj. split: unsloth's, with q, k, v and gate, up apart.
+    The export is loaded by PEFT or transformers in a process of its own and has to give the same prompt ids, stop
+    tokens, answers and logits as the trained model. What was measured is in its parity.json; an export that differs
+    is removed (exit code 9). See docs/exports.md.
     """
     from strop import api
     from strop.present import after as present
 
-    present.exported(api.export(api.Run(run), layout, base, output), base)
+    present.exported(api.export(api.Run(run), to, layout, base, output, dequantise), base)
 
 
 @app.command()

@@ -25,8 +25,9 @@ A **recipe** is a YAML file or the name of a shipped one (`strop recipes`). Any 
 **On Modal:** `strop train my.yaml --on modal` does the same there; `strop logs` and `strop pull` find it again.
 
 **Exit codes:** 0 done, 2 recipe or model, 3 data, 4 checkpoint, 5 a loss that is not a number, 6 out of memory,
-7 stopped at modal.max_cost (raise it to go on), 8 Modal cannot be reached, 75 interrupted (run the same command again
-to go on; 130 if nothing was trained yet), 1 a bug.""",
+7 stopped at modal.max_cost (raise it to go on), 8 Modal or an endpoint cannot be reached, 9 an export that differs
+from the trained model, 75 interrupted (run the same command again to go on; 130 if nothing was trained yet),
+1 a bug.""",
 )
 
 

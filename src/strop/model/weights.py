@@ -56,7 +56,7 @@ def load_decoder(
     settings = vet_model_folder(folder)
     refuse_unasked(settings, nf4)
     config = read_config(settings)
-    with _Checkpoint(folder, dtype, torch.device(device), holds_nf4(settings)) as read:
+    with Checkpoint(folder, dtype, torch.device(device), holds_nf4(settings)) as read:
         return build_decoder(config, read, float8, read.matrix if nf4 else None)
 
 
@@ -153,8 +153,15 @@ def _merge(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-class _Checkpoint:
-    """Reads tensors by name from one file or from the shards that an index names."""
+class Checkpoint:
+    """Reads tensors by name from one file or from the shards that an index names; a context manager.
+
+    Args:
+        folder: A vetted model folder.
+        dtype: Type of what is read.
+        device: Where it goes.
+        quantised: The layers' matrices are in NF4.
+    """
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, quantised: bool) -> None:
         self._folder, self._dtype, self._device, self._quantised = folder, dtype, device, quantised
@@ -164,14 +171,20 @@ class _Checkpoint:
             self._shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         self._open: dict[str, Any] = {}
 
-    def __enter__(self) -> "_Checkpoint":
+    def __enter__(self) -> "Checkpoint":
         return self
 
     def __exit__(self, *exc: object) -> None:
         for handle in self._open.values():
             handle.__exit__(None, None, None)
 
+    def names(self) -> list[str]:
+        """Every tensor of the checkpoint, those that describe a quantised matrix left out, in the files' order."""
+        files = sorted(set(self._shard_of.values())) if self._shard_of else ["model.safetensors"]
+        return [name for file in files for name in self._names_in(file) if ".weight." not in name]
+
     def __call__(self, name: str) -> Tensor:
+        """A tensor that is not quantised."""
         tensor = self._stored(name)
         if not tensor.is_floating_point():
             raise ModelError(f"{self._folder}: tensor {name} is quantised, which only the layers' matrices may be")
@@ -197,7 +210,13 @@ class _Checkpoint:
     def _holder(self, name: str) -> Any | None:
         """The open file that a tensor is in."""
         file = "model.safetensors" if self._shard_of is None else self._shard_of.get(name, "")
-        if file and file not in self._open:
+        return self._opened(file) if file and name in self._names_in(file) else None
+
+    def _names_in(self, file: str) -> list[str]:
+        return list(self._opened(file).keys())
+
+    def _opened(self, file: str) -> Any:
+        if file not in self._open:
             handle = safe_open(self._folder / file, framework="pt", device=str(self._device))
             self._open[file] = handle.__enter__()
-        return self._open[file] if file and name in self._open[file].keys() else None  # noqa: SIM118 (not a dict)
+        return self._open[file]

@@ -16,6 +16,7 @@ from strop.present.console import out
 if TYPE_CHECKING:  # these import torch, which a message does not need
     from collections.abc import Sequence
 
+    from strop.api.exporting import Exported
     from strop.cloud.serving import Deployed
     from strop.evaluation.chat import ChatSession
     from strop.evaluation.intervals import Interval
@@ -152,6 +153,29 @@ def conversation(session: Session, compare: bool) -> None:
         answers(session, prompt, compare)
 
 
+def exported(result: Exported, base: str | None) -> None:
+    """After `strop export`: where it is, and how near to the trained model its consumer finds it."""
+    if result.parity is None:
+        record = (
+            "" if base else "\nIts adapter_config.json names no base: give --base, or name the base where you load it"
+        )
+        out.print(f"adapter: {escape(str(result.folder))} (read back and checked){record}")
+        return
+    parity = result.parity
+    table = Table("", "measured", "limit", title=f"parity: {parity.kind} in {parity.consumer}", title_justify="left")
+    table.add_row("same prompt ids", f"{parity.same_prompts} of {parity.num_prompts}", "all")
+    table.add_row("stops at", ", ".join(map(str, parity.stop_ids)), "all")
+    parting = f"; parted by {parity.widest_parting:.2g} nats" if parity.same_answers < parity.num_prompts else ""
+    table.add_row(
+        "same greedy answers", f"{parity.same_answers} of {parity.num_prompts}{parting}", f"{parity.limits.tie:g} nats"
+    )
+    table.add_row("KL divergence, nats", f"{parity.distance.kl:.2g}", f"{parity.limits.kl:g}")
+    table.add_row("same likeliest token", f"{parity.distance.top1:.1%}", f"{parity.limits.top1:.0%}")
+    table.add_row("error of the logits", f"{parity.distance.logits:.2g}", f"{parity.limits.logits:g}")
+    out.print(table)
+    out.print(f"{parity.kind}: {escape(str(result.folder))}")
+
+
 def serving(name: str, url: str, api_key_env: str | None) -> None:
     """Once `strop serve` answers: where, and how to call it."""
     header = f' -H "Authorization: Bearer ${api_key_env}"' if api_key_env else ""
@@ -180,12 +204,6 @@ def deployed(run: Path, endpoint: Deployed) -> None:
         f"To end it: strop serve {run} --on modal --stop",
     ):
         console.note(line)
-
-
-def exported(folder: Path, base: str | None) -> None:
-    """After `strop export`."""
-    record = "" if base else "\nIts adapter_config.json names no base: give --base, or name the base where you load it"
-    out.print(f"adapter: {escape(str(folder))} (read back and checked){record}")
 
 
 def reported(path: Path) -> None:

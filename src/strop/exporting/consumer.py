@@ -1,0 +1,73 @@
+"""A process of its own: transformers, or PEFT on transformers, loads an export as its users do and answers.
+
+Called with the path of a job that `strop.exporting.parity` wrote. Nothing of strop's model or tokenizer code is used.
+"""
+
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+
+def main(path: str) -> None:
+    """Answer a job's questions and say what was computed."""
+    job = json.loads(Path(path).read_text(encoding="utf-8"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(job["folder"])
+    model = _load(job)
+    settings = transformers.GenerationConfig.from_pretrained(job["folder"])
+    stop_ids = settings.eos_token_id
+    prompts, answers, arrays = [], [], {}
+    for i, (question, answer) in enumerate(zip(job["questions"], job["answers"], strict=True)):
+        prompts.append(_prompt(tokenizer, question))
+        answers.append(_greedy(model, prompts[-1], settings, job["max_new_tokens"]))
+        ids = torch.tensor([question["ids"] + answer], device=model.device)
+        with torch.inference_mode():
+            logits = model(ids).logits[0, len(question["ids"]) - 1 : -1]
+        arrays[f"logits_{i}"] = logits.float().cpu().numpy()
+    np.savez(job["next"], **arrays)
+    said = {
+        "prompts": prompts,
+        "answers": answers,
+        "stop_ids": stop_ids if isinstance(stop_ids, list) else [stop_ids],
+        "version": version("peft" if job["to"] == "adapter" else "transformers"),
+    }
+    Path(job["said"]).write_text(json.dumps(said), encoding="utf-8")
+
+
+def _load(job: dict[str, Any]) -> Any:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    folder = job["base"] if job["to"] == "adapter" else job["folder"]
+    # float32 or bfloat16, as the trained model was computed; the weights are what the files hold.
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, job["dtype"]))
+    if job["to"] == "adapter":
+        import peft
+
+        model = peft.PeftModel.from_pretrained(model, job["folder"])
+    return model.to(device).eval()
+
+
+def _prompt(tokenizer: Any, question: dict[str, Any]) -> list[int]:
+    if question["messages"] is None:
+        return list(tokenizer(question["text"]).input_ids)
+    ids = tokenizer.apply_chat_template(question["messages"], add_generation_prompt=True, return_dict=False)
+    return list(ids)
+
+
+def _greedy(model: Any, prompt: list[int], settings: Any, max_new_tokens: int) -> list[int]:
+    """The answer with its stop token, under the export's own generation settings but for sampling."""
+    ids = torch.tensor([prompt], device=model.device)
+    settings = transformers.GenerationConfig(
+        eos_token_id=settings.eos_token_id, pad_token_id=settings.pad_token_id, max_new_tokens=max_new_tokens
+    )
+    with torch.inference_mode():
+        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    return [int(token) for token in out[0, len(prompt) :]]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,228 @@
+"""The parity gate: an export answers as the trained model does, in the program that will use it, or it is no export.
+
+strop's own decoder answers some prompts (`Reference`). A fresh process with the export's real consumer gets the same
+conversations and the export, nothing else of strop's, and has to come to the same prompt ids, the same stop tokens,
+the same greedy answers and, on those answers, the same distributions over the next token. How near is near is
+`LIMITS`; docs/exports.md has the figures they were taken from.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strop.errors import ParityError, RecipeError
+from strop.exporting.carry import write_json
+from strop.exporting.distance import Distance, distance
+from strop.run.durable import TEMPORARY
+
+PARITY_FILE = "parity.json"
+_SECONDS = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How far an export may be from the trained model.
+
+    Attributes:
+        kl: Mean KL divergence of the next token's distributions, nats.
+        top1: Least share of positions with the same likeliest token.
+        logits: Relative error of the logits, each position's mean taken off
+        tie: A greedy answer may part from strop's where strop's own choice was nearer than this, nats.
+    """
+
+    kl: float
+    top1: float
+    logits: float
+    tie: float
+
+
+LIMITS = {
+    "adapter": Limits(kl=1e-4, top1=0.99, logits=0.005, tie=0.01),
+    "merged": Limits(kl=2e-3, top1=0.97, logits=0.05, tie=0.1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt as a consumer gets it: messages where the model chats, else its text; and its ids in training."""
+
+    messages: list[dict[str, str]] | None
+    text: str
+    ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What strop's decoder says.
+
+    Attributes:
+        answers: Greedy, each with the stop token if it came.
+        logits: (len(answer), V) float32 for each, of the positions before each of its tokens.
+        stop_ids: All that end an answer.
+        dtype: What the logits were computed in, by torch's name.
+    """
+
+    questions: list[Question]
+    answers: list[list[int]]
+    logits: list[NDArray[np.float32]]
+    stop_ids: list[int]
+    max_new_tokens: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """What the gate measured; also the contents of parity.json."""
+
+    kind: str
+    consumer: str
+    num_prompts: int
+    num_positions: int
+    same_prompts: int
+    same_answers: int
+    stop_ids: list[int]
+    widest_parting: float
+    distance: Distance
+    limits: Limits
+
+
+CONSUMERS = {"adapter": "peft", "merged": "transformers"}
+"""For each form the package that will load it."""
+
+
+def require_consumer(to: str) -> None:
+    """Before any work: is there something to try the export with?
+
+    Raises:
+        RecipeError: No; says what to install.
+    """
+    if importlib.util.find_spec(CONSUMERS[to]) is None:
+        raise RecipeError(f"--to {to} needs {CONSUMERS[to]}, to try out what it writes: pip install 'strop[export]'")
+
+
+def check_parity(kind: str, folder: Path, base: Path | None, reference: Reference) -> Parity:
+    """Load an export in a fresh process of its consumer and hold its answers against the trained model's.
+
+    Args:
+        kind: A key of `LIMITS`.
+        folder: The export, still under its hidden name; parity.json is written into it.
+        base: The model folder that an adapter is put on.
+        reference: What it has to come near.
+
+    Raises:
+        ParityError: Everything in which it differs, or that the consumer cannot load it.
+    """
+    told = _ask(kind, folder, base, reference)
+    parity, faults = judge(kind, f"{CONSUMERS[kind]} {told['version']}", reference, told)
+    if faults:
+        raise ParityError(
+            f"the {kind} export is not the trained model in {parity.consumer}, so it was not kept:\n  "
+            + "\n  ".join(faults)
+        )
+    write_json(folder / PARITY_FILE, asdict(parity))
+    return parity
+
+
+def judge(kind: str, consumer: str, reference: Reference, told: dict[str, Any]) -> tuple[Parity, list[str]]:
+    """What a consumer said against what was trained: the measures, and every fault in words."""
+    limits, questions = LIMITS[kind], reference.questions
+    prompts = [got == want.ids for got, want in zip(told["prompts"], questions, strict=True)]
+    faults = []
+    if False in prompts:
+        faults.append(_prompt_fault(questions[prompts.index(False)].ids, told["prompts"][prompts.index(False)]))
+    if lost := sorted(set(reference.stop_ids) - set(told["stop_ids"])):
+        faults.append(f"it does not stop at token {', '.join(map(str, lost))}, which ended answers in training")
+    same = [got == want for got, want in zip(told["answers"], reference.answers, strict=True)]
+    partings = [
+        _parting(logits, want, got)
+        for logits, want, got in zip(reference.logits, reference.answers, told["answers"], strict=True)
+    ]
+    if max(partings) > limits.tie:
+        row = partings.index(max(partings))
+        faults.append(
+            f"greedy answer {row + 1} is {told['answers'][row][:12]} and not {reference.answers[row][:12]}: it parts "
+            f"where the trained model's choice was clear by {partings[row]:.3g} nats (limit {limits.tie:g})"
+        )
+    found = distance(reference.logits, told["next"])
+    faults += _distance_faults(found, limits)
+    parity = Parity(
+        kind,
+        consumer,
+        len(questions),
+        sum(map(len, reference.answers)),
+        sum(prompts),
+        sum(same),
+        reference.stop_ids,
+        max(partings),
+        found,
+        limits,
+    )
+    return parity, faults
+
+
+def _distance_faults(found: Distance, limits: Limits) -> list[str]:
+    faults = []
+    if not found.kl <= limits.kl:  # so that nan is a fault, too
+        faults.append(f"KL divergence of the next token {found.kl:.3g} nats (limit {limits.kl:g})")
+    if not found.top1 >= limits.top1:
+        faults.append(f"the likeliest token is the same at {found.top1:.1%} of positions (limit {limits.top1:.0%})")
+    if not found.logits <= limits.logits:
+        faults.append(f"relative error of the logits {found.logits:.3g} (limit {limits.logits:g})")
+    return faults
+
+
+def _prompt_fault(want: Sequence[int], got: Sequence[int]) -> str:
+    at = next((i for i, pair in enumerate(zip(want, got, strict=False)) if pair[0] != pair[1]), len(want))
+    return (
+        f"a prompt's ids differ from token {at} on: {list(got[at : at + 6])} and not {list(want[at : at + 6])} "
+        f"({len(got)} tokens, in training {len(want)}): tokenizer or chat template are not those of training"
+    )
+
+
+def _parting(logits: NDArray[np.float32], want: Sequence[int], got: Sequence[int]) -> float:
+    """How much likelier the trained model found its own token where the answers part; 0 where they do not."""
+    for position, (mine, other) in enumerate(zip(want, got, strict=False)):
+        if mine != other:
+            return float(logits[position, mine] - logits[position, other])
+    return 0.0 if len(want) == len(got) else float("inf")
+
+
+def _ask(to: str, folder: Path, base: Path | None, reference: Reference) -> dict[str, Any]:
+    """Run the consumer on an export; it writes what it has to say into files in the hidden folder."""
+    job, said, arrays = (folder / f"{TEMPORARY}{name}" for name in ("job.json", "said.json", "next.npz"))
+    questions = [asdict(question) for question in reference.questions]
+    names = ("answers", "stop_ids", "max_new_tokens", "dtype")
+    rest = {name: getattr(reference, name) for name in names}
+    paths = {"folder": folder, "base": base, "said": said, "next": arrays}
+    write_json(job, {"to": to, "questions": questions, **rest, **{name: str(path) for name, path in paths.items()}})
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "strop.exporting.consumer", str(job)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            env=environment,
+            check=False,
+        )
+        if child.returncode or not said.exists():
+            last = [line for line in child.stderr.strip().splitlines() if line.strip()][-3:]
+            raise ParityError(f"{CONSUMERS[to]} cannot use the export (exit {child.returncode}): " + " | ".join(last))
+        with np.load(arrays, allow_pickle=False) as file:
+            told = {"next": [file[f"logits_{i}"] for i in range(len(questions))]}
+        return {**told, **json.loads(said.read_text(encoding="utf-8"))}
+    except subprocess.TimeoutExpired as error:
+        raise ParityError(f"{CONSUMERS[to]} did not answer {len(questions)} prompts within an hour") from error
+    finally:
+        for path in (job, said, arrays):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""Exports end to end: loaded by the programs that they are for, refused when they differ, and whole or absent."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from helpers import environment, strop, write_recipe
+from strop import Run
+from strop.api.exporting import _reference
+from strop.data.template import load_template
+from strop.errors import ParityError
+from strop.exporting.parity import check_parity
+from strop.model.locate import locate_model
+from tiny_models import write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run and both of its exports."""
+    folder = tmp_path_factory.mktemp("exports")
+    recipe = write_recipe(folder)
+    # Not the usual tiny model, on which rounding to bfloat16 alone moves the likeliest token at 7% of positions.
+    sizes = {"vocab_size": 49152, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    write_checkpoint(folder / "model", "smollm2", gain=1.0, dtype=torch.bfloat16, **sizes)
+    done = strop("train", recipe, cache=folder / "cache")
+    assert done.returncode == 0, done.stderr
+    for to in ("adapter", "merged"):
+        done = strop("export", folder / "run", "--to", to, "-o", folder / to, cache=folder / "cache")
+        assert done.returncode == 0, done.stderr
+        assert "same greedy answers" in done.stdout
+    return folder
+
+
+def test_the_gates_figures_are_in_the_export(workshop: Path) -> None:
+    for to, consumer in (("adapter", "peft"), ("merged", "transformers")):
+        parity = json.loads((workshop / to / "parity.json").read_text())
+        assert parity["consumer"].startswith(consumer)
+        assert parity["same_prompts"] == parity["num_prompts"] == 6
+        assert parity["num_positions"] > 6
+        assert 0 < parity["distance"]["logits"] < parity["limits"]["logits"]
+    adapter, merged = (json.loads((workshop / to / "parity.json").read_text()) for to in ("adapter", "merged"))
+    assert adapter["distance"]["logits"] < 1e-4 < merged["distance"]["logits"]  # bfloat16's rounding
+
+
+def test_the_merge_is_the_base_plus_the_product_rounded_once(workshop: Path) -> None:
+    base, merged = (load_file(workshop / name / "model.safetensors") for name in ("model", "merged"))
+    adapter = load_file(workshop / "run" / "adapter" / "adapter_model.safetensors")
+    assert base.keys() == merged.keys()
+    changed = 0
+    for name, tensor in merged.items():
+        key = f"base_model.model.{name.removesuffix('.weight')}.lora_{{}}.weight"
+        want = base[name].float()
+        if key.format("A") in adapter:
+            want = want + 2.0 * adapter[key.format("B")].float() @ adapter[key.format("A")].float()  # alpha 8, r 4
+            changed += 1
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, want.bfloat16()) or (tensor.float() - want).abs().max() <= want.abs().max() * 2**-8
+    assert changed == 14
+    config = transformers.AutoConfig.from_pretrained(workshop / "merged")
+    assert config.dtype == torch.bfloat16
+
+
+def zero_a_layer(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if "down_proj" in name)
+    save_file(tensors | {name: torch.zeros_like(tensors[name])}, path, {"format": "pt"})
+
+
+def swap_queries_and_keys(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if "q_proj" in name)
+    save_file(tensors | {name: tensors[name].flip(0).contiguous()}, path, {"format": "pt"})
+
+
+def lose_a_stop_token(folder: Path) -> None:
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [5]}))
+
+
+def change_the_template(folder: Path) -> None:
+    path = folder / "chat_template.jinja"
+    path.write_text("USER: {{ messages[-1]['content'] }} ASSISTANT:")
+
+
+def double_the_scaling(folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 16}))
+
+
+FAULTS: list[tuple[str, Callable[[Path], None], str]] = [
+    ("merged", zero_a_layer, "logits|greedy"),
+    ("merged", swap_queries_and_keys, "logits|greedy"),
+    ("merged", lose_a_stop_token, "does not stop at token"),
+    ("merged", change_the_template, "prompt's ids differ"),
+    ("adapter", double_the_scaling, "logits|greedy"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "spoil", "said"), FAULTS, ids=[fault.__name__ for _, fault, _ in FAULTS])
+def test_what_differs_is_said(
+    kind: str, spoil: Callable[[Path], None], said: str, workshop: Path, tmp_path: Path
+) -> None:
+    run = Run(workshop / "run")
+    base = locate_model(run.recipe.model.model_name_or_path, None)
+    template = load_template(base, run.recipe.data.template, run.manifest["format"])
+    shutil.copytree(workshop / kind, tmp_path / "spoilt")
+    spoil(tmp_path / "spoilt")
+    with pytest.raises(ParityError, match=said):
+        check_parity(kind, tmp_path / "spoilt", base if kind == "adapter" else None, _reference(run, base, template))
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_is_whole_or_absent(workshop: Path) -> None:
+    """Nothing but the hidden folder is left, which the next export to that place removes."""
+    target = workshop / "killed"
+    command = [sys.executable, "-m", "strop", "export", workshop / "run", "--to", "merged", "-o", target]
+    seen_hidden = False
+    for wait in (0.0, 0.3):
+        child = subprocess.Popen(command, env=environment(workshop / "cache"), stderr=subprocess.DEVNULL)
+        while not list(workshop.glob(".*killed-*")) and child.poll() is None:
+            time.sleep(0.01)
+        time.sleep(wait)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        seen_hidden |= bool(list(workshop.glob(".*killed-*")))
+        assert not target.exists()
+    assert seen_hidden
+    done = strop("export", workshop / "run", "--to", "merged", "-o", target, cache=workshop / "cache")
+    assert done.returncode == 0, done.stderr
+    assert not list(workshop.glob(".*killed-*"))
+    again = strop("export", workshop / "run", "--to", "merged", "-o", target, cache=workshop / "cache")
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+
+
+def test_a_4_bit_base_is_merged_onto_only_when_asked(workshop: Path) -> None:
+    run = workshop / "nf4"
+    shutil.copytree(workshop / "run", run)
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("load_in_4bit: false", "load_in_4bit: true"))
+    done = strop("export", run, "--to", "merged", cache=workshop / "cache")
+    assert done.returncode == 2
+    assert "--dequantise" in done.stderr
+    assert not (run / "merged").exists()
