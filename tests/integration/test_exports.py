@@ -19,7 +19,7 @@ from strop import Run
 from strop.api.exporting import _reference
 from strop.data.template import load_template
 from strop.errors import ParityError
-from strop.exporting.parity import check_parity
+from strop.exporting.parity.gate import check_parity
 from strop.model.locate import locate_model
 from tiny_models import write_checkpoint
 
@@ -119,7 +119,9 @@ def test_what_differs_is_said(
     shutil.copytree(workshop / kind, tmp_path / "spoilt")
     spoil(tmp_path / "spoilt")
     with pytest.raises(ParityError, match=said):
-        check_parity(kind, tmp_path / "spoilt", base if kind == "adapter" else None, _reference(run, base, template))
+        check_parity(
+            kind, tmp_path / "spoilt", base if kind == "adapter" else None, _reference(run, base, template, 256)
+        )
 
 
 @pytest.mark.slow

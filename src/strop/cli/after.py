@@ -154,14 +154,20 @@ def _serve_on_modal(run: Path, gpu: str | None, stop: bool) -> None:
 def export(
     run: RunArgument,
     to: Annotated[
-        Literal["adapter", "merged"],
-        typer.Option(help="An adapter for PEFT and vLLM; or base and adapter as one checkpoint."),
+        Literal["adapter", "merged", "gguf"],
+        typer.Option(
+            help="An adapter for PEFT and vLLM; base and adapter as one checkpoint, or for llama.cpp, Ollama."
+        ),
     ] = "adapter",
     layout: Annotated[
         Literal["fused", "split"] | None,
         typer.Option(help="With --to adapter: fit Phi-3's other checkpoint, microsoft's (fused) or unsloth's (split)."),
     ] = None,
     base: Annotated[str | None, typer.Option(help="With --layout: that base's name, for adapter_config.json.")] = None,
+    quantize: Annotated[
+        Literal["f16", "q8_0", "q4_k_m"] | None,
+        typer.Option(help="With --to gguf: how weights are stored. [default: q8_0]"),
+    ] = None,
     dequantise: Annotated[
         bool, typer.Option("--dequantise", help="Merge a 4-bit run onto its rounded weights, made bfloat16.")
     ] = False,
@@ -169,14 +175,14 @@ def export(
 ) -> None:
     """Write the trained model for other programs, and try it there before it is put in place.
 
-    The export is loaded by PEFT or transformers in a process of its own and has to give the same prompt ids, stop
-    tokens, answers and logits as the trained model. What was measured is in its parity.json; an export that differs
-    is removed (exit code 9). See docs/exports.md.
+    The export is loaded by PEFT, transformers or llama.cpp in a process of its own and has to give the same prompt
+    ids, stop tokens, answers and logits as the trained model. What was measured is in its parity.json; an export that
+    differs is removed (exit code 9). See docs/exports.md.
     """
     from strop import api
     from strop.present import after as present
 
-    present.exported(api.export(api.Run(run), to, layout, base, output, dequantise), base)
+    present.exported(api.export(api.Run(run), to, layout, base, output, quantize, dequantise), base)
 
 
 @app.command()

@@ -74,6 +74,7 @@ class Template:
             ends a turn joins them.
 
     Attributes:
+        chat: The model's chat template; None under `alpaca` and `plain`.
         stop_ids: All ids that end generation.
         bos_id: The id that every sample starts with exactly once, or None if the model wants none.
         fingerprint: SHA-256 over everything here that decides ids and labels, the tokenizer included.
@@ -89,13 +90,13 @@ class Template:
         self.bos_id = bos_to_prepend(tokenizer)
         self.stop_ids = frozenset(stop_ids)
         self.special_text = special_text_pattern(tokenizer)
-        self._chat: ChatTemplate | None = None
+        self.chat: ChatTemplate | None = None
         if name == "chat":
             source = chat_template_of(tokenizer)
             if source is None:
                 raise ModelError("this model's tokenizer has no chat template")
-            self._chat = ChatTemplate(tokenizer, source)
-            self.stop_ids |= self._turn_end(self._chat.probe)
+            self.chat = ChatTemplate(tokenizer, source)
+            self.stop_ids |= self._turn_end(self.chat.probe)
         elif tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer names no eos token, which the {name} template ends answers with")
         else:
@@ -120,11 +121,11 @@ class Template:
         Raises:
             DataError: The example cannot be rendered.
         """
-        if self._chat:
+        if self.chat:
             turns = as_turns(example)
             if turns[-1]["role"] == "assistant":
                 turns = turns[:-1]
-            [text] = self._chat.render([turns], True)
+            [text] = self.chat.render([turns], True)
         else:
             segments = as_segments(self.name, example)
             text = segments[0][0] if len(segments) > 1 else ""
@@ -139,8 +140,8 @@ class Template:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _segments(self, examples: Sequence[Example]) -> list[list[Segment]]:
-        if self._chat:
-            return self._chat.split([as_turns(example) for example in examples])
+        if self.chat:
+            return self.chat.split([as_turns(example) for example in examples])
         return [as_segments(self.name, example) for example in examples]
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
@@ -181,7 +182,7 @@ class Template:
             count = self._num_learned(part) if is_answer else 0
             learned += [True] * count + [False] * (len(part) - count)
         eos = self.tokenizer.eos_token_id
-        if not self._chat and (not tokens or tokens[-1] != eos):
+        if not self.chat and (not tokens or tokens[-1] != eos):
             tokens.append(eos)
             learned.append(True)
         if self.train_on == "all":
@@ -197,7 +198,7 @@ class Template:
 
     def _num_learned(self, answer: list[int]) -> int:
         """An answer is learned up to its last stop token: ChatML's newline after `<|im_end|>` is not."""
-        if not self._chat:
+        if not self.chat:
             return len(answer)
         stops = [i + 1 for i, token in enumerate(answer) if token in self.stop_ids]
         return stops[-1] if stops else len(answer)
@@ -220,7 +221,7 @@ class Template:
             self.bos_id,
             self.tokenizer.eos_token_id,
             sorted(self.stop_ids),
-            chat_template_of(self.tokenizer) if self._chat else [ALPACA, ALPACA_WITH_INPUT],
-            self._chat.probe if self._chat else None,  # a template may print a date
+            chat_template_of(self.tokenizer) if self.chat else [ALPACA, ALPACA_WITH_INPUT],
+            self.chat.probe if self.chat else None,  # a template may print a date
         ]
         return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from strop.exporting.distance import distance
 from strop.exporting.merge import plan_shards
-from strop.exporting.parity import Question, Reference, judge
+from strop.exporting.parity.distance import distance
+from strop.exporting.parity.gate import Question, Reference, judge
 
 RNG = np.random.default_rng(0)
 LOGITS = [RNG.normal(size=(4, 50)).astype(np.float32) * 3 for _ in range(2)]

@@ -11,17 +11,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from strop.errors import ParityError, RecipeError
 from strop.exporting.carry import write_json
-from strop.exporting.distance import Distance, distance
+from strop.exporting.parity.distance import Distance, Likeliest, distance
 from strop.run.durable import TEMPORARY
 
 PARITY_FILE = "parity.json"
@@ -48,6 +48,15 @@ class Limits:
 LIMITS = {
     "adapter": Limits(kl=1e-4, top1=0.99, logits=0.005, tie=0.01),
     "merged": Limits(kl=2e-3, top1=0.97, logits=0.05, tie=0.1),
+    "gguf-f16": Limits(kl=1e-3, top1=0.98, logits=0.02, tie=0.05),
+    "gguf-q8_0": Limits(kl=5e-3, top1=0.96, logits=0.15, tie=0.2),
+    "gguf-q4_k_m": Limits(kl=0.15, top1=0.85, logits=0.6, tie=2.0),
+}
+"""By kind of export."""
+
+_ADVICE = {
+    "gguf-q8_0": "\nEight bits a weight may be too few for this model; --quantize f16 loses nothing.",
+    "gguf-q4_k_m": "\nFour bits a weight lose some of what was learned; --quantize q8_0 loses less, f16 nothing.",
 }
 
 
@@ -95,8 +104,23 @@ class Parity:
     limits: Limits
 
 
-CONSUMERS = {"adapter": "peft", "merged": "transformers"}
-"""For each form the package that will load it."""
+class Consumer(NamedTuple):
+    """A program that uses exports: the package that has it, and the module here that runs it."""
+
+    package: str
+    module: str
+
+
+CONSUMERS = {
+    "adapter": Consumer("peft", "huggingface"),
+    "merged": Consumer("transformers", "huggingface"),
+    "gguf": Consumer("xllamacpp", "llama_cpp"),
+}
+"""By what a kind begins with."""
+
+
+def _consumer(kind: str) -> Consumer:
+    return CONSUMERS[kind.partition("-")[0]]
 
 
 def require_consumer(to: str) -> None:
@@ -105,8 +129,9 @@ def require_consumer(to: str) -> None:
     Raises:
         RecipeError: No; says what to install.
     """
-    if importlib.util.find_spec(CONSUMERS[to]) is None:
-        raise RecipeError(f"--to {to} needs {CONSUMERS[to]}, to try out what it writes: pip install 'strop[export]'")
+    package = CONSUMERS[to].package
+    if importlib.util.find_spec(package) is None:
+        raise RecipeError(f"--to {to} needs {package}, to try out what it writes: pip install 'strop[export]'")
 
 
 def check_parity(kind: str, folder: Path, base: Path | None, reference: Reference) -> Parity:
@@ -122,11 +147,12 @@ def check_parity(kind: str, folder: Path, base: Path | None, reference: Referenc
         ParityError: Everything in which it differs, or that the consumer cannot load it.
     """
     told = _ask(kind, folder, base, reference)
-    parity, faults = judge(kind, f"{CONSUMERS[kind]} {told['version']}", reference, told)
+    parity, faults = judge(kind, f"{_consumer(kind).package} {told['version']}", reference, told)
     if faults:
         raise ParityError(
             f"the {kind} export is not the trained model in {parity.consumer}, so it was not kept:\n  "
             + "\n  ".join(faults)
+            + _ADVICE.get(kind, "")
         )
     write_json(folder / PARITY_FILE, asdict(parity))
     return parity
@@ -196,18 +222,32 @@ def _parting(logits: NDArray[np.float32], want: Sequence[int], got: Sequence[int
     return 0.0 if len(want) == len(got) else float("inf")
 
 
-def _ask(to: str, folder: Path, base: Path | None, reference: Reference) -> dict[str, Any]:
+def _reason(stderr: str) -> str:
+    """The first line that says what went wrong and the last one, which is what it ended in."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["it said nothing"]
+    first = next((line for line in lines if "error" in line.lower()), lines[-1])
+    return " | ".join(dict.fromkeys((first, lines[-1])))
+
+
+def _next_tokens(file: Mapping[str, NDArray[Any]], answer: int) -> NDArray[np.float32] | Likeliest:
+    if f"logits_{answer}" in file:
+        return file[f"logits_{answer}"]
+    return Likeliest(file[f"ids_{answer}"], file[f"logprobs_{answer}"])
+
+
+def _ask(kind: str, folder: Path, base: Path | None, reference: Reference) -> dict[str, Any]:
     """Run the consumer on an export; it writes what it has to say into files in the hidden folder."""
+    consumer = _consumer(kind)
     job, said, arrays = (folder / f"{TEMPORARY}{name}" for name in ("job.json", "said.json", "next.npz"))
     questions = [asdict(question) for question in reference.questions]
     names = ("answers", "stop_ids", "max_new_tokens", "dtype")
     rest = {name: getattr(reference, name) for name in names}
     paths = {"folder": folder, "base": base, "said": said, "next": arrays}
-    write_json(job, {"to": to, "questions": questions, **rest, **{name: str(path) for name, path in paths.items()}})
+    write_json(job, {"kind": kind, "questions": questions, **rest, **{name: str(path) for name, path in paths.items()}})
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "strop.exporting.consumer", str(job)],
+            [sys.executable, "-m", f"strop.exporting.parity.{consumer.module}", str(job)],
             capture_output=True,
             text=True,
             errors="replace",
@@ -216,13 +256,14 @@ def _ask(to: str, folder: Path, base: Path | None, reference: Reference) -> dict
             check=False,
         )
         if child.returncode or not said.exists():
-            last = [line for line in child.stderr.strip().splitlines() if line.strip()][-3:]
-            raise ParityError(f"{CONSUMERS[to]} cannot use the export (exit {child.returncode}): " + " | ".join(last))
+            raise ParityError(
+                f"{consumer.package} cannot use the export (exit {child.returncode}): {_reason(child.stderr)}"
+            )
         with np.load(arrays, allow_pickle=False) as file:
-            told = {"next": [file[f"logits_{i}"] for i in range(len(questions))]}
+            told = {"next": [_next_tokens(file, i) for i in range(len(questions))]}
         return {**told, **json.loads(said.read_text(encoding="utf-8"))}
     except subprocess.TimeoutExpired as error:
-        raise ParityError(f"{CONSUMERS[to]} did not answer {len(questions)} prompts within an hour") from error
+        raise ParityError(f"{consumer.package} did not answer {len(questions)} prompts within an hour") from error
     finally:
         for path in (job, said, arrays):
             path.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """A process of its own: transformers, or PEFT on transformers, loads an export as its users do and answers.
 
-Called with the path of a job that `strop.exporting.parity` wrote. Nothing of strop's model or tokenizer code is used.
+Called with the path of a job that `strop.exporting.parity.gate` wrote. Nothing of strop's model or tokenizer code is
+used.
 """
 
 import json
@@ -34,17 +35,17 @@ def main(path: str) -> None:
         "prompts": prompts,
         "answers": answers,
         "stop_ids": stop_ids if isinstance(stop_ids, list) else [stop_ids],
-        "version": version("peft" if job["to"] == "adapter" else "transformers"),
+        "version": version("peft" if job["kind"] == "adapter" else "transformers"),
     }
     Path(job["said"]).write_text(json.dumps(said), encoding="utf-8")
 
 
 def _load(job: dict[str, Any]) -> Any:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    folder = job["base"] if job["to"] == "adapter" else job["folder"]
+    folder = job["base"] if job["kind"] == "adapter" else job["folder"]
     # float32 or bfloat16, as the trained model was computed; the weights are what the files hold.
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, job["dtype"]))
-    if job["to"] == "adapter":
+    if job["kind"] == "adapter":
         import peft
 
         model = peft.PeftModel.from_pretrained(model, job["folder"])

@@ -1,0 +1,1 @@
+"""A merged model as one GGUF file for llama.cpp and Ollama."""

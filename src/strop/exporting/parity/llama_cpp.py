@@ -1,0 +1,125 @@
+"""A process of its own: llama.cpp loads an exported GGUF file as its users do and answers.
+
+Called with the path of a job that `strop.exporting.parity.gate` wrote. llama.cpp's own server (in this process, on
+127.0.0.1) renders the chat template, tokenises, computes and stops.
+"""
+
+import json
+import os
+import sys
+import urllib.request
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_LIKELIEST = 256
+"""Tokens of each distribution that are compared; asking for all takes the server a second a position."""
+
+_CERTAIN = 1e4  # added to a token's logit
+
+
+class Next(NamedTuple):
+    """What the model says next: the token, whether it ends the answer, and the likeliest tokens."""
+
+    token: int
+    ends: bool
+    ids: list[int]
+    logprobs: list[float]
+
+
+def main(path: str) -> None:
+    """Answer a job's questions and say what was computed."""
+    job = json.loads(Path(path).read_text(encoding="utf-8"))
+    longest = max(len(question["ids"]) for question in job["questions"]) + job["max_new_tokens"]
+    server = Server(next(Path(job["folder"]).glob("*.gguf")), longest)
+    prompts = [server.prompt(question) for question in job["questions"]]
+    answers: list[list[int]] = []
+    arrays: dict[str, Any] = {}
+    for i, (question, answer) in enumerate(zip(job["questions"], job["answers"], strict=True)):
+        forced = [server.next(question["ids"] + answer[:n]) for n in range(len(answer))]
+        arrays[f"ids_{i}"] = np.array([told.ids for told in forced])
+        arrays[f"logprobs_{i}"] = np.array([told.logprobs for told in forced], dtype=np.float32)
+        answers.append(server.greedy(prompts[i], job["max_new_tokens"]))
+    np.savez(job["next"], **arrays)
+    said = {
+        "prompts": prompts,
+        "answers": answers,
+        "stop_ids": [token for token in job["stop_ids"] if server.ends_at(prompts[0], token)],
+        "version": version("xllamacpp"),
+    }
+    Path(job["said"]).write_text(json.dumps(said), encoding="utf-8")
+
+
+class Server:
+    """llama.cpp's HTTP server on one file; it ends with this object."""
+
+    def __init__(self, file: Path, context: int) -> None:
+        import xllamacpp
+
+        params = xllamacpp.CommonParams()
+        params.model.path = str(file)
+        params.n_ctx = context + 1
+        params.n_parallel = 1
+        params.verbosity = 1  # errors: what goes wrong is told by its last lines
+        params.warmup = False
+        params.use_jinja = True
+        params.cpuparams.n_threads = (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        )
+        self._server = xllamacpp.Server(params)
+        self._letter = self._post("/tokenize", content="a")["tokens"][-1]
+        self._known: dict[tuple[int, ...], Next] = {}
+
+    def prompt(self, question: dict[str, Any]) -> list[int]:
+        """The ids that llama.cpp makes of a question by itself."""
+        text = question["text"]
+        if question["messages"] is not None:
+            text = self._post("/apply-template", messages=question["messages"])["prompt"]
+        return list(self._post("/tokenize", content=text, add_special=True, parse_special=True)["tokens"])
+
+    def greedy(self, prompt: list[int], max_new_tokens: int) -> list[int]:
+        """The answer with its stop token."""
+        answer: list[int] = []
+        for _ in range(max_new_tokens):
+            told = self.next(prompt + answer)
+            answer.append(told.token)
+            if told.ends:
+                break
+        return answer
+
+    def next(self, ids: list[int]) -> Next:
+        """After these tokens; computed once for the same ones."""
+        key = tuple(ids)
+        if key not in self._known:
+            told = self._complete(ids, n_probs=_LIKELIEST)
+            ends = told["stop_type"] == "eos"
+            if "completion_probabilities" not in told:  # it keeps them back where the token is half a character
+                told = self._complete(ids, n_probs=_LIKELIEST, logit_bias=[[self._letter, _CERTAIN]])
+            top = told["completion_probabilities"][0]["top_logprobs"]  # of the logits as they are
+            ids_of, logprobs = [int(other["id"]) for other in top], [float(other["logprob"]) for other in top]
+            self._known[key] = Next(ids_of[0], ends, ids_of, logprobs)
+        return self._known[key]
+
+    def ends_at(self, ids: list[int], token: int) -> bool:
+        """Whether llama.cpp ends an answer at this token, if it is what the model says next."""
+        told = self._complete(ids, logit_bias=[[token, _CERTAIN]])
+        return bool(told["stop_type"] == "eos")
+
+    def _complete(self, ids: list[int], **more: Any) -> Any:
+        greedy = {"n_predict": 1, "samplers": ["top_k"], "top_k": 1}
+        return self._post("/completion", prompt=ids, cache_prompt=True, **greedy, **more)
+
+    def _post(self, path: str, **body: Any) -> Any:
+        request = urllib.request.Request(
+            self._server.listening_address + path,
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=3600) as answer:
+            return json.loads(answer.read())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

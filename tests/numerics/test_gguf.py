@@ -1,0 +1,159 @@
+"""A GGUF file says in llama.cpp what the decoder says, for every family that it can hold."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from strop.api.trying import ask
+from strop.data.template import Template, load_template
+from strop.errors import ParityError, RecipeError
+from strop.exporting.adapter import save_adapter
+from strop.exporting.gguf import file as gguf_file
+from strop.exporting.gguf import shape as gguf_shape
+from strop.exporting.gguf.file import write_gguf
+from strop.exporting.gguf.quantise import quantise
+from strop.exporting.merge import merged_model
+from strop.exporting.parity import gate
+from strop.exporting.parity.gate import Limits, Parity, Question, check_parity
+from strop.model.families import read_config
+from strop.model.lora import LoraAdapter
+from strop.model.vet import vet_model_folder
+from strop.model.weights import load_decoder
+from strop.recipe import LoraSection
+from tiny_models import write_checkpoint
+
+TOKENIZERS = Path(__file__).parents[1] / "fixtures"
+VOCABULARY = {"smollm2-tokenizer": 49152, "phi3-tokenizer": 32064}
+FACTORS = [1.0 + i / 4 for i in range(8)]
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": FACTORS,
+    "long_factor": [9 * factor for factor in FACTORS],
+}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama2": ("phi3-tokenizer", {}),
+    "llama3": ("smollm2-tokenizer", {}),
+    "llama-bias": ("smollm2-tokenizer", {}),
+    "llama-linear-rope": ("smollm2-tokenizer", {}),
+    "smollm2": ("smollm2-tokenizer", {}),
+    "mistral-window": ("smollm2-tokenizer", {"sliding_window": 200}),
+    "phi3-split": ("phi3-tokenizer", {}),
+    "phi3": ("phi3-tokenizer", {}),
+    "phi3-longrope": (
+        "phi3-tokenizer",
+        {"rope_parameters": LONGROPE, "original_max_position_embeddings": 256},
+    ),
+    "phi3-partial": ("phi3-tokenizer", {}),
+    "qwen2": ("smollm2-tokenizer", {}),
+    "qwen3": ("smollm2-tokenizer", {"head_dim": 32}),
+}
+TEXTS = ["What did Rabat's 3 rivers carry in 2014?", "¿Über straße?\n\n\tif x == 10_000:  # 漢字 🙂", "one"]
+
+
+@pytest.fixture(autouse=True)
+def limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model's likeliest tokens are all but equal, so some change places; its distributions must not."""
+    monkeypatch.setitem(gate.LIMITS, "gguf-f16", Limits(kl=1e-6, top1=0.9, logits=0.01, tie=0.01))
+
+
+def write_case(folder: Path, family: str, tokenizer: str, **changes: Any) -> tuple[LoraAdapter, Template]:
+    """A random model with an adapter in `folder`."""
+    sizes = {"vocab_size": VOCABULARY[tokenizer], "hidden_size": 64, "intermediate_size": 96} | changes
+    write_checkpoint(folder / "base", family, gain=1.0, dtype=torch.bfloat16, **sizes)
+    for file in (TOKENIZERS / tokenizer).iterdir():
+        if file.name != "README.md":
+            shutil.copyfile(file, folder / "base" / file.name)
+    adapter = LoraAdapter(load_decoder(folder / "base", torch.float32), LoraSection(r=4, lora_alpha=8), seed=0)
+    adapter.flat.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    save_adapter(adapter, folder / "adapter", "org/base", None, folder / "base")
+    return adapter, load_template(folder / "base", "chat", "messages")
+
+
+def export(folder: Path, adapter: LoraAdapter, template: Template) -> Parity:
+    """Write the file, try it out in llama.cpp."""
+    turns = [[{"role": "user", "content": text}] for text in TEXTS]
+    turns.append([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, *turns[0]])
+    assert template.chat
+    prompts = template.chat.render(turns, True)
+    questions = [
+        Question(list(chat), "", template.encode_text(text)) for chat, text in zip(turns, prompts, strict=True)
+    ]
+    (folder / "out").mkdir()
+    context = gguf_shape.usable_context(read_config(vet_model_folder(folder / "base")), 100)
+    with merged_model(folder / "base", folder / "adapter", nf4=False) as model:
+        write_gguf(model, template, folder / "out" / "model.gguf", "f16", "tiny", context)
+    return check_parity("gguf-f16", folder / "out", None, ask(adapter.decoder, template, questions))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", CASES)
+def test_it_says_what_the_decoder_says(family: str, tmp_path: Path) -> None:
+    tokenizer, changes = CASES[family]
+    parity = export(tmp_path, *write_case(tmp_path, family, tokenizer, **changes))
+    assert parity.same_prompts == parity.num_prompts == 4
+    assert parity.num_positions >= 20
+
+
+def unturned(name: str, weight: Tensor, num_heads: int, num_kv_heads: int) -> Tensor:
+    return weight
+
+
+def no_factors(config: Any) -> Any:
+    return iter(())
+
+
+def any_name(tokenizer: Any, name: str) -> str:
+    return name
+
+
+CONTROLS: list[tuple[str, str, Callable[..., Any], str]] = [
+    ("llama3", "in_pairs", unturned, "logits"),
+    ("llama3", "rope_tensors", no_factors, "logits"),
+    ("phi3", "name_for_tokenizer", any_name, "prompt's ids"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "function", "wrong", "said"), CONTROLS, ids=[case[1] for case in CONTROLS])
+def test_what_is_left_out_shows(
+    family: str, function: str, wrong: Callable[..., Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_file, function, wrong)
+    tokenizer, changes = CASES[family]
+    with pytest.raises(ParityError, match=said):
+        export(tmp_path, *write_case(tmp_path, family, tokenizer, **changes))
+
+
+@pytest.mark.parametrize(
+    ("family", "longest", "said"),
+    [("mistral-window", 7, "up to 6 tokens"), ("phi3-longrope", 17, "up to 16 tokens"), ("qwen2-window", 7, "up to 6")],
+)
+def test_what_llama_cpp_computes_otherwise_is_refused(family: str, longest: int, said: str, tmp_path: Path) -> None:
+    config = read_config(vet_model_folder(write_checkpoint(tmp_path / "base", family)))
+    assert gguf_shape.usable_context(config, longest - 1) == longest - 1
+    with pytest.raises(RecipeError, match=said):
+        gguf_shape.usable_context(config, longest)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [("Q8_0", 0.006), ("Q6_K", 0.025), ("Q5_K", 0.05), ("Q5_0", 0.05), ("Q4_K", 0.09)]
+)
+def test_quantised_matrices_read_back_as_themselves(kind: str, error: float) -> None:
+    """Through gguf's own reader; several chunks, the last one short."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(9001, 512)).astype(np.float32)
+    type_ = gguf.GGMLQuantizationType[kind]
+    stored = quantise(weight, type_)
+    back = gguf.dequantize(stored, type_)
+    off = np.linalg.norm(back - weight) / np.linalg.norm(weight)
+    assert error / 3 < off < error
+    if kind == "Q8_0":
+        assert np.array_equal(stored, gguf.quantize(weight, type_))  # gguf's own, slower, has this type only
