@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import urllib.request
@@ -18,7 +17,8 @@ from fake_modal import SECRETS
 from helpers import write_recipe
 from strop.cloud.job import Places
 from strop.cloud.vllm import ServingJob, command
-from strop.resolve import TOKENIZER_FILES
+from strop.data.template import load_template
+from strop.exporting.carry import write_tokenizer
 
 Client = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -46,9 +46,7 @@ def run(tmp_path: Path) -> Path:
     (run / "adapter").mkdir(parents=True)
     (run / "recipe.yaml").write_text(json.dumps(contents))
     (run / "run.json").write_text(json.dumps({"run_id": "0123456789ab", "format": "alpaca"}))
-    for pattern in TOKENIZER_FILES:
-        for file in model.glob(pattern):
-            shutil.copyfile(file, run / "adapter" / file.name)
+    write_tokenizer(load_template(model, "chat", "alpaca"), model, run / "adapter")
     (run / "adapter" / "adapter_config.json").write_text('{"r": 4}')
     (run / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     return run

@@ -12,6 +12,8 @@ from strop.errors import BudgetReached, Interrupted, StropError
 from strop.recipe import Recipe
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from strop.api.preparing import Prepared
     from strop.data.audit import AuditReport
     from strop.model.lora import LoraAdapter
@@ -110,12 +112,17 @@ class Attempt:
     def write_adapter(self, adapter: LoraAdapter) -> None:
         """Save the trained adapter in PEFT's format, read back and checked."""
         from strop.exporting.adapter import save_adapter
+        from strop.exporting.carry import write_tokenizer
 
-        model, model_folder = self.recipe.model, self.prepared.model_folder
+        model, model_folder, template = self.recipe.model, self.prepared.model_folder, self.prepared.data.template
         base = model.model_name_or_path
         if base.startswith("package:") or base.endswith(".gguf"):
             base = str(model_folder)  # PEFT can load the converted folder, not the package or the GGUF file
-        save_adapter(adapter, self.folder.adapter, base, model.revision, model_folder)
+
+        def carry(staging: Path) -> None:
+            write_tokenizer(template, model_folder, staging)
+
+        save_adapter(adapter, self.folder.adapter, base, model.revision, carry)
 
     def finish(self, trainer: Resumable) -> None:
         """Enter that the run is finished, and what it cost."""

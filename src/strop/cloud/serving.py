@@ -2,20 +2,15 @@
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from strop.cloud.follow import cloud_errors
 from strop.cloud.job import UPLOADED
 from strop.cloud.prices import current_prices, parse_gpu
 from strop.cloud.upload import add_folder, add_model, upload_files
 from strop.cloud.vllm import BASE, RANKS, ServingJob
-from strop.data.formats import Format
-from strop.data.message_template import as_jinja
-from strop.data.template import Template, load_template
 from strop.errors import CloudError, RecipeError
 from strop.model.families import DecoderConfig, read_config
 from strop.model.locate import locate_model
@@ -25,8 +20,15 @@ from strop.run.folder import RunFolder
 
 Note = Callable[[str], None]
 
-_TOKENIZER_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token", "add_bos_token", "clean_up_tokenization_spaces")
-"""What is kept of tokenizer_config.json; the rest is in tokenizer.json, or read otherwise by each transformers."""
+_SERVED = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+"""What vLLM takes from training and not from the base: adapter, tokenizer, chat template, stop tokens."""
 
 
 @dataclass(frozen=True)
@@ -65,21 +67,20 @@ def deploy(run: Path, recipe: Recipe, note: Note) -> Deployed:
     from strop.cloud.serving_app import IDLE_SECONDS, build_app
 
     adapter = run / "adapter"
-    if not (adapter / "adapter_config.json").exists():
-        raise RecipeError(f"{run} has no adapter yet; `strop train {run}` goes on with it")
+    if missing := [name for name in _SERVED if not (adapter / name).exists()]:
+        raise RecipeError(
+            f"{run} has no finished adapter ({missing[0]} is missing); `strop train {run}` goes on with it"
+        )
     gpu, name = recipe.modal.gpu[0], _model_name(run)
     files: dict[str, Path] = {}
-    with TemporaryDirectory() as staging:
-        template = load_template(adapter, recipe.data.template, _format(run))
-        write_served(Path(staging), adapter, template)
-        place = add_folder("served", Path(staging), ("*",), files)
-        job = _job(recipe, name, UPLOADED + place, adapter, parse_gpu(gpu)[1], files)
-        with cloud_errors():
-            upload_files(files, data_volume, note)
-            note(f"deploying {app_name(run)} on {gpu}; where the image is new, building it takes some minutes")
-            app, function = build_app(app_name(run), job, gpu, recipe.modal.secrets)
-            app.deploy()
-            url = function.get_web_url()
+    place = add_folder("served", adapter, _SERVED, files)
+    job = _job(recipe, name, UPLOADED + place, adapter, parse_gpu(gpu)[1], files)
+    with cloud_errors():
+        upload_files(files, data_volume, note)
+        note(f"deploying {app_name(run)} on {gpu}; where the image is new, building it takes some minutes")
+        app, function = build_app(app_name(run), job, gpu, recipe.modal.secrets)
+        app.deploy()
+        url = function.get_web_url()
     if not url:
         raise CloudError(f"Modal gave {app_name(run)} no address; look at it with `modal app list`")
     prices = current_prices()
@@ -104,23 +105,6 @@ def app_name(run: Path) -> str:
     """The app of a run: readable, and never another run's."""
     name = re.sub(r"[^a-z0-9]+", "-", run.resolve().name.lower()).strip("-")[:30]
     return f"strop-{name}-{_manifest(run, 'run_id')}"
-
-
-def write_served(folder: Path, adapter: Path, template: Template) -> None:
-    """What vLLM is to take from training and not from the base: adapter, tokenizer, chat template, stop tokens.
-
-    The tokenizer is named PreTrainedTokenizerFast: for a LlamaTokenizer, transformers 5 would build another
-    normaliser than tokenizer.json has, and so other ids (see `strop.data.tokenizer`).
-    """
-    for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json"):
-        shutil.copyfile(adapter / name, folder / name)
-    found = json.loads((adapter / "tokenizer_config.json").read_text("utf-8"))
-    config = {key: found[key] for key in _TOKENIZER_KEYS if key in found}
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    stops = {"eos_token_id": sorted(template.stop_ids)}
-    for name, contents in (("tokenizer_config.json", config), ("generation_config.json", stops)):
-        (folder / name).write_text(json.dumps(contents, indent=1), encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(as_jinja(template), encoding="utf-8")
 
 
 def _job(recipe: Recipe, name: str, served: str, adapter: Path, num_gpus: int, files: dict[str, Path]) -> ServingJob:
@@ -157,11 +141,6 @@ def _longest(config: DecoderConfig, trained: int) -> int:
 def _model_name(run: Path) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", run.resolve().name)
     return f"{name}-tuned" if name == BASE else name
-
-
-def _format(run: Path) -> Format:
-    found: Format = RunFolder(run).manifest["format"]
-    return found
 
 
 def _manifest(run: Path, key: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,21 @@ from torch import Tensor
 from strop.errors import StropError
 from strop.model.lora import LoraAdapter
 from strop.ops.attention import Packing
-from strop.resolve import TOKENIZER_FILES
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 
 
-def save_adapter(adapter: LoraAdapter, folder: Path, base: str, revision: str | None, model_folder: Path) -> None:
-    """Write a PEFT adapter folder with the base's tokenizer beside it, in one rename.
+def save_adapter(
+    adapter: LoraAdapter, folder: Path, base: str, revision: str | None, carry: Callable[[Path], None]
+) -> None:
+    """Write a PEFT adapter folder in one rename.
 
     Args:
         adapter: The trained adapter; written in float32, as it was trained.
         folder: Where it goes; replaced if it exists.
         base: What `base_model_name_or_path` shall say.
         revision: The base's revision, if the recipe pins one.
-        model_folder: Where the base's tokenizer files are.
+        carry: Writes what goes with it, such as the tokenizer, into the folder that it is given.
 
     Raises:
         StropError: What was written does not read back as what was trained; the folder is not put in place.
@@ -39,8 +40,7 @@ def save_adapter(adapter: LoraAdapter, folder: Path, base: str, revision: str | 
     (staging / WEIGHTS_FILE).chmod(0o644)  # safetensors makes it private to its owner
     config = json.dumps(peft_config(adapter, base, revision), indent=2, sort_keys=True)
     (staging / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
-    for file in (file for pattern in TOKENIZER_FILES for file in model_folder.glob(pattern)):
-        shutil.copyfile(file, staging / file.name)
+    carry(staging)
     check_adapter(adapter, staging)
     shutil.rmtree(folder, ignore_errors=True)
     staging.rename(folder)

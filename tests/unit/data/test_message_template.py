@@ -9,10 +9,10 @@ import jinja2
 import pytest
 import transformers
 
-from strop.cloud.serving import write_served
 from strop.data.examples import Conversation, Example, Message
 from strop.data.prompts import as_question
 from strop.data.template import Template, load_template
+from strop.exporting.carry import write_tokenizer
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 PHI3, SMOLLM2 = FIXTURES / "phi3-tokenizer", FIXTURES / "smollm2-tokenizer"
@@ -31,18 +31,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def served(tokenizer: Path, folder: Path, name: str, **config: object) -> tuple[Template, transformers.AutoTokenizer]:
-    """The training template, and the tokenizer as vLLM loads it from what is uploaded."""
-    adapter = folder / "adapter"
-    shutil.copytree(tokenizer, adapter)
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
-        (adapter / file).write_text("{}")
+    """The training template, and the tokenizer as vLLM and transformers load it from the adapter's folder."""
+    base = folder / "base"
+    shutil.copytree(tokenizer, base)
     if source := config.pop("source", None):
-        (adapter / "chat_template.jinja").write_text(str(source))
-    path = adapter / "tokenizer_config.json"
+        (base / "chat_template.jinja").write_text(str(source))
+    path = base / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "LlamaTokenizer"} | config))
-    template = load_template(adapter, name, {"chat": "messages", "alpaca": "alpaca", "plain": "text"}[name])  # type: ignore[arg-type]
+    template = load_template(base, name, {"chat": "messages", "alpaca": "alpaca", "plain": "text"}[name])  # type: ignore[arg-type]
     (folder / "served").mkdir()
-    write_served(folder / "served", adapter, template)
+    write_tokenizer(template, base, folder / "served")
     return template, transformers.AutoTokenizer.from_pretrained(folder / "served")
 
 

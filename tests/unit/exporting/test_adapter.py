@@ -22,9 +22,13 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path) -> LoraAdapter:
     return adapter
 
 
+def carry(staging: Path) -> None:
+    (staging / "tokenizer.json").write_text("{}")
+
+
 def save(adapter: LoraAdapter, tmp_path: Path) -> Path:
     folder = tmp_path / "adapter"
-    save_adapter(adapter, folder, "org/base", None, tmp_path / "model")
+    save_adapter(adapter, folder, "org/base", None, carry)
     return folder
 
 
@@ -34,6 +38,7 @@ def test_what_is_saved_is_what_is_loaded(trained: LoraAdapter, tmp_path: Path) -
     load_adapter(fresh, folder)
     assert torch.equal(fresh.flat, trained.flat)
     assert not list(tmp_path.glob("*.tmp"))
+    assert (folder / "tokenizer.json").exists()
     assert (folder / WEIGHTS_FILE).stat().st_mode & 0o044, "others can read it"
 
 

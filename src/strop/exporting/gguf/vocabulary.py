@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from strop.data.message_template import as_jinja
 from strop.data.template import Template
 from strop.errors import RecipeError
-from strop.exporting.carry import template_as_trained
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _END_OF_TURN = ("<|im_end|>", "<|end|>", "<|eot_id|>", "<end_of_turn>", "<|endofturn|>")
@@ -154,5 +154,4 @@ def _add_special(writer: Any, template: Template) -> None:
             add(int(index))
     writer.add_add_bos_token(template.bos_id is not None)
     writer.add_add_eos_token(False)
-    if (source := template_as_trained(template)) is not None:
-        writer.add_chat_template(source)
+    writer.add_chat_template(as_jinja(template))
