@@ -25,6 +25,7 @@ MODEL_FILES = (
     "generation_config.json",
     "*.safetensors",
     "*.safetensors.index.json",
+    "README.md",  # the licence
     *TOKENIZER_FILES,
 )
 """All that is ever downloaded of a model: no code, no pickles."""

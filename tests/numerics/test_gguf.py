@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from strop.api.trying import ask
+from strop.data.examples import Alpaca
+from strop.data.prompts import as_turns
 from strop.data.template import Template, load_template
 from strop.errors import ParityError, RecipeError
 from strop.exporting.adapter import save_adapter
@@ -77,15 +79,17 @@ def write_case(folder: Path, family: str, tokenizer: str, **changes: Any) -> tup
     return adapter, load_template(folder / "base", "chat", "messages")
 
 
-def export(folder: Path, adapter: LoraAdapter, template: Template) -> Parity:
-    """Write the file, try it out in llama.cpp."""
+def conversations(template: Template) -> list[Question]:
+    """Asked in the model's chat template."""
     turns = [[{"role": "user", "content": text}] for text in TEXTS]
     turns.append([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, *turns[0]])
     assert template.chat
     prompts = template.chat.render(turns, True)
-    questions = [
-        Question(list(chat), "", template.encode_text(text)) for chat, text in zip(turns, prompts, strict=True)
-    ]
+    return [Question(list(chat), "", template.encode_text(text)) for chat, text in zip(turns, prompts, strict=True)]
+
+
+def export(folder: Path, adapter: LoraAdapter, template: Template, questions: list[Question]) -> Parity:
+    """Write the file, try it out in llama.cpp."""
     (folder / "out").mkdir()
     context = gguf_shape.usable_context(read_config(vet_model_folder(folder / "base")), 100)
     with merged_model(folder / "base", folder / "adapter", nf4=False) as model:
@@ -97,9 +101,22 @@ def export(folder: Path, adapter: LoraAdapter, template: Template) -> Parity:
 @pytest.mark.parametrize("family", CASES)
 def test_it_says_what_the_decoder_says(family: str, tmp_path: Path) -> None:
     tokenizer, changes = CASES[family]
-    parity = export(tmp_path, *write_case(tmp_path, family, tokenizer, **changes))
+    adapter, template = write_case(tmp_path, family, tokenizer, **changes)
+    parity = export(tmp_path, adapter, template, conversations(template))
     assert parity.same_prompts == parity.num_prompts == 4
     assert parity.num_positions >= 20
+
+
+@pytest.mark.slow
+def test_alpaca_rows_are_asked_in_their_own_template(tmp_path: Path) -> None:
+    """llama.cpp gets messages and makes training's prompt of them, with and without an input."""
+    adapter, _ = write_case(tmp_path, "smollm2", "smollm2-tokenizer")
+    template = load_template(tmp_path / "base", "alpaca", "alpaca")
+    rows = [Alpaca("Name it.", "", ""), Alpaca("Add these.", "2 and 2\n\nnow", "")]
+    questions = [Question([as_turns(row)[0]], "", template.encode_prompt(row)) for row in rows]
+    parity = export(tmp_path, adapter, template, questions)
+    assert parity.same_prompts == 2
+    assert parity.stop_ids == [2]
 
 
 def unturned(name: str, weight: Tensor, num_heads: int, num_kv_heads: int) -> Tensor:
@@ -128,8 +145,9 @@ def test_what_is_left_out_shows(
 ) -> None:
     monkeypatch.setattr(gguf_file, function, wrong)
     tokenizer, changes = CASES[family]
+    adapter, template = write_case(tmp_path, family, tokenizer, **changes)
     with pytest.raises(ParityError, match=said):
-        export(tmp_path, *write_case(tmp_path, family, tokenizer, **changes))
+        export(tmp_path, adapter, template, conversations(template))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -121,6 +122,8 @@ class Attempt:
 
         def carry(staging: Path) -> None:
             write_tokenizer(template, model_folder, staging)
+            if (card := self.folder.adapter / "README.md").exists():  # it may have been changed by hand
+                shutil.copyfile(card, staging / card.name)
 
         save_adapter(adapter, self.folder.adapter, base, model.revision, carry)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from strop.api.answering import questions_of, tuned_model
+from strop.api.card import keep_card
 from strop.api.preparing import prepare
 from strop.api.reporting import keep_report
 from strop.api.run import Run
@@ -40,7 +41,7 @@ def evaluate(
         numeric_tolerance: How far off a number may be, as a share of the right one.
         group_by: A key of the rows: scores are also given for the rows of each of its values.
         answers: A .parquet, .jsonl or .csv file to write every answer to.
-        note: Told if the run's report cannot be written anew.
+        note: Told if the run's report or its adapter's card cannot be written anew.
 
     Raises:
         RecipeError: The run is not finished or holds nothing out; `answers` cannot be written.
@@ -80,6 +81,7 @@ def evaluate(
     RunFolder(run.path).write_evaluation(result.to_json())
     if answers:
         write_answers(answers, result.examples)
+    keep_card(run, data.template, prepared.model_folder, note)
     keep_report(run, note)
     return result
 

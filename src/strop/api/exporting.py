@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from strop.api.answering import tuned_model
+from strop.api.card import write_card
 from strop.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -80,15 +81,20 @@ def export(
 
 
 def _other_layout(run: Run, layout: Layout, base: str | None, output: Path | None) -> Path:
+    from strop.data.template import load_template
     from strop.exporting.layout import convert_layout
     from strop.model.families import read_config
     from strop.model.locate import locate_model
     from strop.model.vet import vet_model_folder
 
     model = run.recipe.model
-    config = read_config(vet_model_folder(locate_model(model.model_name_or_path, model.revision)))
+    model_folder = locate_model(model.model_name_or_path, model.revision)
+    config = read_config(vet_model_folder(model_folder))
     target = output or run.path / f"adapter-{layout}"
     convert_layout(run.adapter_path, target, layout, config, base)
+    if base:
+        template = load_template(model_folder, run.recipe.data.template, run.manifest["format"])
+        write_card(run, target, "adapter", template, model_folder, base)
     return target
 
 
@@ -118,13 +124,15 @@ def _export(run: Run, to: To, target: Path, quantisation: Quantisation) -> Expor
     with staged_folder(target) as work:
         if to == "gguf":
             _write_gguf(run, base, template, work, quantisation, context)
-            return Exported(target, check_parity(f"gguf-{quantisation}", work, None, reference))
-        if to == "adapter":
-            _copy_adapter(run, work)
-        else:
+        elif to == "merged":
             _write_merged(run, base, work)
-        write_tokenizer(template, base, work)
-        parity = check_parity(to, work, base if to == "adapter" else None, reference)
+        else:
+            _copy_adapter(run, work)
+        if to != "gguf":
+            write_tokenizer(template, base, work)
+        kind = f"gguf-{quantisation}" if to == "gguf" else to
+        parity = check_parity(kind, work, base if to == "adapter" else None, reference)
+        write_card(run, work, to, template, base)
     return Exported(target, parity)
 
 

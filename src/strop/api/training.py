@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from strop.api.answering import questions_of
 from strop.api.attempt import Attempt, told_how_to_go_on
 from strop.api.billing import meter_of
+from strop.api.card import keep_card
 from strop.api.loading import load_model
 from strop.api.planning import compare, prediction
 from strop.api.preparing import Prepared, check
@@ -64,6 +65,8 @@ def train(recipe: Recipe, reporter: Reporter | None = None) -> Run:
         try:
             (_on_unsloth if recipe.train.engine == "unsloth" else _on_strop)(attempt)
         finally:
+            if folder.manifest.get("status") == "finished":
+                keep_card(Run(folder.path), prepared.data.template, prepared.model_folder, reporter.note)
             if folder.manifest.get("status") in ("finished", "failed"):
                 keep_report(Run(folder.path), reporter.note)
     return Run(folder.path)

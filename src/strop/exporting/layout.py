@@ -135,7 +135,7 @@ def _write(
 ) -> None:
     staging = target.with_name(target.name + ".tmp")
     shutil.rmtree(staging, ignore_errors=True)
-    shutil.copytree(source, staging, ignore=shutil.ignore_patterns(WEIGHTS_FILE, CONFIG_FILE))
+    shutil.copytree(source, staging, ignore=shutil.ignore_patterns(WEIGHTS_FILE, CONFIG_FILE, "README.md"))
     tensors = {
         f"{name}.lora_{letter}.weight": matrix.contiguous()
         for name, pair in new.items()

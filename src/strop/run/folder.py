@@ -6,7 +6,7 @@
       metrics.jsonl      a line for each step and each evaluation
       samples.jsonl      the same held-out questions answered at each evaluation
       checkpoints/       step-00000010/ ...: what a run goes on from
-      adapter/           the result, as PEFT writes it
+      adapter/           the result, as PEFT writes it, with a model card (README.md)
       evaluation.json    base beside tuned, once `strop evaluate` has run
       report.html        all of this as one page, written at the end and by `strop report`
       plan.json          what `strop plan` measured here before the run began
