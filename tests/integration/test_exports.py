@@ -148,7 +148,9 @@ def test_killed_at_any_moment_it_is_whole_or_absent(workshop: Path) -> None:
     assert "exists already" in again.stderr
 
 
-def test_a_4_bit_base_is_merged_onto_only_when_asked(workshop: Path) -> None:
+@pytest.mark.slow
+def test_a_4_bit_base_is_merged_onto_only_when_asked(workshop: Path, tmp_path: Path) -> None:
+    """Its adapter is tried on the base as bitsandbytes rounds it, and on the plain one it is another model."""
     run = workshop / "nf4"
     shutil.copytree(workshop / "run", run)
     recipe = (run / "recipe.yaml").read_text()
@@ -157,3 +159,10 @@ def test_a_4_bit_base_is_merged_onto_only_when_asked(workshop: Path) -> None:
     assert done.returncode == 2
     assert "--dequantise" in done.stderr
     assert not (run / "merged").exists()
+    done = strop("export", run, "-o", tmp_path / "adapter", cache=workshop / "cache")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "adapter" / "parity.json").read_text())["kind"] == "adapter-nf4"
+    base = locate_model(Run(run).recipe.model.model_name_or_path, None)
+    template = load_template(base, "chat", "alpaca")
+    with pytest.raises(ParityError, match="logits"):
+        check_parity("adapter", tmp_path / "adapter", base, _reference(Run(run), base, template, 256))

@@ -73,7 +73,7 @@ def export(
         return Exported(_other_layout(run, layout, base, output), None)
     quantisation = quantisation or "q8_0"
     target = output or run.path / {"adapter": "adapter-export", "gguf": f"gguf-{quantisation}"}.get(to, to)
-    require_consumer(to)
+    require_consumer(to, run.recipe.model.load_in_4bit)
     refuse_existing(target)
     if to != "adapter":
         _refuse_nf4(run, dequantise)
@@ -130,7 +130,9 @@ def _export(run: Run, to: To, target: Path, quantisation: Quantisation) -> Expor
             _copy_adapter(run, work)
         if to != "gguf":
             write_tokenizer(template, base, work)
-        kind = f"gguf-{quantisation}" if to == "gguf" else to
+        kind = {"gguf": f"gguf-{quantisation}", "adapter": "adapter-nf4" if recipe.model.load_in_4bit else to}.get(
+            to, to
+        )
         parity = check_parity(kind, work, base if to == "adapter" else None, reference)
         write_card(run, work, to, template, base)
     return Exported(target, parity)

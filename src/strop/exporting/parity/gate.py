@@ -47,6 +47,8 @@ class Limits:
 
 LIMITS = {
     "adapter": Limits(kl=1e-4, top1=0.99, logits=0.005, tie=0.01),
+    # bitsandbytes unpacks the same bits to bfloat16 where strop computes in float32.
+    "adapter-nf4": Limits(kl=1e-3, top1=0.98, logits=0.02, tie=0.05),
     "merged": Limits(kl=2e-3, top1=0.97, logits=0.05, tie=0.1),
     "gguf-f16": Limits(kl=1e-3, top1=0.98, logits=0.02, tie=0.05),
     "gguf-q8_0": Limits(kl=5e-3, top1=0.96, logits=0.15, tie=0.2),
@@ -123,8 +125,12 @@ def _consumer(kind: str) -> Consumer:
     return CONSUMERS[kind.partition("-")[0]]
 
 
-def require_consumer(to: str) -> None:
+def require_consumer(to: str, nf4: bool) -> None:
     """Before any work: is there something to try the export with?
+
+    Args:
+        to: A key of `CONSUMERS`.
+        nf4: The adapter's base is in NF4.
 
     Raises:
         RecipeError: No; says what to install.
@@ -132,6 +138,10 @@ def require_consumer(to: str) -> None:
     package = CONSUMERS[to].package
     if importlib.util.find_spec(package) is None:
         raise RecipeError(f"--to {to} needs {package}, to try out what it writes: pip install 'strop[export]'")
+    if to == "adapter" and nf4 and importlib.util.find_spec("bitsandbytes") is None:
+        raise RecipeError(
+            "the base of this adapter is in 4 bits, and PEFT needs bitsandbytes for it: pip install bitsandbytes"
+        )
 
 
 def check_parity(kind: str, folder: Path, base: Path | None, reference: Reference) -> Parity:
@@ -243,7 +253,10 @@ def _ask(kind: str, folder: Path, base: Path | None, reference: Reference) -> di
     names = ("answers", "stop_ids", "max_new_tokens", "dtype")
     rest = {name: getattr(reference, name) for name in names}
     paths = {"folder": folder, "base": base, "said": said, "next": arrays}
-    write_json(job, {"kind": kind, "questions": questions, **rest, **{name: str(path) for name, path in paths.items()}})
+    write_json(
+        job,
+        {"kind": kind, "questions": questions, **rest, **{name: str(path) for name, path in paths.items()}},
+    )
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
         child = subprocess.run(

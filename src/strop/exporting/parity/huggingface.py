@@ -35,17 +35,27 @@ def main(path: str) -> None:
         "prompts": prompts,
         "answers": answers,
         "stop_ids": stop_ids if isinstance(stop_ids, list) else [stop_ids],
-        "version": version("peft" if job["kind"] == "adapter" else "transformers"),
+        "version": version("peft" if job["kind"].startswith("adapter") else "transformers"),
     }
     Path(job["said"]).write_text(json.dumps(said), encoding="utf-8")
 
 
 def _load(job: dict[str, Any]) -> Any:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    folder = job["base"] if job["kind"] == "adapter" else job["folder"]
-    # float32 or bfloat16, as the trained model was computed; the weights are what the files hold.
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, job["dtype"]))
-    if job["kind"] == "adapter":
+    folder = job["base"] if job["kind"].startswith("adapter") else job["folder"]
+    dtype = getattr(torch, job["dtype"])  # as the trained model was computed; the weights are what the files hold
+    settings: dict[str, Any] = {"dtype": dtype}
+    if job["kind"] == "adapter-nf4" and not hasattr(
+        transformers.AutoConfig.from_pretrained(folder), "quantization_config"
+    ):
+        settings["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, **settings)
+    if job["kind"].startswith("adapter"):
         import peft
 
         model = peft.PeftModel.from_pretrained(model, job["folder"])
