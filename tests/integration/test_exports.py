@@ -30,7 +30,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exports")
     recipe = write_recipe(folder)
     # Not the usual tiny model, on which rounding to bfloat16 alone moves the likeliest token at 7% of positions.
-    sizes = {"vocab_size": 49152, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes = {"vocab_size": 49152, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     write_checkpoint(folder / "model", "smollm2", gain=1.0, dtype=torch.bfloat16, **sizes)
     done = strop("train", recipe, cache=folder / "cache")
     assert done.returncode == 0, done.stderr
