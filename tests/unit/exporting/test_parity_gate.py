@@ -1,5 +1,6 @@
 """The gate's judgement, on answers made up for it."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from strop.exporting.merge import plan_shards
 from strop.exporting.parity.distance import distance
-from strop.exporting.parity.gate import Question, Reference, judge
+from strop.exporting.parity.gate import Question, Reference, judge, limits_of
 
 RNG = np.random.default_rng(0)
 LOGITS = [RNG.normal(size=(4, 50)).astype(np.float32) * 3 for _ in range(2)]
@@ -45,6 +46,20 @@ def test_each_difference_is_a_fault(changes: dict[str, Any], said: str) -> None:
 
     _, faults = judge("merged", "x 1", REFERENCE, told(**changes))
     assert any(re.search(said, fault) for fault in faults), faults
+
+
+def test_bfloat16_has_its_own_rounding_and_no_more() -> None:
+    """One percent of noise on the logits is a fault of an adapter in float32, and none of one in bfloat16."""
+    noise = [logits * (1 + 0.01 * RNG.normal(size=logits.shape)).astype(np.float32) for logits in LOGITS]
+    _, faults = judge("adapter", "x 1", REFERENCE, told(next=noise))
+    assert any("relative error" in fault for fault in faults)
+    rounded = replace(REFERENCE, dtype="bfloat16")
+    assert judge("adapter", "x 1", rounded, told(next=noise))[1] == []
+    assert any(
+        "relative error" in fault for fault in judge("adapter", "x 1", rounded, told(next=[x * 1.1 for x in LOGITS]))[1]
+    )
+    wide = limits_of("gguf-q4_k_m", "bfloat16")
+    assert wide == limits_of("gguf-q4_k_m", "float32")
 
 
 def test_a_constant_added_to_all_logits_changes_nothing() -> None:
