@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 To = Literal["adapter", "merged", "gguf"]
 
+_NF4_REFUSED = (
+    "this adapter was trained on NF4 weights and makes up for their rounding: on other weights it is another model, "
+    "and to round the merged ones to 4 bits again loses part of what was learned. Serve the adapter on the 4-bit base; "
+    "or give --dequantise to merge onto the rounded weights: exact, and larger than the 4-bit base"
+)
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -72,12 +78,14 @@ def export(
     if layout:
         return Exported(_other_layout(run, layout, base, output), None)
     quantisation = quantisation or "q8_0"
-    target = output or run.path / {"adapter": "adapter-export", "gguf": f"gguf-{quantisation}"}.get(to, to)
-    require_consumer(to, run.recipe.model.load_in_4bit)
+    nf4 = run.recipe.model.load_in_4bit
+    kind = {"gguf": f"gguf-{quantisation}", "adapter": "adapter-nf4" if nf4 else "adapter"}.get(to, to)
+    target = output or run.path / ("adapter-export" if to == "adapter" else kind)
+    require_consumer(kind)
     refuse_existing(target)
-    if to != "adapter":
-        _refuse_nf4(run, dequantise)
-    return _export(run, to, target, quantisation)
+    if nf4 and to != "adapter" and not dequantise:
+        raise RecipeError(_NF4_REFUSED)
+    return _export(run, to, kind, target, quantisation)
 
 
 def _other_layout(run: Run, layout: Layout, base: str | None, output: Path | None) -> Path:
@@ -98,17 +106,7 @@ def _other_layout(run: Run, layout: Layout, base: str | None, output: Path | Non
     return target
 
 
-def _refuse_nf4(run: Run, dequantise: bool) -> None:
-    if run.recipe.model.load_in_4bit and not dequantise:
-        raise RecipeError(
-            "this adapter was trained on NF4 weights and makes up for their rounding: on other weights it is another "
-            "model, and to round the merged ones to 4 bits again loses part of what was learned. Serve the adapter on "
-            "the 4-bit base; or give --dequantise to merge onto the rounded weights, made bfloat16: exact, and four "
-            "times as large as the 4-bit base"
-        )
-
-
-def _export(run: Run, to: To, target: Path, quantisation: Quantisation) -> Exported:
+def _export(run: Run, to: To, kind: str, target: Path, quantisation: Quantisation) -> Exported:
     from strop.data.template import load_template
     from strop.exporting.carry import write_tokenizer
     from strop.exporting.parity.gate import check_parity
@@ -130,9 +128,6 @@ def _export(run: Run, to: To, target: Path, quantisation: Quantisation) -> Expor
             _copy_adapter(run, work)
         if to != "gguf":
             write_tokenizer(template, base, work)
-        kind = {"gguf": f"gguf-{quantisation}", "adapter": "adapter-nf4" if recipe.model.load_in_4bit else to}.get(
-            to, to
-        )
         parity = check_parity(kind, work, base if to == "adapter" else None, reference)
         write_card(run, work, to, template, base)
     return Exported(target, parity)

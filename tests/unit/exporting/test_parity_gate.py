@@ -1,12 +1,15 @@
 """The gate's judgement, on answers made up for it."""
 
+import importlib.util
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from strop.errors import RecipeError
 from strop.exporting.merge import plan_shards
+from strop.exporting.parity import gate
 from strop.exporting.parity.distance import distance
 from strop.exporting.parity.gate import Question, Reference, judge, limits_of
 
@@ -72,3 +75,17 @@ def test_shards_are_filled_in_order() -> None:
     shapes = {"a": (10, 10), "b": (5,), "c": (10, 10), "d": (200,)}
     assert plan_shards(shapes, 10_000) == [["a", "b", "c", "d"]]
     assert plan_shards(shapes, 220) == [["a", "b"], ["c"], ["d"]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "package"),
+    [("adapter", "peft"), ("adapter-nf4", "bitsandbytes"), ("gguf-q8_0", "xllamacpp"), ("gguf-f16", "gguf")],
+)
+def test_what_is_not_installed_is_said_before_any_work(
+    kind: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate.require_consumer(kind)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else found(name))
+    with pytest.raises(RecipeError, match=f"pip install 'strop\\[export\\]' {package}"):
+        gate.require_consumer(kind)

@@ -137,23 +137,22 @@ def _consumer(kind: str) -> Consumer:
     return CONSUMERS[kind.partition("-")[0]]
 
 
-def require_consumer(to: str, nf4: bool) -> None:
+def require_consumer(kind: str) -> None:
     """Before any work: is there something to try the export with?
 
     Args:
-        to: A key of `CONSUMERS`.
-        nf4: The adapter's base is in NF4.
+        kind: A key of `LIMITS`.
 
     Raises:
         RecipeError: No; says what to install.
     """
-    package = CONSUMERS[to].package
-    if importlib.util.find_spec(package) is None:
-        raise RecipeError(f"--to {to} needs {package}, to try out what it writes: pip install 'strop[export]'")
-    if to == "adapter" and nf4 and importlib.util.find_spec("bitsandbytes") is None:
-        raise RecipeError(
-            "the base of this adapter is in 4 bits, and PEFT needs bitsandbytes for it: pip install bitsandbytes"
-        )
+    more = {"adapter-nf4": ("bitsandbytes",), "gguf": ("gguf",)}  # beside the consumer
+    to = kind.partition("-")[0]
+    for package in (_consumer(kind).package, *more.get(to, more.get(kind, ()))):
+        if importlib.util.find_spec(package) is None:
+            raise RecipeError(
+                f"--to {to} needs {package}, to try out what it writes: pip install 'strop[export]' {package}"
+            )
 
 
 def check_parity(kind: str, folder: Path, base: Path | None, reference: Reference) -> Parity:
