@@ -50,7 +50,7 @@ def test_llama_cpp_answers_as_strop_does(workshop: Path) -> None:
     assert parity["distance"]["kl"] < 1e-4
     assert parity["distance"]["top1"] == 1.0
     folder = workshop / "run" / "gguf-f16"
-    assert sorted(path.name for path in folder.iterdir()) == ["Modelfile", "parity.json", "run-f16.gguf"]
+    assert sorted(path.name for path in folder.iterdir()) == ["Modelfile", "README.md", "parity.json", "run-f16.gguf"]
 
 
 def test_eight_bits_are_a_quarter_of_float32_and_as_good(workshop: Path) -> None:

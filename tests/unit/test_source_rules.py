@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,3 +62,9 @@ def test_source_runs_no_foreign_code_and_names_no_registry(file: str) -> None:
 )
 def test_each_rule_can_fail(line: str) -> None:
     assert list(faults_in(line))
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest takes them for one, and leaves out the second; a run of either alone does not show it."""
+    names = Counter(path.name for path in Path(__file__).parents[1].rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []

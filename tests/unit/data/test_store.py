@@ -214,7 +214,7 @@ def test_row_that_only_the_template_refuses(tmp_path, monkeypatch):
     folder = FIXTURES / "smollm2-tokenizer"
     template = load_template(folder, "chat", "alpaca")
     source = "{% if 'BAD' in messages[0].content %}{{ raise_exception('no BAD here') }}{% endif %}"
-    monkeypatch.setattr(template._chat, "_source", source + template._chat._source)
+    monkeypatch.setattr(template.chat, "_source", source + template.chat._source)
     path = write(tmp_path, [row("a", "b"), row("BAD", "b"), row("c", "d")])
     with pytest.raises(BadRowsError) as caught:
         open_or_build([path], template, SETTINGS)

@@ -1,4 +1,4 @@
-"""How a tokenizer is described to llama.cpp; that it then gives the same ids is in numerics/test_gguf.py."""
+"""How a tokenizer is described to llama.cpp; that it then gives the same ids is in numerics/test_gguf_parity.py."""
 
 import json
 from pathlib import Path
