@@ -33,7 +33,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export(folder: Path, quantisation: str) -> dict[str, Any]:
-    done = strop("export", folder / "run", "--to", "gguf", "--quantize", quantisation, cache=folder / "cache")
+    done = strop("export", folder / "run", "--to", "gguf", "--quantise", quantisation, cache=folder / "cache")
     assert done.returncode == 0, done.stderr
     parity: dict[str, Any] = json.loads((folder / "run" / f"gguf-{quantisation}" / "parity.json").read_text())
     return parity
@@ -77,7 +77,7 @@ def test_a_file_of_another_adapter_is_refused(workshop: Path) -> None:
         "plain = merge.MergedModel.__getitem__\n"
         "merge.MergedModel.__getitem__ = lambda self, name: (self._factors.clear(), plain(self, name))[1]\n"
         "from strop.cli import main\n"
-        f"sys.argv = ['strop', 'export', {str(spoilt)!r}, '--to', 'gguf', '--quantize', 'f16']\n"
+        f"sys.argv = ['strop', 'export', {str(spoilt)!r}, '--to', 'gguf', '--quantise', 'f16']\n"
         "main()\n"
     )
     command = [sys.executable, "-c", program]
@@ -93,9 +93,9 @@ def test_a_file_of_another_adapter_is_refused(workshop: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--to", "merged", "--quantize", "f16"), "--quantize is for --to gguf"),
+        (("--to", "merged", "--quantise", "f16"), "--quantise is for --to gguf"),
         (("--to", "gguf", "--layout", "split"), "--layout and --base are for --to adapter"),
-        (("--to", "gguf", "--quantize", "q3"), "q3"),
+        (("--to", "gguf", "--quantise", "q3"), "q3"),
     ],
 )
 def test_options_that_do_not_go_together(arguments: tuple[str, ...], said: str, workshop: Path) -> None:

@@ -74,7 +74,7 @@ def export(
     if to != "adapter" and (layout or base):
         raise RecipeError("--layout and --base are for --to adapter: the others keep the layout of the run's base")
     if to != "gguf" and quantisation:
-        raise RecipeError("--quantize is for --to gguf; the others keep the weights' types")
+        raise RecipeError("--quantise is for --to gguf; the others keep the weights' types")
     if layout:
         return Exported(_other_layout(run, layout, base, output), None)
     quantisation = quantisation or "q8_0"

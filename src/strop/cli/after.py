@@ -164,7 +164,7 @@ def export(
         typer.Option(help="With --to adapter: fit Phi-3's other checkpoint, microsoft's (fused) or unsloth's (split)."),
     ] = None,
     base: Annotated[str | None, typer.Option(help="With --layout: that base's name, for adapter_config.json.")] = None,
-    quantize: Annotated[
+    quantise: Annotated[
         Literal["f16", "q8_0", "q4_k_m"] | None,
         typer.Option(help="With --to gguf: how weights are stored. [default: q8_0]"),
     ] = None,
@@ -182,7 +182,7 @@ def export(
     from strop import api
     from strop.present import after as present
 
-    present.exported(api.export(api.Run(run), to, layout, base, output, quantize, dequantise), base)
+    present.exported(api.export(api.Run(run), to, layout, base, output, quantise, dequantise), base)
 
 
 @app.command()

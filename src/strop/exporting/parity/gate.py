@@ -60,8 +60,8 @@ _BFLOAT16 = Limits(kl=2e-3, top1=0.97, logits=0.05, tie=0.1)
 """What two programs are apart that compute the same weights in bfloat16: on an H200 the logits' error was 0.021."""
 
 _ADVICE = {
-    "gguf-q8_0": "\nEight bits a weight may be too few for this model; --quantize f16 loses nothing.",
-    "gguf-q4_k_m": "\nFour bits a weight lose some of what was learned; --quantize q8_0 loses less, f16 nothing.",
+    "gguf-q8_0": "\nEight bits a weight may be too few for this model; --quantise f16 loses nothing.",
+    "gguf-q4_k_m": "\nFour bits a weight lose some of what was learned; --quantise q8_0 loses less, f16 nothing.",
 }
 
 
