@@ -1,6 +1,7 @@
 """Settings that hold for every test."""
 
 import os
+import signal
 
 import hypothesis
 import torch
@@ -12,3 +13,6 @@ if not torch.cuda.is_available():
 # Two test processes share two cores whose speed varies fourfold; a deadline would measure the machine.
 hypothesis.settings.register_profile("strop", deadline=None)
 hypothesis.settings.load_profile("strop")
+
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)

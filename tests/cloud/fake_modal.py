@@ -96,6 +96,8 @@ class FakeModal:
         self.functions: dict[str, api_pb2.Function] = {}
         self.variants: dict[str, tuple[str, api_pb2.FunctionOptions]] = {}
         self.apps: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
+        """That an RPC of this name takes to be answered."""
         self._objects: dict[str, api_pb2.Object] = {}
         self._ids: dict[str, Iterator[int]] = defaultdict(lambda: itertools.count(1))
         self._named: dict[tuple[str, str], str] = {}
@@ -204,6 +206,7 @@ class FakeModal:
             self.requests.append((name, request))
             if answer is None:
                 raise GRPCError(Status.UNIMPLEMENTED, name)
+            await asyncio.sleep(self.seconds.get(name, 0.0))
             given = answer(request, self.tasks.get(stream.metadata.get("x-test-task", "")))
             if isinstance(given, AsyncIterator):
                 async for message in given:

@@ -229,6 +229,36 @@ def test_ctrl_c_stops_the_run_as_it_does_here(modal: FakeModal, start: Start, re
     assert list(modal.volume("strop-runs").glob("*/run/saved"))  # what it wrote when it was stopped is committed
 
 
+@pytest.mark.parametrize("rpc", ["FunctionMap", "AppClientDisconnect"])
+def test_ctrl_c_while_a_run_is_handed_over_stops_it(
+    rpc: str, modal: FakeModal, start: Start, recipe: Callable[..., str]
+) -> None:
+    modal.seconds[rpc] = 2.0
+    process = start("train", recipe("slow"), "--on", "modal")
+    modal.wait_for(lambda: modal.sent(rpc))
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "Traceback" not in errors
+    assert len(modal.sent("FunctionCallCancel")) == 1
+    assert len(modal.calls) == 1
+
+
+def test_ctrl_c_while_an_image_is_built_leaves_at_once(
+    modal: FakeModal, start: Start, recipe: Callable[..., str]
+) -> None:
+    modal.seconds["ImageGetOrCreate"] = 100.0
+    process = start("train", recipe("slow"), "--on", "modal")
+    modal.wait_for(lambda: modal.sent("ImageGetOrCreate"))
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert not modal.calls
+
+
 @pytest.mark.parametrize("detach", [(), ("--detach",)])
 def test_modal_run_works_too(
     detach: tuple[str, ...], modal: FakeModal, client: Client, recipe: Callable[..., str], tmp_path: Path

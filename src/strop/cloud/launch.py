@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from strop.cloud import gpus
 from strop.cloud.follow import CallLog, Emit, cloud_errors, is_passing, to_console, wait
+from strop.cloud.interrupts import InThread, held_back
 from strop.cloud.job import RUNS_VOLUME, Job, Outcome
 from strop.cloud.pull import pull
 from strop.cloud.record import RECORD_FILE, RemoteRun, read_record, write_record
@@ -149,32 +149,41 @@ class _Launch:
         job = Job(self._record.run_id, self._inputs.recipe.model_dump(mode="json"), gpu, section.timeout)
         secrets = [modal.Secret.from_name(name) for name in section.secrets]
         self._note(f"{job.run_id} on {gpu}; where the image is new, building it takes some minutes")
-        with cloud_errors(), self._opened():
-            function = train.with_options(gpu=gpu, timeout=section.timeout, secrets=secrets)
-            call = function.spawn(asdict(job))
-            calls = (*self._record.call_ids, call.object_id)
-            self._record = replace(self._record, app_id=app.app_id or "", call_ids=calls, gpu=gpu)
-            write_record(self._folder, self._record)
-            replace_file(self._folder / "recipe.yaml", self._recipe.to_yaml().encode())
+        call = None
+        try:
+            with cloud_errors(), held_back(self._opened()):
+                function = train.with_options(gpu=gpu, timeout=section.timeout, secrets=secrets)
+                call = function.spawn(asdict(job))
+                calls = (*self._record.call_ids, call.object_id)
+                self._record = replace(self._record, app_id=app.app_id or "", call_ids=calls, gpu=gpu)
+                write_record(self._folder, self._record)
+                replace_file(self._folder / "recipe.yaml", self._recipe.to_yaml().encode())
+        except KeyboardInterrupt:
+            if call is None:
+                raise
+            raise self._stopped(call) from None
         return call
 
     def _follow(self, call: "modal.FunctionCall[dict[str, Any]]", patience: float | None) -> Outcome | None:
         """Wait for the call's end; it is cancelled where it never began, or a person stops it."""
-        waiting = _InThread(lambda: wait(CallLog(call, self._emit), patience))
+        waiting = InThread(lambda: wait(CallLog(call, self._emit), patience))
         try:
             outcome = waiting.result()
         except KeyboardInterrupt:
-            self._note("stopping: the run saves a checkpoint and ends")
-            with cloud_errors():
-                call.cancel()
+            stopped = self._stopped(call)
             waiting.join(LONGEST_STOP)  # its last lines
-            raise Interrupted(
-                f"stopped. Go on with the same command, or fetch what there is: strop pull {self._folder}"
-            ) from None
+            raise stopped from None
         if outcome is None:
             with cloud_errors():
                 call.cancel()
         return outcome
+
+    def _stopped(self, call: "modal.FunctionCall[dict[str, Any]]") -> Interrupted:
+        """Stop the run, and say how it goes on."""
+        self._note("stopping: the run saves a checkpoint and ends")
+        with cloud_errors():
+            call.cancel()
+        return Interrupted(f"stopped. Go on with the same command, or fetch what there is: strop pull {self._folder}")
 
     def _bring_home(self, outcome: Outcome) -> None:
         """Fetch the run folder, whatever the end was, unless there was none or another launch has the run."""
@@ -184,36 +193,6 @@ class _Launch:
         if outcome.exit_code:
             self._note(f"the run ended with exit code {outcome.exit_code}")
         pull(self._folder, self._note, must_exist=outcome.exit_code == 0)
-
-
-class _InThread:
-    """A function's call in a thread of its own: Ctrl-C reaches who waits for it, and not Modal's client inside."""
-
-    def __init__(self, function: Callable[[], Outcome | None]) -> None:
-        self._outcome: Outcome | None = None
-        self._error: BaseException | None = None
-        self._ended = threading.Event()  # an interrupted Thread.join takes the thread for ended (Python 3.11, 3.12)
-
-        def run() -> None:
-            try:
-                self._outcome = function()
-            except BaseException as error:  # Modal's cancellation is one
-                self._error = error
-            finally:
-                self._ended.set()
-
-        threading.Thread(target=run, daemon=True).start()
-
-    def join(self, timeout: float | None = None) -> None:
-        """Wait for its end, however that is."""
-        self._ended.wait(timeout)
-
-    def result(self) -> Outcome | None:
-        """Wait for its end; return or raise what it did."""
-        self._ended.wait()
-        if self._error is not None:
-            raise self._error
-        return self._outcome
 
 
 def _known_run(folder: Path, run_id: str) -> RemoteRun:
