@@ -8,9 +8,9 @@ Every line is training as a run does it: packed microbatches, captured graphs, c
 late. The steps that are timed have been run twice before, so that each shape has its graph, as after the first minutes
 of a run. Printed are samples/s and rows' tokens/s ("logical"), computed tokens/s (a shared prefix counts once), the
 share of the matrix-product rates measured in the same process, peak memory, and losses and gradient norm, which show
-what was trained. Peak memory is what PyTorch reserved while steps were timed, and ("allocated") the most that tensors
-took since the model was made, the first run of each shape included: in a replayed graph PyTorch counts none. The recipe
-that users of QLoRA run, in two microbatches of four samples:
+what was trained. Peak memory is what PyTorch reserved, and ("allocated") what tensors took, at most, the first run of
+each shape included: in a replayed graph PyTorch counts no tensors. The recipe that users of QLoRA run, in two
+microbatches of four samples:
 
     python benchmarks/throughput.py --precision nf4 --batch 8 --checkpointing --optim adamw_8bit --max-tokens 640
 
@@ -35,6 +35,7 @@ from random_checkpoint import LAYOUTS, PHI3_MINI
 from strop.data.pack import Batch, pack
 from strop.data.sampler import step_samples
 from strop.data.store import SampleStore
+from strop.model.allocator import grow_segments
 from strop.model.families import DecoderConfig, read_config
 from strop.model.lora import LoraAdapter
 from strop.model.weights import build_decoder, group_modules
@@ -100,7 +101,6 @@ class Run:
         self.optimizer, self.gradients = choose_optimizer(adapter, self.section), choose_gradients(adapter)
         longest = int(store.lengths.max())
         budget = options.max_tokens or tokens_that_fit(self.gradients, adapter.decoder.device, longest)
-        self.allocated = 0
         self.steps = [self.batches(store, step, budget, options) for step in range(options.steps)]
 
     def batches(self, store: SampleStore, step: int, budget: int, options: argparse.Namespace) -> list[Batch]:
@@ -127,8 +127,6 @@ class Run:
         torch.cuda.reset_peak_memory_stats()  # what looking for the budget took is over
         first = self.all()[0]
         self.all()
-        self.allocated = torch.cuda.max_memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
         results = self.all()
         return [first, *results], time.perf_counter() - started
@@ -159,6 +157,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print the kernels of a step of each line")
     parser.add_argument("--json", type=Path, help="append the figures to this file, a line of JSON each")
     options = parser.parse_args()
+    grow_segments()
 
     workload = options.rows.stem if options.rows else options.workload
     store = workloads.open_workload(workload, options.rows)
@@ -191,7 +190,7 @@ def main() -> None:
             "of_bf16": 4 * linears * executed / seconds / limit["bfloat16"],
             "of_fp8": 4 * linears * executed / seconds / limit["float8"],
             "peak_gib": torch.cuda.max_memory_reserved() / 2**30,
-            "peak_allocated_gib": run.allocated / 2**30,
+            "peak_allocated_gib": torch.cuda.max_memory_allocated() / 2**30,
             "loss_first": first.loss,
             "loss_last": results[-1].loss,
             "grad_norm_last": results[-1].grad_norm,

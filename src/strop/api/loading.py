@@ -18,12 +18,14 @@ def load_model(recipe: Recipe, model_folder: Path, reporter: Reporter, serving: 
     """The model with a fresh adapter; `serving` holds it as others will: float8 is for training alone, NF4 is not."""
     import torch
 
+    from strop.model.allocator import grow_segments
     from strop.model.families import read_config
     from strop.model.lora import LoraAdapter
     from strop.model.precision import choose_device, choose_precision, why_not_fused
     from strop.model.vet import vet_model_folder
     from strop.model.weights import load_decoder
 
+    grow_segments()
     device = choose_device()
     against = why_not_fused(read_config(vet_model_folder(model_folder)), recipe.lora, device)
     precision = choose_precision(recipe.model.precision, device, against, recipe.model.load_in_4bit)

@@ -1,13 +1,15 @@
 """Peak memory of a training step from shapes alone.
 
 What is there all the time is exact: frozen weights, LoRA's parameters with gradients and moments, and the kernels'
-working copy. What a microbatch keeps for its backward is counted from the layers' own code; on top comes what the
-allocator holds twice. docs/plan.md says how far off this was.
+working copy. What a microbatch keeps for its backward is counted from the layers' own code. One that is captured as a
+graph is held twice: graphs have a pool beside that of the eager run which precedes each. docs/plan.md says how far off
+this was.
 """
 
 from dataclasses import dataclass
 
 from strop.forecast.shape import Shape
+from strop.training.budget import most_captured_tokens
 
 GIB = 2**30
 CONTEXT_GIB = 0.6
@@ -26,9 +28,6 @@ _WEIGHT_BYTES = {
     "nf4": _NF4_BYTES,
     "nf4, float32": _NF4_BYTES,
 }
-_HELD = {True: 1.4, False: 1.1}
-"""Memory reserved for each byte that a microbatch keeps. True: the fused layers, whose graphs have a pool beside that
-of eager runs; between 1.0 and 1.5 on an H200. False: the plain layers; a guess at the allocator's waste."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +39,14 @@ class Memory:
         adapter: LoRA's parameters, gradients, moments and working copy.
         token: Kept for the backward for each token computed.
         learned: And for each position from which something is learned.
-        held: Bytes reserved for each byte of a microbatch.
+        captured: Microbatches of up to so many tokens are captured.
     """
 
     weights: float
     adapter: float
     token: float
     learned: float
-    held: float
+    captured: int
 
     @classmethod
     def of(cls, shape: Shape, precision: str, fused: bool, checkpointing: bool, moments_8bit: bool = False) -> "Memory":
@@ -65,7 +64,8 @@ class Memory:
         working = layer if checkpointing else layer / 2  # of the layer whose backward is computed
         kept = shape.config.hidden_size * item if checkpointing else layer
         token = shape.config.num_layers * kept + working
-        return cls(weights, adapter, token, 3 * shape.config.hidden_size * item, _HELD[fused])
+        captured = most_captured_tokens(shape.layer_weights + shape.other_weights) if fused else 0
+        return cls(weights, adapter, token, 3 * shape.config.hidden_size * item, captured)
 
     @property
     def constant(self) -> float:
@@ -74,7 +74,8 @@ class Memory:
 
     def peak_gib(self, tokens: int, learned: int) -> float:
         """GiB reserved by torch where the largest microbatch computes so many tokens."""
-        return (self.constant + _FIXED + self.held * (self.token * tokens + self.learned * learned)) / GIB
+        times = 2 if tokens <= self.captured else 1
+        return (self.constant + _FIXED + times * (self.token * tokens + self.learned * learned)) / GIB
 
     def free(self, memory_gib: float) -> float:
         """Bytes left for microbatches on a GPU of this size; negative where the model itself does not fit."""

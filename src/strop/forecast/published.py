@@ -57,13 +57,13 @@ class Figure:
 
 
 FIGURES = {
-    "census 128, float8": Figure("float8", 128, 463.0, 68.6, 1, 14306, 3073, 1.4086e6, 14433),
-    "census 128, bfloat16": Figure("bfloat16", 128, 305.0, 68.5, 1, 14306, 3073, 1.4086e6, 14433),
-    "census 8, float8": Figure("float8", 8, 282.1, 11.8, 1, 937, 189, 8.802e4, 996),
-    "census 8, bfloat16": Figure("bfloat16", 8, 230.4, 11.4, 1, 937, 189, 8.802e4, 996),
-    "long 13, float8": Figure("float8", 13, 36.98, 51.9, 1, 15937, 15925, 1.066e7, 18373),
+    "census 128, float8": Figure("float8", 128, 463.0, 38.7, 1, 14306, 3073, 1.4086e6, 14433),
+    "census 128, bfloat16": Figure("bfloat16", 128, 305.0, 38.5, 1, 14306, 3073, 1.4086e6, 14433),
+    "census 8, float8": Figure("float8", 8, 282.1, 12.2, 1, 937, 189, 8.802e4, 996),
+    "census 8, bfloat16": Figure("bfloat16", 8, 230.4, 12.2, 1, 937, 189, 8.802e4, 996),
+    "long 13, float8": Figure("float8", 13, 36.98, 47.9, 1, 15937, 15925, 1.066e7, 18373),
     "census 128, bfloat16, nothing shared, all learned": Figure(
-        "bfloat16", 128, 228.7, 72.4, 1, 19608, 19480, 1.521e6, 19707
+        "bfloat16", 128, 228.7, 50.2, 1, 19608, 19480, 1.521e6, 19707
     ),
-    "census 8, NF4, recomputed, 8-bit moments": Figure("nf4", 8, 145.2, 3.5, 1, 943, 191, 8.802e4, 1015, True),
+    "census 8, NF4, recomputed, 8-bit moments": Figure("nf4", 8, 145.2, 3.4, 1, 943, 191, 8.802e4, 1015, True),
 }

@@ -17,15 +17,11 @@ from strop.model.fused import FusedDecoder
 from strop.model.fused_inputs import Capacity, InputBlock, read_inputs
 from strop.model.inputs import HostBatch
 from strop.model.lora import LoraAdapter
+from strop.training.budget import most_captured_tokens
 
 _MAX_GRAPHS = 32
 """Graphs kept; the one that was used longest ago goes first. Each takes some 20 MiB, and memory for its tensors is
 shared by all."""
-
-
-_LAUNCH_BOUND = 3e13
-"""Tokens times parameters up to which a graph pays. Phi-3-mini on an H200: at 1.4e13 it is 3 to 18% faster than
-launches one by one, at 5.4e13 the padding that it needs costs as much as it saves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +38,7 @@ class CapturedGradients:
         self._model, self._adapter = FusedDecoder(adapter), adapter
         adapter.lend_gradients(False)
         self.device = adapter.decoder.device
-        self._max_tokens = int(_LAUNCH_BOUND / adapter.decoder.num_base_parameters)
+        self._max_tokens = most_captured_tokens(adapter.decoder.num_base_parameters)
         self._scale = torch.zeros((), device=self.device)
         self._seen: set[Capacity] = set()
         self._graphs: OrderedDict[Capacity, _Graph] = OrderedDict()

@@ -31,16 +31,14 @@ def tiny(folder: Path, family: str, **lora: Any) -> tuple[LoraAdapter, Shape]:
 
 
 @pytest.mark.parametrize("figure", FIGURES.values(), ids=FIGURES.keys())
-def test_the_published_peaks_within_30_percent(figure: Figure) -> None:
+def test_the_published_peaks(figure: Figure) -> None:
     nf4 = figure.precision == "nf4"
     memory = Memory.of(PHI3, figure.precision, True, figure.checkpointing, moments_8bit=nf4)
     predicted = memory.peak_gib(figure.largest, round(figure.learned / figure.microbatches))
-    assert predicted == pytest.approx(figure.peak_gib, rel=0.30)
-    if figure.samples == 8 and not nf4:  # captured, so the allocator keeps no cache of shapes
-        assert predicted == pytest.approx(figure.peak_gib, rel=0.06)
-    # The negative control: a model of memory that forgets what a layer keeps misses all of them but the smallest.
-    careless = memory.constant / GIB
-    assert (abs(careless / figure.peak_gib - 1) < 0.30) == (figure.samples == 8) or figure.samples == 8
+    # A GiB is left for what is not counted; of a model in NF4 that is a fifth of all.
+    assert predicted == pytest.approx(figure.peak_gib, rel=0.21 if nf4 else 0.06)
+    # The negative control: a model of memory that forgets what a microbatch keeps misses all of them.
+    assert memory.constant / GIB != pytest.approx(figure.peak_gib, rel=0.21)
 
 
 def test_a_token_of_phi3_keeps_the_published_2_3_megabytes() -> None:
