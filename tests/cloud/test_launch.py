@@ -213,14 +213,19 @@ def test_an_attempt_that_fails_by_itself_is_retried(modal: FakeModal, start: Sta
     assert first.call.num_retries == 1
 
 
-def test_ctrl_c_stops_the_run_as_it_does_here(modal: FakeModal, start: Start, recipe: Callable[..., str]) -> None:
-    process = start("train", recipe("slow"), "--on", "modal")
-    modal.wait_for(lambda: "second 1\n" in modal.output())
+def interrupted(process: "subprocess.Popen[str]") -> int:
+    """Press Ctrl-C in a client, and return its exit code."""
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 75, errors
     assert "Traceback" not in errors
+    return process.returncode
+
+
+def test_ctrl_c_stops_the_run_as_it_does_here(modal: FakeModal, start: Start, recipe: Callable[..., str]) -> None:
+    process = start("train", recipe("slow"), "--on", "modal")
+    modal.wait_for(lambda: "second 1\n" in modal.output())
+    assert interrupted(process) == 75
     assert len(modal.sent("FunctionCallCancel")) == 1
     (task,) = modal.tasks.values()
     assert task.process is not None
@@ -236,27 +241,43 @@ def test_ctrl_c_while_a_run_is_handed_over_stops_it(
     modal.seconds[rpc] = 2.0
     process = start("train", recipe("slow"), "--on", "modal")
     modal.wait_for(lambda: modal.sent(rpc))
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 75, errors
-    assert "Traceback" not in errors
+    assert interrupted(process) == 75
     assert len(modal.sent("FunctionCallCancel")) == 1
     assert len(modal.calls) == 1
 
 
-def test_ctrl_c_while_an_image_is_built_leaves_at_once(
-    modal: FakeModal, start: Start, recipe: Callable[..., str]
+def test_ctrl_c_in_the_log_leaves_the_run_alone(
+    modal: FakeModal, client: Client, start: Start, recipe: Callable[..., str]
 ) -> None:
-    modal.seconds["ImageGetOrCreate"] = 100.0
+    client("train", recipe("slow"), "--on", "modal", "--detach")
+    follower = start("logs", "runs/slow", "--follow")
+    modal.wait_for(lambda: modal.sent("AppGetLogs"))
+    assert interrupted(follower) == 130
+    assert not modal.sent("FunctionCallCancel")
+
+
+@pytest.mark.parametrize("rpc", ["VolumePutFiles2", "ImageGetOrCreate"], ids=["upload", "image"])
+def test_ctrl_c_before_there_is_a_run_leaves_at_once(
+    rpc: str, modal: FakeModal, start: Start, recipe: Callable[..., str]
+) -> None:
+    modal.seconds[rpc] = 100.0
     process = start("train", recipe("slow"), "--on", "modal")
-    modal.wait_for(lambda: modal.sent("ImageGetOrCreate"))
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors
+    modal.wait_for(lambda: modal.sent(rpc))
+    assert interrupted(process) == 130
     assert not modal.calls
+
+
+def test_ctrl_c_in_a_pull_leaves_the_folder_as_it_is(
+    modal: FakeModal, client: Client, start: Start, recipe: Callable[..., str], tmp_path: Path
+) -> None:
+    assert client("train", recipe("exit-0"), "--on", "modal").returncode == 0
+    folder = tmp_path / "runs/exit-0"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    known, modal.seconds["VolumeGetFile2"] = len(modal.sent("VolumeGetFile2")), 100.0
+    process = start("pull", "runs/exit-0")
+    modal.wait_for(lambda: len(modal.sent("VolumeGetFile2")) > known)
+    assert interrupted(process) == 130
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 @pytest.mark.parametrize("detach", [(), ("--detach",)])

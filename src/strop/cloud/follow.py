@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from strop.cloud.interrupts import InThread
 from strop.cloud.job import Outcome
 from strop.cloud.record import read_record
 from strop.errors import CloudError, Interrupted
@@ -46,11 +47,11 @@ def show_logs(folder: Path, follow: bool, emit: Emit = to_console) -> Outcome | 
         CallLog(modal.FunctionCall.from_id(call_id), emit).catch_up()
     log = CallLog(modal.FunctionCall.from_id(last), emit)
     log.catch_up()
-    return wait(log) if follow else None
+    return InThread(lambda: wait(log)).result() if follow else None
 
 
 def wait(log: "CallLog", patience: float | None = None) -> Outcome | None:
-    """Follow a call to its end.
+    """Follow a call to its end; in a thread of its own, for Ctrl-C in Modal's stream ends in a traceback.
 
     Args:
         log: Of the call.

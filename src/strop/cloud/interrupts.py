@@ -1,5 +1,6 @@
 """Ctrl-C around Modal's client: its contexts end as if nothing had come, and its waiting is confused by it."""
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -65,7 +66,12 @@ class InThread(Generic[_T]):
 
     def result(self) -> _T:
         """Wait for its end; return or raise what it did."""
-        self._ended.wait()
+        try:
+            self._ended.wait()
+        except KeyboardInterrupt:
+            # What Modal's client is doing is cut off when the process ends, of which asyncio would tell in tracebacks.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+            raise
         if self._error is not None:
             raise self._error
         return self._outcome
