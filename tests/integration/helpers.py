@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from strop.run.metrics import read_metrics
 from tiny_models import write_checkpoint
 
@@ -61,6 +63,14 @@ def write_recipe(folder: Path, **train: Any) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
     return path
+
+
+def write_bfloat16_recipe(folder: Path, **sizes: int) -> Path:
+    """The recipe on a model of these sizes as it would be published: in bfloat16, and sure enough of its answers."""
+    recipe = write_recipe(folder)
+    sizes = {"vocab_size": 49152, "num_hidden_layers": 2} | sizes
+    write_checkpoint(folder / "model", "smollm2", gain=1.0, dtype=torch.bfloat16, **sizes)
+    return recipe
 
 
 def environment(cache: Path) -> dict[str, str]:

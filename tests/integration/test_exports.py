@@ -14,24 +14,21 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from helpers import environment, strop, write_recipe
+from helpers import environment, strop, write_bfloat16_recipe
 from strop import Run
 from strop.api.exporting import _reference
 from strop.data.template import load_template
 from strop.errors import ParityError
 from strop.exporting.parity.gate import check_parity
 from strop.model.locate import locate_model
-from tiny_models import write_checkpoint
 
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run and both of its exports."""
     folder = tmp_path_factory.mktemp("exports")
-    recipe = write_recipe(folder)
     # Not the usual tiny model, on which rounding to bfloat16 alone moves the likeliest token at 7% of positions.
-    sizes = {"vocab_size": 49152, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    write_checkpoint(folder / "model", "smollm2", gain=1.0, dtype=torch.bfloat16, **sizes)
+    recipe = write_bfloat16_recipe(folder, hidden_size=64, intermediate_size=128)
     done = strop("train", recipe, cache=folder / "cache")
     assert done.returncode == 0, done.stderr
     for to in ("adapter", "merged"):

@@ -6,11 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
-from helpers import environment, strop, write_recipe
-from tiny_models import write_checkpoint
+from helpers import environment, strop, write_bfloat16_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -18,9 +16,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("somebodys-own")
-    recipe = write_recipe(folder)
-    sizes = {"vocab_size": 49152, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    write_checkpoint(folder / "model", "smollm2", gain=1.0, dtype=torch.bfloat16, **sizes)
+    recipe = write_bfloat16_recipe(folder, hidden_size=32, intermediate_size=48)
     (folder / "model" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n")
     done = strop("train", recipe, cache=folder / "cache")
     assert done.returncode == 0, done.stderr

@@ -114,6 +114,7 @@ class Attempt:
         """Save the trained adapter in PEFT's format, read back and checked."""
         from strop.exporting.adapter import save_adapter
         from strop.exporting.carry import write_tokenizer
+        from strop.reporting.card import CARD_FILE
 
         model, model_folder, template = self.recipe.model, self.prepared.model_folder, self.prepared.data.template
         base = model.model_name_or_path
@@ -122,7 +123,7 @@ class Attempt:
 
         def carry(staging: Path) -> None:
             write_tokenizer(template, model_folder, staging)
-            if (card := self.folder.adapter / "README.md").exists():  # it may have been changed by hand
+            if (card := self.folder.adapter / CARD_FILE).exists():  # it may have been changed by hand
                 shutil.copyfile(card, staging / card.name)
 
         save_adapter(adapter, self.folder.adapter, base, model.revision, carry)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from strop.api.answering import tuned_model
 from strop.api.card import write_card
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from strop.exporting.gguf.file import Quantisation
     from strop.exporting.layout import Layout
     from strop.exporting.parity.gate import Parity, Reference
-
-To = Literal["adapter", "merged", "gguf"]
+    from strop.reporting.usage import Form
 
 _NF4_REFUSED = (
     "this adapter was trained on NF4 weights and makes up for their rounding: on other weights it is another model, "
@@ -42,7 +41,7 @@ class Exported:
 
 def export(
     run: Run,
-    to: To = "adapter",
+    to: Form = "adapter",
     layout: Layout | None = None,
     base: str | None = None,
     output: Path | None = None,
@@ -106,7 +105,7 @@ def _other_layout(run: Run, layout: Layout, base: str | None, output: Path | Non
     return target
 
 
-def _export(run: Run, to: To, kind: str, target: Path, quantisation: Quantisation) -> Exported:
+def _export(run: Run, to: Form, kind: str, target: Path, quantisation: Quantisation) -> Exported:
     from strop.data.template import load_template
     from strop.exporting.carry import write_tokenizer
     from strop.exporting.parity.gate import check_parity

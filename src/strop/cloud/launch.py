@@ -161,7 +161,7 @@ class _Launch:
         except KeyboardInterrupt:
             if call is None:
                 raise
-            raise self._stopped(call) from None
+            raise self._stop(call) from None
         return call
 
     def _follow(self, call: "modal.FunctionCall[dict[str, Any]]", patience: float | None) -> Outcome | None:
@@ -170,7 +170,7 @@ class _Launch:
         try:
             outcome = waiting.result()
         except KeyboardInterrupt:
-            stopped = self._stopped(call)
+            stopped = self._stop(call)
             waiting.join(LONGEST_STOP)  # its last lines
             raise stopped from None
         if outcome is None:
@@ -178,7 +178,7 @@ class _Launch:
                 call.cancel()
         return outcome
 
-    def _stopped(self, call: "modal.FunctionCall[dict[str, Any]]") -> Interrupted:
+    def _stop(self, call: "modal.FunctionCall[dict[str, Any]]") -> Interrupted:
         """Stop the run, and say how it goes on."""
         self._note("stopping: the run saves a checkpoint and ends")
         with cloud_errors():

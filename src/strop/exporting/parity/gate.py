@@ -119,22 +119,24 @@ def limits_of(kind: str, dtype: str) -> Limits:
 
 
 class Consumer(NamedTuple):
-    """A program that uses exports: the package that has it, and the module here that runs it."""
+    """A program that uses exports: the package that has it, the module here that runs it, and what else that needs."""
 
     package: str
     module: str
+    needs: tuple[str, ...] = ()
 
 
 CONSUMERS = {
     "adapter": Consumer("peft", "huggingface"),
+    "adapter-nf4": Consumer("peft", "huggingface", ("bitsandbytes",)),
     "merged": Consumer("transformers", "huggingface"),
-    "gguf": Consumer("xllamacpp", "llama_cpp"),
+    "gguf": Consumer("xllamacpp", "llama_cpp", ("gguf",)),
 }
-"""By what a kind begins with."""
+"""By kind of export, or what it begins with."""
 
 
 def _consumer(kind: str) -> Consumer:
-    return CONSUMERS[kind.partition("-")[0]]
+    return CONSUMERS.get(kind) or CONSUMERS[kind.partition("-")[0]]
 
 
 def require_consumer(kind: str) -> None:
@@ -146,9 +148,8 @@ def require_consumer(kind: str) -> None:
     Raises:
         RecipeError: No; says what to install.
     """
-    more = {"adapter-nf4": ("bitsandbytes",), "gguf": ("gguf",)}  # beside the consumer
-    to = kind.partition("-")[0]
-    for package in (_consumer(kind).package, *more.get(to, more.get(kind, ()))):
+    consumer, to = _consumer(kind), kind.partition("-")[0]
+    for package in (consumer.package, *consumer.needs):
         if importlib.util.find_spec(package) is None:
             raise RecipeError(
                 f"--to {to} needs {package}, to try out what it writes: pip install 'strop[export]' {package}"
@@ -264,10 +265,7 @@ def _ask(kind: str, folder: Path, base: Path | None, reference: Reference) -> di
     names = ("answers", "stop_ids", "max_new_tokens", "dtype")
     rest = {name: getattr(reference, name) for name in names}
     paths = {"folder": folder, "base": base, "said": said, "next": arrays}
-    write_json(
-        job,
-        {"kind": kind, "questions": questions, **rest, **{name: str(path) for name, path in paths.items()}},
-    )
+    write_json(job, {"kind": kind, "questions": questions, **rest, **{name: str(path) for name, path in paths.items()}})
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
         child = subprocess.run(

@@ -35,14 +35,19 @@ def main(path: str) -> None:
         "prompts": prompts,
         "answers": answers,
         "stop_ids": stop_ids if isinstance(stop_ids, list) else [stop_ids],
-        "version": version("peft" if job["kind"].startswith("adapter") else "transformers"),
+        "version": version("peft" if _is_adapter(job) else "transformers"),
     }
     Path(job["said"]).write_text(json.dumps(said), encoding="utf-8")
 
 
+def _is_adapter(job: dict[str, Any]) -> bool:
+    """Of any kind."""
+    return bool(job["kind"].startswith("adapter"))
+
+
 def _load(job: dict[str, Any]) -> Any:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    folder = job["base"] if job["kind"].startswith("adapter") else job["folder"]
+    folder = job["base"] if _is_adapter(job) else job["folder"]
     dtype = getattr(torch, job["dtype"])  # as the trained model was computed; the weights are what the files hold
     settings: dict[str, Any] = {"dtype": dtype}
     if job["kind"] == "adapter-nf4" and not hasattr(
@@ -55,7 +60,7 @@ def _load(job: dict[str, Any]) -> Any:
             bnb_4bit_compute_dtype=dtype,
         )
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, **settings)
-    if job["kind"].startswith("adapter"):
+    if _is_adapter(job):
         import peft
 
         model = peft.PeftModel.from_pretrained(model, job["folder"])
