@@ -246,12 +246,31 @@ def test_ctrl_c_while_a_run_is_handed_over_stops_it(
     assert len(modal.calls) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "rpc", "seconds"),
+    [
+        ("slow", "AppCountLogs", 100.0),
+        ("slow", "AppFetchLogs", 100.0),
+        ("slow", "AppGetLogs", 100.0),
+        ("slow", "AppGetLogs", 0.0),
+        ("exit-0", "FunctionGetOutputs", 100.0),
+    ],
+    ids=["counting", "fetching", "opening", "streaming", "result"],
+)
 def test_ctrl_c_in_the_log_leaves_the_run_alone(
-    modal: FakeModal, client: Client, start: Start, recipe: Callable[..., str]
+    name: str,
+    rpc: str,
+    seconds: float,
+    modal: FakeModal,
+    client: Client,
+    start: Start,
+    recipe: Callable[..., str],
 ) -> None:
-    client("train", recipe("slow"), "--on", "modal", "--detach")
-    follower = start("logs", "runs/slow", "--follow")
-    modal.wait_for(lambda: modal.sent("AppGetLogs"))
+    client("train", recipe(name), "--on", "modal", "--detach")
+    modal.wait_for(modal.output)
+    known, modal.seconds[rpc] = len(modal.sent(rpc)), seconds
+    follower = start("logs", f"runs/{name}", "--follow")
+    modal.wait_for(lambda: len(modal.sent(rpc)) > known)
     assert interrupted(follower) == 130
     assert not modal.sent("FunctionCallCancel")
 

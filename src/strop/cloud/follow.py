@@ -1,15 +1,15 @@
 """The log and the result of a function call: from anywhere, and across a connection that comes and goes."""
 
+import asyncio
 import sys
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from strop.cloud.interrupts import InThread
+from strop.cloud.interrupts import cancellable, run
 from strop.cloud.job import Outcome
 from strop.cloud.record import read_record
 from strop.errors import CloudError, Interrupted
@@ -40,18 +40,20 @@ def show_logs(folder: Path, follow: bool, emit: Emit = to_console) -> Outcome | 
         RecipeError: The folder is no run on Modal.
         CloudError: Modal cannot be reached, or does not know the run any more.
     """
+    return run(_show(read_record(folder).call_ids, follow, emit))
+
+
+async def _show(call_ids: Sequence[str], follow: bool, emit: Emit) -> Outcome | None:
     import modal
 
-    *earlier, last = read_record(folder).call_ids
-    for call_id in earlier:
-        CallLog(modal.FunctionCall.from_id(call_id), emit).catch_up()
-    log = CallLog(modal.FunctionCall.from_id(last), emit)
-    log.catch_up()
-    return InThread(lambda: wait(log)).result() if follow else None
+    for call_id in call_ids:
+        log = CallLog(modal.FunctionCall.from_id(call_id), emit)
+        await log.catch_up()
+    return await wait(log) if follow else None
 
 
-def wait(log: "CallLog", patience: float | None = None) -> Outcome | None:
-    """Follow a call to its end; in a thread of its own, for Ctrl-C in Modal's stream ends in a traceback.
+async def wait(log: "CallLog", patience: float | None = None) -> Outcome | None:
+    """Follow a call to its end; asynchronous, for Ctrl-C in a blocking method of Modal's client ends in a traceback.
 
     Args:
         log: Of the call.
@@ -69,8 +71,8 @@ def wait(log: "CallLog", patience: float | None = None) -> Outcome | None:
     failures = 0
     while True:
         try:
-            log.stream(patience)
-            result = log.call.get(timeout=0)
+            await log.stream(patience)
+            result = await log.call.get.aio(timeout=0)
         except TimeoutError:  # still going on: the stream ended for want of entries
             failures = 0
             if patience is not None and not log.has_begun:
@@ -85,10 +87,9 @@ def wait(log: "CallLog", patience: float | None = None) -> Outcome | None:
             failures += 1
             delay = min(_LONGEST_WAIT, 2.0**failures)
             log.emit(f"the connection is lost ({type(error).__name__}); the run goes on, trying again\n", "system")
-            time.sleep(delay)
+            await asyncio.sleep(delay)
         else:
-            with cloud_errors():
-                log.catch_up()
+            await log.catch_up()
             return Outcome(**result)
 
 
@@ -105,24 +106,25 @@ class CallLog:
         """Whether anything was heard of the call."""
         return bool(self._seen)
 
-    def catch_up(self) -> None:
+    async def catch_up(self) -> None:
         """All that was logged until now."""
         since = next(reversed(self._seen))[0] if self._seen else None
         with cloud_errors():
-            self._take(self.call.logs.fetch(since=since))
+            await self._take(self.call.logs.fetch.aio(since=since))
 
-    def stream(self, patience: float | None) -> None:
+    async def stream(self, patience: float | None) -> None:
         """What is logged from now on, to the call's end or until nothing came for `patience` seconds."""
-        self._take(self.call.logs.stream(timeout=patience))
+        await self._take(self.call.logs.stream.aio(timeout=patience))
 
-    def _take(self, entries: "Iterable[modal.types.LogEntry]") -> None:
-        for entry in entries:
-            key = (entry.timestamp, entry.message)
-            if key not in self._seen:
-                self._seen[key] = None
-                if len(self._seen) > _REMEMBERED:
-                    self._seen.popitem(last=False)
-                self.emit(entry.message, entry.source)
+    async def _take(self, entries: "AsyncGenerator[modal.types.LogEntry]") -> None:
+        async with cancellable(), aclosing(entries):
+            async for entry in entries:
+                key = (entry.timestamp, entry.message)
+                if key not in self._seen:
+                    self._seen[key] = None
+                    if len(self._seen) > _REMEMBERED:
+                        self._seen.popitem(last=False)
+                    self.emit(entry.message, entry.source)
 
 
 @contextmanager

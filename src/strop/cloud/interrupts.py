@@ -1,12 +1,13 @@
-"""Ctrl-C around Modal's client: its contexts end as if nothing had come, and its waiting is confused by it."""
+"""Ctrl-C in Modal's client (1.6.4): a context of its ends as if nothing had come, its log stream in tracebacks."""
 
+import asyncio
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from types import FrameType
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
@@ -42,36 +43,28 @@ def held_back(context: AbstractContextManager[Any]) -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-class InThread(Generic[_T]):
-    """A function's call in a thread of its own: Ctrl-C reaches who waits for it, and not Modal's client inside."""
+def run(waiting: Coroutine[Any, Any, _T]) -> _T:
+    """`asyncio.run`, which Ctrl-C leaves without a word.
 
-    def __init__(self, function: Callable[[], _T]) -> None:
-        self._outcome: _T
-        self._error: BaseException | None = None
-        self._ended = threading.Event()  # an interrupted Thread.join takes the thread for ended (Python 3.11, 3.12)
+    Modal's log stream, when cancelled, forgets a task of its own; asyncio would tell of it when the process ends.
 
-        def run() -> None:
-            try:
-                self._outcome = function()
-            except BaseException as error:  # Modal's cancellation is one
-                self._error = error
-            finally:
-                self._ended.set()
+    Raises:
+        KeyboardInterrupt: Ctrl-C has come, and the coroutine was cancelled.
+    """
+    try:
+        return asyncio.run(waiting)
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
 
-        threading.Thread(target=run, daemon=True).start()
 
-    def join(self, timeout: float | None = None) -> None:
-        """Wait for its end, however that is."""
-        self._ended.wait(timeout)
-
-    def result(self) -> _T:
-        """Wait for its end; return or raise what it did."""
-        try:
-            self._ended.wait()
-        except KeyboardInterrupt:
-            # What Modal's client is doing is cut off when the process ends, of which asyncio would tell in tracebacks.
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-            raise
-        if self._error is not None:
-            raise self._error
-        return self._outcome
+@asynccontextmanager
+async def cancellable() -> AsyncIterator[None]:
+    """Keep a cancellation one: Modal's log stream, when cancelled, fails at closing the generator that it awaits."""
+    try:
+        yield
+    except Exception:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError from None
+        raise

@@ -1,5 +1,6 @@
 """A recipe -> a run on Modal, followed to its end or left to itself."""
 
+import asyncio
 import hashlib
 import json
 import re
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from strop.cloud import gpus
 from strop.cloud.follow import CallLog, Emit, cloud_errors, is_passing, to_console, wait
-from strop.cloud.interrupts import InThread, held_back
+from strop.cloud.interrupts import held_back, run
 from strop.cloud.job import RUNS_VOLUME, Job, Outcome
 from strop.cloud.pull import pull
 from strop.cloud.record import RECORD_FILE, RemoteRun, read_record, write_record
@@ -166,12 +167,13 @@ class _Launch:
 
     def _follow(self, call: "modal.FunctionCall[dict[str, Any]]", patience: float | None) -> Outcome | None:
         """Wait for the call's end; it is cancelled where it never began, or a person stops it."""
-        waiting = InThread(lambda: wait(CallLog(call, self._emit), patience))
+        log = CallLog(call, self._emit)
         try:
-            outcome = waiting.result()
+            outcome = run(wait(log, patience))
         except KeyboardInterrupt:
             stopped = self._stop(call)
-            waiting.join(LONGEST_STOP)  # its last lines
+            with suppress(StropError, TimeoutError):  # its last lines, and how it ended, which we know
+                run(asyncio.wait_for(wait(log), LONGEST_STOP))
             raise stopped from None
         if outcome is None:
             with cloud_errors():

@@ -1,8 +1,10 @@
 """The log of a call, each entry once, over a connection that comes and goes."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import modal
@@ -32,19 +34,25 @@ class Call:
     results: list[Any] = field(default_factory=lambda: [{"exit_code": 0, "attempt": 1}])
 
     @property
-    def logs(self) -> "Call":
-        return self
+    def logs(self) -> SimpleNamespace:
+        return SimpleNamespace(stream=SimpleNamespace(aio=self._stream), fetch=SimpleNamespace(aio=self._fetch))
 
-    def stream(self, timeout: float | None) -> Iterator[Entry]:
+    @property
+    def get(self) -> SimpleNamespace:
+        return SimpleNamespace(aio=self._get)
+
+    async def _stream(self, timeout: float | None) -> AsyncIterator[Entry]:
         for item in self.streams.pop(0):
             if isinstance(item, Exception):
                 raise item
             yield item
 
-    def fetch(self, since: datetime | None) -> list[Entry]:
-        return [entry for entry in ENTRIES if since is None or entry.timestamp >= since]
+    async def _fetch(self, since: datetime | None) -> AsyncIterator[Entry]:
+        for entry in ENTRIES:
+            if since is None or entry.timestamp >= since:
+                yield entry
 
-    def get(self, timeout: float) -> Any:
+    async def _get(self, timeout: float) -> Any:
         result = self.results.pop(0)
         if isinstance(result, BaseException):
             raise result
@@ -53,13 +61,13 @@ class Call:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(follow, "_LONGEST_WAIT", 0.0)
 
 
 def followed(call: Call, patience: float | None = None) -> tuple[Outcome | None, str]:
     shown: list[str] = []
-    outcome = wait(CallLog(call, lambda text, source: shown.append(text) if source == "stdout" else None), patience)
-    return outcome, "".join(shown)
+    log = CallLog(call, lambda text, source: shown.append(text) if source == "stdout" else None)
+    return asyncio.run(wait(log, patience)), "".join(shown)
 
 
 ALL = "".join(entry.message for entry in ENTRIES)
@@ -101,7 +109,7 @@ def test_output_that_has_gone_ends_the_following() -> None:
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
-        wait(CallLog(Call([ENTRIES]), emit))
+        asyncio.run(wait(CallLog(Call([ENTRIES]), emit)))
 
 
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
