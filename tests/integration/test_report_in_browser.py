@@ -36,6 +36,11 @@ def visit(driver: webdriver.Chrome, address: str) -> None:
     driver.get(address)
 
 
+def text(driver: webdriver.Chrome, selector: str) -> str:
+    """What an element shows, found and read at once: a watched page may replace it in between."""
+    return str(driver.execute_script("return document.querySelector(arguments[0]).innerText", selector))
+
+
 def touch_everything(driver: webdriver.Chrome) -> None:
     """Bring about what event handlers wait for, and time for what loads or fires late."""
     driver.execute_script(
@@ -173,19 +178,19 @@ def test_a_watched_page_follows_its_run_and_keeps_what_the_reader_chose(
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         visit(driver, server.url)
+        assert "Answers while it learned" in text(driver, "main")
         driver.find_element(By.CSS_SELECTOR, '[data-show="gained"]').click()
         driver.execute_script("scrollTo(0, 900)")
         with (folder / "metrics.jsonl").open("a") as file:
             file.writelines(f'{{"kind": "train", "step": {step}, "loss": 0.01}}\n' for step in range(31, 42))
         (folder / "samples.jsonl").unlink()
         waiting = WebDriverWait(driver, 20)
-        waiting.until(lambda _: "41 steps" in driver.find_element(By.CSS_SELECTOR, "header").text)
-        keys = driver.find_element(By.CSS_SELECTOR, ".chart .keys").text
-        assert "0.01" in keys
-        assert "Answers while it learned" not in driver.find_element(By.TAG_NAME, "main").text
+        waiting.until(lambda _: "41 steps" in text(driver, "header"))
+        waiting.until(lambda _: "Answers while it learned" not in text(driver, "main"))
+        assert "0.01" in text(driver, ".chart .keys")
         assert driver.find_element(By.CSS_SELECTOR, '[data-show="gained"]').get_attribute("aria-pressed") == "true"
         assert driver.execute_script("return scrollY") == pytest.approx(900, abs=60)
         assert complaints(driver) == []
         assert set(requests(driver)) == {server.url}
         server.shutdown()
-    waiting.until(lambda _: "has ended" in driver.find_element(By.CSS_SELECTOR, "footer").text)
+    waiting.until(lambda _: "has ended" in text(driver, "footer"))
