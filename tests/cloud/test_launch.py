@@ -234,6 +234,19 @@ def test_ctrl_c_stops_the_run_as_it_does_here(modal: FakeModal, start: Start, re
     assert list(modal.volume("strop-runs").glob("*/run/saved"))  # what it wrote when it was stopped is committed
 
 
+def test_ctrl_c_that_ends_our_reader_too_stops_the_run(
+    modal: FakeModal, start: Start, recipe: Callable[..., str]
+) -> None:
+    modal.seconds["AppGetLogs"] = 100.0  # nothing is printed before the reader has gone
+    process = start("train", recipe("slow"), "--on", "modal")
+    modal.wait_for(lambda: modal.sent("AppGetLogs"))
+    modal.seconds["AppGetLogs"] = 0.0
+    assert process.stdout is not None
+    process.stdout.close()
+    assert interrupted(process) == 75
+    assert len(modal.sent("FunctionCallCancel")) == 1
+
+
 @pytest.mark.parametrize("rpc", ["FunctionMap", "AppClientDisconnect"])
 def test_ctrl_c_while_a_run_is_handed_over_stops_it(
     rpc: str, modal: FakeModal, start: Start, recipe: Callable[..., str]

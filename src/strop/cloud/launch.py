@@ -172,7 +172,7 @@ class _Launch:
             outcome = run(wait(log, patience))
         except KeyboardInterrupt:
             stopped = self._stop(call)
-            with suppress(StropError, TimeoutError):  # its last lines, and how it ended, which we know
+            with suppress(StropError, OSError):  # its last lines, and how it ended, which we know
                 run(asyncio.wait_for(wait(log), LONGEST_STOP))
             raise stopped from None
         if outcome is None:
@@ -182,7 +182,8 @@ class _Launch:
 
     def _stop(self, call: "modal.FunctionCall[dict[str, Any]]") -> Interrupted:
         """Stop the run, and say how it goes on."""
-        self._note("stopping: the run saves a checkpoint and ends")
+        with suppress(OSError, SystemExit):  # Ctrl-C ends the other side of a pipe too, and Rich leaves for that
+            self._note("stopping: the run saves a checkpoint and ends")
         with cloud_errors():
             call.cancel()
         return Interrupted(f"stopped. Go on with the same command, or fetch what there is: strop pull {self._folder}")
