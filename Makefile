@@ -47,10 +47,10 @@ lock: $(READY)  ## the packages of the Modal images, with hashes, from pyproject
 	echo triton | $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate \
 	    --custom-compile-command 'make lock' --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
 	    --extra parquet --extra gguf --constraint .venv/lock-constraints.txt \
-	    --output-file src/strop/cloud/requirements.lock pyproject.toml -
+	    --output-file src/strop/modal_runs/requirements.lock pyproject.toml -
 	printf 'vllm==0.21.0\nbitsandbytes==0.50.2\n' | $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url \
 	    --no-annotate --custom-compile-command 'make lock' --python-version 3.12 \
-	    --python-platform x86_64-manylinux_2_28 --output-file src/strop/cloud/vllm.lock -
+	    --python-platform x86_64-manylinux_2_28 --output-file src/strop/modal_runs/vllm.lock -
 
 clean:  ## remove the environment and all caches in this folder; runs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

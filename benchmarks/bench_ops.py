@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from strop.ops.attention import Packing
+from strop.ops.elementwise import rms_norm, rotary, swiglu
 from strop.ops.frozen_linear import quantise_rows
 from strop.ops.fused.attention import tree_attention, tree_attention_backward
 from strop.ops.fused.attention_plan import plan_attention
@@ -25,9 +26,6 @@ from strop.ops.fused.rotary import finish_qkv, turn_back
 from strop.ops.fused.swiglu import swiglu as fused_swiglu
 from strop.ops.fused.swiglu import swiglu_backward
 from strop.ops.fused.thin import Blocks, LowRank
-from strop.ops.rms_norm import rms_norm
-from strop.ops.rotary import rotary
-from strop.ops.swiglu import swiglu
 
 WIDTH, FF, HEADS, HEAD, RANK = 3072, 8192, 32, 96, 16
 Call = Callable[[], object]

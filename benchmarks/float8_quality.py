@@ -30,19 +30,19 @@ from torch import Tensor
 import product_errors
 import report
 from strop.data.dataset import Dataset, open_dataset
-from strop.data.pack import Batch
 from strop.data.store import SampleStore
 from strop.evaluation.generate import generate
 from strop.evaluation.loss import held_out_loss
 from strop.evaluation.matching import exact_match, numbers
 from strop.evaluation.score import split_question
-from strop.model.locate import locate_model
+from strop.microbatch.pack import Batch
+from strop.microbatch.steps import Microbatches
+from strop.model.checkpoint.locate import locate_model
+from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter, projections
-from strop.model.weights import load_decoder
 from strop.recipe import LoraSection, Recipe, TrainSection, load_recipe
 from strop.training.budget import wanted_tokens
 from strop.training.gradients import choose_gradients
-from strop.training.microbatches import Microbatches
 from strop.training.optim import FlatAdamW, learning_rate
 from strop.training.step import train_step
 

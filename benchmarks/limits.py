@@ -13,7 +13,7 @@ import gc
 import torch
 
 from random_checkpoint import LAYOUTS, PHI3_MINI
-from strop.model.families import read_config
+from strop.model.config import read_config
 from strop.training.budget import peak_memory
 from strop.training.gradients import choose_gradients
 from throughput import random_adapter

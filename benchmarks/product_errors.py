@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from strop.data.pack import Batch
+from strop.microbatch.pack import Batch
 from strop.model.lora import LoraAdapter, projections
 from strop.ops.frozen_linear import Float8Weight, FrozenWeight, Operand, quantise_rows
 from strop.ops.nf4 import dequantise, quantise

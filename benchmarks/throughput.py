@@ -32,13 +32,13 @@ import torch
 import report
 import workloads
 from random_checkpoint import LAYOUTS, PHI3_MINI
-from strop.data.pack import Batch, pack
-from strop.data.sampler import step_samples
 from strop.data.store import SampleStore
-from strop.model.allocator import grow_segments
-from strop.model.families import DecoderConfig, read_config
+from strop.microbatch.order import step_samples
+from strop.microbatch.pack import Batch, pack
+from strop.model.checkpoint.weights import build_decoder, group_modules
+from strop.model.config import DecoderConfig, read_config
 from strop.model.lora import LoraAdapter
-from strop.model.weights import build_decoder, group_modules
+from strop.model.precision import grow_segments
 from strop.ops.frozen_linear import Float8Weight, FrozenWeight, Operand, quantise_rows
 from strop.ops.nf4 import Nf4, quantise
 from strop.recipe import LoraSection, TrainSection

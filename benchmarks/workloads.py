@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from random_checkpoint import TOKENIZER
-from strop.data.formats import shape_of
-from strop.data.sampler import step_samples
+from strop.data.shapes import shape_of
 from strop.data.store import SampleStore, Settings, open_or_build
 from strop.data.template import load_template
+from strop.microbatch.order import step_samples
 
 MAX_SEQ_LENGTH = 2048
 WORKLOADS = ("census", "long")

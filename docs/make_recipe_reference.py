@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.recipe import DataSection, LoraSection, ModalSection, ModelSection, Section, TrainSection
-from strop.recipe_aliases import ALIASES, TRANSLATED, UNDERSTOOD
+from strop.recipe.aliases import ALIASES, TRANSLATED, UNDERSTOOD
 
 PAGE = Path(__file__).with_name("recipe.md")
 SECTIONS: dict[str, type[Section]] = {

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from strop.evaluation import decode_step, generate
+from strop.fused.capture import CapturedGradients
 from strop.model.decoder import Decoder
-from strop.training.capture import CapturedGradients
 
 
 class Graph:

@@ -8,10 +8,10 @@ import torch
 from strop.data.examples import Origin
 from strop.data.store import Sample
 from strop.errors import Interrupted
+from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
-from strop.model.weights import load_decoder
 from strop.recipe import LoraSection
-from strop.run.console import Reporter
+from strop.run.reporter import Reporter
 
 
 class Rows:

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from strop.data.pack import Batch, pack
 from strop.data.store import Sample
+from strop.microbatch.pack import Batch, pack
 
 
 def samples(seed: int = 0, vocab: int = 60) -> list[Sample]:

@@ -7,7 +7,7 @@ import pytest
 
 from strop.data import readers
 from strop.data.examples import Fault
-from strop.data.rows import detect_format, read_examples
+from strop.data.sources import detect_format, read_examples
 from strop.errors import DataError
 
 GOOD = b'{"instruction":"What is 2+2?","input":"","output":"4"}'

@@ -84,7 +84,7 @@ def _hash(data: bytes) -> str:
 def train(path: Path, stop_at: int | None = None, **changes: Any) -> Any:
     """Train a recipe with some keys changed; `stop_at` sends SIGTERM after that step."""
     import strop
-    from strop.run.console import Reporter
+    from strop.run.reporter import Reporter
 
     class StopsAt(Reporter):
         def on_step(self, record: Any) -> None:
@@ -140,7 +140,7 @@ def evaluated_path(folder: Path) -> Path:
 
 def gpu(folder: Path) -> dict[str, Any]:
     """float8, bfloat16 and NF4, on captured graphs, on fused layers as they come, and on the plain decoder."""
-    import strop.training.capture as capture
+    import strop.fused.capture as capture
 
     results: dict[str, Any] = {}
     path = write_recipe(folder / "gpu", "smollm2", WIDE, "bfloat16", gain=1.0)

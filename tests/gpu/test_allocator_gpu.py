@@ -27,6 +27,6 @@ def held_for_each_byte_in_use(before: str) -> float:
 
 
 def test_free_memory_is_joined() -> None:
-    grow = "from strop.model.allocator import grow_segments; grow_segments()"
+    grow = "from strop.model.precision import grow_segments; grow_segments()"
     assert held_for_each_byte_in_use(grow) < 1.05
     assert held_for_each_byte_in_use("") > 1.5

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from strop.data.pack import Batch
-from strop.model.inputs import PackedInputs
+from strop.microbatch.inputs import PackedInputs
+from strop.microbatch.pack import Batch
+from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
-from strop.model.weights import load_decoder
 from strop.ops.frozen_linear import Float8Weight, Operand, quantise_rows
 from strop.recipe import LoraSection, TrainSection
 from strop.training.optim import FlatAdamW
@@ -36,7 +36,7 @@ def plain_gradient(adapter: LoraAdapter, batch: Batch) -> torch.Tensor:
 
 
 def captured(adapter: LoraAdapter):
-    from strop.training.capture import CapturedGradients
+    from strop.fused.capture import CapturedGradients
 
     return CapturedGradients(adapter)
 

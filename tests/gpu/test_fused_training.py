@@ -9,13 +9,13 @@ import torch
 from helpers import metrics, write_recipe
 from strop import api
 from strop.errors import Interrupted, NumericsError
+from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
 from strop.model.precision import choose_device
-from strop.model.weights import load_decoder
 from strop.recipe import LoraSection, TrainSection, load_recipe
 from strop.run.checkpoint import load_newest
-from strop.run.console import Reporter
 from strop.run.folder import RunFolder
+from strop.run.reporter import Reporter
 from strop.training.loop import Trainer
 from strop.training.step import StepInFlight
 from test_fused_gpu import adapter_of, captured, step_of

@@ -9,16 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
-from strop.model.weights import load_decoder
 from strop.ops import reference
 from strop.ops.attention import Packing, attention
+from strop.ops.elementwise import rms_norm, rotary, swiglu
 from strop.ops.frozen_linear import FrozenWeight
 from strop.ops.linear_cross_entropy import linear_cross_entropy
 from strop.ops.lora_linear import lora_linear
-from strop.ops.rms_norm import rms_norm
-from strop.ops.rotary import rotary
-from strop.ops.swiglu import swiglu
 from strop.recipe import LoraSection
 from tiny_models import load_oracle, write_checkpoint
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
-from strop.model.weights import load_decoder
 from strop.ops import adamw_8bit as module
 from strop.ops.adamw_8bit import Moments, Settings, adamw_8bit
 from strop.ops.nf4 import dequantise, dequantise_into, quantise
@@ -131,7 +131,7 @@ def test_steps_with_8_bit_moments_follow_those_in_32_bits(tmp_path: Path) -> Non
 
 def test_a_layer_takes_little_more_than_its_bytes() -> None:
     """4.13 bits a weight, and one dense matrix for all of them."""
-    from strop.ops.nf4_weight import Nf4Weight, Scratch
+    from strop.ops.nf4 import Nf4Weight, Scratch
 
     weights = [torch.randn(4096, 4096, device="cuda").bfloat16() for _ in range(4)]
     scratch, before = Scratch(torch.bfloat16, "cuda"), torch.cuda.memory_allocated()

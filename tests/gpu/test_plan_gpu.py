@@ -7,9 +7,9 @@ import torch
 
 from helpers import write_recipe
 from strop import api
+from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
 from strop.model.precision import choose_device
-from strop.model.weights import load_decoder
 from strop.recipe import LoraSection, TrainSection, load_recipe
 from strop.run.folder import RunFolder
 from strop.training.loop import Trainer

@@ -20,7 +20,7 @@ from strop.api.exporting import _reference
 from strop.data.template import load_template
 from strop.errors import ParityError
 from strop.exporting.parity.gate import check_parity
-from strop.model.locate import locate_model
+from strop.model.checkpoint.locate import locate_model
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from helpers import environment, strop, write_recipe
 from strop import api
 from strop.errors import BudgetReached
 from strop.recipe import load_recipe
-from strop.run.console import Reporter
 from strop.run.metrics import read_metrics
+from strop.run.reporter import Reporter
 
 
 class Notes(Reporter):
@@ -27,7 +27,7 @@ class Notes(Reporter):
 def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("STROP_CACHE", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, environment(tmp_path / "cache")[name])
-    monkeypatch.setattr("strop.cloud.prices._PATIENCE", 0.0)  # the stored list at once
+    monkeypatch.setattr("strop.modal_runs.prices._PATIENCE", 0.0)  # the stored list at once
     write_recipe(tmp_path, max_steps=6, save_steps=2)
     return tmp_path
 

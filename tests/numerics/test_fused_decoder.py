@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from strop.data.pack import Batch
-from strop.model.fused import FusedDecoder
-from strop.model.fused_inputs import InputBlock, Padding, read_inputs
-from strop.model.inputs import PackedInputs
+from strop.fused.decoder import FusedDecoder
+from strop.fused.inputs import InputBlock, Padding, read_inputs
+from strop.microbatch.inputs import PackedInputs
+from strop.microbatch.pack import Batch
+from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
-from strop.model.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import write_checkpoint
 from tree_batches import batch_of

@@ -10,9 +10,9 @@ import captured_on_cpu
 from strop.evaluation import decode_step, prefill
 from strop.evaluation.generate import Answer, generate, stream
 from strop.evaluation.kv_cache import KVCache
+from strop.model.checkpoint.weights import load_decoder
 from strop.model.decoder import Decoder, attend_packed
 from strop.model.lora import LoraAdapter
-from strop.model.weights import load_decoder
 from strop.ops.attention import Packing
 from strop.recipe import LoraSection
 from tiny_models import FAMILIES, load_oracle, write_checkpoint

@@ -24,10 +24,10 @@ from strop.exporting.gguf.quantise import quantise
 from strop.exporting.merge import merged_model
 from strop.exporting.parity import gate
 from strop.exporting.parity.gate import Limits, Parity, Question, check_parity
-from strop.model.families import read_config
+from strop.model.checkpoint.vet import vet_model_folder
+from strop.model.checkpoint.weights import load_decoder
+from strop.model.config import read_config
 from strop.model.lora import LoraAdapter
-from strop.model.vet import vet_model_folder
-from strop.model.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import write_checkpoint
 

@@ -20,21 +20,23 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from captured_on_cpu import emulate_graphs
 from float8_interpreter import round_as_hardware
-from strop.data.pack import Batch, pack
 from strop.data.store import Sample
-from strop.model import fused_inputs, fused_layer, lora_work
-from strop.model.fused import FusedDecoder
-from strop.model.fused_inputs import FusedInputs, InputBlock, read_inputs
-from strop.model.inputs import PackedInputs
+from strop.fused import inputs as fused_inputs
+from strop.fused import layer as fused_layer
+from strop.fused import lora_work
+from strop.fused.capture import CapturedGradients
+from strop.fused.decoder import FusedDecoder
+from strop.fused.inputs import FusedInputs, InputBlock, read_inputs
+from strop.microbatch.inputs import PackedInputs
+from strop.microbatch.pack import Batch, pack
+from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
-from strop.model.weights import load_decoder
 from strop.ops import frozen_linear
 from strop.ops.attention import Packing
 from strop.ops.frozen_linear import Float8Weight, Operand
 from strop.ops.fused import attention as fused_attention
 from strop.ops.fused import attention_plan
 from strop.recipe import LoraSection, TrainSection
-from strop.training.capture import CapturedGradients
 from strop.training.gradients import Gradients, PlainGradients
 from strop.training.optim import FlatAdamW
 from strop.training.step import train_step

@@ -10,8 +10,7 @@ import bitsandbytes_oracle as oracle
 from strop.ops import nf4, reference
 from strop.ops.blockwise import dequantise_blockwise, dynamic_code, quantise_blockwise
 from strop.ops.frozen_linear import Operand
-from strop.ops.nf4 import Nested, Nf4, dequantise, dequantise_into, magnitudes, quantise
-from strop.ops.nf4_weight import Nf4Weight, Scratch
+from strop.ops.nf4 import Nested, Nf4, Nf4Weight, Scratch, dequantise, dequantise_into, magnitudes, quantise
 
 CPU = torch.device("cpu")
 SHAPES = [(96, 128), (48, 80), (320, 256), (33, 50), (1, 64), (3, 5)]

@@ -11,12 +11,11 @@ from torch import Tensor
 
 import bitsandbytes_oracle as oracle
 from strop.errors import ModelError, RecipeError
-from strop.model.inputs import PackedInputs
+from strop.microbatch.inputs import PackedInputs
+from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter, projections
-from strop.model.weights import load_decoder
 from strop.ops.frozen_linear import Float8Weight, FrozenWeight
-from strop.ops.nf4 import dequantise, quantise
-from strop.ops.nf4_weight import Nf4Weight
+from strop.ops.nf4 import Nf4Weight, dequantise, quantise
 from strop.recipe import LoraSection
 from tiny_models import write_checkpoint
 from tree_batches import batch_of

@@ -8,12 +8,10 @@ import torch
 
 from strop.ops import reference
 from strop.ops.attention import Packing, attention
+from strop.ops.elementwise import rms_norm, rotary, swiglu
 from strop.ops.frozen_linear import FrozenWeight, frozen_linear
 from strop.ops.linear_cross_entropy import linear_cross_entropy
 from strop.ops.lora_linear import lora_linear
-from strop.ops.rms_norm import rms_norm
-from strop.ops.rotary import rotary
-from strop.ops.swiglu import swiglu
 
 BOUND = 1e-12
 ROWS = ((0, 24), (24, 32), (40, 48))  # three modules; output rows 32..39 belong to none

@@ -7,12 +7,12 @@ import peft
 import pytest
 import torch
 
-from strop.data.pack import pack
 from strop.data.store import Sample
+from strop.microbatch.inputs import PackedInputs
+from strop.microbatch.pack import pack
+from strop.model.checkpoint.weights import load_decoder
 from strop.model.decoder import Decoder
-from strop.model.inputs import PackedInputs
 from strop.model.lora import LoraAdapter
-from strop.model.weights import load_decoder
 from strop.ops.attention import Packing
 from strop.recipe import LoraSection
 from tiny_models import FAMILIES, load_oracle, write_checkpoint

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from strop.data.pack import Batch, labels_of, pack
 from strop.data.store import Sample
 from strop.evaluation import loss
 from strop.evaluation.loss import held_out_loss, row_losses
+from strop.microbatch.pack import Batch, labels_of, pack
+from strop.model.checkpoint.weights import load_decoder
 from strop.model.decoder import Decoder
-from strop.model.weights import load_decoder
 from tiny_models import write_checkpoint
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from strop.data.pack import Batch, pack
 from strop.data.store import Sample
-from strop.model.inputs import PackedInputs
+from strop.microbatch.inputs import PackedInputs
+from strop.microbatch.pack import Batch, pack
 from strop.model.lora import LoraAdapter
 from strop.ops import attention as ops_attention
 from strop.ops.attention import Packing

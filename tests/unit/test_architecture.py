@@ -18,16 +18,18 @@ MAY_IMPORT = {
     "recipe": {"errors"},
     "resolve": {"errors"},
     "data": {"recipe", "resolve", "errors"},
-    "model": {"ops", "recipe", "resolve", "errors"},
+    "microbatch": {"data", "ops", "recipe", "errors"},
+    "model": {"microbatch", "ops", "recipe", "resolve", "errors"},
+    "fused": {"microbatch", "model", "ops", "training", "errors"},
     "run": {"recipe", "resolve", "errors"},
-    "training": {"data", "model", "ops", "run", "recipe", "errors"},
-    "forecast": {"data", "model", "training", "cloud", "run", "recipe", "errors"},
+    "training": {"data", "microbatch", "model", "fused", "ops", "run", "recipe", "errors"},
+    "forecast": {"data", "microbatch", "model", "training", "modal_runs", "run", "recipe", "errors"},
     "reporting": {"run", "errors"},
-    "evaluation": {"data", "model", "ops", "run", "recipe", "errors"},
-    "engines": {"data", "model", "run", "training", "recipe", "errors"},
+    "evaluation": {"data", "microbatch", "model", "ops", "run", "recipe", "errors"},
+    "unsloth": {"data", "microbatch", "model", "run", "training", "recipe", "errors"},
     "serving": {"data", "model", "evaluation", "recipe", "errors"},
     "exporting": {"data", "model", "ops", "run", "recipe", "resolve", "errors"},
-    "cloud": {"data", "model", "run", "recipe", "resolve", "errors"},
+    "modal_runs": {"data", "model", "run", "recipe", "resolve", "errors"},
 }
 
 
@@ -43,12 +45,7 @@ def imported_parts(path: Path) -> set[str]:
                 f"{node.module}.{alias.name}" if node.module == "strop" else str(node.module) for alias in node.names
             }
     parts = {name.split(".")[1] for name in names if name.startswith("strop.")}
-    return {_part(name) for name in parts if not name.startswith("__")}
-
-
-def _part(name: str) -> str:
-    """recipe_file.py and recipe_aliases.py belong to `recipe`."""
-    return name.removesuffix(".py").split("_")[0] if name.startswith("recipe_") else name.removesuffix(".py")
+    return {name for name in parts if not name.startswith("__")}
 
 
 def files() -> list[str]:
@@ -57,7 +54,7 @@ def files() -> list[str]:
 
 @pytest.mark.parametrize("file", files())
 def test_imports_point_downwards(file: str) -> None:
-    part = _part(Path(file).parts[0])
+    part = Path(file).parts[0].removesuffix(".py")
     imported = imported_parts(SOURCE / file) - {part}
     if part in MAY_IMPORT:
         assert imported <= MAY_IMPORT[part], f"{part} may import {sorted(MAY_IMPORT[part])}"
@@ -67,14 +64,14 @@ def test_imports_point_downwards(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", files())
-def test_modal_is_imported_in_cloud_only(file: str) -> None:
+def test_modal_is_imported_in_modal_runs_only(file: str) -> None:
     names = {
         name
         for node in ast.walk(ast.parse((SOURCE / file).read_text(encoding="utf-8")))
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [str(node.module)])
     }
-    assert file.startswith("cloud/") or not {name for name in names if name.partition(".")[0] == "modal"}
+    assert file.startswith("modal_runs/") or not {name for name in names if name.partition(".")[0] == "modal"}
 
 
 def test_no_public_function_has_the_name_of_a_package() -> None:
@@ -90,7 +87,7 @@ def test_the_scan_sees_an_import_inside_a_function(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["strop", "strop.recipe", "strop.errors", "strop.cli", "strop.resolve", "strop.cloud.modal_app"]
+    "module", ["strop", "strop.recipe", "strop.errors", "strop.cli", "strop.resolve", "strop.modal_runs.modal_app"]
 )
 def test_importing_it_loads_neither_torch_nor_transformers(module: str) -> None:
     if importlib.util.find_spec(module) is None:

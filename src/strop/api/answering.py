@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from strop.data.examples import Origin
-    from strop.data.formats import Format
-    from strop.evaluation.chat import ChatSession
+    from strop.data.shapes import Format
+    from strop.evaluation.session import ChatSession
     from strop.model.lora import LoraAdapter
     from strop.serving.client import EndpointSession
 
@@ -26,8 +26,8 @@ def chat(run: Run, max_new_tokens: int = 256, temperature: float = 0.0) -> ChatS
         RecipeError: The run is not finished.
     """
     from strop.data.template import load_template
-    from strop.evaluation.chat import ChatSession
-    from strop.model.locate import locate_model
+    from strop.evaluation.session import ChatSession
+    from strop.model.checkpoint.locate import locate_model
 
     recipe = run.recipe
     folder = locate_model(recipe.model.model_name_or_path, recipe.model.revision)
@@ -62,8 +62,9 @@ def held_out_question(run: Run) -> str:
 
 def questions_of(specs: Sequence[str], format: Format) -> Iterator[tuple[Origin, str]]:
     """Where each row comes from and what it asks."""
+    from strop.data.examples import Fault
     from strop.data.prompts import question_of
-    from strop.data.rows import Fault, find_files, read_examples
+    from strop.data.sources import find_files, read_examples
 
     for row in read_examples(find_files(specs), format):
         if not isinstance(row, Fault):
@@ -73,7 +74,7 @@ def questions_of(specs: Sequence[str], format: Format) -> Iterator[tuple[Origin,
 def tuned_model(run: Run, model_folder: Path) -> LoraAdapter:
     """The run's model with its trained adapter."""
     from strop.exporting.adapter import load_adapter
-    from strop.run.console import Reporter
+    from strop.run.reporter import Reporter
 
     if not (run.adapter_path / "adapter_config.json").exists():
         raise RecipeError(f"{run.path} has no adapter yet; `strop train {run.path}` goes on with it")

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from strop.data.audit import AuditReport
     from strop.model.lora import LoraAdapter
     from strop.run.checkpoint import Checkpoint
-    from strop.run.console import Reporter
     from strop.run.cost import Meter
     from strop.run.folder import RunFolder
     from strop.run.metrics import MetricsLog
+    from strop.run.reporter import Reporter
     from strop.training.progress import Progress
     from strop.training.stop import StopSignals
 

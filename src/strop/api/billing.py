@@ -33,7 +33,7 @@ def meter_of(recipe: Recipe, folder: RunFolder, note: Callable[[str], None]) -> 
         if limit is not None:
             note(f"modal.max_cost={limit:g} is not watched: nothing is billed here ({GPU} is not set)")
         return None
-    from strop.cloud.prices import current_prices
+    from strop.modal_runs.prices import current_prices
     from strop.run.cost import Meter, with_unfinished
     from strop.run.metrics import read_metrics
 

@@ -59,7 +59,7 @@ def keep_card(run: Run, template: Template, model_folder: Path, note: Callable[[
 
 
 def _about(run: Run, template: Template, model_folder: Path, spec: str, rank: int) -> About:
-    from strop.cloud.vllm import RANKS
+    from strop.modal_runs.vllm import RANKS
     from strop.reporting.card import About
 
     model, data = run.recipe.model, run.recipe.data

@@ -120,10 +120,10 @@ def _engine(recipe: Recipe | None) -> Iterator[Finding]:
 
 
 def _against(recipe: Recipe | None, device: torch.device) -> str | None:
-    from strop.model.families import read_config
-    from strop.model.locate import locate_model
+    from strop.model.checkpoint.locate import locate_model
+    from strop.model.checkpoint.vet import vet_model_folder
+    from strop.model.config import read_config
     from strop.model.precision import why_not_fused
-    from strop.model.vet import vet_model_folder
     from strop.recipe import LoraSection
 
     if recipe is None:

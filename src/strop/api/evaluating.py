@@ -47,7 +47,7 @@ def evaluate(
         RecipeError: The run is not finished or holds nothing out; `answers` cannot be written.
         DataError: No held-out row has the key `group_by`, or its values cannot name groups.
     """
-    from strop.evaluation.answers import check_path, write_answers
+    from strop.evaluation.answers_file import check_path, write_answers
     from strop.evaluation.score import Settings
     from strop.evaluation.score import evaluate as score
     from strop.run.folder import RunFolder
@@ -104,8 +104,9 @@ def _questions(data: Dataset, store: SampleStore, specs: Sequence[str], count: i
 
 def _groups(store: SampleStore, specs: Sequence[str], key: str) -> list[str]:
     """What each held-out row has under `key`, as text."""
+    from strop.data.examples import Fault
     from strop.data.readers import read_rows
-    from strop.data.rows import Fault, find_files
+    from strop.data.sources import find_files
 
     index = {store.origin(i): i for i in range(len(store))}
     groups, keys = [NO_GROUP] * len(store), dict[str, None]()

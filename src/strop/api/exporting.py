@@ -90,9 +90,9 @@ def export(
 def _other_layout(run: Run, layout: Layout, base: str | None, output: Path | None) -> Path:
     from strop.data.template import load_template
     from strop.exporting.layout import convert_layout
-    from strop.model.families import read_config
-    from strop.model.locate import locate_model
-    from strop.model.vet import vet_model_folder
+    from strop.model.checkpoint.locate import locate_model
+    from strop.model.checkpoint.vet import vet_model_folder
+    from strop.model.config import read_config
 
     model = run.recipe.model
     model_folder = locate_model(model.model_name_or_path, model.revision)
@@ -110,7 +110,7 @@ def _export(run: Run, to: Form, kind: str, target: Path, quantisation: Quantisat
     from strop.exporting.carry import write_tokenizer
     from strop.exporting.parity.gate import check_parity
     from strop.exporting.staged import staged_folder
-    from strop.model.locate import locate_model
+    from strop.model.checkpoint.locate import locate_model
 
     recipe = run.recipe
     base = locate_model(recipe.model.model_name_or_path, recipe.model.revision)
@@ -135,8 +135,8 @@ def _export(run: Run, to: Form, kind: str, target: Path, quantisation: Quantisat
 def _context(run: Run, base: Path) -> int:
     """Tokens up to which llama.cpp computes what was trained."""
     from strop.exporting.gguf.shape import usable_context
-    from strop.model.families import read_config
-    from strop.model.vet import vet_model_folder
+    from strop.model.checkpoint.vet import vet_model_folder
+    from strop.model.config import read_config
 
     lengths = run.manifest["data"].get("lengths", {})
     return usable_context(read_config(vet_model_folder(base)), lengths.get("max", run.recipe.model.max_seq_length))

@@ -11,19 +11,18 @@ if TYPE_CHECKING:
 
     from strop.model.lora import LoraAdapter
     from strop.recipe import Recipe
-    from strop.run.console import Reporter
+    from strop.run.reporter import Reporter
 
 
 def load_model(recipe: Recipe, model_folder: Path, reporter: Reporter, serving: bool = False) -> LoraAdapter:
     """The model with a fresh adapter; `serving` holds it as others will: float8 is for training alone, NF4 is not."""
     import torch
 
-    from strop.model.allocator import grow_segments
-    from strop.model.families import read_config
+    from strop.model.checkpoint.vet import vet_model_folder
+    from strop.model.checkpoint.weights import load_decoder
+    from strop.model.config import read_config
     from strop.model.lora import LoraAdapter
-    from strop.model.precision import choose_device, choose_precision, why_not_fused
-    from strop.model.vet import vet_model_folder
-    from strop.model.weights import load_decoder
+    from strop.model.precision import choose_device, choose_precision, grow_segments, why_not_fused
 
     grow_segments()
     device = choose_device()

@@ -35,9 +35,9 @@ def plan(recipe: Recipe, note: Callable[[str], None] = lambda line: None, probin
         RecipeError, ModelError, DataError: What would stop the run.
         OutOfMemoryError: A probe does not fit on this GPU.
     """
-    from strop.cloud.prices import current_prices
     from strop.data.audit import refuse
     from strop.forecast.estimate import measured, plan_of
+    from strop.modal_runs.prices import current_prices
     from strop.model.precision import choose_device
 
     probes = choose_device().type == "cuda" if probing is None else probing
@@ -61,9 +61,9 @@ def prediction(recipe: Recipe, prepared: Prepared, folder: RunFolder, device: st
         device: The device's name, as the driver gives it.
         meter: Of a run that is billed.
     """
-    from strop.cloud.prices import STORED
     from strop.forecast.estimate import Line, scaled
     from strop.forecast.gpus import modal_name
+    from strop.modal_runs.prices import STORED
 
     kept = folder.plan
     if kept.get("device", "").lower() == device.lower() and kept.get("of") == _key(recipe, prepared):
@@ -99,7 +99,7 @@ def _job(recipe: Recipe, prepared: Prepared) -> Job:
 
 def _probe(recipe: Recipe, prepared: Prepared, note: Callable[[str], None]) -> Probe:
     from strop.forecast.probe import probe
-    from strop.run.console import Reporter
+    from strop.run.reporter import Reporter
 
     reporter = Reporter()
     reporter.note = note  # type: ignore[assignment, method-assign]

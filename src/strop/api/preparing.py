@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from strop.data.audit import AuditReport
     from strop.data.dataset import Dataset
-    from strop.model.families import DecoderConfig
+    from strop.model.config import DecoderConfig
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """What `strop init` names where the user names nothing: small enough for any machine."""
@@ -36,8 +36,8 @@ def starter_recipe(train_file: str, model: str | None = None) -> str:
     Raises:
         DataError: The rows cannot be found, or their shape is not known.
     """
-    from strop.data.rows import detect_format, find_files
-    from strop.recipe_file import starter_recipe as text
+    from strop.data.sources import detect_format, find_files
+    from strop.recipe.reader import starter_recipe as text
 
     detect_format(find_files([train_file]))
     return text(train_file, model or DEFAULT_MODEL)
@@ -64,11 +64,11 @@ def prepare(recipe: Recipe, note: Callable[[str], None] = lambda line: None, nee
     """`check` without refusing what the report finds wrong; the model's folder may lack weights if none are needed."""
     from strop.data.audit import audit
     from strop.data.dataset import open_dataset
-    from strop.model.families import read_config
-    from strop.model.locate import locate_model
+    from strop.model.checkpoint.locate import locate_model
+    from strop.model.checkpoint.nf4 import refuse_unasked
+    from strop.model.checkpoint.vet import vet_model_folder
+    from strop.model.config import read_config
     from strop.model.lora import resolve_targets
-    from strop.model.nf4_checkpoint import refuse_unasked
-    from strop.model.vet import vet_model_folder
 
     folder = locate_model(recipe.model.model_name_or_path, recipe.model.revision, note, needs_weights)
     settings = vet_model_folder(folder, needs_weights)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from strop.evaluation.samples import Asked
     from strop.forecast.outcome import Outcome
     from strop.model.lora import LoraAdapter
-    from strop.run.console import Reporter
     from strop.run.folder import RunFolder
+    from strop.run.reporter import Reporter
     from strop.training.loop import Trainer
 
 
@@ -40,8 +40,8 @@ def train(recipe: Recipe, reporter: Reporter | None = None) -> Run:
     Raises:
         StropError: See `strop.errors`; whatever was trained until then is in a checkpoint.
     """
-    from strop.run.console import Reporter
     from strop.run.folder import RunFolder
+    from strop.run.reporter import Reporter
     from strop.run.trackers.tracker import require
     from strop.training.stop import StopSignals
 
@@ -119,9 +119,9 @@ def _on_strop(attempt: Attempt) -> None:
 
 def _on_unsloth(attempt: Attempt) -> None:
     """In a worker; its adapter is read back and checked on strop's own decoder once the GPU is free."""
-    from strop.engines.unsloth import UnslothTrainer, start_worker
     from strop.exporting.adapter import fill_adapter
-    from strop.run.console import Reporter
+    from strop.run.reporter import Reporter
+    from strop.unsloth.trainer import UnslothTrainer, start_worker
 
     recipe, prepared, folder, reporter = attempt.recipe, attempt.prepared, attempt.folder, attempt.reporter
     data = prepared.data
@@ -150,7 +150,7 @@ def _on_unsloth(attempt: Attempt) -> None:
 
 
 def _fingerprints(prepared: Prepared) -> dict[str, str]:
-    from strop.model.fingerprint import fingerprint_folder
+    from strop.model.checkpoint.fingerprint import fingerprint_folder
 
     return {
         "base model": fingerprint_folder(prepared.model_folder),

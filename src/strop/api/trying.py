@@ -55,7 +55,8 @@ def questions_for(run: Run, template: Template, context: int) -> list[Question]:
     Raises:
         RecipeError: No row has such a prompt.
     """
-    from strop.data.rows import Fault, find_files, read_examples
+    from strop.data.examples import Fault
+    from strop.data.sources import find_files, read_examples
 
     data = run.recipe.data
     longest = context - _NEW_TOKENS

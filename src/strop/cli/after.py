@@ -10,7 +10,7 @@ from strop.errors import RecipeError
 from strop.recipe import load_recipe
 
 if TYPE_CHECKING:  # these import torch
-    from strop.evaluation.chat import ChatSession
+    from strop.evaluation.session import ChatSession
     from strop.serving.client import EndpointSession
 
 
@@ -135,12 +135,12 @@ def serve(
 
 def _serve_on_modal(run: Path, gpu: str | None, stop: bool) -> None:
     from strop import api
-    from strop.cloud import require_modal
+    from strop.modal_runs import require_modal
     from strop.present import after as present
     from strop.present import console
 
     require_modal()
-    from strop.cloud import serving
+    from strop.modal_runs import serving
 
     recipe = api.Run(run).recipe
     if stop:

@@ -29,7 +29,7 @@ def train(
     from strop import api
     from strop.present import console
     from strop.present import during as present
-    from strop.run.console import console_reporter
+    from strop.run.reporter import console_reporter
 
     settings = list(overrides or ())
     if Path(recipe, "recipe.yaml").exists():  # a run folder, wherever it has been moved to
@@ -46,12 +46,12 @@ def train(
 
 def _train_on_modal(recipe: Recipe, detach: bool) -> None:
     from strop import api
-    from strop.cloud import require_modal
+    from strop.modal_runs import require_modal
     from strop.present import console
     from strop.present import during as present
 
     require_modal()
-    from strop.cloud.launch import launch
+    from strop.modal_runs.launch import launch
 
     outcome = launch(recipe, console.note, detach=detach)
     if outcome is not None and outcome.exit_code:
@@ -66,11 +66,11 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for what comes, until the run ends.")] = False,
 ) -> None:
     """Print the log of a run on Modal, from its beginning."""
-    from strop.cloud import require_modal
+    from strop.modal_runs import require_modal
     from strop.present import console
 
     require_modal()
-    from strop.cloud.follow import show_logs
+    from strop.modal_runs.follow import show_logs
 
     outcome = show_logs(run, follow)
     if outcome is not None:
@@ -80,11 +80,11 @@ def logs(
 @app.command()
 def pull(run: RunArgument) -> None:
     """Fetch the folder of a run on Modal: checkpoints, metrics and, once it has finished, the adapter."""
-    from strop.cloud import require_modal
+    from strop.modal_runs import require_modal
     from strop.present import console
 
     require_modal()
-    from strop.cloud.pull import pull
+    from strop.modal_runs.pull import pull
 
     pull(run, console.note)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from strop.data.examples import Example, Fault, Origin, split_answer
-from strop.data.rows import read_examples
+from strop.data.sources import read_examples
 from strop.data.store import (
     CODE_VERSION,
     FILES,

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from strop.data.files import find_files
-from strop.data.formats import Format
-from strop.data.rows import detect_format
+from strop.data.shapes import Format
+from strop.data.sources import detect_format, find_files
 from strop.data.store import SampleStore, Settings, Split, open_or_build
 from strop.data.template import Template, load_template
 

@@ -6,7 +6,7 @@ before an answer, BOS included. What the template cannot express raises, which v
 
 import json
 
-from strop.data.chat import DATE, ChatTemplate
+from strop.data.chat_template import DATE, ChatTemplate
 from strop.data.prompts import ALPACA, ALPACA_WITH_INPUT
 from strop.data.template import Template
 from strop.data.tokenizer import chat_template_of

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from strop.data.examples import Fault, Origin
-from strop.data.files import BOM
 from strop.errors import DataError
 
+BOM = b"\xef\xbb\xbf"
 MAX_ROW_BYTES = 16 << 20
 MAX_JSON_ARRAY_BYTES = 1 << 30
 _MAX_DIGITS = 1000  # far from any real number; Python itself gives up at 4,300 with a plain ValueError

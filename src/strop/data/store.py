@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strop.data.examples import Fault, Origin
-from strop.data.files import hash_file
-from strop.data.formats import Format
+from strop.data.shapes import Format
+from strop.data.sources import hash_file
 from strop.data.template import Template
 from strop.errors import DataError
 

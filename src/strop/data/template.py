@@ -14,9 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from strop.data.chat import ChatTemplate, Segment
+from strop.data.chat_template import ChatTemplate, Segment
 from strop.data.examples import Example
-from strop.data.formats import Format
 from strop.data.prompts import (
     ALPACA,
     ALPACA_WITH_INPUT,
@@ -25,6 +24,7 @@ from strop.data.prompts import (
     as_turns,
     resolve_template,
 )
+from strop.data.shapes import Format
 from strop.data.tokenizer import (
     bos_to_prepend,
     chat_template_of,

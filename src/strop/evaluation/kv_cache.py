@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from strop.model.config import DecoderConfig
 from strop.model.decoder import Attend
-from strop.model.families import DecoderConfig
 from strop.ops.attention import Packing, attention
 
 

@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strop.data.pack import Batch, labels_of, pack
 from strop.data.store import Sample, SampleStore
 from strop.evaluation.intervals import RowSums
+from strop.microbatch.inputs import HostBatch, PackedInputs
+from strop.microbatch.pack import Batch, labels_of, pack
 from strop.model.decoder import Decoder
-from strop.model.inputs import HostBatch, PackedInputs
 
 _SAMPLES_AT_A_TIME = 1024
 

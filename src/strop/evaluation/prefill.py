@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from strop.data.prefix import Tree, grow, sort_by_prefix
 from strop.evaluation.kv_cache import KVCache
+from strop.microbatch.tree import Tree, grow, sort_by_prefix
 from strop.model.decoder import Decoder
 from strop.ops.attention import Packing
 

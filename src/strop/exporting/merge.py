@@ -17,10 +17,10 @@ from strop.errors import StropError
 from strop.exporting.adapter import CONFIG_FILE
 from strop.exporting.carry import write_json
 from strop.exporting.layout import Factors, read_factors
-from strop.model.families import read_config
-from strop.model.nf4_checkpoint import holds_nf4
-from strop.model.vet import vet_model_folder
-from strop.model.weights import Checkpoint, group_modules, module_path
+from strop.model.checkpoint.nf4 import holds_nf4
+from strop.model.checkpoint.vet import vet_model_folder
+from strop.model.checkpoint.weights import Checkpoint, group_modules, module_path
+from strop.model.config import read_config
 from strop.ops.nf4 import Nf4, dequantise
 
 SHARD_BYTES = 5 * 10**9

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from strop.cloud.prices import Prices, parse_gpu
 from strop.data.store import SampleStore
 from strop.errors import RecipeError
 from strop.forecast.gpus import GPUS, Gpu
@@ -14,7 +13,8 @@ from strop.forecast.published import GPU as MEASURED_GPU
 from strop.forecast.shape import Shape
 from strop.forecast.speed import EVALUATION, Speed
 from strop.forecast.workload import Workload, count_workload
-from strop.model.families import DecoderConfig
+from strop.modal_runs.prices import Prices, parse_gpu
+from strop.model.config import DecoderConfig
 from strop.model.precision import Precision, choose_precision, why_not_fused
 from strop.recipe import Recipe
 from strop.training.budget import tokens_within, wanted_tokens

@@ -87,7 +87,7 @@ class Memory:
 
 
 def fused_layer_bytes(shape: Shape) -> int:
-    """What a fused layer keeps for a token: `model.fused_layer.Kept` in bfloat16, and some numbers in float32."""
+    """What a fused layer keeps for a token: `fused.layer.Kept` in bfloat16, and some numbers in float32."""
     config, widths = shape.config, sum(shape.thin_width(group) for group in shape.projections)
     wide = 2 * config.hidden_size + _qkv(shape) + config.num_heads * config.head_dim + 2 * config.intermediate_size
     return 2 * (wide + widths) + 4 * (2 + config.num_heads)

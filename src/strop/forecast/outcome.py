@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from strop.forecast.estimate import Line
-from strop.run.console import clock
+from strop.run.reporter import clock
 
 
 @dataclass(frozen=True, slots=True)

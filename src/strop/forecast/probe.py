@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
-from strop.data.pack import Batch
 from strop.data.store import SampleStore
 from strop.errors import OutOfMemoryError
+from strop.microbatch.pack import Batch
+from strop.microbatch.steps import Microbatches
 from strop.model.lora import LoraAdapter
 from strop.recipe import Recipe
 from strop.training.budget import tokens_that_fit, worst_batch
 from strop.training.gradients import Gradients, choose_gradients, why_plain
-from strop.training.microbatches import Microbatches
 from strop.training.optim import FlatOptimizer, choose_optimizer
 from strop.training.step import StepInFlight, train_step
 

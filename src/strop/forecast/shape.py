@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from strop.model.families import DecoderConfig
+from strop.model.checkpoint.weights import group_modules, part_rows
+from strop.model.config import DecoderConfig
 from strop.model.lora import resolve_targets
-from strop.model.weights import group_modules, part_rows
 from strop.recipe import LoraSection
 
 
@@ -71,7 +71,7 @@ class Shape:
         return self.lora.r * sum(map(len, self._modules.values()))
 
     def thin_width(self, group: str) -> int:
-        """Columns of a projection's thin matrices as the fused kernels read them (`model.lora_work`)."""
+        """Columns of a projection's thin matrices as the fused kernels read them (`fused.lora_work`)."""
         return self._block * _power_of_two(max(1, len(self._modules[group])))
 
     @property

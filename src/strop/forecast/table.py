@@ -7,7 +7,7 @@ from rich.table import Table
 
 from strop.forecast.estimate import START_SECONDS, Line, Plan
 from strop.forecast.published import DATE, GPU
-from strop.run.console import clock
+from strop.run.reporter import clock
 
 
 def plan_table(plan: Plan) -> Table:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from strop.data.pack import Batch, pack
 from strop.data.store import SampleStore
-from strop.model.families import DecoderConfig
+from strop.microbatch.pack import Batch, pack
+from strop.microbatch.steps import Microbatches
+from strop.model.config import DecoderConfig
 from strop.recipe import Recipe
-from strop.training.microbatches import Microbatches
 
 _HELD_OUT_SAMPLES = 1024
 

@@ -1,7 +1,8 @@
 """The one transformer: a pre-norm decoder with rotary attention and SwiGLU, for every supported family.
 
 It works on T packed tokens with no batch axis. How queries reach keys is handed in as `attend`: packed samples in
-training (`attend_packed`), a KV cache in generation. Weights are placed by `model.weights`, LoRA by `model.lora`.
+training (`attend_packed`), a KV cache in generation. Weights are placed by `model.checkpoint.weights`, LoRA by
+`model.lora`.
 """
 
 import math
@@ -12,16 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from strop.model.families import DecoderConfig
-from strop.model.inputs import PackedInputs
+from strop.microbatch.inputs import PackedInputs
+from strop.model.config import DecoderConfig
 from strop.model.rope import RotaryTable
 from strop.ops.attention import Packing, attention
+from strop.ops.elementwise import rms_norm, rotary, swiglu
 from strop.ops.frozen_linear import FrozenWeight, frozen_linear
 from strop.ops.linear_cross_entropy import label_nll, linear_cross_entropy
 from strop.ops.lora_linear import Rows, lora_linear
-from strop.ops.rms_norm import rms_norm
-from strop.ops.rotary import rotary
-from strop.ops.swiglu import swiglu
 
 Attend = Callable[[int, Tensor, Tensor, Tensor, int | None], Tensor]
 """(layer, q_TNH, k_TKH, v_TKH, window) -> (T, N, H)."""

@@ -1,7 +1,7 @@
 """A linear layer whose weight is never trained: two products, and never the third.
 
 Every frozen matrix of a model is a `FrozenWeight`; how it is stored is its own business. A new storage format is a
-class with the same products and a line in `model.weights` that picks it; no caller changes.
+class with the same products and a line in `model.checkpoint.weights` that picks it; no caller changes.
 """
 
 from typing import Any, NamedTuple

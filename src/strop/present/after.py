@@ -17,10 +17,10 @@ if TYPE_CHECKING:  # these import torch, which a message does not need
     from collections.abc import Sequence
 
     from strop.api.exporting import Exported
-    from strop.cloud.serving import Deployed
-    from strop.evaluation.chat import ChatSession
     from strop.evaluation.intervals import Interval
     from strop.evaluation.score import Evaluation, Example, JudgedAnswer
+    from strop.evaluation.session import ChatSession
+    from strop.modal_runs.serving import Deployed
     from strop.reporting.serve import PageServer
     from strop.serving.client import EndpointSession
 

@@ -5,8 +5,8 @@ from rich.table import Table
 
 from strop.api import Run
 from strop.present.console import out
-from strop.run.console import clock
 from strop.run.folder import RunSummary
+from strop.run.reporter import clock
 
 
 def finished(run: Run) -> None:

@@ -20,7 +20,7 @@ from strop.reporting.read import RunFiles
 from strop.reporting.text import count, dollars, mapping, number, short, shown
 from strop.reporting.usage import Form, uses
 from strop.reporting.verdict import glance
-from strop.run.console import clock
+from strop.run.reporter import clock
 
 CARD_FILE = "README.md"
 _SEAL = re.compile(r"<!-- strop's model card, ([0-9a-f]{16}); one that is changed by hand is left as it is -->\n\Z")

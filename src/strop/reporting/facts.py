@@ -6,7 +6,7 @@ from typing import Any
 from strop.reporting.read import RunFiles
 from strop.reporting.text import count, cut, dollars, mapping, number, percent, short
 from strop.reporting.verdict import Glance
-from strop.run.console import clock
+from strop.run.reporter import clock
 
 _MOST = 1000
 """Characters of a value."""

@@ -8,7 +8,7 @@ from strop.reporting.answers import signed
 from strop.reporting.read import RunFiles
 from strop.reporting.series import Series
 from strop.reporting.text import count, dollars, mapping, number, percent, points, short
-from strop.run.console import clock
+from strop.run.reporter import clock
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from strop.run.console import Reporter, clock
 from strop.run.output import Output
+from strop.run.reporter import Reporter, clock
 
 _WINDOW = 50
 """Steps that the time left is estimated from."""

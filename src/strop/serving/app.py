@@ -14,10 +14,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from strop.data.template import Template
-from strop.serving.answers import Answer, failed_event
 from strop.serving.guard import Guard
 from strop.serving.prompts import chat_prompt, text_prompt
 from strop.serving.requests import ApiError, ChatRequest, CompletionRequest, GenerationRequest, parse
+from strop.serving.responses import Answer, failed_event
 from strop.serving.worker import Job, Piece, Worker
 
 BASE = "base"

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from strop.data.pack import Batch
 from strop.errors import OutOfMemoryError
+from strop.microbatch.pack import Batch
 from strop.model.precision import GpuKind
 from strop.training.gradients import Gradients
 

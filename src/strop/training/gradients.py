@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from strop.model.inputs import HostBatch, PackedInputs
+from strop.microbatch.inputs import HostBatch, PackedInputs
 from strop.model.lora import LoraAdapter
 from strop.model.precision import why_not_fused
 
@@ -83,6 +83,6 @@ def choose_gradients(adapter: LoraAdapter) -> Gradients:
     """The fused layers where they apply, else the plain decoder."""
     if why_plain(adapter):
         return PlainGradients(adapter)
-    from strop.training.capture import CapturedGradients  # its kernels need Triton, which torch's CPU builds lack
+    from strop.fused.capture import CapturedGradients  # its kernels need Triton, which torch's CPU builds lack
 
     return CapturedGradients(adapter)

@@ -14,17 +14,17 @@ import torch
 
 from strop.data.store import SampleStore
 from strop.errors import BudgetReached, Interrupted, NumericsError, OutOfMemoryError
+from strop.microbatch.steps import Microbatches
 from strop.model.lora import LoraAdapter
 from strop.recipe import TrainSection
 from strop.run.checkpoint import Checkpoint, prune, save_checkpoint
-from strop.run.console import Reporter
 from strop.run.cost import Meter
 from strop.run.folder import RunFolder
 from strop.run.metrics import MetricsLog, read_metrics
+from strop.run.reporter import Reporter
 from strop.run.samples import Sample, write_samples
 from strop.training.budget import tokens_that_fit
 from strop.training.gradients import choose_gradients, why_plain
-from strop.training.microbatches import Microbatches
 from strop.training.optim import choose_optimizer, learning_rate
 from strop.training.progress import Progress, is_due
 from strop.training.step import NonFiniteError, StepInFlight, StepResult, explain_non_finite, train_step

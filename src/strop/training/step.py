@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strop.data.pack import Batch
 from strop.data.store import SampleStore
 from strop.errors import NumericsError
+from strop.microbatch.pack import Batch
 from strop.training.gradients import Gradients
 from strop.training.optim import FlatOptimizer
 

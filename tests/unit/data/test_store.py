@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from strop.data import store as store_module
-from strop.data.rows import find_files
+from strop.data.sources import find_files
 from strop.data.store import BadRowsError, Settings, Split, open_or_build, read_manifest
 from strop.data.template import load_template
 from strop.errors import DataError

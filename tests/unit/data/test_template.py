@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from strop.data import chat
+from strop.data import chat_template as chat
 from strop.data.examples import Alpaca, Conversation, Message, PromptCompletion, Text
 from strop.data.template import Template, load_template, load_tokenizer, resolve_template
 from strop.errors import DataError, ModelError, RecipeError

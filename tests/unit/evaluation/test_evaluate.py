@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from strop.errors import RecipeError
-from strop.evaluation.answers import COLUMNS, check_path, write_answers
+from strop.evaluation.answers_file import COLUMNS, check_path, write_answers
 from strop.evaluation.score import Evaluation, Example, JudgedAnswer, Question, Settings, evaluate
+from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
-from strop.model.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import write_checkpoint
 from training_doubles import Rows

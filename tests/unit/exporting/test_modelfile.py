@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from strop.data.chat import ChatTemplate
+from strop.data.chat_template import ChatTemplate
 from strop.data.prompts import ALPACA
 from strop.data.template import Template, load_template, load_tokenizer
 from strop.exporting.gguf.modelfile import go_template, modelfile, take_apart

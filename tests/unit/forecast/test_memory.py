@@ -11,11 +11,11 @@ from strop.forecast.gpus import GPUS
 from strop.forecast.memory import GIB, Memory, fused_layer_bytes, plain_layer_bytes
 from strop.forecast.published import FIGURES, PHI3_MINI, Figure
 from strop.forecast.shape import Shape
+from strop.microbatch.inputs import PackedInputs
+from strop.model.checkpoint.weights import load_decoder
+from strop.model.config import read_config
 from strop.model.decoder import Decoder
-from strop.model.families import read_config
-from strop.model.inputs import PackedInputs
 from strop.model.lora import LoraAdapter
-from strop.model.weights import load_decoder
 from strop.recipe import LoraSection
 from strop.training.budget import worst_batch
 from tiny_models import FAMILIES, write_checkpoint
@@ -68,7 +68,7 @@ def test_weights_and_lora_are_counted_exactly(tmp_path: Path, family: str, targe
 
 def test_the_working_copy_is_counted_exactly(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    from strop.model.lora_work import LoraWork
+    from strop.fused.lora_work import LoraWork
 
     for family in ("llama2", "mistral", "phi3"):
         adapter, shape = tiny(tmp_path / family, family)
@@ -123,8 +123,8 @@ def test_a_plain_layer_keeps_what_is_counted(tmp_path: Path, family: str, monkey
 @pytest.mark.parametrize("family", ["llama2", "mistral", "phi3"])
 def test_a_fused_layer_keeps_what_is_counted(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from strop.model.fused import FusedDecoder
-    from strop.model.fused_layer import FusedLayer, Kept
+    from strop.fused.decoder import FusedDecoder
+    from strop.fused.layer import FusedLayer, Kept
 
     adapter, shape = tiny(tmp_path, family)
     kept: list[Kept] = []

@@ -7,7 +7,7 @@ from strop.forecast.published import FIGURES, GPU, PHI3_MINI, Figure
 from strop.forecast.shape import Shape
 from strop.forecast.speed import Speed
 from strop.forecast.workload import Load
-from strop.model.families import read_config
+from strop.model.config import read_config
 from strop.recipe import GPUS as RENTED
 from strop.recipe import LoraSection
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from strop.model.allocator import grow_segments
+from strop.model.precision import grow_segments
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch has it on Linux only")

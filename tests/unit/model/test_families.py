@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from strop.errors import ModelError
-from strop.model.families import SUPPORTED, read_config
+from strop.model.config import SUPPORTED, read_config
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 32064,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from strop.errors import RecipeError
-from strop.model.families import read_config
+from strop.model.config import read_config
 from strop.model.precision import choose_precision, why_not_fused
 from strop.recipe import LoraSection
 

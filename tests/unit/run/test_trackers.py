@@ -9,7 +9,7 @@ import pytest
 
 from strop.errors import RecipeError
 from strop.recipe import TrainSection
-from strop.run.console import Reporter
+from strop.run.reporter import Reporter
 from strop.run.trackers import feed, tracker
 from strop.run.trackers.feed import TrackingReporter
 from strop.run.trackers.tracker import TrackedRun, require

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from strop.errors import Interrupted, NumericsError
+from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
-from strop.model.weights import load_decoder
 from strop.recipe import LoraSection, TrainSection
 from strop.run.checkpoint import load_newest
-from strop.run.console import Reporter
 from strop.run.folder import RunFolder
 from strop.run.metrics import read_metrics
+from strop.run.reporter import Reporter
 from strop.training.loop import Trainer
 from training_doubles import Rows
 
@@ -126,7 +126,7 @@ def test_dropout_depends_on_seed_and_step(start: Start) -> None:
         trainer.run()
         return [r["loss"] for r in read_metrics(trainer.folder.metrics_path)][-2:]
 
-    section = "strop.training.microbatches.step_samples"
+    section = "strop.microbatch.steps.step_samples"
     with pytest.MonkeyPatch.context() as patch:  # the same rows whatever the seed
         patch.setattr(section, lambda *_: np.arange(8))
         assert dropped(1) == dropped(1)

@@ -9,8 +9,8 @@ import torch
 
 from captured_on_cpu import Graph, emulate_graphs
 from strop.errors import OutOfMemoryError
+from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
-from strop.model.weights import load_decoder
 from strop.recipe import LoraSection, TrainSection
 from strop.run.folder import RunFolder
 from strop.run.metrics import read_metrics
@@ -178,7 +178,7 @@ def test_plain_gradients_need_no_release_on_a_cpu(model: Path) -> None:
 
 def captured(model: Path, patch: pytest.MonkeyPatch):
     pytest.importorskip("triton")
-    from strop.training.capture import CapturedGradients
+    from strop.fused.capture import CapturedGradients
 
     emulate_graphs(patch)
     adapter = LoraAdapter(load_decoder(model, torch.float32), LoraSection(r=4), seed=0)

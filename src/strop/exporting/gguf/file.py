@@ -12,7 +12,7 @@ from strop.exporting.gguf.quantise import FILE_TYPES, quantise, tensor_type
 from strop.exporting.gguf.shape import ARCHITECTURES, add_shape, rope_tensors
 from strop.exporting.gguf.vocabulary import add_tokenizer, name_for_tokenizer
 from strop.exporting.merge import MergedModel
-from strop.model.families import read_config
+from strop.model.config import read_config
 
 Quantisation = Literal["f16", "q8_0", "q4_k_m"]
 

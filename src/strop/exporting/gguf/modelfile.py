@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 
-from strop.data.chat import ChatTemplate, Turns
+from strop.data.chat_template import ChatTemplate, Turns
 from strop.data.prompts import ALPACA
 from strop.data.template import Template
 from strop.errors import DataError

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from strop.model.families import DecoderConfig
+from strop.model.config import DecoderConfig
 
 FILE_TYPES = {"f16": 1, "q8_0": 7, "q4_k_m": 15}
 """llama.cpp's `llama_ftype`, by what strop calls it."""

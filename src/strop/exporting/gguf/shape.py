@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from strop.errors import RecipeError
-from strop.model.families import DecoderConfig
+from strop.model.config import DecoderConfig
 from strop.model.rope import RotaryTable
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "phi3": "phi3", "qwen2": "qwen2", "qwen3": "qwen3"}

@@ -6,7 +6,7 @@ pass of its own; what a product reads is quantised, and multiplied by LoRA's thi
 
 A thin matrix is LoRA's A transposed, (I, R), or its B, (O, R): wide by thin and contiguous, so that any run of its wide
 rows is one run of memory. R is a power of two of at least 16, padded with zeros, and a projection without LoRA has a
-thin matrix of zeros (`model.lora_work`), so no kernel asks whether there is one.
+thin matrix of zeros (`fused.lora_work`), so no kernel asks whether there is one.
 
 Kernels compute in float32 and round where they store. Nothing uses float atomics: the same inputs give the same bits.
 """

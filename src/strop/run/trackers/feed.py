@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from strop.run.console import Reporter
+from strop.run.reporter import Reporter
 from strop.run.samples import Sample
 from strop.run.trackers.tracker import TrackedRun, Tracker, open_tracker
 

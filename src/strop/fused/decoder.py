@@ -1,0 +1,87 @@
+"""The decoder as it is trained on a GPU: fused layers, shared prefixes, and one gradient buffer.
+
+It computes what `model.decoder` does, faster, where `why_not_fused` has nothing to say against it.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from strop.fused.inputs import FusedInputs, InputBlock, read_inputs
+from strop.fused.layer import FusedLayer, Shared
+from strop.fused.lora_work import LoraWork
+from strop.microbatch.inputs import HostBatch
+from strop.model.lora import LoraAdapter
+from strop.ops.elementwise import rms_norm
+from strop.ops.fused.cross_entropy import fused_linear_cross_entropy
+from strop.ops.fused.norm import Stream
+from strop.ops.fused.operand import measure
+from strop.ops.fused.thin import Measured
+
+
+class FusedDecoder:
+    """A decoder and its adapter, ready to be trained on one GPU.
+
+    Attributes:
+        decoder: The plain decoder, whose weights these are.
+        work: LoRA's working copy; `work.refresh` after every update.
+    """
+
+    def __init__(self, adapter: LoraAdapter) -> None:
+        self.decoder, self.adapter = adapter.decoder, adapter
+        self.work = LoraWork(adapter)
+        layers = self.decoder.layers
+        self.layers = [FusedLayer(layer, self.work, adapter.scaling, len(layers)) for layer in layers]  # type: ignore[arg-type]
+        self.work.refresh()
+
+    def inputs_of(self, batch: HostBatch) -> FusedInputs:
+        """A microbatch on the decoder's device, in its own shapes."""
+        block = InputBlock.of(batch, "none")
+        return read_inputs(block.host_tensor(self.decoder.device).to(self.decoder.device), block.capacity)
+
+    def nll_sum(self, inputs: FusedInputs) -> Tensor:
+        """Sum of -log p over the learned positions, weighted; its backward adds LoRA's gradients to `work.grad`."""
+        decoder = self.decoder
+        plan = inputs.plan
+        cos_TR, sin_TR = decoder.rotary_table(plan.positions, inputs.sample_lengths_T, decoder.dtype)
+        shared = Shared(cos_TR, sin_TR, plan, inputs.learned_R.long())
+        x_TD = torch.nn.functional.embedding(inputs.input_ids_T, decoder.embedding.weight)
+        # A handle for autograd: no gradient of the embedding is computed.
+        x_TD.requires_grad_(torch.is_grad_enabled())
+        hidden_RD = _Layers.apply(x_TD, self, shared)  # type: ignore[no-untyped-call]
+        hidden_RD = rms_norm(hidden_RD, decoder.final_norm, decoder.config.rms_norm_eps)
+        return fused_linear_cross_entropy(
+            hidden_RD, decoder.head, inputs.label_offsets, inputs.labels_E, inputs.weights_E
+        )
+
+
+class _Layers(torch.autograd.Function):
+    """All layers, their backward as it is written in `FusedLayer`."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, model: FusedDecoder, shared: Shared) -> Tensor:
+        ctx.model, ctx.shared, ctx.kept = model, shared, []
+        training, recompute = x_TD.requires_grad, model.decoder.gradient_checkpointing
+        stream = Stream(x_TD, None, None)
+        for layer in model.layers:
+            stream, kept = layer.forward(stream, shared)
+            if training:
+                ctx.kept.append(kept.x_TD if recompute else kept)
+            del kept  # else it would stay while the next layer computes
+        x, block, pending = stream
+        assert block is not None
+        assert pending is not None
+        return x + block + pending.h_TR @ pending.thin_OR.t()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:
+        layers, shared = ctx.model.layers, ctx.shared
+        grad: Measured | None = measure(grads[0].contiguous(), layers[-1].down.thin.b_OR)
+        for layer in reversed(layers):
+            kept = ctx.kept.pop()  # so that each layer's memory goes back as soon as it has been used
+            if isinstance(kept, Tensor):
+                kept = layer.recall(kept, shared)
+            assert grad is not None
+            grad = layer.backward(grad, kept, shared)
+        return None, None, None

@@ -1,0 +1,216 @@
+"""One attempt at a run, inside a container: `strop train` as a child process, watched.
+
+Ordinary Python, without a word of Modal: it takes folders and a `Storage`, so it runs anywhere.
+
+    the child ends with any code but 75    the code is returned: the run is over, and nobody tries again
+    75, or death by a signal               Interrupted is raised: Modal makes another attempt
+    this process gets SIGINT or SIGTERM    the child saves and ends; KeyboardInterrupt is raised, which Modal knows as a
+                                           preemption: the same input starts again elsewhere
+    the attempt's time is nearly over      the child saves and ends; Interrupted is raised, so attempts form a chain
+    a newer attempt has the run            the child is killed and nothing more is written
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from strop.errors import Interrupted
+from strop.modal_runs.fence import Fence, Storage, raise_fence
+from strop.modal_runs.job import UPLOADED, Job, Outcome, Places, files_list, run_folder
+from strop.recipe import Recipe
+from strop.run.durable import replace_file
+
+STROP = (sys.executable, "-m", "strop")
+EXIT_INTERRUPTED = Interrupted.exit_code
+LONGEST_SAVE = 300
+"""Seconds before the end of an attempt at which the child is stopped: time for a step and a checkpoint."""
+GRACE = 25
+"""Seconds that the child gets when this process itself is ended; Modal gives 30 in all."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often an attempt looks around, in seconds."""
+
+    checkpoints: float = 2.0
+    fence: float = 30.0
+
+
+def run_attempt(
+    job: Job, places: Places, storage: Storage, pace: Pace = Pace(), program: tuple[str, ...] = STROP
+) -> Outcome:
+    """Begin a run or carry it on, from the newest checkpoint that verifies, until it ends or is stopped.
+
+    Raises:
+        Interrupted: Another attempt would get further.
+        KeyboardInterrupt: This process was told to end.
+    """
+    started = time.time()
+    storage.reload()
+    fence = raise_fence(places.runs, job.run_id, storage)
+    recipe = places.runs / job.run_id / "recipe.yaml"
+    replace_file(recipe, _on_the_volume(job, places).to_yaml().encode())
+    print(f"attempt {fence.attempt} of {job.run_id} on {job.gpu}", flush=True)
+    child = subprocess.Popen([*program, "train", str(recipe)], env=_environment(job, started))
+    deadline = started + job.timeout - min(LONGEST_SAVE, job.timeout / 4)
+    with _signals_passed_on(child) as received, _ended_with_us(child, storage):
+        attempt = _Attempt(child, places.runs / run_folder(job.run_id), fence, storage, pace, deadline)
+        overtaken = attempt.watch()
+    if overtaken:
+        print(f"a newer attempt has {job.run_id}; attempt {fence.attempt} stops without writing", flush=True)
+        return Outcome(EXIT_INTERRUPTED, fence.attempt, superseded=True)
+    _list_files(places.runs, job.run_id)
+    storage.commit()
+    return _judge(child.returncode, fence.attempt, attempt.is_out_of_time, received)
+
+
+def _judge(code: int, attempt: int, is_out_of_time: bool, received: list[str]) -> Outcome:
+    """Return what is final, raise what another attempt can mend."""
+    if received and code != 0:  # whatever it is: a process that was told to end before it trained anything says 130
+        raise KeyboardInterrupt(f"{received[0]}: the run is saved and goes on in another container")
+    if code >= 0 and code != EXIT_INTERRUPTED:
+        return Outcome(code, attempt)
+    if is_out_of_time:
+        raise Interrupted("the attempt's time is over; the next one goes on from the checkpoint")
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    raise Interrupted(f"strop train ended with {how}; the next attempt goes on from the newest checkpoint")
+
+
+class _Attempt:
+    """The child under watch."""
+
+    def __init__(
+        self, child: subprocess.Popen[bytes], run: Path, fence: Fence, storage: Storage, pace: Pace, deadline: float
+    ) -> None:
+        self._child = child
+        self._checkpoints = run / "checkpoints"
+        self._fence = fence
+        self._storage = storage
+        self._pace = pace
+        self._deadline = deadline
+        self.is_out_of_time = False
+
+    def watch(self) -> bool:
+        """Wait for the child's end and commit each new checkpoint; True if a newer attempt was found meanwhile."""
+        committed = self._saved()
+        next_look = time.monotonic() + self._pace.fence
+        while not self._has_ended():
+            if time.monotonic() >= next_look:
+                if self._fence.is_overtaken(self._storage):
+                    self._child.kill()
+                    self._child.wait()
+                    return True
+                next_look = time.monotonic() + self._pace.fence
+            if not self.is_out_of_time and time.time() >= self._deadline:
+                self.is_out_of_time = True
+                self._child.terminate()
+            if (saved := self._saved()) != committed and self._commit():
+                committed = saved
+        return self._fence.is_overtaken(self._storage)
+
+    def _commit(self) -> bool:
+        try:
+            self._storage.commit()
+        except OSError as error:
+            print(f"the checkpoint is not committed yet ({error}); trying again", flush=True)
+            return False
+        return True
+
+    def _has_ended(self) -> bool:
+        try:
+            self._child.wait(self._pace.checkpoints)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def _saved(self) -> set[str]:
+        """Names of the checkpoints; one appears under its name only when all of it is there."""
+        return {path.name for path in self._checkpoints.glob("step-*")}
+
+
+@contextmanager
+def _signals_passed_on(child: subprocess.Popen[bytes]) -> Iterator[list[str]]:
+    """While entered, SIGINT and SIGTERM go to the child as SIGTERM; yields the names of those that came."""
+    received: list[str] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number).name)
+        child.terminate()
+
+    if threading.current_thread() is not threading.main_thread():  # elsewhere Python refuses to set handlers
+        yield received
+        return
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _ended_with_us(child: subprocess.Popen[bytes], storage: Storage) -> Iterator[None]:
+    """Never leave the child behind: whatever ends us, a cancelled call for one, lets it save first."""
+    try:
+        yield
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            try:
+                child.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+            with suppress(OSError):  # what ends us is what there is to tell
+                storage.commit()
+
+
+def _on_the_volume(job: Job, places: Places) -> Recipe:
+    """The job's recipe with the names of uploaded files as they are here, and the run folder on the Volume."""
+
+    def place(name: str) -> str:
+        return str(places.data / name.removeprefix(UPLOADED)) if name.startswith(UPLOADED) else name
+
+    recipe = Recipe.model_validate(job.recipe)
+    model = {"model_name_or_path": place(recipe.model.model_name_or_path)}
+    data = {key: tuple(map(place, getattr(recipe.data, key))) for key in ("train_file", "validation_file")}
+    return recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update=model),
+            "data": recipe.data.model_copy(update=data),
+            "train": recipe.train.model_copy(update={"output_dir": str(places.runs / run_folder(job.run_id))}),
+        }
+    )
+
+
+def _environment(job: Job, started: float) -> dict[str, str]:
+    """The child's: this one's, and what it needs to account for the cost."""
+    return os.environ | {"STROP_MODAL_GPU": job.gpu, "STROP_ATTEMPT_STARTED": f"{started:.3f}"}
+
+
+def _list_files(runs: Path, run_id: str) -> None:
+    """Write sizes and hashes of the run's files, for whoever pulls them; checkpoints carry their own."""
+    folder = runs / run_folder(run_id)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "run.lock"]
+    listed: dict[str, Any] = {
+        path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "size": path.stat().st_size}
+        for path in files
+        if path.relative_to(folder).parts[0] != "checkpoints"
+    }
+    replace_file(runs / files_list(run_id), json.dumps(listed, indent=1).encode())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,161 @@
+"""A run folder brought back from Modal: all of it or nothing, and every byte checked.
+
+It is downloaded beside its place, verified, and swapped in by renaming, so no reader ever finds half a run. A pull
+that is cut off between the two renames is completed by the next.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from strop.errors import CloudError
+from strop.modal_runs.follow import cloud_errors
+from strop.modal_runs.job import files_list, run_folder
+from strop.modal_runs.record import RECORD_FILE, read_record
+from strop.recipe import load_recipe
+from strop.run.durable import replace_file, sync_folder
+
+if TYPE_CHECKING:
+    import modal
+
+_NOT_PULLED = "run.lock"  # names a process of the other machine
+
+
+def pull(folder: Path, note: Callable[[str], None], must_exist: bool = True) -> bool:
+    """Replace a local run folder by what Modal has of the run now.
+
+    Files that only the local folder has, such as evaluation.json, stay. A checkpoint that does not verify, because it
+    was being written, is left out and said so.
+
+    Args:
+        folder: With modal.json, as a launch leaves it.
+        note: Told of what was done.
+        must_exist: Whether it is an error that the run has no folder yet.
+
+    Returns:
+        Whether there was something to fetch.
+
+    Raises:
+        RecipeError: The folder is no run on Modal.
+        CloudError: Modal cannot be reached, has nothing, or what arrived is not what was written.
+    """
+    import modal
+
+    aside = folder.with_name(f".replaced-{folder.name}")
+    if aside.is_dir() and not folder.exists():
+        os.rename(aside, folder)  # an earlier pull was cut off here
+    run = read_record(folder)
+    staging = folder.with_name(f".pulling-{folder.name}")
+    for leftover in (staging, aside):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with cloud_errors():
+        volume = modal.Volume.from_name(run.volume)
+        files = _list(volume, run_folder(run.run_id))
+        if "run.json" not in files:
+            if must_exist:
+                raise CloudError(f"Modal has no files of {run.run_id} yet: strop logs {folder} says how it stands")
+            return False
+        listed = _read_listed(volume, run.run_id)
+        for name, path in files.items():
+            _download(volume, path, staging / name)
+    _verify(staging, listed, note)
+    _bring_local(staging, folder)
+    os.rename(folder, aside)
+    os.rename(staging, folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(aside)
+    note(f"pulled {folder}: {len(files)} files, all hashes right")
+    return True
+
+
+def _list(volume: "modal.Volume", root: str) -> dict[str, str]:
+    """Places on the Volume of a run's files, by their names within the run."""
+    from modal.exception import NotFoundError
+    from modal.types import FileEntryType
+
+    try:
+        entries = volume.listdir(f"/{root}", recursive=True)
+    except (NotFoundError, FileNotFoundError):
+        return {}
+    paths = [PurePosixPath("/" + entry.path.strip("/")) for entry in entries if entry.type == FileEntryType.FILE]
+    names = {path.relative_to(f"/{root}").as_posix(): str(path) for path in paths}
+    return {name: path for name, path in names.items() if name != _NOT_PULLED and ".tmp" not in name}
+
+
+def _read_listed(volume: "modal.Volume", run_id: str) -> dict[str, Any]:
+    """What the last attempt wrote down when it ended; empty while the first goes on."""
+    try:
+        listed = json.loads(b"".join(volume.read_file(files_list(run_id))))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return listed if isinstance(listed, dict) else {}
+
+
+def _download(volume: "modal.Volume", path: str, target: Path) -> None:
+    if ".." in target.parts:
+        raise CloudError(f"the Volume holds a name that leads out of the run: {path}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as file:
+        for block in volume.read_file(path):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _verify(staging: Path, listed: dict[str, Any], note: Callable[[str], None]) -> None:
+    """Hold everything against its hash: the adapter against the attempt's list, checkpoints against their manifests.
+
+    Raises:
+        CloudError: The adapter is not what was written.
+    """
+    for name, entry in listed.items():
+        path = staging / name
+        if name.startswith("adapter/") and (not path.exists() or _sha256(path) != entry["sha256"]):
+            raise CloudError(f"{name} did not arrive as it was written; nothing was replaced. Pull again")
+    if (staging / "adapter").is_dir() and not any(name.startswith("adapter/") for name in listed):
+        shutil.rmtree(staging / "adapter")
+        note("the adapter is being written just now and is left out; pull again when the run has ended")
+    checkpoints = sorted(staging.glob("checkpoints/step-*"))
+    if checkpoints:
+        _drop_damaged(checkpoints, note)
+
+
+def _drop_damaged(checkpoints: list[Path], note: Callable[[str], None]) -> None:
+    from strop.run.checkpoint import is_intact  # imports torch
+
+    for checkpoint in checkpoints:
+        if not is_intact(checkpoint):
+            shutil.rmtree(checkpoint)
+            note(f"checkpoint {checkpoint.name} does not verify and is left out; the run may be writing it")
+
+
+def _bring_local(staging: Path, folder: Path) -> None:
+    """Give the files local names: what only the old folder has, the launcher's recipe, the base model's path."""
+    for path in folder.iterdir():
+        if path.is_file() and (path.name in (RECORD_FILE, "recipe.yaml") or not (staging / path.name).exists()):
+            shutil.copyfile(path, staging / path.name)
+    config = staging / "adapter" / "adapter_config.json"
+    if config.exists() and (base := _local_base(staging / "recipe.yaml")) is not None:
+        contents = json.loads(config.read_bytes()) | {"base_model_name_or_path": base}
+        replace_file(config, json.dumps(contents, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def _local_base(recipe: Path) -> str | None:
+    """Where PEFT finds here the base model that was uploaded; None for a hub id, which means the same everywhere."""
+    from strop.model.checkpoint.locate import locate_model
+    from strop.resolve import is_hub_id
+
+    name = load_recipe(str(recipe)).model.model_name_or_path
+    if name.startswith("package:") or Path(name).expanduser().exists():
+        return str(locate_model(name))
+    assert is_hub_id(name), name
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

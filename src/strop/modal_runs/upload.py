@@ -1,0 +1,131 @@
+"""Files and model folders that a recipe names on this machine -> the inputs Volume, each once.
+
+What is uploaded is named by its content: `inputs/SHA-256/name` for a file and `models/SHA-256/` for a model folder. So
+a second launch finds everything there, and a changed file is another file.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from strop.data.sources import find_files
+from strop.errors import RecipeError
+from strop.modal_runs.job import UPLOADED
+from strop.recipe import Recipe
+from strop.resolve import DATA_SUFFIXES, MODEL_FILES, is_hub_id, resolve_package_path
+
+if TYPE_CHECKING:
+    import modal
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A recipe whose local names stand for places on the Volume.
+
+    Attributes:
+        recipe: With an `UPLOADED` name for everything that is on this machine; hub ids are as they were.
+        files: Local files by their place on the Volume.
+        digest: Of what the recipe trains on: contents for local files, names for hub ids.
+    """
+
+    recipe: Recipe
+    files: dict[str, Path]
+    digest: str
+
+
+def collect(recipe: Recipe) -> Inputs:
+    """Find and hash what a recipe names on this machine.
+
+    Raises:
+        RecipeError, DataError: Something that it names is neither here nor a hub id.
+    """
+    files: dict[str, Path] = {}
+    name = add_model(recipe.model.model_name_or_path, files)
+    data = {
+        key: tuple(name for spec in getattr(recipe.data, key) for name in _add_rows(spec, f"data.{key}", files))
+        for key in ("train_file", "validation_file")
+    }
+    rewritten = recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update={"model_name_or_path": name}),
+            "data": recipe.data.model_copy(update=data),
+        }
+    )
+    digest = hashlib.sha256(repr((name, recipe.model.revision, sorted(data.items()))).encode())
+    return Inputs(rewritten, files, digest.hexdigest())
+
+
+def upload_files(files: Mapping[str, Path], volume: "modal.Volume", note: Callable[[str], None]) -> int:
+    """Bring to the Volume what it does not have yet, by place; returns the bytes that were sent."""
+    there = {place: size for folder in {_folder(place) for place in files} for place, size in _list(volume, folder)}
+    missing = {place: file for place, file in files.items() if there.get(place) != file.stat().st_size}
+    size = sum(file.stat().st_size for file in missing.values())
+    if missing:
+        note(f"uploading {len(missing)} files, {size / 1e6:,.1f} MB")
+        with volume.batch_upload(force=True) as batch:
+            for place, file in missing.items():
+                batch.put_file(file, f"/{place}")
+    else:
+        note("nothing to upload: the Volume has it all")
+    return size
+
+
+def add_model(spec: str, files: dict[str, Path]) -> str:
+    """Enter a model into what is to be uploaded; returns its `UPLOADED` name, or the hub id that it is.
+
+    Raises:
+        RecipeError: It is neither here nor a hub id.
+    """
+    path = resolve_package_path(spec) if spec.startswith("package:") else Path(spec).expanduser()
+    if path.is_file():
+        return _add_file(path, files)
+    if path.is_dir():
+        return UPLOADED + add_folder("models", path, MODEL_FILES, files)
+    if is_hub_id(spec) and not path.parent.is_dir():
+        return spec
+    raise RecipeError(
+        f"model.model_name_or_path: there is no folder {spec} (looked from {Path.cwd()}), and no such hub id"
+    )
+
+
+def add_folder(root: str, path: Path, patterns: Sequence[str], files: dict[str, Path]) -> str:
+    """Enter a folder's files into what is to be uploaded; returns its place, a digest of names and contents."""
+    parts = sorted({part for pattern in patterns for part in path.glob(pattern) if part.is_file()})
+    contents = [(part.name, _sha256(part)) for part in parts]
+    folder = f"{root}/{hashlib.sha256(repr(contents).encode()).hexdigest()}"
+    files |= {f"{folder}/{part.name}": part for part in parts}
+    return folder
+
+
+def _add_rows(spec: str, key: str, files: dict[str, Path]) -> list[str]:
+    path = Path(spec).expanduser()
+    is_here = spec.startswith("package:") or path.exists() or path.parent.is_dir()
+    if is_hub_id(spec.partition(":")[0]) and path.suffix not in DATA_SUFFIXES and not is_here:
+        return [spec]
+    return [_add_file(file, files) for file in find_files([spec], key)]
+
+
+def _add_file(path: Path, files: dict[str, Path]) -> str:
+    place = f"inputs/{_sha256(path)}/{path.name}"
+    files[place] = path
+    return UPLOADED + place
+
+
+def _list(volume: "modal.Volume", folder: str) -> list[tuple[str, int]]:
+    from modal.exception import NotFoundError
+
+    try:
+        return [(entry.path.strip("/"), entry.size) for entry in volume.listdir(f"/{folder}")]
+    except (NotFoundError, FileNotFoundError):
+        return []
+
+
+def _folder(place: str) -> str:
+    return place.rpartition("/")[0]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

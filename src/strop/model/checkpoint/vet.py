@@ -1,0 +1,240 @@
+"""A model folder is looked through before any library sees it.
+
+A folder can carry code (`auto_map`), pickles, links to other files and headers that lie about a file;
+trainers of this kind have run code from each of them. Here only data gets through, and everything that is
+wrong is said at once.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from strop.errors import ModelError
+from strop.model.checkpoint.headers import ITEM_BYTES, PACKED_BYTES, check_safetensors, load_strict_json
+from strop.model.checkpoint.nf4 import holds_nf4, why_not_nf4
+from strop.resolve import MAX_CHAT_TEMPLATE_BYTES
+
+JSON_LIMITS = {
+    "config.json": 1 << 20,
+    "generation_config.json": 1 << 20,
+    "tokenizer_config.json": 8 << 20,
+    "special_tokens_map.json": 1 << 20,
+    "model.safetensors.index.json": 64 << 20,
+}
+"""Bytes that each JSON file may have; an honest one has a tenth of that."""
+
+MAX_TOKENIZER_BYTES = 128 << 20
+
+_CODE_KEYS = {"auto_map", "custom_code", "custom_pipelines", "trust_remote_code"}
+_NATIVE_CODE = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+"""Microsoft's Phi-3 folders still name the code they came with before transformers had the model. Nothing here or in
+transformers needs it, so it is let through, but only while that code is not in the folder."""
+_ATTENTION_KEY = re.compile(r"_?attn_implementation\w*", re.ASCII)
+_MODEL_TYPE = re.compile(r"[a-z0-9_]{1,64}")
+_TOKENIZER_CLASS = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}(Tokenizer|TokenizerFast|Backend)")
+_SHARD = re.compile(r"[A-Za-z0-9][\w.-]{0,200}\.safetensors", re.ASCII)
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def vet_model_folder(folder: Path, needs_weights: bool = True) -> dict[str, Any]:
+    """Look through a model folder; run, unpickle and follow nothing.
+
+    Safetensors headers are checked against the files; the weights' values are not read. A folder without any
+    tokenizer file passes: `load_tokenizer` is the one that needs it.
+
+    Args:
+        folder: A local folder, of the user's or of the hub's cache.
+        needs_weights: False lets a folder pass that has none.
+
+    Returns:
+        The parsed config.json.
+
+    Raises:
+        ModelError: Every fault that was found, each with its file and what to do.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ModelError(f"model.model_name_or_path: there is no folder {folder}")
+    faults = list(_linked_outside(folder))
+    parsed: dict[str, dict[str, Any]] = {}
+    for name in JSON_LIMITS:
+        try:
+            content = _read_json(folder / name)
+        except ModelError as error:
+            faults.append(str(error))
+            continue
+        if content is not None:
+            parsed[name] = content
+            suspects = _without_native_code(content, folder) if name == "config.json" else content
+            faults += [f"{name}: {fault}" for fault in _dangerous_keys(suspects)]
+    if not (folder / "config.json").exists():
+        faults.insert(0, "config.json: missing; is this the folder of a model in Hugging Face's layout?")
+    config = parsed.get("config.json")
+    if config is not None:
+        faults += _config_faults(config)
+    faults += _tokenizer_faults(folder, parsed.get("tokenizer_config.json", {}))
+    types = ITEM_BYTES | PACKED_BYTES if config is not None and holds_nf4(config) else ITEM_BYTES
+    if needs_weights or any(folder.glob("*.safetensors")):
+        faults += _weight_faults(folder, parsed.get("model.safetensors.index.json"), types)
+    if faults or config is None:
+        lines = "".join(f"\n  - {_printable(fault)}" for fault in dict.fromkeys(faults))
+        raise ModelError(f"model.model_name_or_path: {folder} cannot be used as a base model:{lines}")
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None if there is no such file."""
+    if not path.exists():
+        return None
+    if not path.is_file():  # a pipe would make reading wait for ever
+        raise ModelError(f"{path.name}: not a regular file")
+    limit = JSON_LIMITS[path.name]
+    if path.stat().st_size > limit:
+        raise ModelError(f"{path.name}: {path.stat().st_size} bytes; the limit is {limit}")
+    try:
+        content = load_strict_json(path.read_bytes())
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path.name}: cannot be read as JSON ({error}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path.name}: holds a JSON {type(content).__name__} where an object is expected")
+    return content
+
+
+def _linked_outside(folder: Path) -> Iterator[str]:
+    """Links that leave the folder, except into the blobs of the hub's own cache."""
+    root = folder.resolve()
+    inside = [root]
+    if root.parent.name == "snapshots":
+        inside.append(root.parent.parent / "blobs")
+    for entry in sorted(folder.iterdir()):
+        if not entry.is_symlink():
+            continue
+        try:
+            target = entry.resolve(strict=True)
+        except (OSError, RuntimeError):
+            yield f"{entry.name}: a link that leads nowhere; fetch the file again"
+            continue
+        if not any(target.is_relative_to(place) for place in inside):
+            yield f"{entry.name}: links to {target}, outside the folder; copy the file here"
+
+
+def _without_native_code(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The config without an auto_map that names only Phi-3's own, absent code (see `_NATIVE_CODE`)."""
+    named = config.get("auto_map")
+    native = isinstance(named, dict) and named.items() <= _NATIVE_CODE.items() and config.get("model_type") == "phi3"
+    if native and not any(folder.glob("*.py")):
+        return {key: value for key, value in config.items() if key != "auto_map"}
+    return config
+
+
+def _dangerous_keys(content: Any) -> Iterator[str]:
+    """What could make a library run code or load more than this folder, at any depth."""
+    if isinstance(content, list):
+        for value in content:
+            yield from _dangerous_keys(value)
+    if not isinstance(content, dict):
+        return
+    for key, value in content.items():
+        if key in _CODE_KEYS:
+            yield f"{key} asks to run Python from the folder, which strop never does; take a model without it"
+        elif key == "model_type" and not (isinstance(value, str) and _MODEL_TYPE.fullmatch(value)):
+            yield f"model_type {value!r}: only lower-case letters, digits and _ can be a model type"
+        elif _ATTENTION_KEY.fullmatch(key) and "/" in str(value):
+            yield f"{key} {value!r} names a kernel to download; remove the key"
+        yield from _dangerous_keys(value)
+
+
+def _config_faults(config: dict[str, Any]) -> Iterator[str]:
+    if "model_type" not in config:
+        yield "config.json: model_type is missing"
+    not_nf4 = {key: why_not_nf4(config.get(key)) for key in ("quantization_config", "compression_config")}
+    for key, why in not_nf4.items():
+        if config.get(key) is not None and why:
+            types = ", ".join(ITEM_BYTES)
+            yield (
+                f"config.json: {key}: quantised weights; strop reads {types} and bitsandbytes' NF4, and here {why}. "
+                "Take the original model"
+            )
+
+
+def _tokenizer_faults(folder: Path, settings: dict[str, Any]) -> Iterator[str]:
+    name = settings.get("tokenizer_class")
+    if name is not None and not (isinstance(name, str) and _TOKENIZER_CLASS.fullmatch(name)):
+        yield f"tokenizer_config.json: tokenizer_class {name!r} is no class name of a tokenizer"
+    tokenizer = folder / "tokenizer.json"
+    if settings and not tokenizer.exists():
+        yield "tokenizer.json: missing; strop reads fast tokenizers only (transformers converts slow ones)"
+    if tokenizer.exists() and (not tokenizer.is_file() or tokenizer.stat().st_size > MAX_TOKENIZER_BYTES):
+        yield f"tokenizer.json: no regular file of at most {MAX_TOKENIZER_BYTES} bytes"
+    for where, size in _template_sizes(folder, settings.get("chat_template")):
+        if size > MAX_CHAT_TEMPLATE_BYTES:
+            yield f"{where}: a chat template of {size} bytes; the limit is {MAX_CHAT_TEMPLATE_BYTES}"
+
+
+def _template_sizes(folder: Path, inline: Any) -> Iterator[tuple[str, int]]:
+    for path in (folder / "chat_template.jinja", *sorted(folder.glob("additional_chat_templates/*.jinja"))):
+        if path.is_file():
+            yield path.name, path.stat().st_size
+    named = inline if isinstance(inline, list) else [{"template": inline}]
+    for text in (entry.get("template") for entry in named if isinstance(entry, dict)):
+        if isinstance(text, str):
+            yield "tokenizer_config.json", len(text.encode("utf-8", "replace"))
+
+
+def _weight_faults(folder: Path, index: dict[str, Any] | None, types: dict[str, int]) -> Iterator[str]:
+    if index is not None:
+        yield from _shard_faults(folder, index, types)
+    elif (folder / "model.safetensors").exists():
+        yield from _file_faults(folder / "model.safetensors", set(), types)
+    elif not (folder / "model.safetensors.index.json").exists():
+        yield _why_no_weights(folder)
+
+
+def _why_no_weights(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    if pickles := [name for name in names if name.endswith(_PICKLES)]:
+        return (
+            f"{pickles[0]}: a pickle can run code when read, so strop does not read it. Where you trust "
+            "it, convert: model.save_pretrained(folder) of transformers writes safetensors"
+        )
+    if ggufs := [name for name in names if name.endswith(".gguf")]:
+        return f"{ggufs[0]}: give the .gguf file itself, not its folder"
+    return "no weights: neither model.safetensors nor model.safetensors.index.json is here"
+
+
+def _shard_faults(folder: Path, index: dict[str, Any], types: dict[str, int]) -> Iterator[str]:
+    where = "model.safetensors.index.json"
+    shard_of = index.get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of:
+        yield f"{where}: weight_map is missing or empty; fetch the file again"
+        return
+    tensors: dict[str, set[str]] = {}
+    for tensor, shard in shard_of.items():
+        if not (isinstance(shard, str) and _SHARD.fullmatch(shard)):
+            yield f"{where}: {tensor} is put in {shard!r}, which is no *.safetensors file of this folder"
+            return
+        tensors.setdefault(shard, set()).add(tensor)
+    for shard, names in sorted(tensors.items()):
+        yield from _file_faults(folder / shard, names, types)
+
+
+def _file_faults(file: Path, expected: set[str], types: dict[str, int]) -> Iterator[str]:
+    """What is wrong with one weights file, which should hold at least the `expected` tensors."""
+    if not file.is_file():
+        yield f"{file.name}: missing or not a regular file; fetch it again"
+        return
+    try:
+        found = check_safetensors(file, types)
+    except (ModelError, OSError) as error:
+        yield str(error)
+        return
+    if not found:
+        yield f"{file.name}: holds no tensor; fetch it again"
+    if lacking := sorted(expected - found):
+        yield f"{file.name}: lacks {len(lacking)} tensors of the index, such as {lacking[0]}; fetch it again"
+
+
+def _printable(text: str) -> str:
+    """No control characters: what a file says must not move the cursor of a terminal."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -1,0 +1,221 @@
+"""safetensors -> a frozen `Decoder` in the chosen precision, whichever layout the checkpoint has.
+
+q, k, v and gate, up become one matrix each in memory, so that a layer is four matrix products; fused checkpoints
+are stored that way already. Nothing of this reaches disk: adapters keep the checkpoint's own module names.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from strop.errors import ModelError
+from strop.model.checkpoint.nf4 import STATE, holds_nf4, refuse_unasked, stored_nf4
+from strop.model.checkpoint.vet import vet_model_folder
+from strop.model.config import DecoderConfig, read_config
+from strop.model.decoder import Decoder, Layer, Projection
+from strop.ops.frozen_linear import Float8Weight, FrozenWeight
+from strop.ops.nf4 import Nf4, Nf4Weight, Scratch, dequantise, quantise
+
+_MAX_FLOAT8_ERROR = 0.04
+
+GROUPS = {"qkv": "self_attn", "o": "self_attn", "gate_up": "mlp", "down": "mlp"}
+"""The four merged projections of a layer, and the block of the checkpoint's names each belongs to."""
+
+
+ReadMatrix = Callable[[str], Nf4 | Tensor]
+"""A matrix in NF4 by its checkpoint name; dense where a 4-bit checkpoint left it so."""
+
+
+def load_decoder(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    float8: bool = False,
+    nf4: bool = False,
+) -> Decoder:
+    """Vet a model folder and load it.
+
+    Args:
+        folder: An ordinary Hugging Face model folder with safetensors weights, sharded or not, or one that
+            bitsandbytes has quantised to NF4.
+        dtype: Type of the weights in memory: float32, bfloat16 or float64.
+        device: Where they go; read there directly, one tensor at a time.
+        float8: Hold the layers' matrices in float8; see `freeze`.
+        nf4: Round the layers' matrices to NF4, and hold them so unless `float8` is set too; see `freeze_nf4`.
+
+    Raises:
+        ModelError: The folder is unsafe, damaged, of an unsupported family, or lacks a tensor.
+        RecipeError: It holds NF4 weights and `nf4` is not set.
+    """
+    settings = vet_model_folder(folder)
+    refuse_unasked(settings, nf4)
+    config = read_config(settings)
+    with Checkpoint(folder, dtype, torch.device(device), holds_nf4(settings)) as read:
+        return build_decoder(config, read, float8, read.matrix if nf4 else None)
+
+
+def build_decoder(
+    config: DecoderConfig, read: Callable[[str], Tensor], float8: bool = False, read_nf4: ReadMatrix | None = None
+) -> Decoder:
+    """The decoder of `config`, its tensors asked for by their checkpoint names; its matrices by `read_nf4` if given."""
+    embedding = FrozenWeight(read("model.embed_tokens.weight"))
+    scratch = Scratch(embedding.weight.dtype, embedding.weight.device)
+
+    def frozen(names: list[str]) -> FrozenWeight:
+        if read_nf4:
+            return freeze_nf4([read_nf4(name) for name in names], float8, scratch)
+        return freeze(_merge([read(name) for name in names]), float8)
+
+    layers = [_build_layer(index, config, read, frozen) for index in range(config.num_layers)]
+    head = embedding if config.tie_word_embeddings else FrozenWeight(read("lm_head.weight"))
+    return Decoder(config, embedding, head, read("model.norm.weight"), layers)
+
+
+def group_modules(config: DecoderConfig) -> dict[str, dict[str, tuple[int, int]]]:
+    """For each merged projection, the checkpoint modules in it and the output rows each owns."""
+    parts = part_rows(config)
+    split = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
+    fused = {group: (f"{group}_proj",) for group in parts}
+    names = fused if config.fused else fused | split
+    return {
+        group: dict(zip(names[group], rows if len(names[group]) > 1 else ((0, rows[-1][1]),), strict=True))
+        for group, rows in parts.items()
+    }
+
+
+def part_rows(config: DecoderConfig) -> dict[str, tuple[tuple[int, int], ...]]:
+    """For each merged projection, the output rows of its parts: q, k, v; gate, up; or the one part there is."""
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    ff, width = config.intermediate_size, config.hidden_size
+    qkv, gate_up = ((0, q), (q, q + kv), (q + kv, q + 2 * kv)), ((0, ff), (ff, 2 * ff))
+    return {"qkv": qkv, "o": ((0, width),), "gate_up": gate_up, "down": ((0, width),)}
+
+
+def module_path(layer: int, group: str, module: str) -> str:
+    """A checkpoint module's full name, such as model.layers.3.self_attn.q_proj."""
+    return f"model.layers.{layer}.{GROUPS[group]}.{module}"
+
+
+def freeze(weight_OI: Tensor, float8: bool) -> FrozenWeight:
+    """A matrix as it is held: in its own type, or in float8 where that is asked for and comes close enough.
+
+    Rounding to e4m3 moves an entry by 2.6% whatever the scale, unless single entries of a row stand so far out that
+    the others drop below float8's range. A matrix that is off by more than 4% stays as it is, which two such rows in a
+    thousand suffice for, and so does one whose sides are no multiples of 16, which the GPU's products cannot read.
+    """
+    if not float8 or any(side % 16 for side in weight_OI.shape):
+        return FrozenWeight(weight_OI)
+    frozen = Float8Weight(weight_OI)
+    return frozen if frozen.error(weight_OI) <= _MAX_FLOAT8_ERROR else FrozenWeight(weight_OI)
+
+
+def freeze_nf4(parts: Sequence[Nf4 | Tensor], float8: bool, scratch: Scratch) -> FrozenWeight:
+    """A matrix that was rounded to NF4, part by part: held so, or as `freeze` holds the rounded one in float8."""
+    if not float8:
+        return Nf4Weight(parts, scratch)
+    dtype = scratch.dtype
+    frozen = freeze(_merge([dequantise(part, dtype) if isinstance(part, Nf4) else part for part in parts]), float8)
+    frozen.kind = f"nf4 in {frozen.kind}" if frozen.kind else None
+    return frozen
+
+
+def _build_layer(
+    index: int, config: DecoderConfig, read: Callable[[str], Tensor], frozen: Callable[[list[str]], FrozenWeight]
+) -> Layer:
+    prefix = f"model.layers.{index}"
+    norms = {
+        "input_norm": read(f"{prefix}.input_layernorm.weight"),
+        "post_attention_norm": read(f"{prefix}.post_attention_layernorm.weight"),
+    }
+    if config.qk_norm:
+        norms |= {name: read(f"{prefix}.self_attn.{name}.weight") for name in ("q_norm", "k_norm")}
+    has_bias = {
+        "qkv": config.qkv_bias,
+        "o": config.output_bias,
+        "gate_up": config.mlp_bias,
+        "down": config.mlp_bias,
+    }
+    projections = {}
+    for group, modules in group_modules(config).items():
+        paths = [module_path(index, group, module) for module in modules]
+        bias = _merge([read(f"{path}.bias") for path in paths]) if has_bias[group] else None
+        projections[group] = Projection(frozen([f"{path}.weight" for path in paths]), bias, modules)
+    return Layer(index, config, norms, projections)
+
+
+def _merge(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class Checkpoint:
+    """Reads tensors by name from one file or from the shards that an index names; a context manager.
+
+    Args:
+        folder: A vetted model folder.
+        dtype: Type of what is read.
+        device: Where it goes.
+        quantised: The layers' matrices are in NF4.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, quantised: bool) -> None:
+        self._folder, self._dtype, self._device, self._quantised = folder, dtype, device, quantised
+        index = folder / "model.safetensors.index.json"
+        self._shard_of: dict[str, str] | None = None
+        if index.exists():
+            self._shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        self._open: dict[str, Any] = {}
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for handle in self._open.values():
+            handle.__exit__(None, None, None)
+
+    def names(self) -> list[str]:
+        """Every tensor of the checkpoint, those that describe a quantised matrix left out, in the files' order."""
+        files = sorted(set(self._shard_of.values())) if self._shard_of else ["model.safetensors"]
+        return [name for file in files for name in self._names_in(file) if ".weight." not in name]
+
+    def __call__(self, name: str) -> Tensor:
+        """A tensor that is not quantised."""
+        tensor = self._stored(name)
+        if not tensor.is_floating_point():
+            raise ModelError(f"{self._folder}: tensor {name} is quantised, which only the layers' matrices may be")
+        return tensor.to(self._dtype)
+
+    def matrix(self, name: str) -> Nf4 | Tensor:
+        """A layer's matrix in NF4: as it is stored, or rounded here where the checkpoint is not quantised."""
+        if not self._quantised:
+            return quantise(self(name))
+        if self._holder(f"{name}.{STATE}") is None:
+            return self(name)
+        try:
+            return stored_nf4(self._stored, name)
+        except ValueError as error:
+            raise ModelError(f"{self._folder}: tensor {name}: {error}; fetch the checkpoint again") from None
+
+    def _stored(self, name: str) -> Tensor:
+        holder = self._holder(name)
+        if holder is None:
+            raise ModelError(f"{self._folder}: tensor {name} is missing; the checkpoint does not match its config.json")
+        return holder.get_tensor(name)  # type: ignore[no-any-return]
+
+    def _holder(self, name: str) -> Any | None:
+        """The open file that a tensor is in."""
+        file = "model.safetensors" if self._shard_of is None else self._shard_of.get(name, "")
+        return self._opened(file) if file and name in self._names_in(file) else None
+
+    def _names_in(self, file: str) -> list[str]:
+        return list(self._opened(file).keys())
+
+    def _opened(self, file: str) -> Any:
+        if file not in self._open:
+            handle = safe_open(self._folder / file, framework="pt", device=str(self._device))
+            self._open[file] = handle.__enter__()
+        return self._open[file]

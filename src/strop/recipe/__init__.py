@@ -1,0 +1,33 @@
+"""A whole run as one frozen object, and the files that say it: what to train, on which rows, how, and where."""
+
+from strop.recipe.reader import list_recipes, load_recipe, recipe_text
+from strop.recipe.schema import (
+    EXPONENT,
+    GPUS,
+    SEVEN_MODULES,
+    DataSection,
+    LoraSection,
+    ModalSection,
+    ModelSection,
+    Recipe,
+    Section,
+    TrainSection,
+    differences,
+)
+
+__all__ = [
+    "EXPONENT",
+    "GPUS",
+    "SEVEN_MODULES",
+    "DataSection",
+    "LoraSection",
+    "ModalSection",
+    "ModelSection",
+    "Recipe",
+    "Section",
+    "TrainSection",
+    "differences",
+    "list_recipes",
+    "load_recipe",
+    "recipe_text",
+]

@@ -1,0 +1,123 @@
+from collections import Counter
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from strop.data.store import Sample
+from strop.microbatch.pack import Batch, pack
+
+
+def sample(ids: list[int], learned: list[int]) -> Sample:
+    return Sample(np.array(ids, np.int32), np.array(learned, bool))
+
+
+@st.composite
+def families(draw: st.DrawFn) -> list[Sample]:
+    """Samples that go on from one another: random tries, with ends on the way, repetitions and strangers."""
+    texts: list[list[int]] = [[]]
+    for _ in range(draw(st.integers(1, 25))):
+        start = draw(st.sampled_from(texts))
+        cut = draw(st.integers(0, len(start)))
+        texts.append(start[:cut] + draw(st.lists(st.integers(0, 2), min_size=cut == 0, max_size=30)))
+    seed = draw(st.integers(0, 999))
+    random = np.random.default_rng(seed)
+    return [sample(text, random.random(len(text)) < random.choice([0.2, 1.0])) for text in texts if text]
+
+
+def paths(batch: Batch) -> list[list[int]]:
+    """For each node its tokens' places from the root to its end."""
+    starts = np.cumsum((0, *batch.lengths))
+    found: list[list[int]] = []
+    for node, parent in enumerate(batch.parents):
+        assert parent < node
+        found.append((found[parent] if parent >= 0 else []) + list(range(starts[node], starts[node + 1])))
+    return found
+
+
+def check(batch: Batch, samples: list[Sample]) -> None:
+    """Every sample is a beginning of a path, and the labels are exactly theirs, counted."""
+    assert sum(batch.lengths) == len(batch.input_ids)
+    wanted: Counter[tuple[tuple[int, ...], int]] = Counter()  # (all tokens up to a position, the label there)
+    by_tokens = {}
+    for path in paths(batch):
+        for end in range(1, len(path) + 1):
+            by_tokens[tuple(batch.input_ids[path[:end]].tolist())] = path[end - 1]
+    for i in batch.samples:
+        ids = samples[i].input_ids.tolist()
+        assert tuple(ids) in by_tokens
+        for at in np.flatnonzero(samples[i].learned):
+            if at > 0:
+                wanted[tuple(ids[:at]), ids[at]] += 1
+    got: Counter[tuple[tuple[int, ...], int]] = Counter()
+    where = {place: path[: path.index(place) + 1] for path in paths(batch) for place in path}
+    for row, label, weight in zip(batch.label_rows, batch.labels, batch.weights, strict=True):
+        got[tuple(batch.input_ids[where[batch.learned[row]]].tolist()), int(label)] += int(weight)
+    assert got == wanted
+    assert batch.num_loss_tokens == wanted.total()
+    assert batch.num_sample_tokens == sum(len(samples[i].input_ids) for i in batch.samples)
+    assert (np.diff(batch.learned) > 0).all()
+    assert (np.unique(batch.label_rows) == np.arange(len(batch.learned))).all()
+    assert (np.diff(batch.label_rows) >= 0).all()
+    assert len({*zip(batch.label_rows.tolist(), batch.labels.tolist(), strict=True)}) == len(batch.labels)
+
+
+@settings(deadline=None)
+@given(families(), st.integers(1, 300), st.booleans(), st.sampled_from([None, 20]))
+def test_every_sample_and_label_can_be_rebuilt(
+    samples: list[Sample], budget: int, share: bool, long_from: int | None
+) -> None:
+    batches = pack(samples, range(len(samples)), budget, share=share, long_from=long_from)
+    assert sorted(i for batch in batches for i in batch.samples) == list(range(len(samples)))
+    for batch in batches:
+        assert len(batch.input_ids) <= budget or len(batch.samples) == 1
+        check(batch, samples)
+        if long_from is not None:
+            lengths = np.array(batch.sample_lengths)
+            for node, parent in enumerate(batch.parents):
+                assert parent < 0 or (lengths[node] > long_from) == (lengths[parent] > long_from)
+        if not share:
+            assert set(batch.parents) == {-1}
+            assert (batch.weights == 1).all()
+            assert (batch.label_rows == np.arange(len(batch.labels))).all()
+    if not share:
+        assert [i for batch in batches for i in batch.samples] == list(range(len(samples)))
+
+
+def test_labels_stay_inside_their_sample() -> None:
+    samples = [sample([5, 6, 7], [0, 1, 1]), sample([8, 9], [1, 1]), sample([4], [1])]
+    (batch,) = pack(samples, [3, 1, 2], 100, share=False)
+    assert batch.input_ids.tolist() == [5, 6, 7, 8, 9, 4]
+    assert batch.lengths == batch.sample_lengths == (3, 2, 1)
+    # position 0 predicts 6, 1 predicts 7, 3 predicts 9; nothing predicts a first token, 8 and 4 included
+    assert batch.learned.tolist() == [0, 1, 3]
+    assert batch.labels.tolist() == [6, 7, 9]
+    assert batch.num_loss_tokens == 3
+    assert batch.samples == (3, 1, 2)
+
+
+def test_unlearned_tokens_are_context_only() -> None:
+    (batch,) = pack([sample([5, 6, 7, 8], [0, 0, 1, 0])], [0], 100)
+    assert batch.learned.tolist() == [1]
+    assert batch.labels.tolist() == [7]
+
+
+def test_a_shared_position_counts_each_samples_own_labels() -> None:
+    head = list(range(20))
+    samples = [sample([*head, tail], [0] * 18 + [1, learns, 1]) for tail, learns in ((50, 1), (51, 0), (51, 1))]
+    (batch,) = pack(samples, [7, 8, 9], 100)
+    assert batch.lengths == (20, 1, 1, 1)
+    assert batch.samples == (7, 8, 9)
+    # 17 predicts 18 for all three, 18 predicts 19 for two of them, and 19 each sample's tail
+    assert batch.learned.tolist() == [17, 18, 19]
+    assert batch.label_rows.tolist() == [0, 1, 2, 2]
+    assert batch.labels.tolist() == [18, 19, 50, 51]
+    assert batch.weights.tolist() == [3, 2, 1, 2]
+    assert batch.num_loss_tokens == 8
+    assert batch.num_sample_tokens == 63
+
+
+def test_the_budget_counts_what_is_computed() -> None:
+    samples = [sample([*range(40), tail], [1] * 41) for tail in range(50, 60)]
+    assert [len(batch.samples) for batch in pack(samples, range(10), 50)] == [10]
+    assert [len(batch.samples) for batch in pack(samples, range(10), 50, share=False)] == [1] * 10

@@ -1,0 +1,109 @@
+"""The tree of shared prefixes, on cases made by hand: one letter a token."""
+
+import numpy as np
+import pytest
+
+from strop.microbatch import tree as prefix
+from strop.microbatch.tree import Tree, fit, grow, sort_by_prefix
+
+
+def ids(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+
+def tree(*texts: str, long_from: int | None = None) -> tuple[list[str], Tree]:
+    order, shared = sort_by_prefix([ids(text) for text in texts], long_from)
+    ordered = [texts[i] for i in order]
+    return ordered, grow([len(text) for text in ordered], shared)
+
+
+def nodes(*texts: str, long_from: int | None = None) -> list[tuple[str, int]]:
+    """Each node's tokens and its parent."""
+    ordered, grown = tree(*texts, long_from=long_from)
+    parts = [ordered[s][a:b] for s, a, b in zip(grown.first, grown.begins, grown.ends, strict=True)]
+    for sample, text in enumerate(ordered):
+        assert "".join(parts[node] for node in grown.path(sample)) == text
+    return list(zip(parts, grown.parents, strict=True))
+
+
+HEAD = "below is an instruction: "
+SUB = "about the sixth commune "
+
+
+def test_a_common_header_is_one_node() -> None:
+    assert nodes(HEAD + "x", HEAD + "yy", HEAD + "z") == [(HEAD, -1), ("x", 0), ("yy", 0), ("z", 0)]
+
+
+def test_nothing_in_common() -> None:
+    assert nodes("b", "aa", "c") == [("aa", -1), ("b", -1), ("c", -1)]
+    assert nodes("alone") == [("alone", -1)]
+
+
+def test_prefixes_nest() -> None:
+    got = nodes(HEAD + "x", HEAD + SUB + "1", HEAD + SUB + "2", HEAD + "y")
+    assert got == [(HEAD, -1), (SUB, 0), ("1", 1), ("2", 1), ("x", 0), ("y", 0)]
+
+
+def test_several_prefixes() -> None:
+    got = nodes(HEAD + "1", SUB + "1", HEAD + "2", "zzz", SUB + "2")
+    assert got == [(SUB, -1), ("1", 0), ("2", 0), (HEAD, -1), ("1", 3), ("2", 3), ("zzz", -1)]
+
+
+def test_one_sample_is_the_beginning_of_others() -> None:
+    ordered, grown = tree(HEAD + "b", HEAD, HEAD + "a")
+    assert nodes(HEAD + "b", HEAD, HEAD + "a") == [(HEAD, -1), ("a", 0), ("b", 0)]
+    assert ordered[0] == HEAD
+    assert grown.last_node == (0, 1, 2)
+    assert grown.longest == (len(HEAD) + 1,) * 3
+
+
+def test_identical_samples_are_one() -> None:
+    assert nodes(HEAD, HEAD, HEAD) == [(HEAD, -1)]
+    assert nodes(HEAD + "a", HEAD + "a", HEAD + "b") == [(HEAD, -1), ("a", 0), ("a", 0), ("b", 0)]
+
+
+@pytest.mark.parametrize(
+    ("head", "count", "is_shared"),
+    [(16, 2, True), (15, 2, False), (8, 3, True), (7, 3, False), (4, 5, True), (3, 30, False)],
+)
+def test_a_node_has_to_be_worth_it(head: int, count: int, is_shared: bool) -> None:
+    got = nodes(*("h" * head + chr(65 + i) for i in range(count)))
+    assert len(got) == count + is_shared
+
+
+def test_what_is_not_worth_a_node_is_given_to_the_parts() -> None:
+    """Eight tokens of two subtrees save too little by themselves, and lengthen the nodes below."""
+    got = nodes("h" * 8 + "a" * 10 + "1", "h" * 8 + "a" * 10 + "2", "h" * 8 + "b" * 10 + "1", "h" * 8 + "b" * 10 + "2")
+    assert got == [("h" * 8 + "a" * 10, -1), ("1", 0), ("2", 0), ("h" * 8 + "b" * 10, -1), ("1", 3), ("2", 3)]
+
+
+def test_long_samples_share_with_long_ones_only() -> None:
+    short, long = HEAD + "x", HEAD + "x" * 20
+    assert nodes(short, HEAD + "y", long, HEAD + "y" * 20, long_from=30) == [
+        *[(HEAD, -1), ("x", 0), ("y", 0)],
+        *[(HEAD, -1), ("x" * 20, 3), ("y" * 20, 3)],
+    ]
+    _, grown = tree(short, long, long_from=30)
+    assert grown.parents == (-1, -1)
+    assert grown.longest == (len(short), len(long))
+
+
+def test_runs_keep_the_budget_and_are_about_equally_full() -> None:
+    texts = [f"{HEAD}{i:02}" for i in range(40)]
+    order, shared = sort_by_prefix([ids(text) for text in texts], None)
+    lengths = [len(texts[i]) for i in order]
+    whole = grow(lengths, shared).num_tokens
+    runs = list(fit(lengths, shared, whole // 2 + 2 * len(HEAD)))
+    assert [start for start, _ in runs] == [0, 20]
+    assert [run.num_tokens for _, run in runs] == [len(HEAD) + 40] * 2
+    assert [start for start, _ in fit(lengths, shared, 1)] == list(range(40))
+
+
+def test_a_run_whose_tree_outgrows_the_estimate_is_cut_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prefix that four share is worth a node; cut in two halves it is not, and costs each half more."""
+    monkeypatch.setattr(prefix, "_MIN_SAVED_TOKENS", 20)
+    texts = ["h" * 10 + c * 5 for c in "abcd"]
+    _, shared = sort_by_prefix([ids(text) for text in texts], None)
+    runs = list(fit([15] * 4, shared, 20))
+    assert grow([15] * 4, shared).num_tokens == 30
+    assert [(start, run.num_tokens) for start, run in runs] == [(0, 15), (1, 15), (2, 15), (3, 15)]

@@ -1,0 +1,83 @@
+"""A worker process that answers, fails, dies and does not want to end."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from strop.errors import StropError
+from strop.unsloth.process import Worker, WorkerFailed
+
+WORKER = """
+import json, os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(json.dumps({"answer": "ready", "job": sys.argv[1], "pid": os.getpid()}), flush=True)
+for line in sys.stdin:
+    request = json.loads(line)
+    if request["ask"] == "fail":
+        print(json.dumps({"answer": "failed", "what": "out of memory", "message": "too large"}), flush=True)
+    elif request["ask"] == "die":
+        print("its last words", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif request["ask"] == "sleep":
+        time.sleep(600)
+    else:
+        print(json.dumps({"answer": "did", "given": request.get("given")}), flush=True)
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "double.py").write_text(WORKER)
+    return tmp_path
+
+
+def started(place: Path) -> Worker:
+    return Worker("double", place / "job.json", place, {})
+
+
+def test_it_answers_and_ends_with_its_input(place: Path) -> None:
+    with started(place) as worker:
+        assert worker.answer()["job"] == str(place / "job.json")
+        assert worker.ask("this", given=3) == {"answer": "did", "given": 3}
+    assert worker._process.returncode == 0
+
+
+def test_a_failure_says_of_which_kind(place: Path) -> None:
+    with started(place) as worker:
+        worker.answer()
+        with pytest.raises(WorkerFailed, match="too large") as caught:
+            worker.ask("fail")
+        assert caught.value.what == "out of memory"
+        assert worker.ask("this")["answer"] == "did"
+
+
+def test_a_death_is_told_with_its_last_words(place: Path) -> None:
+    with started(place) as worker:
+        worker.answer()
+        with pytest.raises(StropError, match=f"killed by signal {int(signal.SIGKILL)}(?s:.*)its last words"):
+            worker.ask("die")
+        with pytest.raises(StropError, match="killed by signal"):
+            worker.ask("this")
+
+
+def test_one_that_never_started_is_told_too(place: Path) -> None:
+    with Worker("no_such_module", place / "job.json", place, {}) as worker:
+        with pytest.raises(StropError, match=r"exit status 1(?s:.*)No module named no_such_module"):
+            worker.answer()
+
+
+def test_an_error_on_this_side_leaves_no_process_behind(place: Path) -> None:
+    begun = time.monotonic()
+    worker = started(place)
+    pid = worker.answer()["pid"]
+    assert worker._process.stdin is not None
+    worker._process.stdin.write('{"ask": "sleep"}\n')
+    worker._process.stdin.flush()
+    with pytest.raises(KeyboardInterrupt), worker:
+        raise KeyboardInterrupt
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert time.monotonic() - begun < 15
