@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import metrics, write_recipe
 from strop import api
 from strop.errors import StropError
 from strop.evaluation import samples
 from strop.recipe import Recipe, load_recipe
+from tiny_runs import metrics, write_recipe
 
 RANDOM_TRIALS, WRITE_TRIALS = 32, 28
 

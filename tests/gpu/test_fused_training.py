@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import metrics, write_recipe
 from strop import api
 from strop.errors import Interrupted, NumericsError
 from strop.model.checkpoint.weights import load_decoder
@@ -20,6 +19,7 @@ from strop.training.loop import Trainer
 from strop.training.step import StepInFlight
 from test_fused_gpu import adapter_of, captured, step_of
 from tiny_models import write_checkpoint
+from tiny_runs import metrics, write_recipe
 from training_doubles import Rows, StopAt
 from tree_batches import batch_of
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import write_recipe
 from strop import api
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
@@ -14,6 +13,7 @@ from strop.recipe import LoraSection, TrainSection, load_recipe
 from strop.run.folder import RunFolder
 from strop.training.loop import Trainer
 from tiny_models import write_checkpoint
+from tiny_runs import write_recipe
 from training_doubles import Rows, StopAt
 
 pytestmark = [

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import FIXTURES, metrics, strop, write_rows
 from strop.exporting.adapter import load_adapter
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
 from strop.recipe import LoraSection
 from tiny_models import write_checkpoint
+from tiny_runs import FIXTURES, metrics, strop, write_rows
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,13 +13,13 @@ import peft
 import pytest
 import torch
 
-from helpers import environment, metrics, strop, write_recipe, write_rows
 from strop.exporting.adapter import load_adapter
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
 from strop.ops.attention import Packing
 from strop.recipe import LoraSection
 from tiny_models import load_oracle
+from tiny_runs import environment, metrics, strop, write_recipe, write_rows
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from helpers import environment, strop, write_bfloat16_recipe
 from strop import Run
 from strop.api.exporting import _reference
 from strop.data.template import load_template
 from strop.errors import ParityError
 from strop.exporting.parity.gate import check_parity
 from strop.model.checkpoint.locate import locate_model
+from tiny_runs import environment, strop, write_bfloat16_recipe
 
 
 @pytest.fixture(scope="module")

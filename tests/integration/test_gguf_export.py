@@ -10,7 +10,7 @@ from typing import Any
 import gguf
 import pytest
 
-from helpers import environment, strop
+from tiny_runs import environment, strop
 
 pytestmark = pytest.mark.slow
 OVERRIDES = (

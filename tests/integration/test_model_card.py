@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helpers import environment, strop, write_bfloat16_recipe
+from tiny_runs import environment, strop, write_bfloat16_recipe
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import environment, metrics, strop, write_recipe
+from tiny_runs import environment, metrics, strop, write_recipe
 
 
 @pytest.fixture(scope="module")

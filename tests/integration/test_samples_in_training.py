@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from helpers import write_recipe
 from strop import api
 from strop.errors import Interrupted, RecipeError
 from strop.evaluation import samples as sampling
 from strop.recipe import load_recipe
 from strop.run.samples import Sample, read_samples
+from tiny_runs import write_recipe
 
 NAME = "adapter_model.safetensors"
 

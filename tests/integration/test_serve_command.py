@@ -18,7 +18,7 @@ from typing import Any
 import openai
 import pytest
 
-from helpers import environment, strop, write_recipe
+from tiny_runs import environment, strop, write_recipe
 
 QUESTION = "Say the words of row 3.\n\nblue stone"
 

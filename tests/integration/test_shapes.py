@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from helpers import write_model
 from strop import api
 from strop.recipe import load_recipe
+from tiny_runs import write_model
 
 Row = dict[str, Any]
 SHAPES: dict[str, Callable[[int], Row]] = {

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from helpers import write_recipe
 from strop import api
 from strop.errors import RecipeError
 from strop.recipe import load_recipe
 from strop.run.trackers import tracker
+from tiny_runs import write_recipe
 
 
 def test_a_run_leaves_events_and_a_missing_extra_leaves_nothing(

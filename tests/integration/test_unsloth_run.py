@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import environment, metrics, strop, write_recipe
 from strop.run.metrics import read_metrics
 from tiny_models import load_oracle
+from tiny_runs import environment, metrics, strop, write_recipe
 
 # 40 rows in steps of 6: the last step has 4, as microbatches of 3 and 1. The gradient norm is near 5, so it is clipped.
 SETTINGS: dict[str, Any] = {

@@ -12,10 +12,10 @@ import pytest
 from modal_proto import api_pb2
 
 from fake_modal import SECRETS, FakeModal
-from helpers import write_rows
 from model_folders import write_model_folder
+from tiny_runs import write_rows
 
-pytestmark = pytest.mark.program("stub_program.py")
+pytestmark = pytest.mark.program("stub_strop.py")
 
 Client = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., "subprocess.Popen[str]"]

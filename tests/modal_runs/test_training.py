@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fake_modal import FakeModal, Task
-from helpers import metrics, strop, write_recipe
+from tiny_runs import metrics, strop, write_recipe
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 Start = Callable[..., "subprocess.Popen[str]"]

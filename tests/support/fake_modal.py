@@ -519,7 +519,7 @@ class FakeModal:
         secret_ids = options.secret_ids
         task.process = await asyncio.create_subprocess_exec(
             sys.executable,
-            str(HERE / "container.py"),
+            str(HERE / "modal_container.py"),
             env=self._container_environment(task, arguments, secret_ids),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
