@@ -62,7 +62,7 @@ ONLY_IN = {
     "xllamacpp": {"exporting.parity.llama_cpp", "exporting.gguf.quantise"},
     "starlette": {"serving"},
     "uvicorn": {"serving.server"},
-    "huggingface_hub": {"resolve", "commands"},
+    "huggingface_hub": {"resolve", "commands", "reporting.card"},
 }
 """Libraries that one place knows."""
 
@@ -123,6 +123,9 @@ OLD = {"api", "cli", "present"}
 
 NOT_THERE_YET = {"commands", "gpus"}
 """Parts that the table has and the tree does not."""
+
+NOT_YET_REMOVED = {("strop.run.folder", "strop")}
+"""Imports that the table does not allow."""
 
 NOT_YET_AT_THE_TOP = {
     ("strop.data.chat_template", "strop.resolve"),
@@ -224,13 +227,15 @@ ANY: tuple[When, ...] = ("module", "function", "typing")
 
 
 def test_every_part_imports_only_what_the_table_allows() -> None:
-    assert lines(forbidden_imports(STROP)) == []
+    found = list(forbidden_imports(STROP))
+    assert lines(each for each in found if (each.importer, each.imported) not in NOT_YET_REMOVED) == []
+    assert edges(found) >= NOT_YET_REMOVED, "take out what is mended"
 
 
 def test_the_table_has_every_part_and_no_other() -> None:
     parts = {STROP.part(module) for module in STROP.files} - OLD
     assert parts - MAY_IMPORT.keys() == set(), "say in MAY_IMPORT what it may import"
-    assert MAY_IMPORT.keys() - parts <= NOT_THERE_YET
+    assert MAY_IMPORT.keys() - parts - OLD == NOT_THERE_YET
     assert {library(name) for allowed in MAY_IMPORT.values() for name in allowed} <= MAY_IMPORT.keys()
 
 
@@ -349,9 +354,9 @@ def write(tmp_path: Path) -> Write:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("part", MAY_IMPORT)
+@pytest.mark.parametrize("part", sorted(MAY_IMPORT.keys() - OLD))
 def test_every_import_that_the_table_does_not_allow_is_seen(part: str, way: str, write: Write) -> None:
-    others = [other for other in MAY_IMPORT if other not in (part, "")]
+    others = MAY_IMPORT.keys() - {part, ""} - OLD
     modules = {f"{other}/y.py": "" for other in others}
     modules[f"{part}/x.py" if part else "__init__.py"] = "".join(
         WAYS[way].format(f"from strop.{other} import y") for other in others
