@@ -11,6 +11,7 @@ import gguf
 import pytest
 
 from tiny_runs import environment, strop
+from waiting import PATIENCE
 
 pytestmark = pytest.mark.slow
 OVERRIDES = (
@@ -82,7 +83,7 @@ def test_a_file_of_another_adapter_is_refused(workshop: Path) -> None:
     )
     command = [sys.executable, "-c", program]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=environment(workshop / "cache"), timeout=240, check=False
+        command, capture_output=True, text=True, env=environment(workshop / "cache"), timeout=PATIENCE, check=False
     )
     assert done.returncode == 9, done.stderr
     assert "KL divergence" in done.stderr

@@ -9,6 +9,7 @@ import pytest
 
 from fake_modal import SECRETS, FakeModal
 from tiny_runs import environment
+from waiting import PATIENCE
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def client(start: Callable[..., "subprocess.Popen[str]"]) -> Callable[..., "subp
     def client(*arguments: object, module: str = "strop") -> "subprocess.CompletedProcess[str]":
         process = start(*arguments, module=module)
         try:
-            out, errors = process.communicate(timeout=120)
+            out, errors = process.communicate(timeout=PATIENCE)
         finally:
             process.kill()
         return subprocess.CompletedProcess(process.args, process.returncode, out, errors)

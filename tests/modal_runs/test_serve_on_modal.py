@@ -19,6 +19,7 @@ from strop.exporting.carry import write_tokenizer
 from strop.modal_runs.job import Places
 from strop.modal_runs.vllm import ServingJob, command
 from tiny_runs import write_recipe
+from waiting import PATIENCE
 
 Client = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -53,7 +54,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def get(port: int, path: str) -> Any:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as answer:
         return json.loads(answer.read())
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import strop
 from source_imports import Import, SourceTree, When
+from waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "strop"
@@ -301,7 +302,7 @@ for module in {modules}:
     importlib.import_module(module)
     print(module, *(name for name in ("torch", "transformers", "numpy") if name in sys.modules))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.stdout.splitlines() == modules, done.stderr
 
 
@@ -317,7 +318,7 @@ try:
 finally:
     print(*(name for name in ("torch", "transformers", "numpy") if name in sys.modules))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert "max_sequence" in done.stderr
     assert (done.returncode, done.stdout.strip()) == (2, "")
 

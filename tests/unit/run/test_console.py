@@ -15,6 +15,7 @@ from rich.console import Console
 
 from strop.run.live import LiveReporter
 from strop.run.reporter import LineReporter, Reporter, clock, console_reporter, describe
+from waiting import PATIENCE
 
 STEPS = 60
 
@@ -175,7 +176,8 @@ def script() -> list[str]:
     import strop
 
     assert strop.__file__ is not None
-    path = [str(Path(strop.__file__).parents[1]), str(Path(__file__).parent)]
+    here = Path(__file__)
+    path = [str(Path(strop.__file__).parents[1]), str(here.parent), str(here.parents[2] / "support")]
     return [sys.executable, "-c", _SCRIPT.format(path=path)]
 
 
@@ -183,7 +185,7 @@ def test_a_reader_that_leaves_does_not_change_the_exit_code() -> None:
     process = subprocess.Popen(script(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     assert b"LineReporter survived" in errors
     assert errors.count(b"training goes on") == 1
@@ -205,7 +207,7 @@ def test_a_terminal_gets_the_bar_unless_it_cannot_redraw(term: str, want: bytes)
     assert process.stderr.readline() == b"chosen\n"
     os.close(theirs)
     os.close(ours)  # the terminal is closed, too: what is written to it fails
-    _, errors = process.communicate(b"\n", timeout=60)
+    _, errors = process.communicate(b"\n", timeout=PATIENCE)
     assert want + b" survived" in errors, errors
     assert process.returncode == 0
     assert errors.count(b"training goes on") == 1
