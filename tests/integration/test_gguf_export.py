@@ -4,12 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
 
+from one_core import one_core
 from tiny_runs import environment, strop
 from waiting import PATIENCE
 
@@ -22,6 +24,12 @@ OVERRIDES = (
     "data.max_train_samples=100",
     "data.max_eval_samples=2",
 )
+
+
+@pytest.fixture(autouse=True)
+def _one_core() -> Iterator[None]:
+    with one_core():
+        yield
 
 
 @pytest.fixture(scope="module")
