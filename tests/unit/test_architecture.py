@@ -14,22 +14,23 @@ SOURCE = Path(__file__).parents[2] / "src" / "strop"
 TOP = {"cli", "present", "api", "__main__", "__init__"}
 MAY_IMPORT = {
     "errors": set(),
+    "gpus": set(),
     "ops": {"errors"},
-    "recipe": {"errors"},
+    "recipe": {"gpus", "errors"},
     "resolve": {"errors"},
     "data": {"recipe", "resolve", "errors"},
     "microbatch": {"data", "ops", "recipe", "errors"},
-    "model": {"microbatch", "ops", "recipe", "resolve", "errors"},
+    "model": {"microbatch", "ops", "recipe", "resolve", "gpus", "errors"},
     "fused": {"microbatch", "model", "ops", "training", "errors"},
     "run": {"recipe", "resolve", "errors"},
-    "training": {"data", "microbatch", "model", "fused", "ops", "run", "recipe", "errors"},
-    "forecast": {"data", "microbatch", "model", "training", "modal_runs", "run", "recipe", "errors"},
+    "training": {"data", "microbatch", "model", "fused", "ops", "run", "recipe", "gpus", "errors"},
+    "forecast": {"data", "microbatch", "model", "training", "modal_runs", "run", "recipe", "gpus", "errors"},
     "reporting": {"run", "errors"},
     "evaluation": {"data", "microbatch", "model", "ops", "run", "recipe", "errors"},
     "unsloth": {"data", "microbatch", "model", "run", "training", "recipe", "errors"},
     "serving": {"data", "model", "evaluation", "recipe", "errors"},
     "exporting": {"data", "model", "ops", "run", "recipe", "resolve", "errors"},
-    "modal_runs": {"data", "model", "run", "recipe", "resolve", "errors"},
+    "modal_runs": {"data", "model", "run", "recipe", "resolve", "gpus", "errors"},
 }
 
 
@@ -87,7 +88,8 @@ def test_the_scan_sees_an_import_inside_a_function(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["strop", "strop.recipe", "strop.errors", "strop.cli", "strop.resolve", "strop.modal_runs.modal_app"]
+    "module",
+    ["strop", "strop.recipe", "strop.errors", "strop.gpus", "strop.cli", "strop.resolve", "strop.modal_runs.modal_app"],
 )
 def test_importing_it_loads_neither_torch_nor_transformers(module: str) -> None:
     if importlib.util.find_spec(module) is None:

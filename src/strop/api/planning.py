@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from strop.api.loading import load_model
 from strop.api.preparing import Prepared, prepare
 from strop.errors import RecipeError
-from strop.recipe import GPUS, Recipe
+from strop.gpus import modal_name
+from strop.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +49,7 @@ def plan(recipe: Recipe, note: Callable[[str], None] = lambda line: None, probin
         found = _probe(recipe, prepared, note)
         here = measured(job, _modal_name(recipe, found.device), found, prices)
         _keep(recipe, prepared, found, here, note)
-    return plan_of(job, prices, GPUS, here)
+    return plan_of(job, prices, here)
 
 
 def prediction(recipe: Recipe, prepared: Prepared, folder: RunFolder, device: str, meter: Meter | None) -> Line | None:
@@ -62,7 +63,6 @@ def prediction(recipe: Recipe, prepared: Prepared, folder: RunFolder, device: st
         meter: Of a run that is billed.
     """
     from strop.forecast.estimate import Line, scaled
-    from strop.forecast.gpus import modal_name
     from strop.modal_runs.prices import STORED
 
     kept = folder.plan
@@ -107,8 +107,6 @@ def _probe(recipe: Recipe, prepared: Prepared, note: Callable[[str], None]) -> P
 
 
 def _modal_name(recipe: Recipe, device: str) -> str:
-    from strop.forecast.gpus import modal_name
-
     return modal_name(device) or device
 
 

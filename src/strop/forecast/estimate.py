@@ -1,19 +1,19 @@
 """A run's memory, speed, time and dollars on one kind of GPU, from shapes and the published measurements."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from strop.data.store import SampleStore
 from strop.errors import RecipeError
-from strop.forecast.gpus import GPUS, Gpu
 from strop.forecast.memory import CONTEXT_GIB, GIB, Memory
 from strop.forecast.probe import Probe
 from strop.forecast.published import GPU as MEASURED_GPU
 from strop.forecast.shape import Shape
 from strop.forecast.speed import EVALUATION, Speed
 from strop.forecast.workload import Workload, count_workload
-from strop.modal_runs.prices import Prices, parse_gpu
+from strop.gpus import GPUS, Gpu, parse_gpu
+from strop.modal_runs.prices import Prices
 from strop.model.config import DecoderConfig
 from strop.model.precision import Precision, choose_precision, why_not_fused
 from strop.recipe import Recipe
@@ -114,9 +114,9 @@ def scaled(job: Job, gpu: str, prices: Prices) -> Line:
     """The prediction for one of Modal's GPUs, such as H200 or H100:2, from shapes and published figures."""
     kind, _ = parse_gpu(gpu)
     card, recipe, shape = GPUS[kind], job.recipe, job.shape
-    against = why_not_fused(job.config, recipe.lora, card.kind)
+    against = why_not_fused(job.config, recipe.lora, card)
     try:
-        chosen = choose_precision(recipe.model.precision, card.kind, against, recipe.model.load_in_4bit)
+        chosen = choose_precision(recipe.model.precision, card, against, recipe.model.load_in_4bit)
     except RecipeError as error:
         return Line(gpu, "scaled", problem=str(error), memory_gib=card.memory_gib)
     precision = _held(chosen)
@@ -197,17 +197,16 @@ def _line(
 
 
 def _range(card: Gpu, fused: bool) -> tuple[float, float]:
-    published = GPUS[MEASURED_GPU].kind
-    if not fused or card.kind.capability != published.capability:
+    if not fused or card.capability != GPUS[MEASURED_GPU].capability:
         return _UNTRIED
-    return _SAME_GPU if card.kind == published else _SAME_KERNELS
+    return _SAME_GPU if card.name == MEASURED_GPU else _SAME_KERNELS
 
 
 def _budget(job: Job, card: Gpu, memory: Memory) -> int:
     """The tokens of a microbatch as training would choose them there."""
     if asked := job.recipe.train.max_tokens_per_microbatch:
         return asked
-    wanted = wanted_tokens(card.kind, job.longest_sample)
+    wanted = wanted_tokens(card, job.longest_sample)
     each = memory.token + memory.learned
     return tokens_within(memory.free(card.memory_gib), 0.5 * GIB, each, wanted, job.longest_sample)
 
@@ -244,18 +243,17 @@ class Plan:
         return parse_gpu(self.own.gpu)[1] > 1
 
 
-def plan_of(job: Job, prices: Prices, gpus: Sequence[str], here: Line | None) -> Plan:
+def plan_of(job: Job, prices: Prices, here: Line | None) -> Plan:
     """The lines of all GPUs, the recipe's own with its count.
 
     Args:
         job: What is to be run.
         prices: The price list.
-        gpus: Modal's GPU types.
         here: Measured on this machine; takes the place of its GPU's line.
     """
     asked = {parse_gpu(gpu)[0]: gpu for gpu in reversed(job.recipe.modal.gpu)}
     first = parse_gpu(job.recipe.modal.gpu[0])[0]
-    lines = {kind: scaled(job, asked.get(kind, kind), prices) for kind in gpus}
+    lines = {kind: scaled(job, asked.get(kind, kind), prices) for kind in GPUS}
     if here is not None:
         lines[parse_gpu(here.gpu)[0]] = here
     own = lines[first]

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from strop.forecast.gpus import GPUS, modal_name
 from strop.forecast.shape import Shape
+from strop.gpus import GPUS, modal_name
 
 
 def limit_of(shape: Shape, device: str, precision: str) -> dict[str, Any] | None:

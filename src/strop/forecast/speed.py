@@ -8,11 +8,11 @@ attention, and what is left is bytes.
 
 from dataclasses import dataclass
 
-from strop.forecast.gpus import GPUS, Gpu
 from strop.forecast.memory import fused_layer_bytes
 from strop.forecast.published import GPU, PRODUCTS
 from strop.forecast.shape import Shape
 from strop.forecast.workload import Load
+from strop.gpus import GPUS, Gpu
 
 _MEASURED = GPUS[GPU]
 _PRODUCT_SHARES = {name: rate / (1e12 * _MEASURED.tflops[name]) for name, rate in PRODUCTS.items()} | {"float32": 0.8}

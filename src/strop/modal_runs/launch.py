@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from strop.errors import CheckpointError, Interrupted, OutOfMemoryError, RecipeError, StropError
-from strop.modal_runs import gpus
+from strop.gpus import larger
 from strop.modal_runs.follow import CallLog, Emit, cloud_errors, is_passing, to_console, wait
 from strop.modal_runs.interrupts import held_back, run
 from strop.modal_runs.job import RUNS_VOLUME, Job, Outcome
@@ -114,7 +114,7 @@ class _Launch:
             outcome = self._follow(call, PATIENCE if remaining else None)
             if outcome is None:
                 self._note(f"no {gpu} in {PATIENCE / 60:.0f} minutes; trying {remaining[0]}")
-            elif outcome.exit_code == OutOfMemoryError.exit_code and (fitting := gpus.larger(remaining, gpu)):
+            elif outcome.exit_code == OutOfMemoryError.exit_code and (fitting := larger(remaining, gpu)):
                 self._note(f"out of memory on {gpu} (exit code 6); trying {fitting[0]}")
                 remaining = fitting
             else:

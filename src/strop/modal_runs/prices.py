@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from strop.errors import RecipeError
+from strop.gpus import GPUS, parse_gpu
 
 CONTAINER_CORES, CONTAINER_MEMORY_GIB = 2.0, 16.0
 """What is counted beside the GPU: Modal bills a container's cores and memory too. One process drives the GPU, another
@@ -13,20 +14,6 @@ core writes checkpoints; weights go to the GPU one tensor at a time. About 5% of
 
 _PATIENCE = 7.0
 """Seconds that Modal may take to answer."""
-
-_RATE_NAMES = {
-    "T4": "t4",
-    "L4": "l4",
-    "A10": "a10g",
-    "L40S": "l40s",
-    "A100-40GB": "a100_40gb",
-    "A100-80GB": "a100_80gb",
-    "RTX-PRO-6000": "rtx6000",
-    "H100": "h100",
-    "H200": "h200",
-    "B200": "b200",
-}
-"""How `modal billing rates --json` ends its gpu_hour_cost_ keys. Read in public code that uses it, in 2026-09."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,28 +45,11 @@ class Prices:
 
 
 STORED = Prices(
-    gpu={
-        "T4": 0.000164,
-        "L4": 0.000222,
-        "A10": 0.000306,
-        "L40S": 0.000542,
-        "A100-40GB": 0.000583,
-        "A100-80GB": 0.000694,
-        "RTX-PRO-6000": 0.000842,
-        "H100": 0.001097,
-        "H200": 0.001261,
-        "B200": 0.001736,
-    },
+    gpu={name: gpu.dollars_per_second for name, gpu in GPUS.items()},
     cpu_core=0.0000131,
     memory_gib=0.00000222,
     source="stored price list of 2026-09 (copies of modal.com/pricing)",
 )
-
-
-def parse_gpu(gpu: str) -> tuple[str, int]:
-    """Type and count of Modal's `TYPE:n`; H100! and B200+ are priced as their type."""
-    kind, _, count = gpu.partition(":")
-    return kind.rstrip("!+").upper(), int(count or 1)
 
 
 def current_prices() -> Prices:
@@ -124,7 +94,7 @@ def _ask_modal() -> dict[str, float]:
 def _prices(rates: Mapping[str, float]) -> Prices:
     """Raise KeyError where a rate is missing: half of one list and half of another would be neither."""
     return Prices(
-        gpu={kind: rates[f"gpu_hour_cost_{name}"] / 3600 for kind, name in _RATE_NAMES.items()},
+        gpu={name: rates[f"gpu_hour_cost_{gpu.billing_key}"] / 3600 for name, gpu in GPUS.items()},
         cpu_core=rates["cpu_hour_cost"] / 3600,
         memory_gib=rates["mem_gib_hour_cost"] / 3600,
         source="Modal's current prices of this workspace",

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from strop.errors import CloudError, RecipeError
+from strop.gpus import parse_gpu
 from strop.modal_runs.follow import cloud_errors
 from strop.modal_runs.job import UPLOADED
-from strop.modal_runs.prices import current_prices, parse_gpu
+from strop.modal_runs.prices import current_prices
 from strop.modal_runs.upload import add_folder, add_model, upload_files
 from strop.modal_runs.vllm import BASE, RANKS, ServingJob
 from strop.model.checkpoint.locate import locate_model

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from strop.errors import RecipeError
+from strop.gpus import Gpu
 from strop.model.config import DecoderConfig
 from strop.recipe import LoraSection
 
@@ -35,15 +36,6 @@ class Precision:
     nf4: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class GpuKind:
-    """A GPU that need not be in this machine, for `why_not_fused` and `choose_precision` in place of a device."""
-
-    name: str
-    capability: tuple[int, int]
-    type: Literal["cuda"] = "cuda"
-
-
 def choose_device() -> torch.device:
     """The first CUDA device if there is one, else the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -53,13 +45,13 @@ _FUSED_RANK = 64
 """Thin matrices of a larger rank do not fit beside the rest in a multiprocessor's shared memory."""
 
 
-def _name_and_capability(device: torch.device | GpuKind) -> tuple[str, tuple[int, int]]:
-    if isinstance(device, GpuKind):
+def _name_and_capability(device: torch.device | Gpu) -> tuple[str, tuple[int, int]]:
+    if isinstance(device, Gpu):
         return device.name, device.capability
     return torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
 
 
-def why_not_fused(config: DecoderConfig, section: LoraSection, device: torch.device | GpuKind) -> str | None:
+def why_not_fused(config: DecoderConfig, section: LoraSection, device: torch.device | Gpu) -> str | None:
     """What keeps a model and its LoRA from the fused layers of `fused.decoder` on this device, if anything does."""
     if device.type != "cuda":
         return "no GPU"
@@ -74,7 +66,7 @@ def why_not_fused(config: DecoderConfig, section: LoraSection, device: torch.dev
 
 
 def choose_precision(
-    asked: Asked, device: torch.device | GpuKind, why_not_float8: str | None, load_in_4bit: bool = False
+    asked: Asked, device: torch.device | Gpu, why_not_float8: str | None, load_in_4bit: bool = False
 ) -> Precision:
     """The precision of a model on a device.
 
@@ -98,7 +90,7 @@ def choose_precision(
     return replace(chosen, nf4=True, reason=f"precision {what}, as the recipe says (model.load_in_4bit)")
 
 
-def _choose(asked: Asked, device: torch.device | GpuKind, why_not_float8: str | None) -> Precision:
+def _choose(asked: Asked, device: torch.device | Gpu, why_not_float8: str | None) -> Precision:
     if device.type != "cuda":
         if asked == "float8":
             raise RecipeError(

@@ -3,7 +3,6 @@
 from strop.recipe.reader import list_recipes, load_recipe, recipe_text
 from strop.recipe.schema import (
     EXPONENT,
-    GPUS,
     SEVEN_MODULES,
     DataSection,
     LoraSection,
@@ -17,7 +16,6 @@ from strop.recipe.schema import (
 
 __all__ = [
     "EXPONENT",
-    "GPUS",
     "SEVEN_MODULES",
     "DataSection",
     "LoraSection",

@@ -20,8 +20,9 @@ from pydantic import (
     model_validator,
 )
 
+from strop.gpus import GPUS, parse_gpu
+
 SEVEN_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-GPUS = ("T4", "L4", "A10", "L40S", "A100-40GB", "A100-80GB", "RTX-PRO-6000", "H100", "H200", "B200")
 EXPONENT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 """Numbers such as 2e-4, which YAML 1.1 takes for text; strop reads them as numbers, so it quotes such text."""
 
@@ -207,8 +208,7 @@ class ModalSection(Section):
     def _known_gpus(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         gpus = tuple(re.sub("^A10G(?=:|$)", "A10", gpu, flags=re.IGNORECASE) for gpu in value)  # its former name
         for gpu in gpus:
-            kind, colon, count = gpu.partition(":")
-            if kind.rstrip("!+").upper() not in GPUS or (colon and not re.fullmatch("[1-8]", count)):
+            if not re.fullmatch("[^:]+(:[1-8])?", gpu) or parse_gpu(gpu)[0] not in GPUS:
                 raise ValueError(
                     f"Modal has {', '.join(GPUS)}, each with an optional count from 1 to 8, such as H100:2"
                 )

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from strop.errors import OutOfMemoryError
+from strop.gpus import Gpu
 from strop.microbatch.pack import Batch
-from strop.model.precision import GpuKind
 from strop.training.gradients import Gradients
 
 _CPU_TOKENS = 1024
@@ -30,7 +30,7 @@ _STEP = 512
 """What does not fit is cut down to a multiple of this, so that a few bytes more or less free change nothing."""
 
 
-def wanted_tokens(device: torch.device | GpuKind, longest_sample: int) -> int:
+def wanted_tokens(device: torch.device | Gpu, longest_sample: int) -> int:
     """The budget where memory is no concern, with room for the longest sample."""
     return max(_GPU_TOKENS if device.type == "cuda" else _CPU_TOKENS, longest_sample)
 

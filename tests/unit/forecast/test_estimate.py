@@ -12,10 +12,11 @@ from strop.forecast.probe import Probe
 from strop.forecast.published import PHI3_MINI
 from strop.forecast.table import plan_notes, plan_table
 from strop.forecast.workload import count_workload, load_of
+from strop.gpus import GPUS
 from strop.microbatch.pack import pack
 from strop.modal_runs.prices import STORED
 from strop.model.config import read_config
-from strop.recipe import GPUS, Recipe
+from strop.recipe import Recipe
 from training_doubles import Rows
 
 CONFIG = read_config(PHI3_MINI)
@@ -97,22 +98,22 @@ def test_a_probe_takes_the_place_of_its_gpu_and_scales_no_other() -> None:
     work = job(train={"max_steps": 100}, modal={"gpu": ["H200:2", "H100"]})
     here = measured(work, "H200", FOUND, STORED)
     assert here.samples_per_second == pytest.approx(8 / 0.5)
-    without, with_probe = plan_of(work, STORED, GPUS, None), plan_of(work, STORED, GPUS, here)
+    without, with_probe = plan_of(work, STORED, None), plan_of(work, STORED, here)
     assert with_probe.own is here
     assert without.own.gpu == "H200:2"
     assert without.idle
     others = [[line for line in plan.lines if not line.gpu.startswith("H200")] for plan in (without, with_probe)]
     assert others[0] == others[1]
     cpu = measured(work, "CPU", replace(FOUND, device="CPU", memory_gib=0.0), STORED)
-    beside = plan_of(work, STORED, GPUS, cpu)
-    assert [line.gpu for line in beside.lines] == [*GPUS[:8], "H200:2", "B200", "CPU"]
+    beside = plan_of(work, STORED, cpu)
+    assert [line.gpu for line in beside.lines] == [*list(GPUS)[:8], "H200:2", "B200", "CPU"]
     assert cpu.dollars is None
 
 
 def test_the_table_marks_the_recipe_s_own_and_fits_80_columns() -> None:
     from rich.console import Console
 
-    found = plan_of(job(train={"max_steps": 2500}), STORED, GPUS, None)
+    found = plan_of(job(train={"max_steps": 2500}), STORED, None)
     console = Console(width=80, force_terminal=False)
     with console.capture() as shown:
         console.print(plan_table(found))

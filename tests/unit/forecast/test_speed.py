@@ -2,13 +2,12 @@
 
 import pytest
 
-from strop.forecast.gpus import GPUS, modal_name
 from strop.forecast.published import FIGURES, GPU, PHI3_MINI, Figure
 from strop.forecast.shape import Shape
 from strop.forecast.speed import Speed
 from strop.forecast.workload import Load
+from strop.gpus import GPUS
 from strop.model.config import read_config
-from strop.recipe import GPUS as RENTED
 from strop.recipe import LoraSection
 
 PHI3 = Shape(read_config(PHI3_MINI), LoraSection())
@@ -55,33 +54,3 @@ def test_what_makes_a_step_longer() -> None:
 def test_a_small_plain_microbatch_takes_as_long_as_its_launches() -> None:
     speed = Speed.of(PHI3, GPUS["H200"], "bfloat16", fused=False, checkpointing=False)
     assert speed.seconds(Load(10, 5, 500, 10, 1)) == speed.launch
-
-
-def test_every_gpu_that_can_be_asked_for_is_described() -> None:
-    assert tuple(GPUS) == RENTED
-    for name, gpu in GPUS.items():
-        assert gpu.kind.name == name
-        assert ("bfloat16" in gpu.tflops) == (gpu.kind.capability >= (8, 0)), name
-        assert ("float8" in gpu.tflops) == (gpu.kind.capability >= (8, 9)), name
-
-
-@pytest.mark.parametrize(
-    ("driver", "name"),
-    [
-        ("NVIDIA H200", "H200"),
-        ("NVIDIA H100 80GB HBM3", "H100"),
-        ("NVIDIA A100-SXM4-80GB", "A100-80GB"),
-        ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
-        ("Tesla T4", "T4"),
-        ("NVIDIA L4", "L4"),
-        ("NVIDIA L40S", "L40S"),
-        ("NVIDIA A10G", "A10"),
-        ("NVIDIA A10", "A10"),
-        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX-PRO-6000"),
-        ("NVIDIA B200", "B200"),
-        ("NVIDIA GeForce RTX 4090", None),
-        ("CPU", None),
-    ],
-)
-def test_a_driver_s_name_is_modal_s(driver: str, name: str | None) -> None:
-    assert modal_name(driver) == name
