@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
+from strop.errors import exit_code_help
+
 app = typer.Typer(
     name="strop",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="""Fine-tune a language model on your own rows with LoRA.
+    help=f"""Fine-tune a language model on your own rows with LoRA.
 
 **First time:** `strop init my.jsonl` writes a recipe. `strop check my.yaml` reads your data and says what would be
 learned, with no GPU. `strop plan my.yaml` says what that takes and costs on each GPU. `strop train my.yaml` trains
@@ -24,10 +26,9 @@ A **recipe** is a YAML file or the name of a shipped one (`strop recipes`). Any 
 
 **On Modal:** `strop train my.yaml --on modal` does the same there; `strop logs` and `strop pull` find it again.
 
-**Exit codes:** 0 done, 2 recipe or model, 3 data, 4 checkpoint, 5 a loss that is not a number, 6 out of memory,
-7 stopped at modal.max_cost (raise it to go on), 8 Modal or an endpoint cannot be reached, 9 an export that differs
-from the trained model, 75 interrupted (run the same command again to go on; 130 if nothing was trained yet),
-1 a bug.""",
+**Exit codes:**
+
+{exit_code_help()}""",
 )
 
 

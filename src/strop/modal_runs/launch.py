@@ -115,7 +115,7 @@ class _Launch:
             if outcome is None:
                 self._note(f"no {gpu} in {PATIENCE / 60:.0f} minutes; trying {remaining[0]}")
             elif outcome.exit_code == OutOfMemoryError.exit_code and (fitting := larger(remaining, gpu)):
-                self._note(f"out of memory on {gpu} (exit code 6); trying {fitting[0]}")
+                self._note(f"out of memory on {gpu} (exit code {OutOfMemoryError.exit_code}); trying {fitting[0]}")
                 remaining = fitting
             else:
                 self._bring_home(outcome)
