@@ -32,7 +32,7 @@ def chat(run: Run, max_new_tokens: int = 256, temperature: float = 0.0) -> ChatS
     recipe = run.recipe
     folder = locate_model(recipe.model.model_name_or_path, recipe.model.revision)
     adapter = tuned_model(run, folder)
-    template = load_template(folder, recipe.data.template, run.manifest["format"])
+    template = load_template(folder, recipe.data.template, run.format)
     return ChatSession(adapter, template, max_new_tokens, temperature)
 
 
@@ -55,7 +55,7 @@ def held_out_question(run: Run) -> str:
     """
     if not run.recipe.data.validation_file:
         raise RecipeError("this run has no data.validation_file to take a question from; use --prompt")
-    for _, question in questions_of(run.recipe.data.validation_file, run.manifest["format"]):
+    for _, question in questions_of(run.recipe.data.validation_file, run.format):
         return question
     raise RecipeError("no held-out row can be read; use --prompt")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from strop.api.billing import enter_cost
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from strop.run.checkpoint import Checkpoint
     from strop.run.cost import Meter
     from strop.run.folder import RunFolder
-    from strop.run.metrics import MetricsLog
+    from strop.run.manifest import Prediction, SpeedLimit, TrainingRows
+    from strop.run.progress import Progress
+    from strop.run.records import MetricsLog
     from strop.run.reporter import Reporter
-    from strop.training.progress import Progress
     from strop.training.stop import StopSignals
 
 
@@ -58,7 +59,14 @@ class Attempt:
     stop: StopSignals
 
     def begin(
-        self, device: str, chosen: Mapping[str, Any], num_trainable: int, num_steps: int, **entries: Any
+        self,
+        device: str,
+        chosen: Mapping[str, Any],
+        num_trainable: int,
+        num_steps: int,
+        sharing_ratio: float | None = None,
+        plan: Prediction | None = None,
+        limit: SpeedLimit | None = None,
     ) -> list[str]:
         """Enter recipe, data and this attempt in the run folder.
 
@@ -67,13 +75,15 @@ class Attempt:
             chosen: What was chosen for that device.
             num_trainable: Parameters that are trained.
             num_steps: Updates from beginning to end.
-            entries: More for the manifest.
+            sharing_ratio: The rows' tokens for each token computed, where it is known.
+            plan: What was predicted for this device.
+            limit: What a step's throughput is a share of.
 
         Returns:
             What differs from the attempt before, one a line.
         """
         folder, data = self.folder, self.prepared.data
-        if not folder.manifest:
+        if folder.manifest is None:
             folder.write_recipe(self.recipe.to_yaml())
         changes = folder.begin_attempt(
             device=device,
@@ -83,11 +93,16 @@ class Attempt:
             num_steps=num_steps,
         )
         enter_cost(folder, self.meter)
-        folder.update_manifest(
-            format=data.format,
-            template=data.template.name,
-            data=_data_entry(self.prepared.report),
-            **entries,
+        folder.update(
+            lambda manifest: replace(
+                manifest,
+                format=data.format,
+                template=data.template.name,
+                data=_counted(self.prepared.report),
+                sharing_ratio=sharing_ratio,
+                plan=plan,
+                limit=limit,
+            )
         )
         return changes
 
@@ -95,7 +110,7 @@ class Attempt:
         """Say what was chosen or has changed, and keep it in the manifest."""
         for line in lines:
             self.reporter.note(line)
-        self.folder.update_manifest(notes=list(lines))
+        self.folder.update(lambda manifest: replace(manifest, notes=lines))
 
     def resume(self, trainer: Resumable) -> None:
         """Continue from the newest checkpoint that verifies, if there is one."""
@@ -130,7 +145,7 @@ class Attempt:
 
     def finish(self, trainer: Resumable) -> None:
         """Enter that the run is finished, and what it cost."""
-        self.folder.update_manifest(status="finished", progress=asdict(trainer.progress))
+        self.folder.update(lambda manifest: replace(manifest, status="finished", progress=trainer.progress))
         enter_cost(self.folder, self.meter)
 
     @contextmanager
@@ -161,23 +176,26 @@ def told_how_to_go_on(folder: RunFolder) -> Iterator[None]:
         raise BudgetReached(f"{error}. Go on with: strop train {folder.path} modal.max_cost=MORE") from None
 
 
-def _data_entry(report: AuditReport) -> dict[str, Any]:
+def _counted(report: AuditReport) -> TrainingRows:
     """What the audit counted, as the manifest has it."""
+    from strop.run.manifest import HeldOutRows, Lengths, TrainingRows
+
     train, held_out, overlap = report.train, report.validation, report.overlap
-    entry: dict[str, Any] = {
-        "rows": train.rows_kept,
-        "num_tokens": train.num_tokens,
-        "num_loss_tokens": train.num_loss_tokens,
-        "skipped": train.skipped,
-        "truncated": train.truncated,
-        "duplicates": train.duplicates,
-        "lengths": asdict(train.lengths),
-    }
+    counted = None
     if held_out is not None and overlap is not None:
-        entry["held_out"] = {
-            "rows": held_out.rows_kept,
-            "num_loss_tokens": held_out.num_loss_tokens,
-            "overlap_rows": overlap.rows,
-            "overlap_prompts": overlap.prompts,
-        }
-    return entry
+        counted = HeldOutRows(
+            rows=held_out.rows_kept,
+            num_loss_tokens=held_out.num_loss_tokens,
+            overlap_rows=overlap.rows,
+            overlap_prompts=overlap.prompts,
+        )
+    return TrainingRows(
+        rows=train.rows_kept,
+        num_tokens=train.num_tokens,
+        num_loss_tokens=train.num_loss_tokens,
+        skipped=train.skipped,
+        truncated=train.truncated,
+        duplicates=train.duplicates,
+        lengths=Lengths(**asdict(train.lengths)),
+        held_out=counted,
+    )

@@ -6,6 +6,7 @@ The function on Modal says in the environment what is rented and since when; wit
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from strop.errors import RecipeError
@@ -35,23 +36,26 @@ def meter_of(recipe: Recipe, folder: RunFolder, note: Callable[[str], None]) -> 
         return None
     from strop.modal_runs.prices import current_prices
     from strop.run.cost import Meter, with_unfinished
-    from strop.run.metrics import read_metrics
+    from strop.run.records import TrainRecord, read_metrics
 
     try:
         since = float(started)
     except ValueError:
         raise RecipeError(f"{STARTED}={started} is not a time in Unix seconds") from None
     prices = current_prices()
-    last = max((record.get("dollars", 0.0) for record in read_metrics(folder.metrics_path)), default=0.0)
-    earlier = with_unfinished(folder.manifest.get("costs", ()), last)
-    meter = Meter(gpu, prices.per_second(gpu), since, tuple(earlier), limit)
+    steps = [record for record in read_metrics(folder.metrics_path) if isinstance(record, TrainRecord)]
+    manifest = folder.manifest
+    earlier = with_unfinished(
+        manifest.costs if manifest else (), max((step.dollars or 0.0 for step in steps), default=0.0)
+    )
+    meter = Meter(gpu, prices.per_second(gpu), since, earlier, limit)
     before = f", ${meter.before:.2f} before this attempt" if earlier else ""
     note(f"{gpu}: ${3600 * meter.dollars_per_second:.2f} an hour{before} ({prices.source})")
     return meter
 
 
 def enter_cost(folder: RunFolder, meter: Meter | None) -> None:
-    """Put all attempts into the manifest, this one as it stands."""
+    """Write the cost of all attempts into the manifest, this one's so far."""
     if meter is not None:
-        entry = meter.entry(folder.manifest["attempts"])
-        folder.update_manifest(costs=[*meter.earlier, entry], dollars=round(meter.dollars, 4))
+        costs = (*meter.earlier, meter.entry(folder.begun.attempts))
+        folder.update(lambda manifest: replace(manifest, costs=costs, dollars=round(meter.dollars, 4)))

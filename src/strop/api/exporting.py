@@ -100,7 +100,7 @@ def _other_layout(run: Run, layout: Layout, base: str | None, output: Path | Non
     target = output or run.path / f"adapter-{layout}"
     convert_layout(run.adapter_path, target, layout, config, base)
     if base:
-        template = load_template(model_folder, run.recipe.data.template, run.manifest["format"])
+        template = load_template(model_folder, run.recipe.data.template, run.format)
         write_card(run, target, "adapter", template, model_folder, base)
     return target
 
@@ -114,7 +114,7 @@ def _export(run: Run, to: Form, kind: str, target: Path, quantisation: Quantisat
 
     recipe = run.recipe
     base = locate_model(recipe.model.model_name_or_path, recipe.model.revision)
-    template = load_template(base, recipe.data.template, run.manifest["format"])
+    template = load_template(base, recipe.data.template, run.format)
     context = _context(run, base) if to == "gguf" else recipe.model.max_seq_length
     # In a call of its own: the decoder's memory is free again before anything is written.
     reference = _reference(run, base, template, context)
@@ -138,8 +138,9 @@ def _context(run: Run, base: Path) -> int:
     from strop.model.checkpoint.vet import vet_model_folder
     from strop.model.config import read_config
 
-    lengths = run.manifest["data"].get("lengths", {})
-    return usable_context(read_config(vet_model_folder(base)), lengths.get("max", run.recipe.model.max_seq_length))
+    lengths = run.manifest.data and run.manifest.data.lengths
+    longest = lengths.max if lengths else run.recipe.model.max_seq_length
+    return usable_context(read_config(vet_model_folder(base)), longest)
 
 
 def _write_gguf(run: Run, base: Path, template: Template, work: Path, quantisation: Quantisation, context: int) -> None:

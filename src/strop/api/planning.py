@@ -16,11 +16,12 @@ from strop.recipe import Recipe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from strop.forecast.estimate import Job, Line, Plan
+    from strop.forecast.estimate import Job, Plan
     from strop.forecast.outcome import Outcome
     from strop.forecast.probe import Probe
     from strop.run.cost import Meter
     from strop.run.folder import RunFolder
+    from strop.run.manifest import Prediction
 
 
 def plan(recipe: Recipe, note: Callable[[str], None] = lambda line: None, probing: bool | None = None) -> Plan:
@@ -52,7 +53,9 @@ def plan(recipe: Recipe, note: Callable[[str], None] = lambda line: None, probin
     return plan_of(job, prices, here)
 
 
-def prediction(recipe: Recipe, prepared: Prepared, folder: RunFolder, device: str, meter: Meter | None) -> Line | None:
+def prediction(
+    recipe: Recipe, prepared: Prepared, folder: RunFolder, device: str, meter: Meter | None
+) -> Prediction | None:
     """What was predicted for this run on this device: measured by `strop plan` here, or scaled; None on other devices.
 
     Args:
@@ -62,12 +65,12 @@ def prediction(recipe: Recipe, prepared: Prepared, folder: RunFolder, device: st
         device: The device's name, as the driver gives it.
         meter: Of a run that is billed.
     """
-    from strop.forecast.estimate import Line, scaled
+    from strop.forecast.estimate import scaled
     from strop.modal_runs.prices import STORED
 
     kept = folder.plan
-    if kept.get("device", "").lower() == device.lower() and kept.get("of") == _key(recipe, prepared):
-        line = Line.from_json(kept["line"])
+    if kept and kept.device.lower() == device.lower() and kept.of == _key(recipe, prepared):
+        line = kept.line
     elif kind := modal_name(device):
         line = scaled(_job(recipe, prepared), kind, STORED)
     else:
@@ -79,16 +82,14 @@ def prediction(recipe: Recipe, prepared: Prepared, folder: RunFolder, device: st
 
 def compare(folder: RunFolder, outcome: Outcome, note: Callable[[str], None]) -> None:
     """Enter in the manifest of a finished run how wrong its prediction was, and say so in a line."""
-    from strop.forecast.estimate import Line
     from strop.forecast.outcome import sentence
 
-    predicted = folder.manifest.get("plan")
-    if predicted is None or predicted["problem"] is not None:
+    predicted = folder.begun.plan
+    if predicted is None or predicted.problem is not None:
         return
-    line = Line.from_json(predicted)
-    beside = outcome.beside(line)
-    folder.update_manifest(outcome=beside)
-    note(sentence(line, beside, outcome.attempts))
+    beside = outcome.beside(predicted)
+    folder.update(lambda manifest: replace(manifest, outcome=beside))
+    note(sentence(predicted, beside, outcome.attempts))
 
 
 def _job(recipe: Recipe, prepared: Prepared) -> Job:
@@ -118,8 +119,9 @@ def _key(recipe: Recipe, prepared: Prepared) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _keep(recipe: Recipe, prepared: Prepared, found: Probe, line: Line, note: Callable[[str], None]) -> None:
+def _keep(recipe: Recipe, prepared: Prepared, found: Probe, line: Prediction, note: Callable[[str], None]) -> None:
     from strop.run.folder import RunFolder
+    from strop.run.manifest import KeptPrediction
 
     folder = RunFolder(recipe.output_dir)
     try:
@@ -127,6 +129,6 @@ def _keep(recipe: Recipe, prepared: Prepared, found: Probe, line: Line, note: Ca
             if folder.manifest:
                 note(f"{folder.path}: this run has begun, and keeps the prediction that it began with")
                 return
-            folder.write_plan({"device": found.device, "of": _key(recipe, prepared), "line": line.to_json()})
+            folder.write_plan(KeptPrediction(found.device, _key(recipe, prepared), line.rounded()))
     except RecipeError as error:
         note(f"the prediction is not kept: {error}")

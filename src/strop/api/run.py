@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from strop.errors import RecipeError
 from strop.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from strop.data.shapes import Format
+    from strop.run.manifest import Manifest
+    from strop.run.records import Record
 
 
 @dataclass(frozen=True)
@@ -34,14 +39,31 @@ class Run:
         return self.path / "adapter"
 
     @property
-    def manifest(self) -> dict[str, Any]:
-        """The contents of run.json."""
+    def manifest(self) -> Manifest:
+        """The contents of run.json.
+
+        Raises:
+            RecipeError: The run has not begun.
+            CheckpointError: It cannot be read.
+        """
         from strop.run.folder import RunFolder
 
-        return RunFolder(self.path).manifest
+        return RunFolder(self.path).begun
 
-    def metrics(self) -> list[dict[str, Any]]:
+    @property
+    def format(self) -> Format:
+        """The shape of its rows, from run.json.
+
+        Raises:
+            RecipeError: The run has not begun.
+        """
+        found = self.manifest.format
+        if found is None:
+            raise RecipeError(f"{self.path}: run.json does not name the shape of the rows; train again")
+        return cast("Format", found)
+
+    def metrics(self) -> list[Record]:
         """Every step and evaluation so far, in order."""
-        from strop.run.metrics import read_metrics
+        from strop.run.records import read_metrics
 
         return read_metrics(self.path / "metrics.jsonl")

@@ -40,6 +40,7 @@ def serve(
     from strop.serving import require_server
 
     require_server()
+    from strop.run.folder import now
     from strop.serving.app import BASE, Served, build_app
     from strop.serving.guard import Guard
     from strop.serving.server import bind, is_loopback
@@ -56,7 +57,7 @@ def serve(
         session = chat(run)
         config = session.adapter.decoder.config
         worker = Worker(session.adapter, session.template)
-        created = datetime.fromisoformat(run.manifest["created"])
+        created = datetime.fromisoformat(run.manifest.created or now())
         served = Served(
             name,
             int(created.timestamp()),

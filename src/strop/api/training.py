@@ -51,7 +51,7 @@ def train(recipe: Recipe, reporter: Reporter | None = None) -> Run:
     with folder.claim():
         prepared = check(recipe, reporter.note)
         fingerprints = _fingerprints(prepared)
-        if folder.manifest:
+        if folder.manifest is not None:
             _refuse_another_run(folder, recipe, fingerprints)
         if folder.status == "finished":
             reporter.note(f"{folder.path} is finished already; its adapter is {folder.adapter}")
@@ -65,16 +65,17 @@ def train(recipe: Recipe, reporter: Reporter | None = None) -> Run:
         try:
             (_on_unsloth if recipe.train.engine == "unsloth" else _on_strop)(attempt)
         finally:
-            if folder.manifest.get("status") == "finished":
+            status = folder.begun.status if folder.manifest else None
+            if status == "finished":
                 keep_card(Run(folder.path), prepared.data.template, prepared.model_folder, reporter.note)
-            if folder.manifest.get("status") in ("finished", "failed"):
+            if status in ("finished", "failed"):
                 keep_report(Run(folder.path), reporter.note)
     return Run(folder.path)
 
 
 def _tracked(recipe: Recipe, folder: RunFolder, reporter: Reporter) -> Reporter:
     """The reporter, with the recipe's trackers beside it."""
-    from strop.run.metrics import last_steps
+    from strop.run.records import last_steps
     from strop.run.trackers.feed import TrackingReporter
     from strop.run.trackers.tracker import TrackedRun
 
@@ -83,7 +84,7 @@ def _tracked(recipe: Recipe, folder: RunFolder, reporter: Reporter) -> Reporter:
     settings = recipe.model_dump(mode="json", exclude={"modal": {"secrets"}})
 
     def run(step: int) -> TrackedRun:
-        return TrackedRun(folder.manifest["run_id"], recipe.name, folder.path, step, settings)
+        return TrackedRun(str(folder.begun.run_id), recipe.name, folder.path, step, settings)
 
     names = list(dict.fromkeys(recipe.train.report_to))
     return TrackingReporter(reporter, names, run, last_steps(folder.metrics_path))
@@ -105,7 +106,7 @@ def _on_strop(attempt: Attempt) -> None:
         adapter.num_parameters,
         trainer.num_steps,
         sharing_ratio=round(sharing, 3),
-        plan=expected.to_json() if expected else None,
+        plan=expected and expected.rounded(),
         limit=limit_of(Shape(prepared.config, recipe.lora), device, decoder.precision),
     )
     attempt.tell(*changes, *trainer.explain(), trainer.microbatches.explain(sharing))
@@ -163,7 +164,7 @@ def _refuse_another_run(folder: RunFolder, recipe: Recipe, fingerprints: dict[st
     from strop.run.folder import refuse_changes
 
     stored = load_recipe(str(folder.path / "recipe.yaml"))
-    refuse_changes(folder.manifest.get("fingerprints", {}), fingerprints, differences(stored, recipe))
+    refuse_changes(folder.begun.fingerprints, fingerprints, differences(stored, recipe))
 
 
 def _trainer(attempt: Attempt, adapter: LoraAdapter) -> Trainer:
@@ -219,11 +220,10 @@ def _asked(attempt: Attempt) -> Asked | None:
 def _most_tokens(folder: RunFolder, recipe: Recipe, device: torch.device) -> int | None:
     """The microbatch that this run was left with on a GPU like this one, unless the recipe's was changed since."""
     manifest = folder.manifest
-    if manifest.get("device") != _device_name(device):
+    if manifest is None or manifest.device != _device_name(device):
         return None
     began_with = load_recipe(str(folder.path / "recipe.yaml")).train.max_tokens_per_microbatch
-    left_with: int | None = manifest.get("max_tokens_per_microbatch")
-    return left_with if began_with == recipe.train.max_tokens_per_microbatch else None
+    return manifest.max_tokens_per_microbatch if began_with == recipe.train.max_tokens_per_microbatch else None
 
 
 def _device_name(device: torch.device) -> str:
@@ -244,5 +244,5 @@ def _outcome(trainer: Trainer) -> Outcome:
         peak_gib=torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else None,
         dollars=None if meter is None else meter.dollars,
         steps=(progress.step, trainer.num_steps),
-        attempts=trainer.folder.manifest["attempts"],
+        attempts=trainer.folder.begun.attempts,
     )

@@ -61,7 +61,7 @@ def questions_for(run: Run, template: Template, context: int) -> list[Question]:
     data = run.recipe.data
     longest = context - _NEW_TOKENS
     questions: dict[tuple[int, ...], Question] = {}
-    for row in read_examples(find_files(data.validation_file or data.train_file), run.manifest["format"]):
+    for row in read_examples(find_files(data.validation_file or data.train_file), run.format):
         if isinstance(row, Fault):
             continue
         question = _question(template, row[1])

@@ -29,7 +29,7 @@ def train(
     from strop import api
     from strop.present import console
     from strop.present import during as present
-    from strop.run.reporter import console_reporter
+    from strop.run.live import console_reporter
 
     settings = list(overrides or ())
     if Path(recipe, "recipe.yaml").exists():  # a run folder, wherever it has been moved to

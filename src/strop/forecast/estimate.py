@@ -1,8 +1,7 @@
 """A run's memory, speed, time and dollars on one kind of GPU, from shapes and the published measurements."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 from strop.data.store import SampleStore
 from strop.errors import RecipeError
@@ -17,6 +16,7 @@ from strop.modal_runs.prices import Prices
 from strop.model.config import DecoderConfig
 from strop.model.precision import Precision, choose_precision, why_not_fused
 from strop.recipe import Recipe
+from strop.run.manifest import Prediction
 from strop.training.budget import tokens_within, wanted_tokens
 
 START_SECONDS = 60.0
@@ -27,52 +27,6 @@ SAVE_SECONDS_PER_PARAMETER = 2.0 / 30e6
 
 _MEASURED, _SAME_GPU, _SAME_KERNELS, _UNTRIED = (0.9, 1.15), (0.85, 1.25), (0.7, 1.4), (0.5, 2.0)
 """Factors on a predicted time, from best to worst; docs/plan.md says how they came about."""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A recipe on one kind of GPU.
-
-    Attributes:
-        gpu: Modal's name, with its count if that is not 1, or the name of this machine's device.
-        source: `measured` here, or `scaled` from published measurements.
-        problem: Why it cannot be trained there; None if it can. The figures below are then 0.
-        precision: Of the frozen weights.
-        layers: `fused` or `plain`.
-        memory_gib: The GPU's memory.
-        peak_gib: Reserved by torch at most.
-        max_tokens: Budget of a microbatch.
-        samples_per_second: Of a step.
-        tokens_per_second: Of the rows; a shared prefix counts for each row.
-        training_seconds: All steps and checkpoints.
-        seconds: The container's: start, training and evaluations.
-        dollars: For `seconds`; None where there is no price.
-        range: What `seconds` may be multiplied with, at best and at worst.
-    """
-
-    gpu: str
-    source: Literal["measured", "scaled"]
-    problem: str | None = None
-    precision: str = ""
-    layers: str = ""
-    memory_gib: float = 0.0
-    peak_gib: float = 0.0
-    max_tokens: int = 0
-    samples_per_second: float = 0.0
-    tokens_per_second: float = 0.0
-    training_seconds: float = 0.0
-    seconds: float = 0.0
-    dollars: float | None = None
-    range: tuple[float, float] = (1.0, 1.0)
-
-    def to_json(self) -> dict[str, Any]:
-        """For the manifest."""
-        return {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "Line":
-        """What `to_json` wrote."""
-        return cls(**{**fields, "range": tuple(fields["range"])})
 
 
 @dataclass
@@ -110,7 +64,7 @@ def _held(chosen: Precision) -> str:
     return dtype if not chosen.nf4 else "nf4" if dtype == "bfloat16" else f"nf4, {dtype}"
 
 
-def scaled(job: Job, gpu: str, prices: Prices) -> Line:
+def scaled(job: Job, gpu: str, prices: Prices) -> Prediction:
     """The prediction for one of Modal's GPUs, such as H200 or H100:2, from shapes and published figures."""
     kind, _ = parse_gpu(gpu)
     card, recipe, shape = GPUS[kind], job.recipe, job.shape
@@ -118,13 +72,15 @@ def scaled(job: Job, gpu: str, prices: Prices) -> Line:
     try:
         chosen = choose_precision(recipe.model.precision, card, against, recipe.model.load_in_4bit)
     except RecipeError as error:
-        return Line(gpu, "scaled", problem=str(error), memory_gib=card.memory_gib)
+        return Prediction(gpu, "scaled", problem=str(error), memory_gib=card.memory_gib)
     precision = _held(chosen)
     fused = against is None and not precision.endswith("float32")
     checkpointing = recipe.train.gradient_checkpointing
     memory = Memory.of(shape, precision, fused, checkpointing, recipe.train.optim == "adamw_8bit")
     if not memory.holds(card.memory_gib, job.longest_sample):
-        return Line(gpu, "scaled", problem=_too_large(job, memory), precision=precision, memory_gib=card.memory_gib)
+        return Prediction(
+            gpu, "scaled", problem=_too_large(job, memory), precision=precision, memory_gib=card.memory_gib
+        )
     budget = _budget(job, card, memory)
     workload = job.workload(budget)
     speed = Speed.of(shape, card, precision, fused, checkpointing)
@@ -148,7 +104,7 @@ def scaled(job: Job, gpu: str, prices: Prices) -> Line:
     )
 
 
-def measured(job: Job, gpu: str, found: Probe, prices: Prices) -> Line:
+def measured(job: Job, gpu: str, found: Probe, prices: Prices) -> Prediction:
     """The prediction for this machine's device, which `prices` may know as `gpu`, from a probe."""
     workload = job.workload(found.max_tokens)
     held_out = sum(load.tokens for load in workload.held_out) / workload.held_out_share
@@ -178,14 +134,14 @@ def _line(
     step_seconds: float,
     evaluation_seconds: float,
     **fields: Any,
-) -> Line:
+) -> Prediction:
     """A line from the seconds of a step and of an evaluation."""
     loads = [load for step in workload.steps for load in step]
     steps = len(workload.steps)
     save = SAVE_SECONDS_PER_PARAMETER * job.shape.lora_parameters
     training = workload.num_steps * step_seconds + workload.saves * save
     seconds = START_SECONDS + training + workload.evaluations * evaluation_seconds
-    return Line(
+    return Prediction(
         gpu=gpu,
         samples_per_second=sum(load.samples for load in loads) / steps / step_seconds,
         tokens_per_second=sum(load.sample_tokens for load in loads) / steps / step_seconds,
@@ -230,9 +186,9 @@ class Plan:
         prices: The price list.
     """
 
-    lines: tuple[Line, ...]
-    own: Line
-    here: Line | None
+    lines: tuple[Prediction, ...]
+    own: Prediction
+    here: Prediction | None
     workload: Workload
     samples_per_step: int
     prices: Prices
@@ -243,7 +199,7 @@ class Plan:
         return parse_gpu(self.own.gpu)[1] > 1
 
 
-def plan_of(job: Job, prices: Prices, here: Line | None) -> Plan:
+def plan_of(job: Job, prices: Prices, here: Prediction | None) -> Plan:
     """The lines of all GPUs, the recipe's own with its count.
 
     Args:

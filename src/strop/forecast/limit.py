@@ -1,12 +1,11 @@
 """How fast a GPU could go at its published rate: what a run's throughput is a share of."""
 
-from typing import Any
-
 from strop.forecast.shape import Shape
 from strop.gpus import GPUS, modal_name
+from strop.run.manifest import SpeedLimit
 
 
-def limit_of(shape: Shape, device: str, precision: str) -> dict[str, Any] | None:
+def limit_of(shape: Shape, device: str, precision: str) -> SpeedLimit | None:
     """The least time of the products with frozen matrices, forward and backward, for the manifest.
 
     Attention, LoRA's own products and all else are left out, so no run can reach a share of 1.
@@ -17,7 +16,6 @@ def limit_of(shape: Shape, device: str, precision: str) -> dict[str, Any] | None
         precision: How the frozen weights are held: float32, bfloat16, float8 or nf4.
 
     Returns:
-        `gpu` by Modal's name, `seconds_per_token` computed in the layers and `seconds_per_learned_token` in the head;
         None where nothing is published of the device or of that type on it.
     """
     name = modal_name(device)
@@ -28,8 +26,8 @@ def limit_of(shape: Shape, device: str, precision: str) -> dict[str, Any] | None
     in_layers = precision if precision == "float8" else dense
     if in_layers not in rates:
         return None
-    return {
-        "gpu": name,
-        "seconds_per_token": 4 * shape.layer_weights / (1e12 * rates[in_layers]),
-        "seconds_per_learned_token": 4 * shape.head_weights / (1e12 * rates[dense]),
-    }
+    return SpeedLimit(
+        gpu=name,
+        seconds_per_token=4 * shape.layer_weights / (1e12 * rates[in_layers]),
+        seconds_per_learned_token=4 * shape.head_weights / (1e12 * rates[dense]),
+    )

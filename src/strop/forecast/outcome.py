@@ -1,9 +1,9 @@
 """After the run: what was predicted beside what happened."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from strop.forecast.estimate import Line
+from strop.run.manifest import Compared, Prediction
 from strop.run.reporter import clock
 
 
@@ -27,7 +27,7 @@ class Outcome:
     steps: tuple[int, int]
     attempts: int
 
-    def beside(self, line: Line) -> dict[str, Any]:
+    def beside(self, line: Prediction) -> dict[str, Compared]:
         """Each figure with its prediction, and how far off that was, for the manifest."""
         share = self.steps[0] / self.steps[1]
         pairs = {
@@ -37,7 +37,7 @@ class Outcome:
             "dollars": (line.dollars and line.dollars * share, self.dollars),
         }
         return {
-            name: {"predicted": round(before, 4), "actual": round(after, 4), "off": round(before / after - 1, 4)}
+            name: Compared(round(before, 4), round(after, 4), round(before / after - 1, 4))
             for name, (before, after) in pairs.items()
             if before and after
         }
@@ -51,11 +51,11 @@ _SHOWN = {
 }
 
 
-def sentence(line: Line, beside: dict[str, Any], attempts: int) -> str:
+def sentence(line: Prediction, beside: Mapping[str, Compared], attempts: int) -> str:
     """How wrong the plan was, on one line."""
     parts = []
     for name, (label, show) in _SHOWN.items():
         if found := beside.get(name):
-            parts.append(f"{label} {show(found['actual'])}, predicted {show(found['predicted'])} ({found['off']:+.0%})")
+            parts.append(f"{label} {show(found.actual)}, predicted {show(found.predicted)} ({found.off:+.0%})")
     several = f" ({attempts} attempts)" if attempts > 1 else ""
     return f"plan ({line.source}){several}: {'; '.join(parts)}"

@@ -105,7 +105,7 @@ def stop(run: Path) -> str:
 def app_name(run: Path) -> str:
     """The app of a run: readable, and never another run's."""
     name = re.sub(r"[^a-z0-9]+", "-", run.resolve().name.lower()).strip("-")[:30]
-    return f"strop-{name}-{_manifest(run, 'run_id')}"
+    return f"strop-{name}-{RunFolder(run).begun.run_id}"
 
 
 def _job(recipe: Recipe, name: str, served: str, adapter: Path, num_gpus: int, files: dict[str, Path]) -> ServingJob:
@@ -142,10 +142,3 @@ def _longest(config: DecoderConfig, trained: int) -> int:
 def _model_name(run: Path) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", run.resolve().name)
     return f"{name}-tuned" if name == BASE else name
-
-
-def _manifest(run: Path, key: str) -> str:
-    manifest = RunFolder(run).manifest
-    if key not in manifest:
-        raise RecipeError(f"{run} is not a run folder: it has no run.json (`strop runs` lists runs)")
-    return str(manifest[key])

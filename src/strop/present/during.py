@@ -6,19 +6,20 @@ from rich.table import Table
 from strop.api import Run
 from strop.present.console import out
 from strop.run.folder import RunSummary
+from strop.run.progress import Progress
+from strop.run.records import EvalRecord
 from strop.run.reporter import clock
 
 
 def finished(run: Run) -> None:
     """After a training."""
-    progress, dollars = run.manifest["progress"], run.manifest.get("dollars")
+    progress, dollars = run.manifest.progress or Progress(), run.manifest.dollars
     cost = "" if dollars is None else f", ${dollars:.2f}"
-    last = [record for record in run.metrics() if record["kind"] == "eval"]
-    losses = f", held-out loss {last[0]['eval_loss']:.4f} -> {last[-1]['eval_loss']:.4f}" if len(last) > 1 else ""
-    if len(last) == 1:
-        losses = f", held-out loss {last[0]['eval_loss']:.4f}"
+    held_out = [record.eval_loss for record in run.metrics() if isinstance(record, EvalRecord)]
+    ends = [held_out[0], held_out[-1]] if len(held_out) > 1 else held_out
+    losses = f", held-out loss {' -> '.join(f'{loss:.4f}' for loss in ends)}" if ends else ""
     out.print(
-        f"[green]done[/green]: {progress['step']} steps in {clock(progress['seconds'])}{losses}{cost}\n"
+        f"[green]done[/green]: {progress.step} steps in {clock(progress.seconds)}{losses}{cost}\n"
         f"adapter: {escape(str(run.adapter_path))} (saved, read back and checked)\n"
         f"Next: strop evaluate {escape(str(run.path))}"
     )

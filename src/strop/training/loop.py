@@ -20,13 +20,12 @@ from strop.recipe import TrainSection
 from strop.run.checkpoint import Checkpoint, prune, save_checkpoint
 from strop.run.cost import Meter
 from strop.run.folder import RunFolder
-from strop.run.metrics import MetricsLog, read_metrics
+from strop.run.progress import Progress, is_due
+from strop.run.records import EvalRecord, MetricsLog, Sample, TrainRecord, read_metrics, write_samples
 from strop.run.reporter import Reporter
-from strop.run.samples import Sample, write_samples
 from strop.training.budget import tokens_that_fit
 from strop.training.gradients import choose_gradients, why_plain
 from strop.training.optim import choose_optimizer, learning_rate
-from strop.training.progress import Progress, is_due
 from strop.training.step import NonFiniteError, StepInFlight, StepResult, explain_non_finite, train_step
 from strop.training.watch import LossWatch
 
@@ -112,7 +111,7 @@ class Trainer:
         self.progress = Progress(**checkpoint.state)
         self.metrics.truncate_after(self.progress.step)
         records = read_metrics(self.folder.metrics_path)
-        self._watch = LossWatch(record["loss"] for record in records if record["kind"] == "train")
+        self._watch = LossWatch(record.loss for record in records if isinstance(record, TrainRecord))
 
     def run(self) -> None:
         """Train to the end, leaving the adapter with the final or, if the recipe says so, the best weights.
@@ -187,7 +186,7 @@ class Trainer:
         self.microbatches = replace(self.microbatches, max_tokens=self.max_tokens)
         gc.collect()  # the frames of what failed may lie in a cycle, and with them its tensors
         self.gradients.release()
-        self.folder.update_manifest(max_tokens_per_microbatch=self.max_tokens)
+        self.folder.update(lambda manifest: replace(manifest, max_tokens_per_microbatch=self.max_tokens))
         self.reporter.note(
             f"step {self.progress.step + 1}: out of memory with microbatches of up to {before:,} tokens; going on with "
             f"{self.max_tokens:,}. The batch of {self.section.samples_per_step} samples stays what it is"
@@ -241,17 +240,17 @@ class Trainer:
 
     def _take_in(self, loss: float) -> None:
         """Record a held-out loss and judge it: the best so far, or reason to stop early."""
-        self.metrics.append({"kind": "eval", "step": self.progress.step, "eval_loss": loss})
-        self.reporter.on_eval(self.progress.step, loss)
+        record = EvalRecord(self.progress.step, loss)
+        self.metrics.append(record)
+        self.reporter.on_eval(record)
         if self.progress.judge(loss, self.section) and self.section.load_best_model_at_end:
             self._best = self.adapter.flat.detach().cpu().clone()
 
     def _record(self, result: StepResult, rate: float) -> None:
-        record = result.record(self.progress.step, rate)
-        if self.decoder.device.type == "cuda":
-            record["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.decoder.device) / 2**30
-        if self.meter is not None:
-            record["dollars"] = round(self.meter.dollars, 4)
+        device = self.decoder.device
+        memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+        dollars = None if self.meter is None else round(self.meter.dollars, 4)
+        record = result.record(self.progress.step, rate, memory, dollars)
         self.metrics.append(record)
         self.reporter.on_step(record)
         if warning := self._watch.see(result.loss):

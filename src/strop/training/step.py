@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from strop.data.store import SampleStore
 from strop.errors import NumericsError
 from strop.microbatch.pack import Batch
+from strop.run.records import TrainRecord
 from strop.training.gradients import Gradients
 from strop.training.optim import FlatOptimizer
 
@@ -37,20 +37,23 @@ class StepResult:
     num_loss_tokens: int
     seconds: float
 
-    def record(self, step: int, learning_rate: float) -> dict[str, Any]:
-        """The step's line in metrics.jsonl, steps counted from 1."""
-        return {
-            "kind": "train",
-            "step": step,
-            "loss": self.loss,
-            "learning_rate": learning_rate,
-            "grad_norm": self.grad_norm,
-            "num_tokens": self.num_tokens,
-            "num_executed_tokens": self.num_executed_tokens,
-            "num_loss_tokens": self.num_loss_tokens,
-            "tokens_per_second": self.num_tokens / self.seconds,
-            "samples_per_second": self.num_samples / self.seconds,
-        }
+    def record(
+        self, step: int, learning_rate: float, peak_memory_gib: float | None, dollars: float | None
+    ) -> TrainRecord:
+        """The step's line in metrics.jsonl; see `TrainRecord` for what it does not measure itself."""
+        return TrainRecord(
+            step=step,
+            loss=self.loss,
+            learning_rate=learning_rate,
+            grad_norm=self.grad_norm,
+            num_tokens=self.num_tokens,
+            num_executed_tokens=self.num_executed_tokens,
+            num_loss_tokens=self.num_loss_tokens,
+            tokens_per_second=self.num_tokens / self.seconds,
+            samples_per_second=self.num_samples / self.seconds,
+            peak_memory_gib=peak_memory_gib,
+            dollars=dollars,
+        )
 
 
 class NonFiniteError(NumericsError):

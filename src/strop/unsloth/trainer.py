@@ -22,9 +22,9 @@ from strop.recipe import Recipe, TrainSection
 from strop.run.checkpoint import Checkpoint, prune, save_checkpoint
 from strop.run.cost import Meter
 from strop.run.folder import RunFolder
-from strop.run.metrics import MetricsLog
+from strop.run.progress import Progress, is_due
+from strop.run.records import EvalRecord, MetricsLog
 from strop.run.reporter import Reporter
-from strop.training.progress import Progress, is_due
 from strop.training.step import NonFiniteError, StepResult, explain_non_finite
 from strop.unsloth.job import write_job
 from strop.unsloth.process import Worker, WorkerFailed
@@ -166,11 +166,8 @@ class UnslothTrainer:
         progress.step += 1
         progress.seconds += result.seconds
         progress.num_tokens += result.num_tokens
-        record = result.record(progress.step, done["learning_rate"])
-        if "peak_memory_gib" in done:
-            record["peak_memory_gib"] = done["peak_memory_gib"]
-        if self.meter is not None:
-            record["dollars"] = round(self.meter.dollars, 4)
+        dollars = None if self.meter is None else round(self.meter.dollars, 4)
+        record = result.record(progress.step, done["learning_rate"], done.get("peak_memory_gib"), dollars)
         self.metrics.append(record)
         self.reporter.on_step(record)
 
@@ -203,8 +200,9 @@ class UnslothTrainer:
     def _evaluate_if_due(self) -> None:
         if self.held_out and self.progress.evaluation_is_due(self.section, self.num_steps):
             loss = self._ask("evaluate")["nll"]
-            self.metrics.append({"kind": "eval", "step": self.progress.step, "eval_loss": loss})
-            self.reporter.on_eval(self.progress.step, loss)
+            record = EvalRecord(self.progress.step, loss)
+            self.metrics.append(record)
+            self.reporter.on_eval(record)
             if self.progress.judge(loss, self.section) and self.section.load_best_model_at_end:
                 self._best = self._weights()
 

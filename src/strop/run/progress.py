@@ -1,4 +1,4 @@
-"""Where a run stands between steps, and what follows from that; the same for every engine."""
+"""How far a run is between steps, and what follows from that; the same for every engine."""
 
 from dataclasses import dataclass
 
