@@ -43,7 +43,7 @@ class StopAt(Reporter):
         self.notes.append(line)
 
     def on_step(self, record) -> None:
-        if record["step"] == self.step:
+        if record.step == self.step:
             raise Interrupted("stopped by the test")
 
 

@@ -48,7 +48,7 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(
     resumed = api.train(parts)
     train = [[record | {"peak_memory_gib": 0} for record in metrics(run.path)] for run in (whole, resumed)]
     assert train[0] == train[1]
-    assert whole.manifest["precision"] == precision
+    assert whole.manifest.precision == precision
     name = "adapter_model.safetensors"
     assert (whole.adapter_path / name).read_bytes() == (resumed.adapter_path / name).read_bytes()
     other = api.train(load_recipe(str(recipe), chosen | {"train.output_dir": str(tmp_path / "other"), "train.seed": 1}))
@@ -65,10 +65,10 @@ class PlantsInfinity(Reporter):
         return [self.trainer.adapter.flat.detach().cpu().clone(), *self.trainer.optimizer.state().values()]
 
     def on_step(self, record) -> None:
-        if record["step"] == 2:
+        if record.step == 2:
             self.trainer.adapter.flat[0] = float("inf")
             self.trainer.gradients.refresh()
-        if record["step"] == 3:
+        if record.step == 3:
             self.state = self.now()
 
 

@@ -33,8 +33,8 @@ def test_a_probe_is_kept_for_the_run_on_this_gpu(
     assert found.here.source == "measured"
     assert 0 < found.here.peak_gib < found.here.memory_gib
     run = api.train(recipe, heard)
-    assert run.manifest["plan"]["source"] == "measured"
-    assert {"training_seconds", "tokens_per_second", "peak_gib"} <= set(run.manifest["outcome"])
+    assert run.manifest.plan.source == "measured"
+    assert {"training_seconds", "tokens_per_second", "peak_gib"} <= set(run.manifest.outcome)
     assert any(line.startswith("plan (measured)") for line in heard.notes)
 
 

@@ -112,7 +112,7 @@ def test_what_differs_is_said(
 ) -> None:
     run = Run(workshop / "run")
     base = locate_model(run.recipe.model.model_name_or_path, None)
-    template = load_template(base, run.recipe.data.template, run.manifest["format"])
+    template = load_template(base, run.recipe.data.template, run.format)
     shutil.copytree(workshop / kind, tmp_path / "spoilt")
     spoil(tmp_path / "spoilt")
     with pytest.raises(ParityError, match=said):

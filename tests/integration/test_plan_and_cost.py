@@ -11,7 +11,7 @@ from helpers import environment, strop, write_recipe
 from strop import api
 from strop.errors import BudgetReached
 from strop.recipe import load_recipe
-from strop.run.metrics import read_metrics
+from strop.run.records import TrainRecord
 from strop.run.reporter import Reporter
 
 
@@ -54,10 +54,11 @@ def test_a_probe_is_kept_and_compared_with_what_the_run_took(workshop: Path) -> 
     assert (found.here.gpu, found.here.source, found.here.dollars) == ("CPU", "measured", None)
     assert found.own.source == "scaled"
     run = api.train(recipe, notes)
-    assert run.manifest["plan"]["source"] == "measured"
-    outcome = run.manifest["outcome"]["tokens_per_second"]
-    assert outcome["predicted"] == pytest.approx(found.here.tokens_per_second, rel=1e-3)
-    assert outcome["off"] == pytest.approx(outcome["predicted"] / outcome["actual"] - 1, abs=1e-3)
+    assert run.manifest.plan
+    assert run.manifest.plan.source == "measured"
+    outcome = run.manifest.outcome["tokens_per_second"]
+    assert outcome.predicted == pytest.approx(found.here.tokens_per_second, rel=1e-3)
+    assert outcome.off == pytest.approx(outcome.predicted / outcome.actual - 1, abs=1e-3)
     assert [line for line in notes.lines if line.startswith("plan (measured): training took")]
     api.plan(recipe, notes.note, probing=True)
     assert any("this run has begun" in line for line in notes.lines)
@@ -66,8 +67,8 @@ def test_a_probe_is_kept_and_compared_with_what_the_run_took(workshop: Path) -> 
 def test_another_recipe_s_probe_is_not_this_run_s(workshop: Path) -> None:
     api.plan(load_recipe(workshop / "tiny.yaml", ["learning_rate=1e-3"]), probing=True)
     run = api.train(load_recipe(workshop / "tiny.yaml"))
-    assert run.manifest["plan"] is None
-    assert "outcome" not in run.manifest
+    assert run.manifest.plan is None
+    assert run.manifest.outcome == {}
 
 
 def test_a_billed_run_counts_every_attempt_and_ends_at_its_limit(
@@ -81,20 +82,20 @@ def test_a_billed_run_counts_every_attempt_and_ends_at_its_limit(
     ):
         api.train(load_recipe(workshop / "tiny.yaml", [f"modal.max_cost={103 * rate}"]), notes)
     folder = api.Run(workshop / "run")
-    assert folder.manifest["status"] == "interrupted"
-    (first,) = folder.manifest["costs"]
-    assert first["gpu"] == "H200"
-    assert 100 * rate <= first["dollars"] < 200 * rate
+    assert folder.manifest.status == "interrupted"
+    (first,) = folder.manifest.costs
+    assert first.gpu == "H200"
+    assert 100 * rate <= first.dollars < 200 * rate
     assert any(line.startswith("H200: $4.76 an hour (stored price list") for line in notes.lines)
 
     billed(monkeypatch)
     run = api.train(load_recipe(workshop / "tiny.yaml", ["modal.max_cost=5"]), notes)
-    costs = run.manifest["costs"]
-    assert [cost["attempt"] for cost in costs] == [1, 2]
-    assert run.manifest["dollars"] == pytest.approx(sum(cost["dollars"] for cost in costs), abs=2e-4)
-    dollars = [record["dollars"] for record in read_metrics(run.path / "metrics.jsonl") if record["kind"] == "train"]
+    costs = run.manifest.costs
+    assert [cost.attempt for cost in costs] == [1, 2]
+    assert run.manifest.dollars == pytest.approx(sum(cost.dollars for cost in costs), abs=2e-4)
+    dollars = [record.dollars or 0.0 for record in run.metrics() if isinstance(record, TrainRecord)]
     assert dollars == sorted(dollars)
-    assert dollars[0] >= first["dollars"]
+    assert dollars[0] >= first.dollars
 
 
 def test_a_limit_that_is_spent_loads_no_model(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,8 +116,8 @@ def test_where_nothing_is_billed_the_limit_is_said_to_be_idle(workshop: Path) ->
     notes = Notes()
     run = api.train(load_recipe(workshop / "tiny.yaml", ["modal.max_cost=1"]), notes)
     assert any("max_cost=1 is not watched" in line for line in notes.lines)
-    assert "costs" not in run.manifest
-    assert all("dollars" not in record for record in read_metrics(run.path / "metrics.jsonl"))
+    assert run.manifest.costs == ()
+    assert all(record.dollars is None for record in run.metrics() if isinstance(record, TrainRecord))
 
 
 def test_a_halved_microbatch_is_kept_at_resume_unless_the_recipe_s_was_changed(workshop: Path) -> None:
@@ -127,8 +128,8 @@ def test_a_halved_microbatch_is_kept_at_resume_unless_the_recipe_s_was_changed(w
     (workshop / "run" / "run.json").write_text(json.dumps(manifest))
     (changed := workshop / "changed").mkdir()
     shutil.copytree(workshop / "run", changed / "run")
-    assert api.train(recipe, notes).manifest["max_tokens_per_microbatch"] == 60
+    assert api.train(recipe, notes).manifest.max_tokens_per_microbatch == 60
     asked = load_recipe(
         workshop / "tiny.yaml", ["max_tokens_per_microbatch=100", f"train.output_dir={changed / 'run'}"]
     )
-    assert api.train(asked, notes).manifest["max_tokens_per_microbatch"] == 100
+    assert api.train(asked, notes).manifest.max_tokens_per_microbatch == 100

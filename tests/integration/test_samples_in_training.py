@@ -10,7 +10,7 @@ from strop import api
 from strop.errors import Interrupted, RecipeError
 from strop.evaluation import samples as sampling
 from strop.recipe import load_recipe
-from strop.run.samples import Sample, read_samples
+from strop.run.records import Sample, read_samples
 
 NAME = "adapter_model.safetensors"
 

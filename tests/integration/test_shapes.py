@@ -11,6 +11,7 @@ import pytest
 from helpers import write_model
 from strop import api
 from strop.recipe import load_recipe
+from strop.run.records import TrainRecord
 
 Row = dict[str, Any]
 SHAPES: dict[str, Callable[[int], Row]] = {
@@ -79,10 +80,10 @@ def test_trains_and_evaluates(
         )
     )
     run = api.train(load_recipe(str(tmp_path / "mine.yaml"), settings))
-    assert run.manifest["format"] == shape
-    steps = [record for record in run.metrics() if record["kind"] == "train"]
-    tokens, executed = (sum(step[f"num_{name}tokens"] for step in steps) for name in ("", "executed_"))
-    assert run.manifest["sharing_ratio"] == pytest.approx(tokens / executed, abs=1e-3)  # all three steps are measured
+    assert run.manifest.format == shape
+    steps = [record for record in run.metrics() if isinstance(record, TrainRecord)]
+    tokens, executed = sum(step.num_tokens for step in steps), sum(step.num_executed_tokens or 0 for step in steps)
+    assert run.manifest.sharing_ratio == pytest.approx(tokens / executed, abs=1e-3)  # all three steps are measured
     assert tokens > executed
     result = api.evaluate(run, num_generated=2, max_new_tokens=3)
     assert result.num_generated == (0 if shape == "text" else 2)

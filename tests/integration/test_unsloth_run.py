@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import environment, metrics, strop, write_recipe
-from strop.run.metrics import read_metrics
 from tiny_models import load_oracle
 
 # 40 rows in steps of 6: the last step has 4, as microbatches of 3 and 1. The gradient norm is near 5, so it is clipped.
@@ -91,7 +90,7 @@ def test_the_held_out_loss_is_strops_during_the_run_and_after_it(workshop: Path)
 
 
 def test_the_run_folder_is_strops(workshop: Path) -> None:
-    want, got = (read_metrics(workshop / engine / "metrics.jsonl") for engine in ("strop", "unsloth"))
+    want, got = (metrics(workshop / engine) for engine in ("strop", "unsloth"))
     assert [record.keys() for record in got] == [record.keys() for record in want]
     run = workshop / "unsloth"
     assert {path.name for path in (run / "adapter").iterdir()} == {

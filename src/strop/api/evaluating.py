@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from strop.data.dataset import Dataset
     from strop.data.store import SampleStore
-    from strop.evaluation.score import Evaluation, Question
+    from strop.evaluation.result import Evaluation
+    from strop.evaluation.score import Question
 
 NO_GROUP = "(none)"
 """The group of rows that lack the key."""
@@ -48,7 +49,7 @@ def evaluate(
         DataError: No held-out row has the key `group_by`, or its values cannot name groups.
     """
     from strop.evaluation.answers_file import check_path, write_answers
-    from strop.evaluation.score import Settings
+    from strop.evaluation.result import Settings
     from strop.evaluation.score import evaluate as score
     from strop.run.folder import RunFolder
     from strop.training.budget import wanted_tokens

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.errors import RecipeError
-from strop.evaluation.score import Example
+from strop.evaluation.result import Example
 
 _TYPES = {"text": "string", "exact_match": "bool_", "numeric_match": "bool_", "token_f1": "float64", "stopped": "bool_"}
 COLUMNS = dict.fromkeys(("row", "group", "question", "reference"), "string") | {

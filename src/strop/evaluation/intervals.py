@@ -21,27 +21,12 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from strop.evaluation.result import Interval
+
 _LEVEL = 0.95
 _Z = NormalDist().inv_cdf((1 + _LEVEL) / 2)
 _MAX_EXPONENT = 700.0
 """exp of more is no number that a file can hold; a perplexity of 10^304 is none that a reader can use."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A figure and the 95% interval around it.
-
-    Attributes:
-        value: The figure itself.
-        low: Lower end.
-        high: Upper end.
-        count: Rows that it was made from.
-    """
-
-    value: float
-    low: float
-    high: float
-    count: int
 
 
 def score_interval(scores: ArrayLike) -> Interval | None:

@@ -2,8 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,6 @@ from numpy.typing import NDArray
 from strop.data.store import Sample, SampleStore
 from strop.evaluation.generate import Answer, generate
 from strop.evaluation.intervals import (
-    Interval,
     RowSums,
     nll_difference,
     nll_interval,
@@ -22,26 +20,8 @@ from strop.evaluation.intervals import (
 )
 from strop.evaluation.loss import row_losses
 from strop.evaluation.matching import exact_match, numeric_match, token_f1
+from strop.evaluation.result import METRICS, Evaluation, Example, Group, JudgedAnswer, Scores, Settings
 from strop.model.lora import LoraAdapter
-
-Scores = Mapping[str, Interval | None]
-"""By metric: nll (mean -log p of the reference answers' tokens, nats), perplexity, and of the generated answers
-exact_match, numeric_match, token_f1 and stopped (by a stop token instead of the limit). None where no row has it."""
-
-_OF_ANSWERS = ("exact_match", "numeric_match", "token_f1", "stopped")
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How answers are generated and judged.
-
-    Attributes:
-        max_new_tokens: Longest answer.
-        numeric_tolerance: Relative; see `matching.numeric_match`.
-    """
-
-    max_new_tokens: int = 96
-    numeric_tolerance: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,78 +39,6 @@ class Question:
     text: str
     prompt: list[int]
     reference: str
-
-
-@dataclass(frozen=True, slots=True)
-class JudgedAnswer:
-    """What one model answered, and how right that is; the metrics as in `matching`."""
-
-    text: str
-    exact_match: bool
-    numeric_match: bool | None
-    token_f1: float
-    stopped: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A held-out question and what both models made of it.
-
-    Attributes:
-        row: Its file and line.
-        group: Of rows, where they have groups.
-        question: What the user asks, in the row's own words.
-        reference: The right answer.
-        base: The base model's answer.
-        tuned: The tuned model's.
-    """
-
-    row: str
-    group: str | None
-    question: str
-    reference: str
-    base: JudgedAnswer
-    tuned: JudgedAnswer
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Both models on the rows of one group."""
-
-    num_rows: int
-    base: Scores
-    tuned: Scores
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Base beside tuned on the same held-out rows.
-
-    Attributes:
-        num_rows: Held-out rows; all of them make the loss.
-        num_loss_tokens: Tokens of their answers.
-        num_generated: Rows that were answered.
-        settings: How.
-        base: The base model's scores.
-        tuned: The tuned model's.
-        difference: Tuned minus base, row by row.
-        groups: The same scores for each group of rows; empty where there are none.
-        examples: Every answer.
-    """
-
-    num_rows: int
-    num_loss_tokens: int
-    num_generated: int
-    settings: Settings
-    base: Scores
-    tuned: Scores
-    difference: Scores
-    groups: Mapping[str, Group]
-    examples: list[Example]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, as evaluation.json holds it."""
-        return asdict(self)
 
 
 def evaluate(
@@ -212,7 +120,7 @@ def _judge(answer: Answer, text: str, reference: str, tolerance: float) -> Judge
 
 def _scores(sums: RowSums, judged: Sequence[JudgedAnswer]) -> Scores:
     losses = {"nll": nll_interval(sums), "perplexity": perplexity_interval(sums)}
-    return losses | {metric: score_interval(_values(judged, metric)) for metric in _OF_ANSWERS}
+    return losses | {metric: score_interval(_values(judged, metric)) for metric in _of_answers()}
 
 
 def _differences(sums: Mapping[str, RowSums], judged: Mapping[str, list[JudgedAnswer]]) -> Scores:
@@ -220,12 +128,16 @@ def _differences(sums: Mapping[str, RowSums], judged: Mapping[str, list[JudgedAn
     losses = {"nll": nll_difference(*pairs), "perplexity": perplexity_difference(*pairs)}
     return losses | {
         metric: score_difference(_values(judged["tuned"], metric), _values(judged["base"], metric))
-        for metric in _OF_ANSWERS
+        for metric in _of_answers()
     }
 
 
+def _of_answers() -> list[str]:
+    return [key for key, metric in METRICS.items() if metric.of_answers]
+
+
 def _values(judged: Sequence[JudgedAnswer], metric: str) -> list[float]:
-    """A metric of each answer that has it; which those are the references decide, alike for both models."""
+    """The metric for every answer that has one. The references decide which do, so both models have the same rows."""
     values = [getattr(answer, metric) for answer in judged]
     return [float(value) for value in values if value is not None]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
+from strop.evaluation.result import METRICS
 from strop.present import console
 from strop.present.console import out
 
@@ -17,8 +18,7 @@ if TYPE_CHECKING:  # these import torch, which a message does not need
     from collections.abc import Sequence
 
     from strop.api.exporting import Exported
-    from strop.evaluation.intervals import Interval
-    from strop.evaluation.score import Evaluation, Example, JudgedAnswer
+    from strop.evaluation.result import Evaluation, Example, Interval, JudgedAnswer
     from strop.evaluation.session import ChatSession
     from strop.modal_runs.serving import Deployed
     from strop.reporting.serve import PageServer
@@ -27,14 +27,6 @@ if TYPE_CHECKING:  # these import torch, which a message does not need
     Session = ChatSession | EndpointSession
 
 
-_METRICS = {  # label, format of a value, of an interval's ends, and is more better?
-    "nll": ("loss, nats a token", "{:.4f}", "{:.3f}", False),
-    "perplexity": ("perplexity", "{:.3f}", "{:.3f}", False),
-    "exact_match": ("exact match", "{:.1%}", "{:.0%}", True),
-    "numeric_match": ("numbers match", "{:.1%}", "{:.0%}", True),
-    "token_f1": ("token F1", "{:.3f}", "{:.3f}", True),
-    "stopped": ("stopped by itself", "{:.1%}", "{:.0%}", True),
-}
 _GROUPS_SHOWN = 20
 
 
@@ -45,9 +37,9 @@ def evaluation(result: Evaluation, num_examples: int) -> None:
     table = Table("", title=title, title_justify="left", show_lines=True)
     for heading in ("base", "tuned", "tuned - base"):
         table.add_column(heading, justify="right")
-    for metric in _METRICS:
+    for metric in METRICS:
         if any(scores[metric] for scores in (result.base, result.tuned)):
-            label, *_ = _METRICS[metric]
+            label = METRICS[metric].label
             if metric == "numeric_match" and result.settings.numeric_tolerance:
                 label += f" (within {result.settings.numeric_tolerance:.3g} of each)"
             difference = result.difference[metric]
@@ -73,7 +65,7 @@ def answers_written(path: Path, result: Evaluation) -> None:
 def _cell(metric: str, interval: Interval | None, sign: bool = False) -> str:
     if interval is None:
         return "-"
-    _, form, ends, more_is_better = _METRICS[metric]
+    form, ends, more_is_better = METRICS[metric].value, METRICS[metric].ends, METRICS[metric].more_is_better
     if sign:
         form, ends = form.replace(":", ":+"), ends.replace(":", ":+")
     text = f"{form.format(interval.value)}\n[dim]{ends.format(interval.low)} to {ends.format(interval.high)}[/dim]"
@@ -87,7 +79,7 @@ def _groups(result: Evaluation) -> None:
     shown = [m for m in ("nll", "exact_match", "numeric_match", "token_f1") if result.tuned[m] is not None][:3]
     table = Table("group", "rows", "", title="by group", title_justify="left")
     for metric in shown:
-        table.add_column(_METRICS[metric][0], justify="right")
+        table.add_column(METRICS[metric].label, justify="right")
     ordered = sorted(result.groups.items(), key=lambda item: -item[1].num_rows)
     for name, group in ordered[:_GROUPS_SHOWN]:
         table.add_row(_label(name), str(group.num_rows), "base", *(_cell(m, group.base[m]) for m in shown))

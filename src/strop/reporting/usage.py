@@ -4,7 +4,7 @@ import json
 import re
 from typing import Literal
 
-from strop.reporting.markdown import Markdown, fenced
+from strop.reporting.text import Markdown, fenced
 
 Form = Literal["adapter", "merged", "gguf"]
 

@@ -32,7 +32,7 @@ def fit(kind: type[_T], contents: Any) -> _T | None:
     """
     while True:
         try:
-            fitting: _T = _adapter(kind).validate_python(contents)
+            fitting: _T = _adapter(kind).validate_python(contents)  # type: ignore[arg-type]  # a class is hashable
             return fitting
         except ValidationError as error:
             faults = error.errors(include_url=False, include_context=False, include_input=False)

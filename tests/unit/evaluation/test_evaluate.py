@@ -12,7 +12,8 @@ import torch
 
 from strop.errors import RecipeError
 from strop.evaluation.answers_file import COLUMNS, check_path, write_answers
-from strop.evaluation.score import Evaluation, Example, JudgedAnswer, Question, Settings, evaluate
+from strop.evaluation.result import Evaluation, Example, JudgedAnswer, Settings
+from strop.evaluation.score import Question, evaluate
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
 from strop.recipe import LoraSection

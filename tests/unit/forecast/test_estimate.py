@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from strop.forecast.estimate import START_SECONDS, Job, Line, measured, plan_of, scaled
+from strop.forecast.estimate import START_SECONDS, Job, measured, plan_of, scaled
 from strop.forecast.outcome import Outcome, sentence
 from strop.forecast.probe import Probe
 from strop.forecast.published import PHI3_MINI
@@ -17,6 +17,7 @@ from strop.microbatch.pack import pack
 from strop.modal_runs.prices import STORED
 from strop.model.config import read_config
 from strop.recipe import Recipe
+from strop.run.manifest import Compared, Prediction
 from training_doubles import Rows
 
 CONFIG = read_config(PHI3_MINI)
@@ -125,26 +126,27 @@ def test_the_table_marks_the_recipe_s_own_and_fits_80_columns() -> None:
         assert words in notes
 
 
-def test_a_line_survives_the_manifest() -> None:
+def test_a_prediction_is_kept_with_four_decimals() -> None:
     line = scaled(job(), "H200", STORED)
-    again = Line.from_json(line.to_json())
-    assert again.range == line.range
-    assert again.seconds == pytest.approx(line.seconds, rel=1e-3)
+    again = line.rounded()
+    assert again != line
+    assert again.seconds == pytest.approx(line.seconds, abs=5e-5)
+    assert (again.gpu, again.max_tokens, again.range) == (line.gpu, line.max_tokens, line.range)
 
 
 def test_how_wrong_the_plan_was() -> None:
-    line = Line(
+    line = Prediction(
         "H200", "scaled", peak_gib=50.0, tokens_per_second=40_000.0, training_seconds=100.0, seconds=160.0, dollars=0.2
     )
     whole = Outcome(80.0, 50_000.0, 40.0, 0.16, (10, 10), 1).beside(line)
-    assert whole["training_seconds"] == {"predicted": 100.0, "actual": 80.0, "off": 0.25}
-    assert whole["tokens_per_second"]["off"] == -0.2
+    assert whole["training_seconds"] == Compared(100.0, 80.0, 0.25)
+    assert whole["tokens_per_second"].off == -0.2
     assert sentence(line, whole, 2) == (
         "plan (scaled) (2 attempts): training took 1m20s, predicted 1m40s (+25%); "
         "tok/s 50,000, predicted 40,000 (-20%); GiB 40.0, predicted 50.0 (+25%); $ 0.16, predicted 0.20 (+25%)"
     )
     half = Outcome(40.0, 50_000.0, None, None, (5, 10), 1).beside(line)
-    assert half["training_seconds"]["predicted"] == 50.0
+    assert half["training_seconds"].predicted == 50.0
     assert set(half) == {"training_seconds", "tokens_per_second"}
 
 

@@ -22,8 +22,8 @@ def test_the_least_time_is_four_operations_a_weight_at_the_published_rate(
     device: str, precision: str, in_layers: float, in_head: float
 ) -> None:
     found: Any = limit_of(SHAPE, device, precision)
-    assert found["seconds_per_token"] == pytest.approx(4e9 / (1e12 * in_layers))
-    assert found["seconds_per_learned_token"] == pytest.approx(4e8 / (1e12 * in_head))
+    assert found.seconds_per_token == pytest.approx(4e9 / (1e12 * in_layers))
+    assert found.seconds_per_learned_token == pytest.approx(4e8 / (1e12 * in_head))
 
 
 @pytest.mark.parametrize(("device", "precision"), [("cpu", "float32"), ("NVIDIA A100-SXM4-80GB", "float8")])

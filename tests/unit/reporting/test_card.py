@@ -16,9 +16,8 @@ from hostile_texts import HOSTILE
 from run_folders import write_run
 from strop.reporting import card
 from strop.reporting.card import About, is_untouched, render_card
-from strop.reporting.markdown import Markdown, cell, fenced, inline
 from strop.reporting.read import RunFiles, read_run
-from strop.reporting.text import shown
+from strop.reporting.text import Markdown, cell, fenced, inline, shown
 from strop.reporting.usage import Form
 
 FORMS: tuple[Form, ...] = ("adapter", "merged", "gguf")

@@ -13,33 +13,28 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from strop.run.live import LiveReporter
-from strop.run.reporter import LineReporter, Reporter, clock, console_reporter, describe
+from run_folders import train_record
+from strop.run.live import LiveReporter, console_reporter
+from strop.run.records import EvalRecord, TrainRecord
+from strop.run.reporter import LineReporter, Reporter, clock, describe
 
 STEPS = 60
 
 
 def test_a_billed_run_s_lines_and_bar_have_the_dollars_so_far() -> None:
-    assert describe(record(1) | {"dollars": 1.234}).endswith("samples/s  $1.23 so far")
+    assert describe(record(1, dollars=1.234)).endswith("samples/s  $1.23 so far")
     assert "$" not in describe(record(1))
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=110)
     bar = LiveReporter(console)
     bar.on_start(0, 1)
-    bar.on_step(record(1) | {"dollars": 1.234})
+    bar.on_step(record(1, dollars=1.234))
     bar.close()
     assert "$1.23" in stream.getvalue()
 
 
-def record(step: int) -> dict[str, Any]:
-    return {
-        "step": step,
-        "loss": 1.23456,
-        "learning_rate": 2e-4,
-        "grad_norm": 0.523,
-        "tokens_per_second": 1234.4,
-        "samples_per_second": 12.34,
-    }
+def record(step: int, **figures: Any) -> TrainRecord:
+    return train_record(step, loss=1.23456, **figures)
 
 
 def run_whole(reporter: Any, first: int = 0) -> None:
@@ -48,7 +43,7 @@ def run_whole(reporter: Any, first: int = 0) -> None:
     for step in range(first + 1, STEPS + 1):
         reporter.on_step(record(step))
         if step % 30 == 0:
-            reporter.on_eval(step, 1.5)
+            reporter.on_eval(EvalRecord(step, 1.5))
             reporter.on_save(step)
     reporter.close()
 
@@ -160,7 +155,7 @@ def test_silence() -> None:
 _SCRIPT = """
 import sys
 sys.path[:0] = {path!r}
-from strop.run.reporter import console_reporter
+from strop.run.live import console_reporter
 from test_console import run_whole
 reporter = console_reporter(1)
 print("chosen", flush=True, file=sys.stderr)
@@ -175,7 +170,7 @@ def script() -> list[str]:
     import strop
 
     assert strop.__file__ is not None
-    path = [str(Path(strop.__file__).parents[1]), str(Path(__file__).parent)]
+    path = [str(Path(strop.__file__).parents[1]), str(Path(__file__).parent), str(Path(__file__).parents[2])]
     return [sys.executable, "-c", _SCRIPT.format(path=path)]
 
 

@@ -15,7 +15,7 @@ from strop.model.lora import LoraAdapter
 from strop.recipe import LoraSection, TrainSection
 from strop.run.checkpoint import load_newest
 from strop.run.folder import RunFolder
-from strop.run.metrics import read_metrics
+from strop.run.records import EvalRecord, TrainRecord, read_metrics
 from strop.run.reporter import Reporter
 from strop.training.loop import Trainer
 from training_doubles import Rows
@@ -39,7 +39,7 @@ def start(model: Path, tmp_path: Path) -> Start:
 
 
 def evaluated_at(trainer: Trainer) -> list[int]:
-    return [r["step"] for r in read_metrics(trainer.folder.metrics_path) if r["kind"] == "eval"]
+    return [r.step for r in read_metrics(trainer.folder.metrics_path) if isinstance(r, EvalRecord)]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_dropout_depends_on_seed_and_step(start: Start) -> None:
             projection.lora = replace(projection.lora, dropout=0.5)
         trainer.adapter.flat.normal_(generator=torch.Generator().manual_seed(0))
         trainer.run()
-        return [r["loss"] for r in read_metrics(trainer.folder.metrics_path)][-2:]
+        return [r.loss for r in read_metrics(trainer.folder.metrics_path) if isinstance(r, TrainRecord)][-2:]
 
     section = "strop.microbatch.steps.step_samples"
     with pytest.MonkeyPatch.context() as patch:  # the same rows whatever the seed
@@ -146,9 +146,11 @@ def test_shared_prefixes_are_computed_once_unless_there_is_dropout(model: Path, 
         return trainer
 
     shared, separate = trained(0.0), trained(0.1)
-    records = [read_metrics(trainer.folder.metrics_path)[0] for trainer in (shared, separate)]
-    assert records[0]["num_tokens"] - records[0]["num_executed_tokens"] == 9 * 30
-    assert records[1]["num_executed_tokens"] == records[1]["num_tokens"] == records[0]["num_tokens"]
+    once, each = (read_metrics(trainer.folder.metrics_path)[0] for trainer in (shared, separate))
+    assert isinstance(once, TrainRecord)
+    assert isinstance(each, TrainRecord)
+    assert once.num_tokens - (once.num_executed_tokens or 0) == 9 * 30
+    assert each.num_executed_tokens == each.num_tokens == once.num_tokens
     assert shared.progress.num_tokens == separate.progress.num_tokens
     assert shared.microbatches.sharing() == pytest.approx(20 * 38 / (20 * 8 + 2 * 30))
     assert separate.microbatches.sharing() == 1.0

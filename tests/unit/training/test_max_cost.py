@@ -14,7 +14,7 @@ from strop.recipe import LoraSection, TrainSection
 from strop.run.checkpoint import load_newest
 from strop.run.cost import Meter
 from strop.run.folder import RunFolder
-from strop.run.metrics import read_metrics
+from strop.run.records import read_metrics
 from strop.training.loop import Trainer
 from tiny_models import write_checkpoint
 from training_doubles import Rows, StopAt
@@ -69,7 +69,7 @@ def test_it_saves_and_goes_on_bitwise_when_the_limit_is_raised(start: Start) -> 
     second.restore(checkpoint)
     second.run()
     assert torch.equal(second.adapter.flat, whole.adapter.flat)
-    dollars = [record["dollars"] for record in read_metrics(second.folder.metrics_path)]
+    dollars = [record.dollars for record in read_metrics(second.folder.metrics_path)]
     assert dollars == [0, 1, 2, 3, 4, 5, 6, 7]  # of all attempts; the record of a step is written before its minute
 
 

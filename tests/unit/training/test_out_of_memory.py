@@ -13,7 +13,7 @@ from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
 from strop.recipe import LoraSection, TrainSection
 from strop.run.folder import RunFolder
-from strop.run.metrics import read_metrics
+from strop.run.records import read_metrics
 from strop.training import budget
 from strop.training.gradients import PlainGradients
 from strop.training.loop import Trainer
@@ -67,7 +67,7 @@ def test_the_adapter_is_bitwise_that_of_a_run_with_the_smaller_microbatch(start:
     assert [size > 50 for size in failed] == [True, False]  # all of the step, then half of it
     assert large.max_tokens == 25
     assert torch.equal(large.adapter.flat, small.adapter.flat)
-    losses = [[r["loss"] for r in read_metrics(trainer.folder.metrics_path)] for trainer in (small, large)]
+    losses = [[r.loss for r in read_metrics(trainer.folder.metrics_path)] for trainer in (small, large)]
     assert losses[0] == losses[1]
 
 
@@ -79,8 +79,8 @@ def test_in_the_middle_of_a_run_nothing_but_rounding_changes(start: Start) -> No
     assert len(failed) == 2
     distance = (disturbed.adapter.flat - undisturbed.adapter.flat).abs().max().item()
     assert distance < 1e-12
-    assert [r["num_tokens"] for r in read_metrics(disturbed.folder.metrics_path)] == [
-        r["num_tokens"] for r in read_metrics(undisturbed.folder.metrics_path)
+    assert [r.num_tokens for r in read_metrics(disturbed.folder.metrics_path)] == [
+        r.num_tokens for r in read_metrics(undisturbed.folder.metrics_path)
     ]
     # The negative control: gradients of the failed microbatch that are kept.
     holds(careless, 26, from_step=3)
@@ -100,7 +100,7 @@ def test_it_is_said_and_kept_for_the_rest_of_the_run(start: Start) -> None:
     assert len(notes) == 1
     for words in ("step 3", "100 tokens", "50", "8 samples"):
         assert words in notes[0]
-    assert trainer.folder.manifest["max_tokens_per_microbatch"] == 50
+    assert trainer.folder.begun.max_tokens_per_microbatch == 50
     assert start("again", 100, most_tokens=50).max_tokens == 50
     assert start("less", 16, most_tokens=50).max_tokens == 16
 

@@ -11,7 +11,7 @@ from strop.errors import Interrupted, NumericsError, OutOfMemoryError, RecipeErr
 from strop.recipe import TrainSection
 from strop.run.checkpoint import load_newest
 from strop.run.folder import RunFolder
-from strop.run.metrics import read_metrics
+from strop.run.records import read_metrics
 from strop.run.reporter import Reporter
 from strop.unsloth.process import WorkerFailed
 from strop.unsloth.trainer import UnslothTrainer
@@ -86,7 +86,7 @@ def test_an_interrupted_run_goes_on_with_its_best_and_its_moments(tmp_path: Path
     second.restore(checkpoint)
     assert second.run()["w"].item() == 2
     assert worker.weight == 6
-    steps = [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl") if record["kind"] == "train"]
+    steps = [record.step for record in read_metrics(tmp_path / "metrics.jsonl") if record.kind == "train"]
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
@@ -97,9 +97,9 @@ def test_padding_counts_as_executed(tmp_path: Path) -> None:
     run.run()
     (record,) = read_metrics(tmp_path / "metrics.jsonl")
     lengths = Rows().lengths
-    assert (record["num_tokens"], record["num_executed_tokens"]) == (lengths.sum(), 20 * lengths.max())
-    assert record["num_loss_tokens"] == sum(length - 3 for length in lengths)
-    assert record["tokens_per_second"] == lengths.sum() / 0.5
+    assert (record.num_tokens, record.num_executed_tokens) == (lengths.sum(), 20 * lengths.max())
+    assert record.num_loss_tokens == sum(length - 3 for length in lengths)
+    assert record.tokens_per_second == lengths.sum() / 0.5
 
 
 @pytest.mark.parametrize(

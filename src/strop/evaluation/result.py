@@ -1,0 +1,162 @@
+"""What an evaluation found, as `strop evaluate` returns it and evaluation.json holds it, and how each metric is shown.
+
+Imports no torch: reports and cards read it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from strop.run.lenient import fit
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One figure of an evaluation, as the table of `strop evaluate`, the report and the model card show it.
+
+    Attributes:
+        label: What a reader calls it, within a sentence.
+        value: Format of a value in the terminal.
+        ends: Format of an interval's ends there.
+        more_is_better: Whether a rise is good.
+        is_share: Between 0 and 1, so pages show it in percent.
+        of_answers: Scores generated answers. The others are of the reference answers' tokens.
+        hub: The hub's name of it, for the card's front matter; None where the hub has none.
+    """
+
+    label: str
+    value: str
+    ends: str
+    more_is_better: bool
+    is_share: bool
+    of_answers: bool
+    hub: str | None = None
+
+    @property
+    def heading(self) -> str:
+        """The label as the beginning of a line."""
+        return self.label[0].upper() + self.label[1:]
+
+
+METRICS: Mapping[str, Metric] = {
+    # by key: label, formats of a value and of an interval's ends, more is better, a share, of answers, hub's name
+    "nll": Metric("loss, nats a token", "{:.4f}", "{:.3f}", False, False, False),
+    "perplexity": Metric("perplexity", "{:.3f}", "{:.3f}", False, False, False, "perplexity"),
+    "exact_match": Metric("exact match", "{:.1%}", "{:.0%}", True, True, True, "exact_match"),
+    "numeric_match": Metric("numbers match", "{:.1%}", "{:.0%}", True, True, True),
+    "token_f1": Metric("token F1", "{:.3f}", "{:.3f}", True, True, True, "f1"),
+    "stopped": Metric("stopped by itself", "{:.1%}", "{:.0%}", True, True, True),
+}
+"""Every metric by its key in evaluation.json, in the order in which tables list them. `nll` is the mean -log p of the
+reference answers' tokens, in nats; `stopped`: by a stop token instead of the limit. docs/evaluation.md says more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A figure and the 95% interval around it.
+
+    Attributes:
+        value: The figure itself.
+        low: Lower end.
+        high: Upper end.
+        count: Rows that it was made from.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+Scores = Mapping[str, Interval | None]
+"""By key of `METRICS`; None where no row has the metric."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How answers are generated and judged.
+
+    Attributes:
+        max_new_tokens: Longest answer.
+        numeric_tolerance: Relative; see `matching.numeric_match`.
+    """
+
+    max_new_tokens: int = 96
+    numeric_tolerance: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedAnswer:
+    """What one model answered, and how right that is; the metrics as in `matching`."""
+
+    text: str
+    exact_match: bool
+    numeric_match: bool | None
+    token_f1: float
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A held-out question and what both models made of it.
+
+    Attributes:
+        row: Its file and line.
+        group: Of the row, where rows have groups.
+        question: What the user asks, in the row's own words.
+        reference: The right answer.
+        base: The base model's answer.
+        tuned: The tuned model's.
+    """
+
+    row: str
+    group: str | None
+    question: str
+    reference: str
+    base: JudgedAnswer
+    tuned: JudgedAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Both models on the rows of one group."""
+
+    num_rows: int
+    base: Scores
+    tuned: Scores
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Base beside tuned on the same held-out rows.
+
+    Attributes:
+        num_rows: Held-out rows; all of them make the loss.
+        num_loss_tokens: Tokens of their answers.
+        num_generated: Rows that were answered.
+        settings: How.
+        base: The base model's scores.
+        tuned: The tuned model's.
+        difference: Tuned minus base, row by row.
+        groups: The same scores for each group of rows; empty where there are none.
+        examples: Every answer.
+    """
+
+    num_rows: int
+    num_loss_tokens: int
+    num_generated: int
+    settings: Settings
+    base: Scores
+    tuned: Scores
+    difference: Scores
+    groups: Mapping[str, Group]
+    examples: list[Example]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as evaluation.json holds it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, contents: Any) -> "Evaluation | None":
+        """The contents of an evaluation.json without what does not fit; None if they are of an older strop."""
+        return fit(cls, contents)
