@@ -8,7 +8,7 @@ from strop.run.manifest import SpeedLimit
 def limit_of(shape: Shape, device: str, precision: str) -> SpeedLimit | None:
     """The least time of the products with frozen matrices, forward and backward, for the manifest.
 
-    Attention, LoRA's own products and all else are left out, so no run can reach a share of 1.
+    Attention, LoRA's own products and everything else are ignored, so no run can reach a share of 1.
 
     Args:
         shape: The model and its adapter as counts.

@@ -59,7 +59,7 @@ def current_prices() -> Prices:
     def ask() -> None:
         try:
             answer["rates"] = _ask_modal()
-        except Exception as error:  # whatever is wrong with client, login or network, the stored list will do
+        except Exception as error:  # client, login or network: the stored list will do
             answer["why"] = str(error) if isinstance(error, _NotAsked) else f"{type(error).__name__} asking Modal"
 
     # The client tries for minutes where there is no network, and has no limit of time of its own.

@@ -1,4 +1,4 @@
-"""A model card: what a trained model is, from its run's files, for whoever finds it without the run.
+"""A model card: what a trained model is, made from its run's files for people who do not have the run.
 
 It is made to be published: no row of the data is in it, no path, and nothing of the machine but its GPU.
 """
@@ -165,7 +165,7 @@ def _data(run: RunFiles, about: About) -> Iterator[tuple[str, Any]]:
         yield "Held-out files", Markdown(", ".join(map(inline, about.held_out_files)))
     facts = data_rows(run)
     yield from facts["rows"]
-    yield from ((f"Left out: {reason}", rows) for reason, rows in facts["skipped"])
+    yield from ((f"Skipped: {reason}", rows) for reason, rows in facts["skipped"])
 
 
 def _training(run: RunFiles, seconds: float | None, cost: float | None) -> Iterator[tuple[str, Any]]:

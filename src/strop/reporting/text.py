@@ -16,7 +16,7 @@ def shown(text: str) -> str:
 
 
 def cut(value: Any, most: int) -> str:
-    """At most so many characters of a value, and how many are left out."""
+    """At most so many characters of a value, and how many more there are."""
     text = value if isinstance(value, str) else str(value)
     return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
 

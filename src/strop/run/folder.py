@@ -5,7 +5,7 @@
       run.json           the manifest: status, versions, device, fingerprints of data, recipe and base model
       metrics.jsonl      a line for each step and each evaluation
       samples.jsonl      the same held-out questions answered at each evaluation
-      checkpoints/       step-00000010/ ...: what a run goes on from
+      checkpoints/       step-00000010/ ...: what a run resumes from
       adapter/           the result, as PEFT writes it, with a model card (README.md)
       evaluation.json    base beside tuned, once `strop evaluate` has run
       report.html        all of this as one page, written at the end and by `strop report`
@@ -125,7 +125,7 @@ class RunFolder:
 
         Args:
             device: Name of the device, as the driver gives it.
-            chosen: What was chosen for this device and changes last digits, such as the precision.
+            chosen: What was chosen for this device and can change the last digits of a result, such as the precision.
             fingerprints: What `refuse_changes` compares, by what it is of.
             num_trainable: Parameters that are trained.
             num_steps: Updates from beginning to end.

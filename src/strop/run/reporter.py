@@ -1,7 +1,7 @@
 """What a person sees while a run trains: a live view on a terminal (live.py), plain lines anywhere else.
 
-Nothing here can stop a run. Where the output goes away (`strop train ... | head`, a closed terminal, a full
-disk behind a redirection), one line on standard error says so and training goes on; metrics.jsonl has it all.
+Nothing here can stop a run. If the output goes away (`strop train ... | head`, a closed terminal, a full disk behind a
+redirection), one line on standard error says so and training continues; metrics.jsonl has everything.
 """
 
 import os
@@ -46,7 +46,7 @@ class Reporter:
 
 
 class Output:
-    """A stream that may go away. After its first failure it is None, and nobody tries again."""
+    """A stream that may go away: a closed terminal, `| head`, a full disk. After its first failure it is not used again."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream: IO[str] | None = stream
@@ -61,7 +61,7 @@ class Output:
             _discard(broken)
             with suppress(OSError, ValueError):
                 print(
-                    f"strop: standard output has gone ({error}); training goes on, see metrics.jsonl",
+                    f"strop: standard output is gone ({error}); training continues, see metrics.jsonl",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -130,9 +130,9 @@ def test_an_output_that_goes_away_ends_nothing_and_is_told_once(
     capsys: pytest.CaptureFixture[str], writes: int
 ) -> None:
     run_whole(LineReporter(1, Broken(writes)))
-    assert capsys.readouterr().err.count("training goes on") == 1
+    assert capsys.readouterr().err.count("training continues") == 1
     run_whole(LiveReporter(Console(file=Broken(min(writes, 2)), force_terminal=True, width=120)))
-    assert capsys.readouterr().err.count("training goes on") == 1
+    assert capsys.readouterr().err.count("training continues") == 1
 
 
 def test_a_closed_output_ends_nothing() -> None:
@@ -181,7 +181,7 @@ def test_a_reader_that_leaves_does_not_change_the_exit_code() -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert b"LineReporter survived" in errors
-    assert errors.count(b"training goes on") == 1
+    assert errors.count(b"training continues") == 1
     assert b"Traceback" not in errors
     assert b"Exception ignored" not in errors
 
@@ -203,7 +203,7 @@ def test_a_terminal_gets_the_bar_unless_it_cannot_redraw(term: str, want: bytes)
     _, errors = process.communicate(b"\n", timeout=60)
     assert want + b" survived" in errors, errors
     assert process.returncode == 0
-    assert errors.count(b"training goes on") == 1
+    assert errors.count(b"training continues") == 1
 
 
 def test_a_pipe_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,7 @@ def test_one_that_raises_is_one_note(tmp_path: Path, at: str, harm: Any) -> None
     assert note.startswith(
         f"wandb is off: {'RuntimeError: api_key not configured' if harm is raises else 'SystemExit'}"
     )
-    assert "Training goes on" in note
+    assert "Training continues" in note
 
 
 @pytest.mark.parametrize("at", ["open", "log", "close"])

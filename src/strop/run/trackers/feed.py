@@ -92,7 +92,7 @@ class TrackingReporter(Reporter):
 
     def _tell(self) -> None:
         for feed in [feed for feed in self._feeds if feed.fault]:
-            self._console.note(f"{feed.name} is off: {feed.fault}. Training goes on; metrics.jsonl has everything")
+            self._console.note(f"{feed.name} is off: {feed.fault}. Training continues; metrics.jsonl has everything")
             self._feeds.remove(feed)
 
 
@@ -132,6 +132,6 @@ class _Feed:
             while (entry := self._queue.get()) is not None:
                 tracker.log(*entry)
             tracker.close()
-        except BaseException as error:  # whatever a library may do, SystemExit included
+        except BaseException as error:  # anything a library may raise, SystemExit included
             lines = str(error).strip().splitlines()
             self.fault = self.fault or f"{type(error).__name__}{f': {lines[0][:200]}' if lines else ''}"
