@@ -46,7 +46,7 @@ class Reporter:
 
 
 class Output:
-    """A stream that may go away: a closed terminal, `| head`, a full disk. After its first failure it is not used again."""
+    """A stream that may go away. After its first failure it is not used again."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream: IO[str] | None = stream
