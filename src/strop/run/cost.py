@@ -6,27 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from strop.errors import BudgetReached
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptCost:
-    """What one attempt cost, as the manifest lists it.
-
-    Attributes:
-        attempt: Counted from 1.
-        gpu: What was rented, such as H200 or H100:2.
-        started: UTC, ISO 8601.
-        dollars_per_second: Of the whole container.
-        seconds: Billed so far.
-        dollars: For those.
-    """
-
-    attempt: int
-    gpu: str
-    started: str
-    dollars_per_second: float
-    seconds: float
-    dollars: float
+from strop.run.manifest import AttemptCost
 
 
 @dataclass(frozen=True, slots=True)

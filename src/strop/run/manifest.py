@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
-from strop.run.cost import AttemptCost
 from strop.run.lenient import fit
 from strop.run.progress import Progress
 
@@ -148,6 +147,27 @@ class SpeedLimit:
     gpu: str
     seconds_per_token: float
     seconds_per_learned_token: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptCost:
+    """What one attempt cost, as the manifest lists it.
+
+    Attributes:
+        attempt: Counted from 1.
+        gpu: What was rented, such as H200 or H100:2.
+        started: UTC, ISO 8601.
+        dollars_per_second: Of the whole container.
+        seconds: Billed so far.
+        dollars: For those.
+    """
+
+    attempt: int
+    gpu: str
+    started: str
+    dollars_per_second: float
+    seconds: float
+    dollars: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

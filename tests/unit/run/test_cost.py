@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from strop.errors import BudgetReached
-from strop.run.cost import AttemptCost, Meter, with_unfinished
+from strop.run.cost import Meter, with_unfinished
+from strop.run.manifest import AttemptCost
 
 
 def meter(seconds: float, **fields: object) -> Meter:
