@@ -15,9 +15,8 @@ def shown(text: str) -> str:
     return _INVISIBLE.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", sound)
 
 
-def cut(value: Any, most: int) -> str:
-    """At most so many characters of a value, and how many more there are."""
-    text = value if isinstance(value, str) else str(value)
+def cut(text: str, most: int) -> str:
+    """At most so many characters of a text, and how many more there are."""
     return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
 
 
