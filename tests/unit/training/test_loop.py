@@ -61,7 +61,7 @@ def test_when_it_evaluates(start: Start, settings: dict[str, object], steps: lis
 def test_the_best_weights_win(start: Start) -> None:
     trainer = start(iter([3.0, 1.0, 2.0, 2.5]), eval_steps=2, load_best_model_at_end=True)
     kept: dict[int, torch.Tensor] = {}
-    trainer.reporter.on_eval = lambda step, loss: kept.__setitem__(step, trainer.adapter.flat.clone())  # type: ignore
+    trainer.reporter.on_eval = lambda record: kept.__setitem__(record.step, trainer.adapter.flat.clone())  # type: ignore
     trainer.run()
     assert trainer.progress.best_step == 4
     assert torch.equal(trainer.adapter.flat, kept[4])

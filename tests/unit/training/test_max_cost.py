@@ -14,6 +14,7 @@ from strop.recipe import LoraSection, TrainSection
 from strop.run.checkpoint import load_newest
 from strop.run.cost import Meter
 from strop.run.folder import RunFolder
+from strop.run.manifest import AttemptCost
 from strop.run.records import read_metrics
 from strop.training.loop import Trainer
 from tiny_models import write_checkpoint
@@ -83,7 +84,7 @@ def test_room_is_left_for_a_checkpoint_as_long_as_the_last_one_took(start: Start
 
 
 def test_a_limit_that_is_spent_before_the_first_step_trains_nothing(start: Start) -> None:
-    spent = ({"attempt": 1, "dollars": 5.0},)
+    spent = (AttemptCost(1, "H200", "1970-01-01T00:00:00+00:00", 0.01, 500.0, 5.0),)
     with pytest.raises(BudgetReached, match="before step 1"):
         start("run", Clock(), 4.0, earlier=spent).run()
 
