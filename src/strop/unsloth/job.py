@@ -19,7 +19,7 @@ from strop.model.checkpoint.vet import vet_model_folder
 from strop.model.config import read_config
 from strop.model.lora import initial_tensors, resolve_targets
 from strop.recipe import Recipe, TrainSection
-from strop.training.loop import dropout_seed
+from strop.training.engine import dropout_seed
 from strop.training.optim import learning_rate
 
 LOADER = "STROP_UNSLOTH_LOADER"
