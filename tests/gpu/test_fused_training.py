@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import strop
 from helpers import metrics, write_recipe
-from strop import api
 from strop.errors import Interrupted, NumericsError
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
@@ -40,18 +40,22 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(
     recipe, chosen = write_recipe(tmp_path), held or {"model.precision": precision}
     chosen = chosen | {"lora.lora_dropout": dropout}
     heard = StopAt()
-    whole = api.train(load_recipe(str(recipe), chosen | {"train.output_dir": str(tmp_path / "whole")}), heard)
+    whole = strop.train(
+        load_recipe(str(recipe), chosen | {"train.output_dir": str(tmp_path / "whole")}), reporter=heard
+    )
     assert any(layers in line for line in heard.notes)
     parts = load_recipe(str(recipe), chosen | {"train.output_dir": str(tmp_path / "parts")})
     with pytest.raises(Interrupted):
-        api.train(parts, StopAt(5))
-    resumed = api.train(parts)
+        strop.train(parts, reporter=StopAt(5))
+    resumed = strop.train(parts)
     train = [[record | {"peak_memory_gib": 0} for record in metrics(run.path)] for run in (whole, resumed)]
     assert train[0] == train[1]
     assert whole.manifest["precision"] == precision
     name = "adapter_model.safetensors"
     assert (whole.adapter_path / name).read_bytes() == (resumed.adapter_path / name).read_bytes()
-    other = api.train(load_recipe(str(recipe), chosen | {"train.output_dir": str(tmp_path / "other"), "train.seed": 1}))
+    other = strop.train(
+        load_recipe(str(recipe), chosen | {"train.output_dir": str(tmp_path / "other"), "train.seed": 1})
+    )
     assert (whole.adapter_path / name).read_bytes() != (other.adapter_path / name).read_bytes()
 
 

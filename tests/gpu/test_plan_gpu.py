@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import strop
 from helpers import write_recipe
-from strop import api
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
 from strop.model.precision import choose_device
@@ -28,11 +28,11 @@ def test_a_probe_is_kept_for_the_run_on_this_gpu(
 ) -> None:
     monkeypatch.setenv("STROP_CACHE", str(tmp_path / "cache"))
     recipe, heard = load_recipe(str(write_recipe(tmp_path)), {"lora.lora_dropout": dropout}), StopAt()
-    found = api.plan(recipe, heard.note)
+    found = strop.plan(recipe, note=heard.note)
     assert found.here is not None
     assert found.here.source == "measured"
     assert 0 < found.here.peak_gib < found.here.memory_gib
-    run = api.train(recipe, heard)
+    run = strop.train(recipe, reporter=heard)
     assert run.manifest["plan"]["source"] == "measured"
     assert {"training_seconds", "tokens_per_second", "peak_gib"} <= set(run.manifest["outcome"])
     assert any(line.startswith("plan (measured)") for line in heard.notes)

@@ -8,6 +8,7 @@ from strop.data.template import Template
 from strop.evaluation.generate import stream
 from strop.evaluation.score import split_question
 from strop.model.decoder import Decoder
+from strop.run.samples import Sample
 
 MAX_NEW_TOKENS = 64
 """Longest sample: enough to see what an answer looks like, and a bound on what an untrained model rambles on."""
@@ -25,13 +26,14 @@ class Asked:
     template: Template
     questions: Sequence[str]
 
-    def answers(self, decoder: Decoder, check_stop: Callable[[], None]) -> list[tuple[str, str, str, str]]:
-        """(row, question, reference, answer) of each, greedily, by the plain decoder as it stands.
+    def answers(self, decoder: Decoder, step: int, check_stop: Callable[[], None]) -> list[Sample]:
+        """The plain decoder's greedy answer to each question, with the weights of this step.
 
         Draws no random number, changes no parameter, and leaves the decoder in the mode in which it was.
 
         Args:
             decoder: With its LoRA terms enabled.
+            step: Updates made so far.
             check_stop: Called between tokens; may raise to end early.
         """
         stop_ids, decode = self.template.stop_ids, self.template.tokenizer.decode
@@ -45,11 +47,14 @@ class Asked:
         finally:
             decoder.train(was_training)
         return [
-            (
-                str(self.store.origin(i)),
-                question,
-                str(decode(pairs[i][1], skip_special_tokens=True)).strip(),
-                str(decode([token for token in written[i] if token not in stop_ids], skip_special_tokens=True)).strip(),
+            Sample(
+                step=step,
+                row=str(self.store.origin(i)),
+                question=question,
+                reference=str(decode(pairs[i][1], skip_special_tokens=True)).strip(),
+                text=str(
+                    decode([token for token in written[i] if token not in stop_ids], skip_special_tokens=True)
+                ).strip(),
             )
             for i, question in enumerate(self.questions)
         ]

@@ -47,7 +47,7 @@ class Trainer:
         evaluate: Held-out loss of the model as it stands; None where there is nothing held out.
         check_stop: Raises `Interrupted` once a signal has come.
         meter: Counts dollars; None where nothing is billed.
-        sample: Row, question, reference and answer of held-out rows, by the model as it stands; None for none.
+        sample: Answers held-out questions with the weights of a step; None for no samples.
         most_tokens: Tokens of a microbatch that an earlier attempt was left with after it ran out of memory.
     """
 
@@ -61,7 +61,7 @@ class Trainer:
     progress: Progress = field(default_factory=Progress)
     meter: Meter | None = None
     most_tokens: int | None = None
-    sample: Callable[[], list[tuple[str, str, str, str]]] | None = None
+    sample: Callable[[int], list[Sample]] | None = None
 
     def __post_init__(self) -> None:
         section = self.section
@@ -232,7 +232,7 @@ class Trainer:
             return
         step = self.progress.step
         try:
-            samples = [Sample(step, *answer) for answer in self.sample()]
+            samples = self.sample(step)
         except torch.OutOfMemoryError:
             self.reporter.note(f"step {step}: no samples, because they do not fit in the GPU's memory")
             return

@@ -7,7 +7,6 @@ it for one step after the other and keeps the run: metrics, evaluations, checkpo
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 from strop.data.store import SampleStore
 from strop.errors import BudgetReached, Interrupted, NumericsError, OutOfMemoryError, RecipeError, StropError
 from strop.microbatch.order import num_steps, step_samples
+from strop.model.checkpoint.folder import ModelFolder
 from strop.recipe import Recipe, TrainSection
 from strop.run.checkpoint import Checkpoint, prune, save_checkpoint
 from strop.run.cost import Meter
@@ -40,7 +40,7 @@ _NOT_INSTALLED = ("ImportError", "ModuleNotFoundError", "NotImplementedError")
 
 
 def start_worker(
-    recipe: Recipe, model_folder: Path, train: SampleStore, held_out: SampleStore | None, folder: RunFolder
+    recipe: Recipe, model: ModelFolder, train: SampleStore, held_out: SampleStore | None, folder: RunFolder
 ) -> Worker:
     """Write the job into the run folder and start the worker, which then loads the model.
 
@@ -48,7 +48,7 @@ def start_worker(
         RecipeError: Unsloth is not installed, or cannot run here.
     """
     place = folder.path / "unsloth"
-    job = write_job(place, recipe, model_folder, train, held_out)
+    job = write_job(place, recipe, model, train, held_out)
     return Worker("strop.unsloth.worker", job, place, _QUIET)
 
 
