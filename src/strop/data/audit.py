@@ -99,6 +99,35 @@ class AuditReport:
     overlap: Overlap | None
     preview: tuple[PreviewRow, ...]
 
+    def refuse(self) -> None:
+        """Stop a run that would train on nothing, never learn to stop, or begin every sample wrongly.
+
+        Raises:
+            DataError: With what is wrong and how to put it right.
+        """
+        for name, part in (("training", self.train), ("validation", self.validation)):
+            if part is None:
+                continue
+            if not part.rows_kept:
+                raise DataError(f"there are no {name} rows")
+            if not part.num_loss_tokens:
+                raise DataError(f"no token of the {name} rows is learned; is data.template right for them?")
+            if part.double_bos:
+                raise DataError(
+                    f"{part.double_bos:,} of {part.rows_kept:,} {name} samples begin with two BOS tokens: "
+                    "the text of the rows begins with one; remove it there"
+                )
+        if not self.train.stop_learned:
+            why = (
+                f"model.max_seq_length={self.max_seq_length} cuts it off everywhere; raise it"
+                if self.train.stop_cut
+                else "the chat template ends answers with none; use another data.template or model"
+            )
+            raise DataError(
+                f"no training sample teaches a stop token ({', '.join(self.stop_tokens)}), "
+                f"so the model would never end an answer: {why}"
+            )
+
 
 def audit(
     train: SampleStore, template: Template, validation: SampleStore | None = None, num_preview: int = 3
@@ -122,36 +151,6 @@ def audit(
         overlap=_overlap(train, validation) if validation is not None else None,
         preview=tuple(_preview(train, template, i) for i in range(min(num_preview, len(train)))),
     )
-
-
-def refuse(report: AuditReport) -> None:
-    """Stop a run that would train on nothing, never learn to stop, or begin every sample wrongly.
-
-    Raises:
-        DataError: With what is wrong and how to put it right.
-    """
-    for name, part in (("training", report.train), ("validation", report.validation)):
-        if part is None:
-            continue
-        if not part.rows_kept:
-            raise DataError(f"there are no {name} rows")
-        if not part.num_loss_tokens:
-            raise DataError(f"no token of the {name} rows is learned; is data.template right for them?")
-        if part.double_bos:
-            raise DataError(
-                f"{part.double_bos:,} of {part.rows_kept:,} {name} samples begin with two BOS tokens: "
-                "the text of the rows begins with one; remove it there"
-            )
-    if not report.train.stop_learned:
-        why = (
-            f"model.max_seq_length={report.max_seq_length} cuts it off everywhere; raise it"
-            if report.train.stop_cut
-            else "the chat template ends answers with none; use another data.template or model"
-        )
-        raise DataError(
-            f"no training sample teaches a stop token ({', '.join(report.stop_tokens)}), "
-            f"so the model would never end an answer: {why}"
-        )
 
 
 def _report(store: SampleStore, template: Template) -> StoreReport:

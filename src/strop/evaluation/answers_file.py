@@ -1,15 +1,19 @@
 """Every answer of an evaluation as a table in a file, a row for each question."""
 
+from __future__ import annotations
+
 import csv
 import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strop.errors import RecipeError
-from strop.evaluation.score import Example
+
+if TYPE_CHECKING:  # it imports torch
+    from strop.evaluation.score import Example
 
 _TYPES = {"text": "string", "exact_match": "bool_", "numeric_match": "bool_", "token_f1": "float64", "stopped": "bool_"}
 COLUMNS = dict.fromkeys(("row", "group", "question", "reference"), "string") | {

@@ -17,10 +17,8 @@ from strop.errors import StropError
 from strop.exporting.adapter import CONFIG_FILE
 from strop.exporting.carry import write_json
 from strop.exporting.layout import Factors, read_factors
-from strop.model.checkpoint.nf4 import holds_nf4
-from strop.model.checkpoint.vet import vet_model_folder
+from strop.model.checkpoint.folder import ModelFolder
 from strop.model.checkpoint.weights import Checkpoint, group_modules, module_path
-from strop.model.config import read_config
 from strop.ops.nf4 import Nf4, dequantise
 
 SHARD_BYTES = 5 * 10**9
@@ -32,14 +30,14 @@ class MergedModel:
 
     Attributes:
         names: Of every tensor, as in the base.
-        settings: The base's config.json.
+        base: The base's folder.
     """
 
-    def __init__(self, read: Checkpoint, settings: dict[str, Any], factors: Factors, scaling: float, nf4: bool) -> None:
+    def __init__(self, read: Checkpoint, base: ModelFolder, factors: Factors, scaling: float, nf4: bool) -> None:
         self._read, self._factors, self._scaling, self._nf4 = read, factors, scaling, nf4
-        self.settings = settings
+        self.base = base
         self.names = read.names()
-        config = read_config(settings)
+        config = base.config
         self._matrices = {
             f"{module_path(layer, group, module)}.weight"
             for layer in range(config.num_layers)
@@ -51,7 +49,7 @@ class MergedModel:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor."""
-        stored = holds_nf4(self.settings) and name in self._matrices
+        stored = self.base.holds_nf4 and name in self._matrices
         return tuple((self._read.matrix(name) if stored else self._read(name)).shape)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -65,24 +63,23 @@ class MergedModel:
 
 
 @contextmanager
-def merged_model(base: Path, adapter: Path, nf4: bool) -> Iterator[MergedModel]:
+def merged_model(base: ModelFolder, adapter: Path, nf4: bool) -> Iterator[MergedModel]:
     """The merge of a base's folder and a PEFT folder.
 
     Args:
-        base: A model folder.
+        base: The base's folder.
         adapter: Of the same layout.
         nf4: Merge onto the weights as NF4 rounds them, which is what an adapter of a 4-bit run was trained on.
 
     Raises:
-        ModelError: The base cannot be read.
+        ModelError: A tensor of the base is missing or damaged.
         StropError: The adapter belongs to another base.
     """
-    settings = vet_model_folder(base)
     config = json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))
     scaling = config["lora_alpha"] / (math.sqrt(config["r"]) if config["use_rslora"] else config["r"])
     factors = {name.removeprefix(_PREFIX): pair for name, pair in read_factors(adapter).items()}
-    with Checkpoint(base, torch.float32, torch.device("cpu"), holds_nf4(settings)) as read:
-        yield MergedModel(read, settings, factors, scaling, nf4)
+    with Checkpoint(base, torch.float32, torch.device("cpu")) as read:
+        yield MergedModel(read, base, factors, scaling, nf4)
 
 
 def write_merged(model: MergedModel, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
@@ -100,7 +97,8 @@ def write_merged(model: MergedModel, folder: Path, shard_bytes: int = SHARD_BYTE
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_json(folder / "model.safetensors.index.json", index)
-    config = {key: value for key, value in model.settings.items() if key not in ("quantization_config", "torch_dtype")}
+    dropped = ("quantization_config", "torch_dtype")
+    config = {key: value for key, value in model.base.settings.items() if key not in dropped}
     write_json(folder / "config.json", config | {"dtype": "bfloat16"})
 
 

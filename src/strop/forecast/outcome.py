@@ -1,9 +1,11 @@
 """After the run: what was predicted beside what happened."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from strop.forecast.estimate import Line
+from strop.run.folder import RunFolder
 from strop.run.reporter import clock
 
 
@@ -59,3 +61,14 @@ def sentence(line: Line, beside: dict[str, Any], attempts: int) -> str:
             parts.append(f"{label} {show(found['actual'])}, predicted {show(found['predicted'])} ({found['off']:+.0%})")
     several = f" ({attempts} attempts)" if attempts > 1 else ""
     return f"plan ({line.source}){several}: {'; '.join(parts)}"
+
+
+def compare(folder: RunFolder, outcome: Outcome, note: Callable[[str], None]) -> None:
+    """Enter in the manifest of a finished run how wrong its prediction was, and say so in a line."""
+    predicted = folder.manifest.get("plan")
+    if predicted is None or predicted["problem"] is not None:
+        return
+    line = Line.from_json(predicted)
+    beside = outcome.beside(line)
+    folder.update_manifest(outcome=beside)
+    note(sentence(line, beside, outcome.attempts))

@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Any
 
 from strop.errors import Interrupted
+from strop.modal_runs import meter
 from strop.modal_runs.fence import Fence, Storage, raise_fence
 from strop.modal_runs.job import UPLOADED, Job, Outcome, Places, files_list, run_folder
 from strop.recipe import Recipe
@@ -196,7 +197,7 @@ def _on_the_volume(job: Job, places: Places) -> Recipe:
 
 def _environment(job: Job, started: float) -> dict[str, str]:
     """The child's: this one's, and what it needs to account for the cost."""
-    return os.environ | {"STROP_MODAL_GPU": job.gpu, "STROP_ATTEMPT_STARTED": f"{started:.3f}"}
+    return os.environ | {meter.GPU: job.gpu, meter.STARTED: f"{started:.3f}"}
 
 
 def _list_files(runs: Path, run_id: str) -> None:

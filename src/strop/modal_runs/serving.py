@@ -12,9 +12,9 @@ from strop.modal_runs.job import UPLOADED
 from strop.modal_runs.prices import current_prices, parse_gpu
 from strop.modal_runs.upload import add_folder, add_model, upload_files
 from strop.modal_runs.vllm import BASE, RANKS, ServingJob
+from strop.model.checkpoint.folder import open_model
 from strop.model.checkpoint.locate import locate_model
-from strop.model.checkpoint.vet import vet_model_folder
-from strop.model.config import DecoderConfig, read_config
+from strop.model.config import DecoderConfig
 from strop.recipe import Recipe
 from strop.run.folder import RunFolder
 
@@ -68,9 +68,7 @@ def deploy(run: Path, recipe: Recipe, note: Note) -> Deployed:
 
     adapter = run / "adapter"
     if missing := [name for name in _SERVED if not (adapter / name).exists()]:
-        raise RecipeError(
-            f"{run} has no finished adapter ({missing[0]} is missing); `strop train {run}` goes on with it"
-        )
+        raise RecipeError(f"{run} has no finished adapter ({missing[0]} is missing); `strop train {run}` resumes it")
     gpu, name = recipe.modal.gpu[0], _model_name(run)
     files: dict[str, Path] = {}
     place = add_folder("served", adapter, _SERVED, files)
@@ -88,7 +86,7 @@ def deploy(run: Path, recipe: Recipe, note: Note) -> Deployed:
     return Deployed(app_name(run), url, name, gpu, dollars, prices.source, IDLE_SECONDS)
 
 
-def stop(run: Path) -> str:
+def take_down(run: Path) -> str:
     """Take a run's endpoint down, with its container; returns the app's name.
 
     Raises:
@@ -112,8 +110,7 @@ def _job(recipe: Recipe, name: str, served: str, adapter: Path, num_gpus: int, f
     if rank > RANKS[-1]:
         raise RecipeError(f"{adapter} has rank {rank}; vLLM serves up to {RANKS[-1]}")
     section = recipe.model
-    folder = locate_model(section.model_name_or_path, section.revision, needs_weights=False)
-    config = read_config(vet_model_folder(folder))
+    config = open_model(section, needs_weights=False).config
     return ServingJob(
         name=name,
         model=add_model(_uploadable(section.model_name_or_path), files),

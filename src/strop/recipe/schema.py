@@ -168,8 +168,8 @@ class TrainSection(Section):
     eval_steps: int = Field(0, ge=0)
     """Steps between evaluations of the held-out rows; 0 evaluates at the end only."""
     sample_rows: int | None = Field(None, ge=0, le=64)
-    """Held-out rows that are answered at each evaluation, into samples.jsonl; 0 for none. None: 2, and none with engine
-    unsloth or where rows have no question."""
+    """Held-out rows that are answered at each evaluation, into samples.jsonl; 0 for none. None: 2, and none where rows
+    have no question."""
     save_steps: int = Field(500, ge=0)
     """Steps between checkpoints; 0 saves at the end and when interrupted only."""
     save_total_limit: int = Field(3, ge=1)
@@ -253,7 +253,6 @@ def _not_of_the_engine(model: ModelSection, train: TrainSection) -> Iterator[tup
             train.max_tokens_per_microbatch,
             "packed microbatches: train.per_device_train_batch_size bounds its memory",
         ),
-        "train.sample_rows": (train.sample_rows, "samples during training: use 0, and `strop chat` afterwards"),
     }
     for key, (value, text) in only_strop.items():
         if value and train.engine == "unsloth":

@@ -114,7 +114,7 @@ class StropEngine:
         self.decoder.gradient_checkpointing = section.gradient_checkpointing
         self.decoder.train()
         device = self.decoder.device
-        self.device = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        self.device = device_name(device)
         self.num_trainable = adapter.num_parameters
         self.optimizer, self.gradients = choose_optimizer(adapter, section), choose_gradients(adapter)
         self._longest = int(store.lengths.max())
@@ -157,9 +157,9 @@ class StropEngine:
         before = self.max_tokens
         if before <= self._longest:
             raise OutOfMemoryError(
-                f"step {step}: a microbatch of {before} tokens does not fit in the GPU's memory, and the longest sample "
-                f"has {self._longest}. Set train.gradient_checkpointing=true or a smaller model.max_seq_length, or take "
-                "a GPU with more memory: `strop plan` says which."
+                f"step {step}: a microbatch of {before} tokens does not fit in the GPU's memory, and the longest "
+                f"sample has {self._longest}. Set train.gradient_checkpointing=true or a smaller "
+                "model.max_seq_length, or use a GPU with more memory: `strop plan` says which."
             )
         self.microbatches = replace(self.microbatches, max_tokens=max(before // 2, self._longest))
         gc.collect()  # the frames of what failed may lie in a cycle, and with them its tensors
@@ -187,6 +187,11 @@ class StropEngine:
         """See `Engine`."""
         self.adapter.flat.copy_(weights["lora"])
         return self.adapter
+
+
+def device_name(device: torch.device) -> str:
+    """A device as its driver calls it, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def dropout_seed(seed: int, step: int) -> int:

@@ -7,7 +7,6 @@ it for one step after the other; the loop, its metrics, evaluations and checkpoi
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from safetensors.torch import load, save_file
 from strop.data.store import SampleStore
 from strop.errors import OutOfMemoryError, RecipeError, StropError
 from strop.microbatch.order import Order
+from strop.model.checkpoint.folder import ModelFolder
 from strop.model.lora import LoraAdapter
 from strop.recipe import Recipe, TrainSection
 from strop.run.folder import RunFolder
@@ -33,7 +33,7 @@ _NOT_INSTALLED = ("ImportError", "ModuleNotFoundError", "NotImplementedError")
 
 
 def start_worker(
-    recipe: Recipe, model_folder: Path, train: SampleStore, held_out: SampleStore | None, folder: RunFolder
+    recipe: Recipe, model: ModelFolder, train: SampleStore, held_out: SampleStore | None, folder: RunFolder
 ) -> Worker:
     """Write the job into the run folder and start the worker, which then loads the model.
 
@@ -41,7 +41,7 @@ def start_worker(
         RecipeError: Unsloth is not installed, or cannot run here.
     """
     place = folder.path / "unsloth"
-    job = write_job(place, recipe, model_folder, train, held_out)
+    job = write_job(place, recipe, model, train, held_out)
     return Worker("strop.unsloth.worker", job, place, _QUIET)
 
 
@@ -122,7 +122,7 @@ class UnslothEngine:
         return loss
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], max_new_tokens: int
+        self, prompts: Sequence[Sequence[int]], stop_ids: frozenset[int], max_new_tokens: int
     ) -> list[list[int]]:
         """What follows each prompt greedily, up to and with a stop token."""
         details = {"prompts": [list(map(int, prompt)) for prompt in prompts], "stop_ids": sorted(stop_ids)}

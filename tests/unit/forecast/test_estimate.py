@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from strop.commands.plan import plan_notes, plan_table
 from strop.forecast.estimate import START_SECONDS, Job, Line, measured, plan_of, scaled
 from strop.forecast.outcome import Outcome, sentence
 from strop.forecast.probe import Probe
 from strop.forecast.published import PHI3_MINI
-from strop.forecast.table import plan_notes, plan_table
 from strop.forecast.workload import count_workload, load_of
 from strop.microbatch.pack import pack
 from strop.modal_runs.prices import STORED

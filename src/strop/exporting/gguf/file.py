@@ -12,7 +12,6 @@ from strop.exporting.gguf.quantise import FILE_TYPES, quantise, tensor_type
 from strop.exporting.gguf.shape import ARCHITECTURES, add_shape, rope_tensors
 from strop.exporting.gguf.vocabulary import add_tokenizer, name_for_tokenizer
 from strop.exporting.merge import MergedModel
-from strop.model.config import read_config
 
 Quantisation = Literal["f16", "q8_0", "q4_k_m"]
 
@@ -54,7 +53,7 @@ def write_gguf(
     """
     import gguf
 
-    config = read_config(model.settings)
+    config = model.base.config
     architecture = ARCHITECTURES[config.family]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name(name_for_tokenizer(template.tokenizer, name))

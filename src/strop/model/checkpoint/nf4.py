@@ -5,13 +5,11 @@ and `.nested_quant_map`, and the rest as JSON in a tensor of bytes.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from strop.errors import RecipeError
 from strop.model.checkpoint.headers import load_strict_json
 from strop.ops.blockwise import BLOCK as NESTED_BLOCK
 from strop.ops.blockwise import dynamic_code
@@ -19,40 +17,6 @@ from strop.ops.nf4 import BLOCK, LEVELS, Nested, Nf4, sizes
 
 STATE = "quant_state.bitsandbytes__nf4"
 """What a quantised matrix's name is followed by, for the tensor that describes it."""
-
-_EXPECTED = {
-    "quant_method": ("bitsandbytes",),
-    "bnb_4bit_quant_type": ("nf4",),
-    "bnb_4bit_quant_storage": ("uint8", None),
-}
-
-
-def holds_nf4(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json announces quantised weights; vetting lets no other kind through."""
-    return config.get("quantization_config") is not None
-
-
-def why_not_nf4(settings: Any) -> str | None:
-    """What keeps a quantization_config from being bitsandbytes' NF4, if anything does."""
-    if not isinstance(settings, dict):
-        return "is no object"
-    for key, allowed in _EXPECTED.items():
-        if settings.get(key) not in allowed:
-            return f"{key} is {settings.get(key)!r}"
-    return None if settings.get("load_in_4bit") or settings.get("_load_in_4bit") else "load_in_4bit is not true"
-
-
-def refuse_unasked(config: Mapping[str, Any], nf4: bool) -> None:
-    """Training on 4-bit weights is the recipe's choice, even where the checkpoint has nothing else.
-
-    Raises:
-        RecipeError: The checkpoint holds NF4 weights and the recipe does not ask for them.
-    """
-    if holds_nf4(config) and not nf4:
-        raise RecipeError(
-            "model.model_name_or_path: this checkpoint holds NF4 weights (bitsandbytes); set model.load_in_4bit=true, "
-            "or name the checkpoint that it was made from"
-        )
 
 
 def stored_nf4(read: Callable[[str], Tensor], name: str) -> Nf4:

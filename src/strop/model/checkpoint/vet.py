@@ -6,13 +6,12 @@ wrong is said at once.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from strop.errors import ModelError
 from strop.model.checkpoint.headers import ITEM_BYTES, PACKED_BYTES, check_safetensors, load_strict_json
-from strop.model.checkpoint.nf4 import holds_nf4, why_not_nf4
 from strop.resolve import MAX_CHAT_TEMPLATE_BYTES
 
 JSON_LIMITS = {
@@ -35,6 +34,12 @@ _MODEL_TYPE = re.compile(r"[a-z0-9_]{1,64}")
 _TOKENIZER_CLASS = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}(Tokenizer|TokenizerFast|Backend)")
 _SHARD = re.compile(r"[A-Za-z0-9][\w.-]{0,200}\.safetensors", re.ASCII)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_NF4 = {
+    "quant_method": ("bitsandbytes",),
+    "bnb_4bit_quant_type": ("nf4",),
+    "bnb_4bit_quant_storage": ("uint8", None),
+}
+"""What a quantization_config says of bitsandbytes' NF4, the one quantised format that strop reads."""
 
 
 def vet_model_folder(folder: Path, needs_weights: bool = True) -> dict[str, Any]:
@@ -156,6 +161,21 @@ def _config_faults(config: dict[str, Any]) -> Iterator[str]:
                 f"config.json: {key}: quantised weights; strop reads {types} and bitsandbytes' NF4, and here {why}. "
                 "Take the original model"
             )
+
+
+def holds_nf4(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json announces quantised weights; vetting lets no other kind through."""
+    return config.get("quantization_config") is not None
+
+
+def why_not_nf4(settings: Any) -> str | None:
+    """What keeps a quantization_config from being bitsandbytes' NF4, if anything does."""
+    if not isinstance(settings, dict):
+        return "is no object"
+    for key, allowed in _NF4.items():
+        if settings.get(key) not in allowed:
+            return f"{key} is {settings.get(key)!r}"
+    return None if settings.get("load_in_4bit") or settings.get("_load_in_4bit") else "load_in_4bit is not true"
 
 
 def _tokenizer_faults(folder: Path, settings: dict[str, Any]) -> Iterator[str]:

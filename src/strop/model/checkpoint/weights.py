@@ -14,9 +14,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from strop.errors import ModelError
-from strop.model.checkpoint.nf4 import STATE, holds_nf4, refuse_unasked, stored_nf4
-from strop.model.checkpoint.vet import vet_model_folder
-from strop.model.config import DecoderConfig, read_config
+from strop.model.checkpoint.folder import ModelFolder
+from strop.model.checkpoint.nf4 import STATE, stored_nf4
+from strop.model.config import DecoderConfig
 from strop.model.decoder import Decoder, Layer, Projection
 from strop.ops.frozen_linear import Float8Weight, FrozenWeight
 from strop.ops.nf4 import Nf4, Nf4Weight, Scratch, dequantise, quantise
@@ -32,17 +32,17 @@ ReadMatrix = Callable[[str], Nf4 | Tensor]
 
 
 def load_decoder(
-    folder: Path,
+    folder: ModelFolder | Path,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     float8: bool = False,
     nf4: bool = False,
 ) -> Decoder:
-    """Vet a model folder and load it.
+    """Load a model from its folder.
 
     Args:
         folder: An ordinary Hugging Face model folder with safetensors weights, sharded or not, or one that
-            bitsandbytes has quantised to NF4.
+            bitsandbytes has quantised to NF4. A bare path is vetted first.
         dtype: Type of the weights in memory: float32, bfloat16 or float64.
         device: Where they go; read there directly, one tensor at a time.
         float8: Hold the layers' matrices in float8; see `freeze`.
@@ -52,11 +52,10 @@ def load_decoder(
         ModelError: The folder is unsafe, damaged, of an unsupported family, or lacks a tensor.
         RecipeError: It holds NF4 weights and `nf4` is not set.
     """
-    settings = vet_model_folder(folder)
-    refuse_unasked(settings, nf4)
-    config = read_config(settings)
-    with Checkpoint(folder, dtype, torch.device(device), holds_nf4(settings)) as read:
-        return build_decoder(config, read, float8, read.matrix if nf4 else None)
+    model = folder if isinstance(folder, ModelFolder) else ModelFolder.vetted(folder)
+    model.refuse_nf4_unless(nf4)
+    with Checkpoint(model, dtype, torch.device(device)) as read:
+        return build_decoder(model.config, read, float8, read.matrix if nf4 else None)
 
 
 def build_decoder(
@@ -156,15 +155,14 @@ class Checkpoint:
     """Reads tensors by name from one file or from the shards that an index names; a context manager.
 
     Args:
-        folder: A vetted model folder.
+        model: The model's folder.
         dtype: Type of what is read.
         device: Where it goes.
-        quantised: The layers' matrices are in NF4.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, quantised: bool) -> None:
-        self._folder, self._dtype, self._device, self._quantised = folder, dtype, device, quantised
-        index = folder / "model.safetensors.index.json"
+    def __init__(self, model: ModelFolder, dtype: torch.dtype, device: torch.device) -> None:
+        self._folder, self._dtype, self._device, self._quantised = model.path, dtype, device, model.holds_nf4
+        index = self._folder / "model.safetensors.index.json"
         self._shard_of: dict[str, str] | None = None
         if index.exists():
             self._shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
