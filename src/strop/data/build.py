@@ -25,8 +25,8 @@ from strop.data.store import (
     STOP_CUT,
     TRUNCATED,
     BadRowsError,
-    Settings,
     Split,
+    StoreSettings,
     read_manifest,
     seal_of,
 )
@@ -40,11 +40,11 @@ _ABANDONED_AFTER = 24 * 3600  # seconds
 Row = tuple[Origin, Example]
 
 
-def build(folder: Path, files: Sequence[Path], template: Template, settings: Settings) -> None:
+def build(folder: Path, files: Sequence[Path], template: Template, settings: StoreSettings) -> None:
     """Tokenise the files into `folder`, which replaces a damaged one.
 
     Raises:
-        BadRowsError, DataError: See `strop.data.store.open_or_build`.
+        BadRowsError, DataError: See `strop.data.dataset.open_or_build`.
         OSError: The cache cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def build(folder: Path, files: Sequence[Path], template: Template, settings: Set
 class _Builder:
     """The state of one pass over the rows."""
 
-    def __init__(self, work: Path, files: Sequence[Path], template: Template, settings: Settings) -> None:
+    def __init__(self, work: Path, files: Sequence[Path], template: Template, settings: StoreSettings) -> None:
         self.work = work
         self.template = template
         self.settings = settings
@@ -243,7 +243,7 @@ def _bad_rows(builder: _Builder, folder: Path) -> BadRowsError:
     )
 
 
-def _no_rows_left(builder: _Builder, settings: Settings) -> str:
+def _no_rows_left(builder: _Builder, settings: StoreSettings) -> str:
     names = ", ".join(str(file) for file in builder.files)
     if builder.faults:
         kinds = Counter(fault.kind for fault in builder.faults)

@@ -34,8 +34,6 @@ from strop.data.tokenizer import (
 )
 from strop.errors import ModelError
 
-__all__ = ["Encoded", "Template", "load_template", "load_tokenizer", "resolve_template"]
-
 TrainOn = Literal["completion", "all"]
 
 

@@ -8,7 +8,9 @@ import pytest
 
 from strop.data import chat_template as chat
 from strop.data.examples import Alpaca, Conversation, Message, PromptCompletion, Text
-from strop.data.template import Template, load_template, load_tokenizer, resolve_template
+from strop.data.prompts import resolve_template
+from strop.data.template import Template, load_template
+from strop.data.tokenizer import load_tokenizer
 from strop.errors import DataError, ModelError, RecipeError
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
