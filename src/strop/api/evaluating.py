@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from strop.data.dataset import Dataset
     from strop.data.store import SampleStore
-    from strop.evaluation.score import Evaluation, Question
+    from strop.evaluation.score import Evaluation, HeldOutQuestion
 
 NO_GROUP = "(none)"
 """The group of rows that lack the key."""
@@ -48,7 +48,7 @@ def evaluate(
         DataError: No held-out row has the key `group_by`, or its values cannot name groups.
     """
     from strop.evaluation.answers_file import check_path, write_answers
-    from strop.evaluation.score import Settings
+    from strop.evaluation.score import ScoreSettings
     from strop.evaluation.score import evaluate as score
     from strop.run.folder import RunFolder
     from strop.training.budget import wanted_tokens
@@ -75,7 +75,7 @@ def evaluate(
         lambda ids: str(data.template.tokenizer.decode(ids, skip_special_tokens=True)),
         data.template.stop_ids,
         wanted_tokens(adapter.decoder.device, int(store.lengths.max())),
-        Settings(max_new_tokens, numeric_tolerance),
+        ScoreSettings(max_new_tokens, numeric_tolerance),
         groups,
     )
     RunFolder(run.path).write_evaluation(result.to_json())
@@ -86,9 +86,9 @@ def evaluate(
     return result
 
 
-def _questions(data: Dataset, store: SampleStore, specs: Sequence[str], count: int) -> list[Question]:
+def _questions(data: Dataset, store: SampleStore, specs: Sequence[str], count: int) -> list[HeldOutQuestion]:
     """So many held-out rows, spread evenly: files are often sorted, and their first rows alike."""
-    from strop.evaluation.score import Question, split_question
+    from strop.evaluation.score import HeldOutQuestion, split_question
 
     count = min(count, len(store))
     indices = [i * len(store) // count for i in range(count)]
@@ -98,7 +98,7 @@ def _questions(data: Dataset, store: SampleStore, specs: Sequence[str], count: i
     for i in indices:
         prompt, answer = split_question(store[i], data.template.stop_ids)
         reference = str(data.template.tokenizer.decode(answer, skip_special_tokens=True)).strip()
-        questions.append(Question(i, texts[store.origin(i)], prompt, reference))
+        questions.append(HeldOutQuestion(i, texts[store.origin(i)], prompt, reference))
     return questions
 
 

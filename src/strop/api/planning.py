@@ -15,7 +15,7 @@ from strop.recipe import GPUS, Recipe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from strop.forecast.estimate import Job, Line, Plan
+    from strop.forecast.estimate import Estimate, Plan, PlannedRun
     from strop.forecast.outcome import Outcome
     from strop.forecast.probe import Probe
     from strop.run.cost import Meter
@@ -51,7 +51,9 @@ def plan(recipe: Recipe, note: Callable[[str], None] = lambda line: None, probin
     return plan_of(job, prices, GPUS, here)
 
 
-def prediction(recipe: Recipe, prepared: Prepared, folder: RunFolder, device: str, meter: Meter | None) -> Line | None:
+def prediction(
+    recipe: Recipe, prepared: Prepared, folder: RunFolder, device: str, meter: Meter | None
+) -> Estimate | None:
     """What was predicted for this run on this device: measured by `strop plan` here, or scaled; None on other devices.
 
     Args:
@@ -61,13 +63,13 @@ def prediction(recipe: Recipe, prepared: Prepared, folder: RunFolder, device: st
         device: The device's name, as the driver gives it.
         meter: Of a run that is billed.
     """
-    from strop.forecast.estimate import Line, scaled
+    from strop.forecast.estimate import Estimate, scaled
     from strop.forecast.gpus import modal_name
     from strop.modal_runs.prices import STORED
 
     kept = folder.plan
     if kept.get("device", "").lower() == device.lower() and kept.get("of") == _key(recipe, prepared):
-        line = Line.from_json(kept["line"])
+        line = Estimate.from_json(kept["line"])
     elif kind := modal_name(device):
         line = scaled(_job(recipe, prepared), kind, STORED)
     else:
@@ -79,22 +81,22 @@ def prediction(recipe: Recipe, prepared: Prepared, folder: RunFolder, device: st
 
 def compare(folder: RunFolder, outcome: Outcome, note: Callable[[str], None]) -> None:
     """Enter in the manifest of a finished run how wrong its prediction was, and say so in a line."""
-    from strop.forecast.estimate import Line
+    from strop.forecast.estimate import Estimate
     from strop.forecast.outcome import sentence
 
     predicted = folder.manifest.get("plan")
     if predicted is None or predicted["problem"] is not None:
         return
-    line = Line.from_json(predicted)
+    line = Estimate.from_json(predicted)
     beside = outcome.beside(line)
     folder.update_manifest(outcome=beside)
     note(sentence(line, beside, outcome.attempts))
 
 
-def _job(recipe: Recipe, prepared: Prepared) -> Job:
-    from strop.forecast.estimate import Job
+def _job(recipe: Recipe, prepared: Prepared) -> PlannedRun:
+    from strop.forecast.estimate import PlannedRun
 
-    return Job(recipe, prepared.config, prepared.data.train, prepared.data.validation)
+    return PlannedRun(recipe, prepared.config, prepared.data.train, prepared.data.validation)
 
 
 def _probe(recipe: Recipe, prepared: Prepared, note: Callable[[str], None]) -> Probe:
@@ -120,7 +122,7 @@ def _key(recipe: Recipe, prepared: Prepared) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _keep(recipe: Recipe, prepared: Prepared, found: Probe, line: Line, note: Callable[[str], None]) -> None:
+def _keep(recipe: Recipe, prepared: Prepared, found: Probe, line: Estimate, note: Callable[[str], None]) -> None:
     from strop.run.folder import RunFolder
 
     folder = RunFolder(recipe.output_dir)

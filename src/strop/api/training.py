@@ -91,8 +91,8 @@ def _tracked(recipe: Recipe, folder: RunFolder, reporter: Reporter) -> Reporter:
 
 def _on_strop(attempt: Attempt) -> None:
     recipe, prepared, folder, reporter = attempt.recipe, attempt.prepared, attempt.folder, attempt.reporter
-    from strop.forecast.limit import limit_of
     from strop.forecast.shape import Shape
+    from strop.forecast.speed import limit_of
 
     adapter = load_model(recipe, prepared.model_folder, reporter)
     trainer = _trainer(attempt, adapter)
@@ -150,7 +150,7 @@ def _on_unsloth(attempt: Attempt) -> None:
 
 
 def _fingerprints(prepared: Prepared) -> dict[str, str]:
-    from strop.model.checkpoint.fingerprint import fingerprint_folder
+    from strop.model.checkpoint.locate import fingerprint_folder
 
     return {
         "base model": fingerprint_folder(prepared.model_folder),

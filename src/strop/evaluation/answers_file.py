@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.errors import RecipeError
-from strop.evaluation.score import Example
+from strop.evaluation.score import AnswerPair
 
 _TYPES = {"text": "string", "exact_match": "bool_", "numeric_match": "bool_", "token_f1": "float64", "stopped": "bool_"}
 COLUMNS = dict.fromkeys(("row", "group", "question", "reference"), "string") | {
@@ -35,7 +35,7 @@ def check_path(path: Path) -> None:
             raise RecipeError("writing Parquet needs pyarrow: pip install 'strop[parquet]'") from error
 
 
-def write_answers(path: Path, examples: Sequence[Example]) -> None:
+def write_answers(path: Path, examples: Sequence[AnswerPair]) -> None:
     """Write Parquet, JSON Lines or CSV, by the file's ending; it appears whole or not at all.
 
     Raises:
@@ -50,7 +50,7 @@ def write_answers(path: Path, examples: Sequence[Example]) -> None:
         raise RecipeError(f"--answers {path}: cannot be written: {error.strerror or error}") from error
 
 
-def _row(example: Example) -> dict[str, Any]:
+def _row(example: AnswerPair) -> dict[str, Any]:
     fields = asdict(example)
     answers = {f"{model}_{name}": value for model in ("base", "tuned") for name, value in fields.pop(model).items()}
     return fields | answers

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from strop.errors import OutOfMemoryError
-from strop.evaluation.decode_step import choose_steps
+from strop.evaluation.decode_step import Sampling, choose_steps
 from strop.evaluation.kv_cache import KVCache
 from strop.evaluation.prefill import read_prompts
-from strop.evaluation.sampling import Sampling
 from strop.model.decoder import Decoder
 
 _CPU_SLOTS, _CPU_BYTES = 32, 2 << 30
@@ -31,7 +30,7 @@ _REFILL = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class GeneratedAnswer:
     """What was generated for one prompt: its ids without the stop token, and whether it stopped by itself."""
 
     ids: list[int]
@@ -44,7 +43,7 @@ def generate(
     stop_ids: Collection[int],
     max_new_tokens: int,
     slots: int | None = None,
-) -> list[Answer]:
+) -> list[GeneratedAnswer]:
     """Answer every prompt greedily; results in the given order, whatever the number of slots."""
     written: list[list[int]] = [[] for _ in prompts]
     stopped = [False] * len(prompts)
@@ -53,7 +52,7 @@ def generate(
             stopped[row] = True
         else:
             written[row].append(token)
-    return [Answer(*pair) for pair in zip(written, stopped, strict=True)]
+    return [GeneratedAnswer(*pair) for pair in zip(written, stopped, strict=True)]
 
 
 def stream(

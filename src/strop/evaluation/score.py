@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strop.data.store import Sample, SampleStore
-from strop.evaluation.generate import Answer, generate
+from strop.evaluation.generate import GeneratedAnswer, generate
 from strop.evaluation.intervals import (
     Interval,
     RowSums,
@@ -32,7 +32,7 @@ _OF_ANSWERS = ("exact_match", "numeric_match", "token_f1", "stopped")
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ScoreSettings:
     """How answers are generated and judged.
 
     Attributes:
@@ -45,7 +45,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class HeldOutQuestion:
     """A held-out row that is asked.
 
     Attributes:
@@ -73,7 +73,7 @@ class JudgedAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class AnswerPair:
     """A held-out question and what both models made of it.
 
     Attributes:
@@ -121,12 +121,12 @@ class Evaluation:
     num_rows: int
     num_loss_tokens: int
     num_generated: int
-    settings: Settings
+    settings: ScoreSettings
     base: Scores
     tuned: Scores
     difference: Scores
     groups: Mapping[str, Group]
-    examples: list[Example]
+    examples: list[AnswerPair]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as evaluation.json holds it."""
@@ -136,11 +136,11 @@ class Evaluation:
 def evaluate(
     adapter: LoraAdapter,
     store: SampleStore,
-    questions: Sequence[Question],
+    questions: Sequence[HeldOutQuestion],
     decode: Callable[[Sequence[int]], str],
     stop_ids: frozenset[int],
     max_tokens: int,
-    settings: Settings,
+    settings: ScoreSettings,
     groups: Sequence[str] | None = None,
 ) -> Evaluation:
     """Score the base model and the tuned one on every row's loss and on some rows' generated answers.
@@ -172,7 +172,7 @@ def evaluate(
 
     everyone = np.ones(len(store), np.bool_)
     examples = [
-        Example(str(store.origin(q.index)), groups[q.index] if groups else None, q.text, q.reference, base, tuned)
+        AnswerPair(str(store.origin(q.index)), groups[q.index] if groups else None, q.text, q.reference, base, tuned)
         for q, base, tuned in zip(questions, judged["base"], judged["tuned"], strict=True)
     ]
     return Evaluation(
@@ -200,7 +200,7 @@ def split_question(sample: Sample, stop_ids: frozenset[int]) -> tuple[list[int],
     return sample.input_ids[:first].tolist(), answer
 
 
-def _judge(answer: Answer, text: str, reference: str, tolerance: float) -> JudgedAnswer:
+def _judge(answer: GeneratedAnswer, text: str, reference: str, tolerance: float) -> JudgedAnswer:
     return JudgedAnswer(
         text=text,
         exact_match=exact_match(text, reference),

@@ -19,7 +19,7 @@ from strop.exporting.carry import write_json
 from strop.exporting.layout import Factors, read_factors
 from strop.model.checkpoint.nf4 import holds_nf4
 from strop.model.checkpoint.vet import vet_model_folder
-from strop.model.checkpoint.weights import Checkpoint, group_modules, module_path
+from strop.model.checkpoint.weights import CheckpointReader, group_modules, module_path
 from strop.model.config import read_config
 from strop.ops.nf4 import Nf4, dequantise
 
@@ -35,7 +35,9 @@ class MergedModel:
         settings: The base's config.json.
     """
 
-    def __init__(self, read: Checkpoint, settings: dict[str, Any], factors: Factors, scaling: float, nf4: bool) -> None:
+    def __init__(
+        self, read: CheckpointReader, settings: dict[str, Any], factors: Factors, scaling: float, nf4: bool
+    ) -> None:
         self._read, self._factors, self._scaling, self._nf4 = read, factors, scaling, nf4
         self.settings = settings
         self.names = read.names()
@@ -81,7 +83,7 @@ def merged_model(base: Path, adapter: Path, nf4: bool) -> Iterator[MergedModel]:
     config = json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))
     scaling = config["lora_alpha"] / (math.sqrt(config["r"]) if config["use_rslora"] else config["r"])
     factors = {name.removeprefix(_PREFIX): pair for name, pair in read_factors(adapter).items()}
-    with Checkpoint(base, torch.float32, torch.device("cpu"), holds_nf4(settings)) as read:
+    with CheckpointReader(base, torch.float32, torch.device("cpu"), holds_nf4(settings)) as read:
         yield MergedModel(read, settings, factors, scaling, nf4)
 
 

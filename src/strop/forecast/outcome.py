@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from strop.forecast.estimate import Line
+from strop.forecast.estimate import Estimate
 from strop.run.reporter import clock
 
 
@@ -27,7 +27,7 @@ class Outcome:
     steps: tuple[int, int]
     attempts: int
 
-    def beside(self, line: Line) -> dict[str, Any]:
+    def beside(self, line: Estimate) -> dict[str, Any]:
         """Each figure with its prediction, and how far off that was, for the manifest."""
         share = self.steps[0] / self.steps[1]
         pairs = {
@@ -51,7 +51,7 @@ _SHOWN = {
 }
 
 
-def sentence(line: Line, beside: dict[str, Any], attempts: int) -> str:
+def sentence(line: Estimate, beside: dict[str, Any], attempts: int) -> str:
     """How wrong the plan was, on one line."""
     parts = []
     for name, (label, show) in _SHOWN.items():

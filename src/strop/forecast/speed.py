@@ -7,8 +7,9 @@ attention, and what is left is bytes.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
-from strop.forecast.gpus import GPUS, Gpu
+from strop.forecast.gpus import GPUS, Gpu, modal_name
 from strop.forecast.memory import fused_layer_bytes
 from strop.forecast.published import GPU, PRODUCTS
 from strop.forecast.shape import Shape
@@ -89,3 +90,32 @@ class Speed:
 
 def _rate(gpu: Gpu, precision: str) -> float:
     return _PRODUCT_SHARES[precision] * 1e12 * gpu.tflops[precision]
+
+
+def limit_of(shape: Shape, device: str, precision: str) -> dict[str, Any] | None:
+    """The least time of the products with frozen matrices, forward and backward, for the manifest.
+
+    Attention, LoRA's own products and all else are left out, so no run can reach a share of 1.
+
+    Args:
+        shape: The model and its adapter as counts.
+        device: As the driver calls it.
+        precision: How the frozen weights are held: float32, bfloat16, float8 or nf4.
+
+    Returns:
+        `gpu` by Modal's name, `seconds_per_token` computed in the layers and `seconds_per_learned_token` in the head;
+        None where nothing is published of the device or of that type on it.
+    """
+    name = modal_name(device)
+    if name is None:
+        return None
+    rates = GPUS[name].tflops
+    dense = "float32" if precision == "float32" or "bfloat16" not in rates else "bfloat16"
+    in_layers = precision if precision == "float8" else dense
+    if in_layers not in rates:
+        return None
+    return {
+        "gpu": name,
+        "seconds_per_token": 4 * shape.layer_weights / (1e12 * rates[in_layers]),
+        "seconds_per_learned_token": 4 * shape.head_weights / (1e12 * rates[dense]),
+    }

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from rich.markup import escape
 from rich.table import Table
 
-from strop.forecast.estimate import START_SECONDS, Line, Plan
+from strop.forecast.estimate import START_SECONDS, Estimate, Plan
 from strop.forecast.published import DATE, GPU
 from strop.run.reporter import clock
 
@@ -22,7 +22,7 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
-def _cells(line: Line, own: bool) -> Iterator[str]:
+def _cells(line: Estimate, own: bool) -> Iterator[str]:
     yield escape(line.gpu) + ("*" if own else "")
     yield line.source if line.problem is None else "[red]no[/red]"
     yield line.precision
@@ -61,5 +61,5 @@ def plan_notes(plan: Plan) -> Iterator[str]:
         yield f"this version trains on one GPU: the others of {own.gpu} are paid for and idle"
 
 
-def _dollars(line: Line, factor: float) -> str:
+def _dollars(line: Estimate, factor: float) -> str:
     return "no price" if line.dollars is None else f"${line.dollars * factor:,.2f}"

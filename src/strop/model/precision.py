@@ -15,7 +15,7 @@ _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8": torch.
 _BFLOAT16_SINCE, _FLOAT8_SINCE = (8, 0), (9, 0)
 """CUDA compute capabilities: Ampere and Hopper."""
 
-Asked = Literal["auto", "float32", "bfloat16", "float8"]
+PrecisionName = Literal["auto", "float32", "bfloat16", "float8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def why_not_fused(config: DecoderConfig, section: LoraSection, device: torch.dev
 
 
 def choose_precision(
-    asked: Asked, device: torch.device | GpuKind, why_not_float8: str | None, load_in_4bit: bool = False
+    asked: PrecisionName, device: torch.device | GpuKind, why_not_float8: str | None, load_in_4bit: bool = False
 ) -> Precision:
     """The precision of a model on a device.
 
@@ -98,7 +98,7 @@ def choose_precision(
     return replace(chosen, nf4=True, reason=f"precision {what}, as the recipe says (model.load_in_4bit)")
 
 
-def _choose(asked: Asked, device: torch.device | GpuKind, why_not_float8: str | None) -> Precision:
+def _choose(asked: PrecisionName, device: torch.device | GpuKind, why_not_float8: str | None) -> Precision:
     if device.type != "cuda":
         if asked == "float8":
             raise RecipeError(

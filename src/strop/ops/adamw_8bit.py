@@ -43,7 +43,7 @@ class Moments(NamedTuple):
         return cls(codes[0], absmax[0], codes[1], absmax[1], torch.zeros((), device=device))
 
 
-class Settings(NamedTuple):
+class AdamWSettings(NamedTuple):
     """AdamW's numbers."""
 
     beta1: float
@@ -53,7 +53,7 @@ class Settings(NamedTuple):
 
 
 def adamw_8bit(
-    parameter_N: Tensor, grad_N: Tensor, moments: Moments, settings: Settings, learning_rate: float, skip: Tensor
+    parameter_N: Tensor, grad_N: Tensor, moments: Moments, settings: AdamWSettings, learning_rate: float, skip: Tensor
 ) -> None:
     """Update parameters and moments in place; nothing of either changes where `skip`, a bool on the device, is true."""
     moments.step.add_(~skip)
@@ -63,7 +63,8 @@ def adamw_8bit(
     rate = (learning_rate / (1 - settings.beta1**exponent)).float()
     keep = 1 - learning_rate * settings.weight_decay
     if kernels := kernels_for(parameter_N):
-        kernels.adamw_8bit(parameter_N, grad_N, moments, settings, torch.stack((rate, root)), keep, skip)
+        betas, rates = (settings.beta1, settings.beta2), torch.stack((rate, root))
+        kernels.adamw_8bit(parameter_N, grad_N, moments[:4], betas, settings.eps, rates, keep, skip)
         return
     signed, unsigned = (dynamic_code(sign, parameter_N.device) for sign in (True, False))
     for start in range(0, len(parameter_N), _PIECE):

@@ -10,8 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 from strop.ops import blockwise
-from strop.ops.adamw_8bit import Moments, Settings
-from strop.ops.nf4 import BLOCK, Nf4, levels
 
 _BLOCK = 1024
 
@@ -204,26 +202,40 @@ def _adamw_8bit(
         _store_moment(v, square, square_absmax, unsigned_mid, place, block, inside, real)
 
 
-def nf4_dequantise(nf4: Nf4, out: Tensor) -> None:
+def nf4_dequantise(
+    packed: Tensor,
+    absmax_B: Tensor,
+    nested: tuple[Tensor, Tensor, Tensor] | None,
+    levels: Tensor,
+    block: int,
+    out: Tensor,
+) -> None:
     """See `ops.nf4.dequantise_into`; no multiplication is fused with an addition, so the bits are bitsandbytes'."""
-    nested, count = nf4.nested, out.numel()
-    _nf4_dequantise[(triton.cdiv(count, BLOCK * _BLOCKS),)](
-        nf4.packed, nf4.absmax_B, levels(out.device), *(nested or (None, None, None)), out, count,
-        BLOCK=BLOCK, BLOCKS=_BLOCKS, NESTED=blockwise.BLOCK if nested else 0, enable_fp_fusion=False,
+    count = out.numel()
+    _nf4_dequantise[(triton.cdiv(count, block * _BLOCKS),)](
+        packed, absmax_B, levels, *(nested or (None, None, None)), out, count,
+        BLOCK=block, BLOCKS=_BLOCKS, NESTED=blockwise.BLOCK if nested else 0, enable_fp_fusion=False,
     )  # fmt: skip
 
 
 def adamw_8bit(
-    parameter_N: Tensor, grad_N: Tensor, moments: Moments, settings: Settings, rates: Tensor, keep: float, skip: Tensor
+    parameter_N: Tensor,
+    grad_N: Tensor,
+    moments: tuple[Tensor, Tensor, Tensor, Tensor],
+    betas: tuple[float, float],
+    eps: float,
+    rates: Tensor,
+    keep: float,
+    skip: Tensor,
 ) -> None:
     """See `ops.adamw_8bit`; one pass, nothing of float32 beside parameters and gradients. `rates`: rate and root."""
     device, count = parameter_N.device, len(parameter_N)
     tables = [
         table(signed, device) for table in (blockwise.dynamic_code, blockwise.midpoints) for signed in (True, False)
     ]
-    beta1, beta2, eps, _ = settings
+    beta1, beta2 = betas
     _adamw_8bit[(triton.cdiv(count, blockwise.BLOCK * _MOMENT_BLOCKS),)](
-        parameter_N, grad_N, *moments[:4], *tables, rates, skip.to(torch.uint8), count,
+        parameter_N, grad_N, *moments, *tables, rates, skip.to(torch.uint8), count,
         beta1, beta2, 1 - beta1, 1 - beta2, eps, keep,
         BLOCK=blockwise.BLOCK, BLOCKS=_MOMENT_BLOCKS, enable_fp_fusion=False,
     )  # fmt: skip

@@ -115,7 +115,7 @@ def dequantise(nf4: Nf4, dtype: torch.dtype) -> Tensor:
 def dequantise_into(nf4: Nf4, out: Tensor) -> None:
     """`dequantise` into a contiguous tensor of the matrix's shape; on a GPU one kernel that reads each byte once."""
     if kernels := kernels_for(out):
-        kernels.nf4_dequantise(nf4, out)
+        kernels.nf4_dequantise(nf4.packed, nf4.absmax_B, nf4.nested, levels(out.device), BLOCK, out)
         return
     absmax_B, count = magnitudes(nf4), out.numel()
     halves = torch.stack((nf4.packed >> 4, nf4.packed & 15), dim=1).view(-1)[:count]

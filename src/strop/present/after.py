@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # these import torch, which a message does not need
 
     from strop.api.exporting import Exported
     from strop.evaluation.intervals import Interval
-    from strop.evaluation.score import Evaluation, Example, JudgedAnswer
+    from strop.evaluation.score import AnswerPair, Evaluation, JudgedAnswer
     from strop.evaluation.session import ChatSession
     from strop.modal_runs.serving import Deployed
     from strop.reporting.serve import PageServer
@@ -102,7 +102,7 @@ def _label(group: str) -> str:
     return escape(shorten(group, 24, placeholder="…"))
 
 
-def _telling(examples: Sequence[Example], count: int) -> list[Example]:
+def _telling(examples: Sequence[AnswerPair], count: int) -> list[AnswerPair]:
     """As many that the tuned model got wrong as right, wrong ones first; more of either where the other lacks."""
     right = [example for example in examples if example.tuned.exact_match]
     wrong = [example for example in examples if not example.tuned.exact_match]
@@ -119,7 +119,7 @@ def _verdict(answer: JudgedAnswer) -> tuple[str, str]:
     return f"{'wrong' if answer.numeric_match is None else 'wrong numbers'}, F1 {answer.token_f1:.2f}", "red"
 
 
-def _example(example: Example) -> None:
+def _example(example: AnswerPair) -> None:
     group = f"  ({_label(example.group)})" if example.group else ""
     out.print(f"\n[dim]{escape(example.row)}{group}[/dim]\n{escape(example.question)}")
     out.print(f"[dim]reference[/dim]  {escape(example.reference)}")

@@ -14,6 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+import torch
+
 from strop.errors import ModelError
 
 CONVERTER_VERSION = 1
@@ -149,8 +152,6 @@ def _model_config(metadata: Mapping[str, Any], tensors: list[Any], file: Path) -
 
 def _shortest(value: float) -> float:
     """GGUF holds float32: 9.999999747378752e-06 was 1e-05."""
-    import numpy as np
-
     return float(str(np.float32(value)))
 
 
@@ -189,7 +190,6 @@ def _heads_to_unpermute(name: str, config: Mapping[str, Any]) -> int:
 
 
 def _write_tensor(out: BinaryIO, tensor: Any, heads: int, file: Path) -> None:
-    import torch
     from gguf import dequantize
 
     try:

@@ -55,7 +55,7 @@ def load_decoder(
     settings = vet_model_folder(folder)
     refuse_unasked(settings, nf4)
     config = read_config(settings)
-    with Checkpoint(folder, dtype, torch.device(device), holds_nf4(settings)) as read:
+    with CheckpointReader(folder, dtype, torch.device(device), holds_nf4(settings)) as read:
         return build_decoder(config, read, float8, read.matrix if nf4 else None)
 
 
@@ -152,7 +152,7 @@ def _merge(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-class Checkpoint:
+class CheckpointReader:
     """Reads tensors by name from one file or from the shards that an index names; a context manager.
 
     Args:
@@ -170,7 +170,7 @@ class Checkpoint:
             self._shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         self._open: dict[str, Any] = {}
 
-    def __enter__(self) -> "Checkpoint":
+    def __enter__(self) -> "CheckpointReader":
         return self
 
     def __exit__(self, *exc: object) -> None:
