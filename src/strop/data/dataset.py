@@ -1,4 +1,4 @@
-"""A recipe's data section -> template and stores: what training, `check` and `evaluate` share."""
+"""A recipe's data section -> a template and stores of samples, shared by training, `check` and `evaluate`."""
 
 import hashlib
 import json
@@ -18,14 +18,14 @@ from strop.resolve import cache_dir
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Tokenised rows and what made them.
+    """Tokenised rows and the template that rendered them.
 
     Attributes:
         template: Renders rows, and prompts for generation.
         train: Training samples.
         validation: Held-out samples, or None if the recipe names none.
         format: Shape of the rows.
-        format_detected: The shape was found from the rows' keys, not set by the recipe.
+        format_detected: The shape was detected from the rows' keys, not set by the recipe.
     """
 
     template: Template
@@ -45,7 +45,7 @@ def open_dataset(data: DataSection, tokenizer_folder: Path, max_seq_length: int,
         seed: Decides which rows `validation_split_percentage` takes.
 
     Raises:
-        DataError, ModelError, RecipeError: What stops the run, with file:line where it is in a row.
+        DataError, ModelError, RecipeError: What stops the run, with file:line if a row is at fault.
     """
     train_files = find_files(data.train_file)
     validation_files = find_files(data.validation_file, "data.validation_file") if data.validation_file else []
@@ -70,15 +70,15 @@ def open_dataset(data: DataSection, tokenizer_folder: Path, max_seq_length: int,
 
 
 def open_or_build(files: Sequence[Path], template: Template, settings: StoreSettings) -> SampleStore:
-    """The samples of these files, from the cache if they are there and whole, else built now.
+    """The samples of these files: from the cache if it holds them intact, otherwise built now.
 
     Args:
         files: From `find_files`.
         template: Renders and tokenises; its fingerprint is part of the cache's key.
-        settings: The rest of what decides the samples.
+        settings: Everything else that determines the samples.
 
     Raises:
-        BadRowsError: Under on_bad_row=error, with every faulty row of the files in `faults`.
+        BadRowsError: With on_bad_row=error: `faults` lists every faulty row of the files.
         DataError: No row is left, a file cannot be read, or the cache cannot be written.
     """
     folder = cache_dir() / "tokens" / _key(files, template, settings)
@@ -88,11 +88,11 @@ def open_or_build(files: Sequence[Path], template: Template, settings: StoreSett
             build(folder, files, template, settings)
         except OSError as error:
             raise DataError(
-                f"cannot write the token cache {folder}: {error}; STROP_CACHE names another place"
+                f"cannot write the token cache {folder}: {error}; set STROP_CACHE to another folder"
             ) from error
         manifest = read_manifest(folder)
         if manifest is None:
-            raise DataError(f"the token cache {folder} was damaged while it was written; is the disk sound?")
+            raise DataError(f"the token cache {folder} was damaged while it was written; check the disk")
     return SampleStore(folder, manifest, files)
 
 

@@ -8,7 +8,7 @@
         faults.txt              rows that were skipped, with their reasons
         manifest.json           counts, report and SHA-256 of the files; written last
 
-A folder whose manifest does not fit its files is not used and is built again.
+A folder whose manifest does not match its files is not used but rebuilt.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ class BadRowsError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One side of a division of the rows by hash: their order does not count, duplicates stay together."""
+    """One side of a split of the rows by hash: their order does not matter, and duplicates stay together."""
 
     part: Literal["train", "validation"]
     percentage: float
@@ -56,14 +56,14 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """What decides which samples come out of some files.
+    """What determines the samples that some files give.
 
     Attributes:
         format: Shape of the rows.
         max_seq_length: Tokens; longer samples are cut at their end.
         on_bad_row: `error` or `skip`.
-        max_samples: Keep the first so many good rows, or None for all.
-        split: Which side of a division, or None for all rows.
+        max_samples: How many good rows to keep, from the start; None keeps all.
+        split: Which side of a split, or None for all rows.
     """
 
     format: Format
@@ -82,7 +82,7 @@ class Sample:
 
 
 class SampleStore:
-    """Samples on disk, one at a time in memory.
+    """Samples on disk, read one at a time.
 
     Args:
         folder: Verified with `read_manifest`.
@@ -92,10 +92,10 @@ class SampleStore:
     Attributes:
         lengths: int32 (len(self),), tokens of each sample.
         rows: ROW (len(self),), see `ROW`.
-        num_tokens: Over all samples.
-        num_loss_tokens: Learned ones among them.
-        rows_read: Good and bad rows that were looked at.
-        skipped: Number of rows left out, by kind of fault.
+        num_tokens: In all samples.
+        num_loss_tokens: Learned tokens among them.
+        rows_read: Rows read, good and bad.
+        skipped: Number of skipped rows, by kind of fault.
         max_seq_length: Tokens; no sample is longer.
         fingerprint: SHA-256 over all ids and labels, in order.
     """

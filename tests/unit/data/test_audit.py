@@ -95,7 +95,7 @@ def test_template_without_a_turn_end_is_refused(tmp_path):
     (folder / "chat_template.jinja").write_text(source)
     template = load_template(folder, "chat", "alpaca")
     report = audit(open_rows(tmp_path, [row("a", "b")], template), template)
-    with pytest.raises(DataError, match="the chat template ends answers with none"):
+    with pytest.raises(DataError, match="the chat template ends no answer with one"):
         refuse(report)
 
 

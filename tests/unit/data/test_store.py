@@ -150,9 +150,9 @@ def test_every_faulty_row_is_named(tmp_path, template):
     message = str(caught.value)
     assert message.startswith("51 of 102 rows cannot be used:")
     assert f"{path}:1: missing field: 'output'" in message
-    listing = Path(message.split("all of them are in ")[1].split("\n")[0])
+    listing = Path(message.split("the full list is in ")[1].split("\n")[0])
     assert len(listing.read_text().splitlines()) == 51
-    assert "no answer token is left: the prompt alone has 231 tokens, max_seq_length is 128" in listing.read_text()
+    assert "no answer token is left: the prompt alone has 231 tokens and max_seq_length is 128" in listing.read_text()
 
 
 def test_skip_counts_by_kind_and_names_every_row(tmp_path, template, cache):
@@ -203,7 +203,7 @@ def test_split_is_a_partition_that_ignores_order(tmp_path, template):
 
 
 def test_split_that_takes_nothing(tmp_path, template):
-    with pytest.raises(DataError, match="none fell to validation"):
+    with pytest.raises(DataError, match="none were assigned to validation"):
         open_or_build(
             [write(tmp_path, [row("a", "b")])],
             template,
@@ -219,7 +219,7 @@ def test_row_that_only_the_template_refuses(tmp_path, monkeypatch):
     path = write(tmp_path, [row("a", "b"), row("BAD", "b"), row("c", "d")])
     with pytest.raises(BadRowsError) as caught:
         open_or_build([path], template, SETTINGS)
-    assert [str(f) for f in caught.value.faults] == [f"{path}:2: the chat template refuses this row: no BAD here"]
+    assert [str(f) for f in caught.value.faults] == [f"{path}:2: the chat template rejects this row: no BAD here"]
 
 
 def test_several_files_in_order(tmp_path, template):
