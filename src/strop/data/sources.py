@@ -55,12 +55,12 @@ def _expand(spec: str, key: str) -> list[Path]:
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
         files = [match for match in matches if not match.is_dir()]
         if not files:
-            raise DataError(f"{key}: no file matches {spec} (looked from {Path.cwd()})")
+            raise DataError(f"{key}: no file matches {spec} (looked in {Path.cwd()})")
         return files
     hub_id, _, split = spec.partition(":")
     if is_hub_id(hub_id) and path.suffix not in DATA_SUFFIXES and not _exists(path.parent, key):
         return resolve_dataset(hub_id, split or None)
-    raise DataError(f"{key}: there is no file {spec} (looked from {Path.cwd()})")
+    raise DataError(f"{key}: there is no file {spec} (looked in {Path.cwd()})")
 
 
 def _exists(path: Path, key: str) -> bool:

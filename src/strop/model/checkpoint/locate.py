@@ -30,12 +30,12 @@ def locate_model(
     Args:
         name_or_path: A folder, a .gguf file, `package:PKG/path/in/package` or a hub id `org/name`.
         revision: Branch, tag or commit of a hub id.
-        note: Called with a line before something that takes a while.
-        needs_weights: False downloads none.
+        note: Called with one line before a slow step.
+        needs_weights: False skips the weights of a download.
 
     Raises:
-        RecipeError: It is none of these, or cannot be fetched; names the key and what to set.
-        ModelError: A GGUF file that cannot be converted.
+        RecipeError: It cannot be downloaded; the message names the key and what to set.
+        ModelError: It is none of these, or a GGUF file that cannot be converted.
     """
     is_package = name_or_path.startswith("package:")
     path = resolve_package_path(name_or_path) if is_package else Path(name_or_path).expanduser()
@@ -46,14 +46,14 @@ def locate_model(
     if is_hub_id(name_or_path) and not path.parent.is_dir():
         return fetch_model(name_or_path, revision, needs_weights)
     raise ModelError(
-        f"model.model_name_or_path: there is no folder {name_or_path} (looked from {Path.cwd()}), "
-        f"and it is no hub id such as org/name{nearest_sibling(path)}"
+        f"model.model_name_or_path: there is no folder {name_or_path} (looked in {Path.cwd()}), "
+        f"and it is not a hub id such as org/name{nearest_sibling(path)}"
     )
 
 
 def _convert(file: Path, note: Callable[[str], None]) -> Path:
     if file.suffix.lower() != ".gguf":
-        raise ModelError(f"model.model_name_or_path: {file} is a file; give the model's folder, or a .gguf file")
+        raise ModelError(f"model.model_name_or_path: {file} is a file; name the model's folder or a .gguf file")
     key = f"{file.stem}-{fingerprint_file(file)[:12]}-v{CONVERTER_VERSION}"
     return convert_gguf(file, cache_dir() / "models" / key, note)
 
@@ -61,10 +61,10 @@ def _convert(file: Path, note: Callable[[str], None]) -> Path:
 def fingerprint_folder(folder: Path) -> str:
     """A digest that tells one checkpoint from another.
 
-    The rule: SHA-256 over config.json and, for each *.safetensors file in order of name, its name, size,
+    It is the SHA-256 over config.json and, for each *.safetensors file in order of name, its name, size,
     whole header and sampled bytes (see `fingerprint_file`). Another checkpoint, or the same one trained
-    further, differs in nearly every weight and so in every sampled block. A single flipped bit is most
-    likely not seen, and this is no protection against a forger.
+    further, differs in nearly every weight and so in every sampled block. A single flipped bit
+    most likely goes unnoticed, and this does not protect against forgery.
 
     Args:
         folder: A vetted model folder.
