@@ -1,4 +1,4 @@
-"""Every answer of an evaluation as a table in a file, a row for each question."""
+"""Write every answer of an evaluation to a file, as a table with a row for each question."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ COLUMNS = dict.fromkeys(("row", "group", "question", "reference"), "string") | {
 
 
 def check_path(path: Path) -> None:
-    """Refuse a file that could not be written, before any answer is made.
+    """Refuse a file that cannot be written, before any answer is generated.
 
     Raises:
         RecipeError: An unknown ending, no such folder, or pyarrow is missing.
@@ -36,7 +36,7 @@ def check_path(path: Path) -> None:
 
 
 def write_answers(path: Path, examples: Sequence[AnswerPair]) -> None:
-    """Write Parquet, JSON Lines or CSV, by the file's ending; it appears whole or not at all.
+    """Write Parquet, JSON Lines or CSV, by the file's ending; the file appears complete or not at all.
 
     Raises:
         RecipeError: It cannot be written.

@@ -26,28 +26,28 @@ SAVE_SECONDS_PER_PARAMETER = 2.0 / 30e6
 """A checkpoint of 3 x 30 million floats takes 2.0 s."""
 
 _MEASURED, _SAME_GPU, _SAME_KERNELS, _UNTRIED = (0.9, 1.15), (0.85, 1.25), (0.7, 1.4), (0.5, 2.0)
-"""Factors on a predicted time, from best to worst; docs/plan.md says how they came about."""
+"""Factors on a predicted time, from best to worst; docs/plan.md says how they were found."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A recipe on one kind of GPU.
+    """What a recipe takes on one kind of GPU.
 
     Attributes:
         gpu: Modal's name, with its count if that is not 1, or the name of this machine's device.
         source: `measured` here, or `scaled` from published measurements.
-        problem: Why it cannot be trained there; None if it can. The figures below are then 0.
+        problem: Why it cannot be trained there, with all figures below 0; None if it can.
         precision: Of the frozen weights.
         layers: `fused` or `plain`.
         memory_gib: The GPU's memory.
-        peak_gib: Reserved by torch at most.
-        max_tokens: Budget of a microbatch.
-        samples_per_second: Of a step.
-        tokens_per_second: Of the rows; a shared prefix counts for each row.
+        peak_gib: The most memory that torch reserves.
+        max_tokens: Token budget of a microbatch.
+        samples_per_second: During training steps.
+        tokens_per_second: Tokens of the rows; a shared prefix counts once for each row.
         training_seconds: All steps and checkpoints.
-        seconds: The container's: start, training and evaluations.
-        dollars: For `seconds`; None where there is no price.
-        range: What `seconds` may be multiplied with, at best and at worst.
+        seconds: The container's whole time: start, training and evaluations.
+        dollars: For `seconds`; None if there is no price.
+        range: Factors on `seconds`, at best and at worst.
     """
 
     gpu: str
@@ -77,7 +77,7 @@ class Estimate:
 
 @dataclass
 class PlannedRun:
-    """What is to be run: a recipe on a model's shape and the user's samples."""
+    """The run to plan: a recipe on a model's shape and the user's samples."""
 
     recipe: Recipe
     config: DecoderConfig
@@ -86,7 +86,7 @@ class PlannedRun:
     _counted: dict[int, Workload] = field(default_factory=dict)
 
     def workload(self, budget: int) -> Workload:
-        """What it computes under a token budget; many GPUs have the same one."""
+        """What the run computes under a token budget; many GPUs share one budget."""
         if budget not in self._counted:
             self._counted[budget] = count_workload(self.recipe, self.config, self.train, self.held_out, budget)
         return self._counted[budget]
@@ -98,14 +98,14 @@ class PlannedRun:
 
     @property
     def longest_sample(self) -> int:
-        """Tokens of the longest training sample."""
+        """Length of the longest training sample, in tokens."""
         return int(self.train.lengths.max())
 
 
 def _held(chosen: Precision) -> str:
     """The name of a precision in the tables of memory and speed."""
     if chosen.float8:
-        return "float8"  # weights that were rounded to NF4 before take as much
+        return "float8"  # weights rounded to NF4 beforehand take as much
     dtype = str(chosen.dtype).removeprefix("torch.")
     return dtype if not chosen.nf4 else "nf4" if dtype == "bfloat16" else f"nf4, {dtype}"
 
@@ -179,7 +179,7 @@ def _estimate(
     evaluation_seconds: float,
     **fields: Any,
 ) -> Estimate:
-    """A line from the seconds of a step and of an evaluation."""
+    """An estimate from the seconds of a step and of an evaluation."""
     loads = [load for step in workload.steps for load in step]
     steps = len(workload.steps)
     save = SAVE_SECONDS_PER_PARAMETER * run.shape.lora_parameters
@@ -204,7 +204,7 @@ def _range(card: Gpu, fused: bool) -> tuple[float, float]:
 
 
 def _budget(run: PlannedRun, card: Gpu, memory: Memory) -> int:
-    """The tokens of a microbatch as training would choose them there."""
+    """The token budget of a microbatch that training would choose there."""
     if asked := run.recipe.train.max_tokens_per_microbatch:
         return asked
     wanted = wanted_tokens(card.kind, run.longest_sample)
@@ -220,14 +220,14 @@ def _too_large(run: PlannedRun, memory: Memory) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A recipe on every GPU.
+    """Estimates of a recipe on every GPU.
 
     Attributes:
-        lines: One for each of Modal's GPUs, and one for this machine's device if that is another.
-        own: The line of the recipe's own GPU, the first of `modal.gpu`.
-        here: The line measured on this machine; None where nothing was.
+        lines: One for each of Modal's GPUs, and one for this machine's device if it is not among them.
+        own: The estimate for the recipe's own GPU, the first of `modal.gpu`.
+        here: The estimate measured on this machine; None if nothing was measured.
         workload: What the run computes on the recipe's own GPU, or on the first that can train it.
-        samples_per_step: The batch.
+        samples_per_step: The batch size.
         prices: The price list.
     """
 
@@ -240,18 +240,18 @@ class Plan:
 
     @property
     def idle(self) -> bool:
-        """More than one GPU is paid for."""
+        """Whether more than one GPU is paid for, although only one trains."""
         return parse_gpu(self.own.gpu)[1] > 1
 
 
 def plan_of(run: PlannedRun, prices: Prices, gpus: Sequence[str], here: Estimate | None) -> Plan:
-    """The lines of all GPUs, the recipe's own with its count.
+    """Estimate a run on all GPUs, on the recipe's own with its count.
 
     Args:
-        run: What is to be run.
+        run: The run to plan.
         prices: The price list.
         gpus: Modal's GPU types.
-        here: Measured on this machine; takes the place of its GPU's line.
+        here: The estimate measured on this machine, which replaces its GPU's.
     """
     asked = {parse_gpu(gpu)[0]: gpu for gpu in reversed(run.recipe.modal.gpu)}
     first = parse_gpu(run.recipe.modal.gpu[0])[0]

@@ -1,4 +1,4 @@
-"""After the run: what was predicted beside what happened."""
+"""After the run: the prediction beside what happened."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +13,11 @@ class Outcome:
 
     Attributes:
         training_seconds: Steps and checkpoints.
-        tokens_per_second: Of the rows.
-        peak_gib: Reserved by torch at most in the last attempt; None on a CPU.
-        dollars: None where nothing was billed.
-        steps: Updates made, of those planned; early stopping may have ended it.
-        attempts: Times that the run was started.
+        tokens_per_second: Tokens of the rows.
+        peak_gib: The most memory that torch reserved in the last attempt; None on a CPU.
+        dollars: None if nothing was billed.
+        steps: Updates made and updates planned; early stopping may have ended the run before.
+        attempts: How often the run was started.
     """
 
     training_seconds: float
@@ -52,7 +52,7 @@ _SHOWN = {
 
 
 def sentence(line: Estimate, beside: dict[str, Any], attempts: int) -> str:
-    """How wrong the plan was, on one line."""
+    """How far off the plan was, in one line."""
     parts = []
     for name, (label, show) in _SHOWN.items():
         if found := beside.get(name):
