@@ -42,7 +42,7 @@ class KVCache:
 
         Args:
             tree: The prompts' prefix tree, T tokens.
-            place_L: For each token of each prompt, counting those of shared prefixes each time, its index among the T.
+            place_L: For each token of each prompt, with those of a shared prefix repeated, its index among the T.
             slot_L: The slot it goes to.
             position_L: Its position there.
         """

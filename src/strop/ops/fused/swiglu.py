@@ -48,7 +48,7 @@ _SLAB_PROGRAMS = 512
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + exp(-x)), divided by the reciprocal square root: the kernels need a quarter fewer instructions."""
+    """1 / (1 + exp(-x)) as a squared reciprocal square root: the kernels need a quarter fewer instructions."""
     root = tl.rsqrt(1.0 + tl.exp2(x * -1.4426950408889634))
     return root * root
 
