@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from strop.data.dataset import Dataset
     from strop.data.store import SampleStore
     from strop.evaluation.intervals import Interval
-    from strop.evaluation.score import Evaluation, Example, JudgedAnswer, Question
+    from strop.evaluation.score import AnswerPair, Evaluation, HeldOutQuestion, JudgedAnswer
     from strop.recipe import DataSection
 
 NO_GROUP = "(none)"
@@ -63,7 +63,7 @@ def evaluate(
         RecipeError: The run is not finished or has no held-out rows; `answers` cannot be written.
         DataError: No held-out row has the key `group_by`, or its values cannot name groups.
     """
-    from strop.evaluation.score import Settings
+    from strop.evaluation.score import ScoreSettings
     from strop.evaluation.score import evaluate as score
     from strop.training.budget import wanted_tokens
 
@@ -89,7 +89,7 @@ def evaluate(
         lambda ids: str(data.template.tokenizer.decode(ids, skip_special_tokens=True)),
         data.template.stop_ids,
         wanted_tokens(adapter.decoder.device, int(store.lengths.max())),
-        Settings(max_new_tokens, numeric_tolerance),
+        ScoreSettings(max_new_tokens, numeric_tolerance),
         groups,
     )
     RunFolder(run.path).write_evaluation(result.to_json())
@@ -134,9 +134,9 @@ def command(
         out.print(f"\n{len(result.examples)} answers of each model: {escape(str(answers))}")
 
 
-def _questions(data: Dataset, store: SampleStore, section: DataSection, count: int) -> list[Question]:
+def _questions(data: Dataset, store: SampleStore, section: DataSection, count: int) -> list[HeldOutQuestion]:
     """So many held-out rows, spread evenly: files are often sorted, and their first rows similar."""
-    from strop.evaluation.score import Question, split_question
+    from strop.evaluation.score import HeldOutQuestion, split_question
 
     count = min(count, len(store))
     indices = [i * len(store) // count for i in range(count)]
@@ -145,7 +145,7 @@ def _questions(data: Dataset, store: SampleStore, section: DataSection, count: i
     for i in indices:
         prompt, answer = split_question(store[i], data.template.stop_ids)
         reference = str(data.template.tokenizer.decode(answer, skip_special_tokens=True)).strip()
-        questions.append(Question(i, texts[store.origin(i)], prompt, reference))
+        questions.append(HeldOutQuestion(i, texts[store.origin(i)], prompt, reference))
     return questions
 
 
@@ -238,7 +238,7 @@ def _label(group: str) -> str:
     return escape(shorten(group, 24, placeholder="…"))
 
 
-def _telling(examples: Sequence[Example], count: int) -> list[Example]:
+def _telling(examples: Sequence[AnswerPair], count: int) -> list[AnswerPair]:
     """As many that the tuned model got wrong as right, wrong ones first; more of either where the other lacks."""
     right = [example for example in examples if example.tuned.exact_match]
     wrong = [example for example in examples if not example.tuned.exact_match]
@@ -255,7 +255,7 @@ def _verdict(answer: JudgedAnswer) -> tuple[str, str]:
     return f"{'wrong' if answer.numeric_match is None else 'wrong numbers'}, F1 {answer.token_f1:.2f}", "red"
 
 
-def _print_example(example: Example) -> None:
+def _print_example(example: AnswerPair) -> None:
     group = f"  ({_label(example.group)})" if example.group else ""
     out.print(f"\n[dim]{escape(example.row)}{group}[/dim]\n{escape(example.question)}")
     out.print(f"[dim]reference[/dim]  {escape(example.reference)}")

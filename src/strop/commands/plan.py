@@ -20,7 +20,7 @@ from strop.recipe import GPUS, Recipe, load_recipe
 from strop.run.reporter import clock
 
 if TYPE_CHECKING:
-    from strop.forecast.estimate import Line, Plan
+    from strop.forecast.estimate import Estimate, Plan
 
 
 def plan(recipe: Recipe, *, note: Callable[[str], None] = lambda line: None, probing: bool | None = None) -> Plan:
@@ -36,7 +36,7 @@ def plan(recipe: Recipe, *, note: Callable[[str], None] = lambda line: None, pro
         RecipeError, ModelError, DataError: What would stop the run.
         OutOfMemoryError: A probe does not fit on this GPU.
     """
-    from strop.forecast.estimate import Job, measured, plan_of
+    from strop.forecast.estimate import PlannedRun, measured, plan_of
     from strop.forecast.gpus import modal_name
     from strop.forecast.prediction import keep_prediction
     from strop.forecast.probe import probe
@@ -46,7 +46,7 @@ def plan(recipe: Recipe, *, note: Callable[[str], None] = lambda line: None, pro
     prepared = prepare(recipe, note, needs_weights=probes)
     prepared.report.refuse()
     data = prepared.data
-    prices, job, here = current_prices(), Job(recipe, prepared.model.config, data.train, data.validation), None
+    prices, job, here = current_prices(), PlannedRun(recipe, prepared.model.config, data.train, data.validation), None
     if probes:
         found = probe(recipe, load_model(recipe, prepared.model, note), data.train)
         here = measured(job, modal_name(found.device) or found.device, found, prices)
@@ -86,7 +86,7 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
-def _cells(line: Line, own: bool) -> Iterator[str]:
+def _cells(line: Estimate, own: bool) -> Iterator[str]:
     yield escape(line.gpu) + ("*" if own else "")
     yield line.source if line.problem is None else "[red]no[/red]"
     yield line.precision
@@ -127,5 +127,5 @@ def plan_notes(plan: Plan) -> Iterator[str]:
         yield f"this version trains on one GPU: the others of {own.gpu} are paid for and idle"
 
 
-def _dollars(line: Line, factor: float) -> str:
+def _dollars(line: Estimate, factor: float) -> str:
     return "no price" if line.dollars is None else f"${line.dollars * factor:,.2f}"

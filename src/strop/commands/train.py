@@ -24,7 +24,7 @@ from strop.errors import RecipeError
 from strop.modal_runs import require_modal
 from strop.modal_runs.launch import launch
 from strop.modal_runs.meter import meter_of
-from strop.model.checkpoint.fingerprint import fingerprint_folder
+from strop.model.checkpoint.locate import fingerprint_folder
 from strop.recipe import Recipe, differences, load_recipe
 from strop.run.folder import RunFolder, refuse_changes
 from strop.run.metrics import last_steps
@@ -197,9 +197,9 @@ def _strop(attempt: Attempt) -> Iterator[_Ways]:
     """Strop's own engine, with what its run is expected to take."""
     from strop.evaluation.loss import held_out_loss
     from strop.evaluation.samples import greedily
-    from strop.forecast.estimate import Job
-    from strop.forecast.limit import limit_of
+    from strop.forecast.estimate import PlannedRun
     from strop.forecast.prediction import prediction
+    from strop.forecast.speed import limit_of
     from strop.training.engine import StropEngine
 
     recipe, prepared, folder = attempt.recipe, attempt.prepared, attempt.folder
@@ -207,7 +207,7 @@ def _strop(attempt: Attempt) -> Iterator[_Ways]:
     adapter = load_model(recipe, prepared.model, attempt.reporter.note)
     engine = StropEngine(adapter, data.train, recipe.train, folder, _most_tokens(folder, recipe, adapter))
     sharing = engine.microbatches.sharing()
-    job = Job(recipe, prepared.model.config, data.train, data.validation)
+    job = PlannedRun(recipe, prepared.model.config, data.train, data.validation)
     expected = prediction(job, folder, engine.device, attempt.meter)
 
     def evaluate(check_stop: Callable[[], None]) -> float:

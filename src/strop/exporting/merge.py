@@ -18,7 +18,7 @@ from strop.exporting.adapter import CONFIG_FILE
 from strop.exporting.carry import write_json
 from strop.exporting.layout import Factors, read_factors
 from strop.model.checkpoint.folder import ModelFolder
-from strop.model.checkpoint.weights import Checkpoint, group_modules, module_path
+from strop.model.checkpoint.weights import CheckpointReader, group_modules, module_path
 from strop.ops.nf4 import Nf4, dequantise
 
 SHARD_BYTES = 5 * 10**9
@@ -33,7 +33,7 @@ class MergedModel:
         base: The base's folder.
     """
 
-    def __init__(self, read: Checkpoint, base: ModelFolder, factors: Factors, scaling: float, nf4: bool) -> None:
+    def __init__(self, read: CheckpointReader, base: ModelFolder, factors: Factors, scaling: float, nf4: bool) -> None:
         self._read, self._factors, self._scaling, self._nf4 = read, factors, scaling, nf4
         self.base = base
         self.names = read.names()
@@ -78,7 +78,7 @@ def merged_model(base: ModelFolder, adapter: Path, nf4: bool) -> Iterator[Merged
     config = json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))
     scaling = config["lora_alpha"] / (math.sqrt(config["r"]) if config["use_rslora"] else config["r"])
     factors = {name.removeprefix(_PREFIX): pair for name, pair in read_factors(adapter).items()}
-    with Checkpoint(base, torch.float32, torch.device("cpu")) as read:
+    with CheckpointReader(base, torch.float32, torch.device("cpu")) as read:
         yield MergedModel(read, base, factors, scaling, nf4)
 
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from strop import __version__
 from strop.errors import RecipeError
-from strop.forecast.estimate import Job, Line, scaled
+from strop.forecast.estimate import Estimate, PlannedRun, scaled
 from strop.forecast.gpus import modal_name
 from strop.modal_runs.prices import STORED
 from strop.run.cost import Meter
 from strop.run.folder import RunFolder
 
 
-def prediction(job: Job, folder: RunFolder, device: str, meter: Meter | None) -> Line | None:
+def prediction(job: PlannedRun, folder: RunFolder, device: str, meter: Meter | None) -> Estimate | None:
     """What was predicted for this run on this device: measured by `strop plan` here, or scaled.
 
     Args:
@@ -28,7 +28,7 @@ def prediction(job: Job, folder: RunFolder, device: str, meter: Meter | None) ->
     """
     kept = folder.plan
     if kept.get("device", "").lower() == device.lower() and kept.get("of") == _key(job):
-        line = Line.from_json(kept["line"])
+        line = Estimate.from_json(kept["line"])
     elif kind := modal_name(device):
         line = scaled(job, kind, STORED)
     else:
@@ -38,7 +38,7 @@ def prediction(job: Job, folder: RunFolder, device: str, meter: Meter | None) ->
     return replace(line, gpu=meter.gpu, dollars=line.seconds * meter.dollars_per_second)
 
 
-def keep_prediction(job: Job, device: str, line: Line, note: Callable[[str], None]) -> None:
+def keep_prediction(job: PlannedRun, device: str, line: Estimate, note: Callable[[str], None]) -> None:
     """Keep a measured prediction in the run folder, unless the run has begun.
 
     Args:
@@ -58,7 +58,7 @@ def keep_prediction(job: Job, device: str, line: Line, note: Callable[[str], Non
         note(f"the prediction is not kept: {error}")
 
 
-def _key(job: Job) -> str:
+def _key(job: PlannedRun) -> str:
     """What a measured prediction is of: another recipe, other rows or another strop make another run."""
     recipe = job.recipe
     parts = [__version__, recipe.identity(), job.train.fingerprint, recipe.train.max_tokens_per_microbatch]

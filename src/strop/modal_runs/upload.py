@@ -86,7 +86,7 @@ def add_model(spec: str, files: dict[str, Path]) -> str:
     if is_hub_id(spec) and not path.parent.is_dir():
         return spec
     raise RecipeError(
-        f"model.model_name_or_path: there is no folder {spec} (looked from {Path.cwd()}), and no such hub id"
+        f"model.model_name_or_path: there is no folder {spec} (looked in {Path.cwd()}), and no such hub id"
     )
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from strop.data.audit import Overlap, audit
-from strop.data.store import Settings, open_or_build
+from strop.data.dataset import open_or_build
+from strop.data.store import StoreSettings
 from strop.data.template import load_template
 from strop.errors import DataError
 
@@ -20,7 +21,7 @@ def cache(tmp_path, monkeypatch):
 def open_rows(folder, rows, template, name="train.jsonl", **settings):
     path = folder / name
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return open_or_build([path], template, Settings(**({"format": "alpaca", "max_seq_length": 128} | settings)))
+    return open_or_build([path], template, StoreSettings(**({"format": "alpaca", "max_seq_length": 128} | settings)))
 
 
 def row(question, answer):
@@ -94,7 +95,7 @@ def test_template_without_a_turn_end_is_refused(tmp_path):
     (folder / "chat_template.jinja").write_text(source)
     template = load_template(folder, "chat", "alpaca")
     report = audit(open_rows(tmp_path, [row("a", "b")], template), template)
-    with pytest.raises(DataError, match="the chat template ends answers with none"):
+    with pytest.raises(DataError, match="the chat template ends no answer with one"):
         report.refuse()
 
 

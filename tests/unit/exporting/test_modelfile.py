@@ -11,7 +11,8 @@ import pytest
 
 from strop.data.chat_template import ChatTemplate
 from strop.data.prompts import ALPACA
-from strop.data.template import Template, load_template, load_tokenizer
+from strop.data.template import Template, load_template
+from strop.data.tokenizer import load_tokenizer
 from strop.exporting.gguf.modelfile import go_template, modelfile, take_apart
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"

@@ -46,15 +46,15 @@ class ModelFolder:
         return holds_nf4(self.settings)
 
     def refuse_nf4_unless(self, asked: bool) -> None:
-        """Training on 4-bit weights is the recipe's choice, even if the checkpoint has nothing else.
+        """Train on 4-bit weights only if the recipe asks for it, even if the checkpoint has no others.
 
         Raises:
-            RecipeError: The checkpoint holds NF4 weights and the recipe does not ask for them.
+            RecipeError: The checkpoint has NF4 weights and the recipe does not ask for them.
         """
         if self.holds_nf4 and not asked:
             raise RecipeError(
-                "model.model_name_or_path: this checkpoint holds NF4 weights (bitsandbytes); set "
-                "model.load_in_4bit=true, or name the checkpoint that it was made from"
+                "model.model_name_or_path: this checkpoint has NF4 weights (bitsandbytes); set "
+                "model.load_in_4bit=true, or name the checkpoint it was made from"
             )
 
 
