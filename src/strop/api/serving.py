@@ -41,10 +41,9 @@ def serve(
 
     require_server()
     from strop.serving.app import BASE, Served, build_app
-    from strop.serving.guard import Guard
-    from strop.serving.server import bind, is_loopback
+    from strop.serving.server import Guard, bind, is_loopback
     from strop.serving.server import run as answer
-    from strop.serving.worker import Worker
+    from strop.serving.worker import GenerationWorker
 
     api_key = _api_key(api_key_env)
     if not is_loopback(host) and api_key is None:
@@ -55,7 +54,7 @@ def serve(
     with closing(bind(host, port)) as taken:
         session = chat(run)
         config = session.adapter.decoder.config
-        worker = Worker(session.adapter, session.template)
+        worker = GenerationWorker(session.adapter, session.template)
         created = datetime.fromisoformat(run.manifest["created"])
         served = Served(
             name,
