@@ -1,25 +1,77 @@
-"""Ollama's Modelfile for a GGUF file, with the template of training in the syntax of Go's templates."""
+"""The training template in the languages of other programs: Jinja for servers of messages, Go for Ollama's Modelfile.
+
+The Jinja template, rendered by transformers and tokenised without special tokens as vLLM does it, gives the ids that
+training put before an answer, including BOS. For messages that the template cannot express it raises an error, which
+vLLM returns with status 400.
+"""
 
 import json
 from dataclasses import dataclass, replace
 
-from strop.data.chat_template import ChatTemplate, Turns
-from strop.data.prompts import ALPACA
+from strop.data.chat_template import DATE, ChatTemplate, Turns
+from strop.data.prompts import ALPACA, ALPACA_WITH_INPUT
 from strop.data.template import Template
+from strop.data.tokenizer import chat_template_of
 from strop.errors import DataError
 
+_ONE_QUESTION = """{{%- if messages | length != 1 or messages[0].role != 'user' -%}}
+{{{{- raise_exception('the {name} template takes one user message, without a system message or earlier turns') -}}}}
+{{%- endif -%}}
+"""
 _SYSTEM, _QUESTION, _ANSWER = "strop-system-text", "strop-question-text", "strop-answer-text"
-_CONTEXT = 8192  # Ollama reserves memory for all of it
+_CONTEXT = 8192  # Ollama reserves memory for the whole context
+
+
+def as_jinja(template: Template) -> str:
+    """The source of a chat template that renders messages as `template` renders rows."""
+    if template.name == "chat":
+        return _chat(template)
+    begin = _ONE_QUESTION.format(name=template.name) + _bos(template)
+    if template.name == "plain":
+        return begin + "{{- messages[0].content -}}"
+    return (
+        begin
+        + "{%- set parts = messages[0].content.split('\\n\\n', 1) -%}"
+        + "{%- if parts | length > 1 and parts[1] -%}"
+        + _filled(ALPACA_WITH_INPUT, "parts[0]", "parts[1]")
+        + "{%- else -%}"
+        + _filled(ALPACA, "parts[0]")
+        + "{%- endif -%}"
+    )
+
+
+def _chat(template: Template) -> str:
+    """The model's own chat template with training's date, and with BOS if the template leaves it to the tokenizer."""
+    source = chat_template_of(template.tokenizer)
+    assert source is not None
+    [text] = ChatTemplate(template.tokenizer, source).render([[{"role": "user", "content": "x"}]], True)
+    ids = template.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    bos = "" if template.bos_id in ids[:1] else _bos(template)
+    date = "".join(f"{{%- set {name} = {json.dumps(value)} %}}" for name, value in DATE.items())
+    return f"{date}{{{{- '' }}}}{bos}{source}"  # after an expression, Jinja keeps a newline
+
+
+def _bos(template: Template) -> str:
+    return "" if template.bos_id is None else "{{- bos_token }}"
+
+
+def _filled(text: str, *values: str) -> str:
+    """A text with its {} placeholders replaced by Jinja expressions."""
+    first, *others = text.split("{}")
+    pieces = [json.dumps(first)]
+    for value, other in zip(values, others, strict=True):
+        pieces += [value, json.dumps(other)]
+    return "".join(f"{{{{- {piece} -}}}}" for piece in pieces)
 
 
 @dataclass(frozen=True, slots=True)
 class ChatText:
-    """What a chat template puts around the texts of a conversation.
+    """The text that a chat template puts around the messages of a conversation.
 
     Attributes:
-        opening: Before a first question without a system message.
-        system: Before a system message; None if there is no such.
-        after_system: Between it and the first question.
+        opening: Before the first question of a conversation without a system message.
+        system: Before a system message; None if the template has no place for one.
+        after_system: Between the system message and the first question.
         answer: Between a question and its answer.
         question: Between an answer and the next question.
     """
@@ -40,7 +92,7 @@ class ChatText:
         return text
 
     def go(self) -> str:
-        """The same in Go's syntax, over Ollama's `.System` and `.Messages`; an answer at the end is gone on with."""
+        """The same in Go's syntax, over Ollama's `.System` and `.Messages`; an answer at the end is continued."""
         start = _literal(self.opening)
         if self.system is not None:
             system = f"{_literal(self.system)}{{{{ .System }}}}{_literal(self.after_system)}"
@@ -55,12 +107,12 @@ class ChatText:
 
 
 def modelfile(file: str, template: Template, context: int) -> str:
-    """The Modelfile's text.
+    """The text of Ollama's Modelfile for a GGUF file.
 
     Args:
-        file: The GGUF file's name, in the same folder.
-        template: Of training.
-        context: Tokens up to which the file can be used.
+        file: Name of the GGUF file, in the same folder.
+        template: The training template.
+        context: The longest context, in tokens, at which the file computes what was trained.
     """
     source, note = go_template(template)
     added = template.tokenizer.backend_tokenizer.get_added_tokens_decoder()
@@ -78,29 +130,32 @@ def modelfile(file: str, template: Template, context: int) -> str:
 
 
 def go_template(template: Template) -> tuple[str, tuple[str, ...]]:
-    """The training template for Ollama, and what its user has to know; the bare prompt where Go cannot say it."""
+    """The training template for Ollama, and notes for its user; only the prompt if Go cannot express the template."""
     if template.chat:
         bos = template.tokenizer.bos_token if template.bos_id is not None else ""
         if chat := take_apart(template.chat, bos):
             return chat.go(), ()
         return "{{ .Prompt }}", (
-            "The chat template cannot be written as Ollama's exactly. Send whole prompts with raw: true, or use",
+            "The chat template cannot be expressed exactly in Ollama's. Send whole prompts with raw: true, or use",
             "llama.cpp's server, which reads the chat template in the GGUF file.",
         )
     if template.name == "alpaca":
         before, _, after = ALPACA.partition("{}")
         return f"{_literal(before)}{{{{ .Prompt }}}}{_literal(after)}", (
-            "The template is that of rows without an input; send the whole prompt of a row with one, with raw: true.",
+            "This is the template of rows without an input. For a row with one, send its whole prompt with raw: true.",
         )
     return "{{ .Prompt }}", ()
 
 
 def take_apart(chat: ChatTemplate, bos: str) -> ChatText | None:
-    """A chat template in pieces, if put together they give the same text for each kind of conversation.
+    """Split a chat template into its pieces, if together they give the same text for each kind of conversation.
 
     Args:
         chat: The template.
-        bos: Left out at the beginning, where Ollama puts it by itself.
+        bos: Removed from the beginning, because Ollama adds it itself.
+
+    Returns:
+        The pieces, or None if they do not give the template's text.
     """
     user, answer = {"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}
     system = {"role": "system", "content": _SYSTEM}
@@ -127,5 +182,5 @@ def take_apart(chat: ChatTemplate, bos: str) -> ChatText | None:
 
 
 def _literal(text: str) -> str:
-    """Text that Go prints as it is. JSON's escapes are Go's, too."""
+    """Text that Go prints unchanged; Go understands JSON's escapes."""
     return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""
