@@ -56,9 +56,7 @@ def pull(folder: Path, note: Callable[[str], None], must_exist: bool = True) -> 
         files = _list(volume, run_folder(run.run_id))
         if "run.json" not in files:
             if must_exist:
-                raise CloudError(
-                    f"Modal has no files of {run.run_id} yet; check its progress: strop logs {folder}"
-                )
+                raise CloudError(f"Modal has no files of {run.run_id} yet; check its progress: strop logs {folder}")
             return False
         listed = _read_listed(volume, run.run_id)
         for name, path in files.items():
