@@ -156,9 +156,7 @@ def _fetch(hub_id: str, revision: str | None, kind: str, patterns: Sequence[str]
     try:
         # snapshot_download asks the same without a timeout: a hub that hangs would block us for minutes.
         huggingface_hub.HfApi().repo_info(hub_id, revision=revision, repo_type=kind, timeout=NETWORK_TIMEOUT)
-    except (
-        Exception
-    ) as error:  # the client's HTTP library changed twice, and so did its errors: no base class
+    except Exception as error:  # the client's HTTP library changed twice, and so did its errors: no base class
         if refusal := _refusal(error, revision):
             raise refusal from error
         return _cached(hub_id, revision, kind, patterns, f"the hub cannot be reached ({type(error).__name__})")
