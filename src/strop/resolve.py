@@ -7,9 +7,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import huggingface_hub
-from huggingface_hub import constants, errors
-
 from strop.errors import DataError, RecipeError
 
 TOKENIZER_FILES = (
@@ -151,28 +148,30 @@ class _HubFailure(Exception):
 
 def _fetch(hub_id: str, revision: str | None, kind: str, patterns: Sequence[str]) -> Path:
     """Download what is not cached yet; without a network, use what the cache has."""
+    from huggingface_hub import HfApi, constants, snapshot_download
+
     if constants.HF_HUB_OFFLINE:
         return _cached(hub_id, revision, kind, patterns, "HF_HUB_OFFLINE is set")
     try:
         # snapshot_download asks the same without a timeout: a hub that hangs would block us for minutes.
-        huggingface_hub.HfApi().repo_info(hub_id, revision=revision, repo_type=kind, timeout=NETWORK_TIMEOUT)
+        HfApi().repo_info(hub_id, revision=revision, repo_type=kind, timeout=NETWORK_TIMEOUT)
     except Exception as error:  # the client's HTTP library changed twice, and so did its errors: no base class
         if refusal := _refusal(error, revision):
             raise refusal from error
         return _cached(hub_id, revision, kind, patterns, f"the hub cannot be reached ({type(error).__name__})")
     try:
-        return Path(
-            huggingface_hub.snapshot_download(hub_id, revision=revision, repo_type=kind, allow_patterns=list(patterns))
-        )
+        return Path(snapshot_download(hub_id, revision=revision, repo_type=kind, allow_patterns=list(patterns)))
     except Exception as error:
         why = f"the download failed ({type(error).__name__}); run again, and it resumes where it stopped"
         raise _refusal(error, revision) or _HubFailure(why) from error
 
 
 def _cached(hub_id: str, revision: str | None, kind: str, patterns: Sequence[str], reason: str) -> Path:
+    from huggingface_hub import constants, errors, snapshot_download
+
     try:
         return Path(
-            huggingface_hub.snapshot_download(
+            snapshot_download(
                 hub_id,
                 revision=revision,
                 repo_type=kind,
@@ -189,6 +188,8 @@ def _cached(hub_id: str, revision: str | None, kind: str, patterns: Sequence[str
 
 def _refusal(error: Exception, revision: str | None) -> _HubFailure | None:
     """Explain what the hub refused, or return None if it did not answer."""
+    from huggingface_hub import errors
+
     if isinstance(error, errors.GatedRepoError):
         return _HubFailure("gated: accept its terms on the hub, then set HF_TOKEN to a token of that account")
     if isinstance(error, errors.RevisionNotFoundError):

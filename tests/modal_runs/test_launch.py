@@ -316,7 +316,7 @@ def test_ctrl_c_in_a_pull_leaves_the_folder_as_it_is(
 def test_modal_run_works_too(
     detach: tuple[str, ...], modal: FakeModal, client: Client, recipe: Callable[..., str], tmp_path: Path
 ) -> None:
-    command = ("run", *detach, "-m", "strop.modal_runs.launch", "--recipe", recipe("exit-0"))
+    command = ("run", *detach, "-m", "strop.modal_runs.entrypoint", "--recipe", recipe("exit-0"))
     done = client(*command, "--overrides", "modal.gpu=L4 train.output_dir=runs/mine", module="modal")
     assert done.returncode == 0, done.stdout + done.stderr
     assert gpus(modal) == [("L4", 1)]
@@ -325,9 +325,9 @@ def test_modal_run_works_too(
 
 
 def test_modal_run_ends_with_the_remote_exit_code(modal: FakeModal, client: Client, recipe: Callable[..., str]) -> None:
-    done = client("run", "-m", "strop.modal_runs.launch", "--recipe", recipe("exit-3"), module="modal")
+    done = client("run", "-m", "strop.modal_runs.entrypoint", "--recipe", recipe("exit-3"), module="modal")
     assert done.returncode == 3
-    missing = client("run", "-m", "strop.modal_runs.launch", "--recipe", "none.yaml", module="modal")
+    missing = client("run", "-m", "strop.modal_runs.entrypoint", "--recipe", "none.yaml", module="modal")
     assert missing.returncode == 2
     assert "Traceback" not in missing.stdout + missing.stderr
 

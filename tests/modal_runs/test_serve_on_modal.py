@@ -16,7 +16,7 @@ from fake_deployments import FakeDeployments
 from fake_modal import SECRETS
 from helpers import write_recipe
 from strop.data.template import load_template
-from strop.exporting.folder import write_tokenizer
+from strop.exporting.prompting import write_tokenizer
 from strop.modal_runs.remote_run import Places
 from strop.modal_runs.vllm import ServingJob, command
 

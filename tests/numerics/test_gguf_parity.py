@@ -22,7 +22,7 @@ from strop.exporting.gguf import shape as gguf_shape
 from strop.exporting.gguf.file import quantise, write_gguf
 from strop.exporting.merge import merged_model
 from strop.exporting.parity import gate
-from strop.exporting.parity.gate import Limits, Parity, ParityQuestion, check_parity
+from strop.exporting.parity.gate import Limits, Parity, Question, check_parity
 from strop.model.checkpoint.vet import vet_model_folder
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.config import read_config
@@ -78,18 +78,16 @@ def write_case(folder: Path, family: str, tokenizer: str, **changes: Any) -> tup
     return adapter, load_template(folder / "base", "chat", "messages")
 
 
-def conversations(template: Template) -> list[ParityQuestion]:
+def conversations(template: Template) -> list[Question]:
     """Asked in the model's chat template."""
     turns = [[{"role": "user", "content": text}] for text in TEXTS]
     turns.append([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, *turns[0]])
     assert template.chat
     prompts = template.chat.render(turns, True)
-    return [
-        ParityQuestion(list(chat), "", template.encode_text(text)) for chat, text in zip(turns, prompts, strict=True)
-    ]
+    return [Question(list(chat), "", template.encode_text(text)) for chat, text in zip(turns, prompts, strict=True)]
 
 
-def export(folder: Path, adapter: LoraAdapter, template: Template, questions: list[ParityQuestion]) -> Parity:
+def export(folder: Path, adapter: LoraAdapter, template: Template, questions: list[Question]) -> Parity:
     """Write the file, try it out in llama.cpp."""
     (folder / "out").mkdir()
     context = gguf_shape.usable_context(read_config(vet_model_folder(folder / "base")), 100)
@@ -114,7 +112,7 @@ def test_alpaca_rows_are_asked_in_their_own_template(tmp_path: Path) -> None:
     adapter, _ = write_case(tmp_path, "smollm2", "smollm2-tokenizer")
     template = load_template(tmp_path / "base", "alpaca", "alpaca")
     rows = [Alpaca("Name it.", "", ""), Alpaca("Add these.", "2 and 2\n\nnow", "")]
-    questions = [ParityQuestion([as_turns(row)[0]], "", template.encode_prompt(row)) for row in rows]
+    questions = [Question([as_turns(row)[0]], "", template.encode_prompt(row)) for row in rows]
     parity = export(tmp_path, adapter, template, questions)
     assert parity.same_prompts == 2
     assert parity.stop_ids == [2]

@@ -113,7 +113,7 @@ class Attempt:
     def write_adapter(self, adapter: LoraAdapter) -> None:
         """Save the trained adapter in PEFT's format, read back and checked."""
         from strop.exporting.adapter import save_adapter
-        from strop.exporting.folder import write_tokenizer
+        from strop.exporting.prompting import write_tokenizer
         from strop.reporting.card import CARD_FILE
 
         model, model_folder, template = self.recipe.model, self.prepared.model_folder, self.prepared.data.template

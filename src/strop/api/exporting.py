@@ -65,8 +65,8 @@ def export(
         RecipeError: The run has no adapter, options do not go together, the output exists, or a package is missing.
         ParityError: The export does not answer as the trained model does.
     """
-    from strop.exporting.folder import refuse_existing
     from strop.exporting.parity.gate import require_consumer
+    from strop.exporting.staged import refuse_existing
 
     if not (run.adapter_path / "adapter_config.json").exists():
         raise RecipeError(f"{run.path} has no adapter yet; `strop train {run.path}` goes on with it")
@@ -107,8 +107,9 @@ def _other_layout(run: Run, layout: Layout, base: str | None, output: Path | Non
 
 def _export(run: Run, to: Form, kind: str, target: Path, quantisation: Quantisation) -> Exported:
     from strop.data.template import load_template
-    from strop.exporting.folder import staged_folder, write_tokenizer
     from strop.exporting.parity.gate import check_parity
+    from strop.exporting.prompting import write_tokenizer
+    from strop.exporting.staged import staged_folder
     from strop.model.checkpoint.locate import locate_model
 
     recipe = run.recipe
@@ -146,7 +147,7 @@ def _write_gguf(run: Run, base: Path, template: Template, work: Path, quantisati
 
     from strop.exporting.gguf.file import write_gguf
     from strop.exporting.merge import merged_model
-    from strop.exporting.templates import modelfile
+    from strop.exporting.prompting import modelfile
 
     title = re.sub(r"[^\w.-]+", "-", run.path.resolve().name)
     file = work / f"{title}-{quantisation}.gguf"

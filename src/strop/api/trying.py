@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from strop.api.run import Run
     from strop.data.examples import Example
     from strop.data.template import Template
-    from strop.exporting.parity.gate import ParityQuestion, Reference
+    from strop.exporting.parity.gate import Question, Reference
     from strop.model.decoder import Decoder
 
 _PROMPTS, _NEW_TOKENS = 6, 24
 """Enough to see any fault of the weights, few enough for a CPU."""
 
 
-def ask(decoder: Decoder, template: Template, questions: Sequence[ParityQuestion]) -> Reference:
+def ask(decoder: Decoder, template: Template, questions: Sequence[Question]) -> Reference:
     """A model's greedy answers, and its logits on them."""
     import torch
 
@@ -44,7 +44,7 @@ def ask(decoder: Decoder, template: Template, questions: Sequence[ParityQuestion
     return Reference(list(questions), answers, logits, sorted(template.stop_ids), _NEW_TOKENS, dtype)
 
 
-def questions_for(run: Run, template: Template, context: int) -> list[ParityQuestion]:
+def questions_for(run: Run, template: Template, context: int) -> list[Question]:
     """The first held-out prompts, or of the training rows where none are held out, that differ and are not too long.
 
     Args:
@@ -60,7 +60,7 @@ def questions_for(run: Run, template: Template, context: int) -> list[ParityQues
 
     data = run.recipe.data
     longest = context - _NEW_TOKENS
-    questions: dict[tuple[int, ...], ParityQuestion] = {}
+    questions: dict[tuple[int, ...], Question] = {}
     for row in read_examples(find_files(data.validation_file or data.train_file), run.manifest["format"]):
         if isinstance(row, Fault):
             continue
@@ -77,17 +77,17 @@ def questions_for(run: Run, template: Template, context: int) -> list[ParityQues
     return list(questions.values())
 
 
-def _question(template: Template, example: Example) -> ParityQuestion:
+def _question(template: Template, example: Example) -> Question:
     from strop.data.examples import Text
     from strop.data.prompts import as_segments, as_turns
-    from strop.exporting.parity.gate import ParityQuestion
+    from strop.exporting.parity.gate import Question
 
     if isinstance(example, Text):  # it is all answer; what it begins with stands for a prompt
         text = example.text[:100]
         [encoded] = template.encode([Text(text)])
-        return ParityQuestion(None, text, [int(token) for token in encoded.input_ids[:-1]])
+        return Question(None, text, [int(token) for token in encoded.input_ids[:-1]])
     ids = template.encode_prompt(example)
     if template.name != "chat":
-        return ParityQuestion(None, as_segments(template.name, example)[0][0], ids)
+        return Question(None, as_segments(template.name, example)[0][0], ids)
     turns = as_turns(example)
-    return ParityQuestion(turns[:-1] if turns[-1]["role"] == "assistant" else turns, "", ids)
+    return Question(turns[:-1] if turns[-1]["role"] == "assistant" else turns, "", ids)

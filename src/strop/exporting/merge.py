@@ -15,8 +15,8 @@ from torch import Tensor
 
 from strop.errors import StropError
 from strop.exporting.adapter import CONFIG_FILE
-from strop.exporting.folder import write_json
 from strop.exporting.layout import Factors, read_factors
+from strop.exporting.staged import write_json
 from strop.model.checkpoint.nf4 import holds_nf4
 from strop.model.checkpoint.vet import vet_model_folder
 from strop.model.checkpoint.weights import Checkpoint, group_modules, module_path

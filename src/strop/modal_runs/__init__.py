@@ -1,14 +1,13 @@
 """Runs and endpoints on Modal: the same `strop train`, in a container that may be preempted at any moment.
 
-    launch      uploads what the recipe names on this machine, starts the run and follows it; entry point of `modal run`
+    launch      uploads what the recipe names on this machine, starts the run and follows it; entrypoint: `modal run`
     modal_app   the app: image, Volumes, one function
     attempt     what that function does, as plain Python: runs `strop train` as a child and watches it
     follow      the log and the result of a run, from any machine and across lost connections
     pull        brings the run folder back, whole
     serving     an endpoint for a finished run
 
-Nothing outside this package imports modal. launch, follow, pull and serving need it: call `require_modal` before
-importing them.
+Nothing outside this package imports modal, which is optional; within it, modules import it when they need it.
 """
 
 from importlib.util import find_spec

@@ -7,13 +7,14 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-import modal
+from typing import TYPE_CHECKING, Any
 
 from strop.errors import CloudError, Interrupted
 from strop.modal_runs.interrupts import cancellable, run
 from strop.modal_runs.remote_run import Outcome, read_record
+
+if TYPE_CHECKING:
+    import modal
 
 _REMEMBERED = 20_000
 """Log entries remembered as seen: more than a stream repeats when it is reopened."""
@@ -42,6 +43,8 @@ def show_logs(folder: Path, follow: bool, emit: Emit = to_console) -> Outcome | 
 
 
 async def _show(call_ids: Sequence[str], follow: bool, emit: Emit) -> Outcome | None:
+    import modal
+
     for call_id in call_ids:
         log = CallLog(modal.FunctionCall.from_id(call_id), emit)
         await log.catch_up()
@@ -62,6 +65,8 @@ async def wait(log: "CallLog", patience: float | None = None) -> Outcome | None:
         Interrupted: The run was stopped and can be resumed.
         CloudError: Modal refused, or the call ended in a way that strop does not know.
     """
+    import modal
+
     failures = 0
     while True:
         try:
@@ -128,6 +133,8 @@ def cloud_errors() -> Iterator[None]:
     Raises:
         CloudError: Modal's client raised an error.
     """
+    import modal
+
     try:
         yield
     except modal.exception.Error as error:
@@ -136,11 +143,15 @@ def cloud_errors() -> Iterator[None]:
 
 def is_passing(error: Exception) -> bool:
     """Whether the connection failed rather than the run."""
+    import modal
+
     kinds = (modal.exception.ConnectionError, modal.exception.ServiceError, modal.exception.InternalError)
     return isinstance(error, (*kinds, modal.exception.ResourceExhaustedError, OSError))
 
 
 def _explain(error: Exception) -> Exception:
+    import modal
+
     if isinstance(error, Interrupted):
         return Interrupted(f"{error} (this launch has no attempts left). Repeat the same command to resume")
     if isinstance(error, modal.exception.FunctionTimeoutError):

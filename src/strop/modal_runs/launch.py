@@ -1,28 +1,19 @@
-"""Starts a recipe's run on Modal, and follows it to its end or leaves it running.
-
-`strop train RECIPE --on modal` calls `launch`. Modal's own command line finds the entry point `main`:
-
-    modal run --detach -m strop.modal_runs.launch --recipe phi3-census --overrides "train.max_steps=500"
-"""
+"""Starts a recipe's run on Modal, and follows it to its end or leaves it running."""
 
 import asyncio
 import hashlib
 import json
 import re
-import shlex
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
-
-import modal
+from typing import TYPE_CHECKING, Any
 
 from strop.errors import CheckpointError, Interrupted, OutOfMemoryError, RecipeError, StropError
 from strop.modal_runs import gpus
 from strop.modal_runs.follow import CallLog, Emit, cloud_errors, is_passing, to_console, wait
 from strop.modal_runs.interrupts import held_back, run
-from strop.modal_runs.modal_app import app, data_volume, train
 from strop.modal_runs.pull import pull
 from strop.modal_runs.remote_run import (
     RECORD_FILE,
@@ -34,8 +25,11 @@ from strop.modal_runs.remote_run import (
     write_record,
 )
 from strop.modal_runs.upload import Inputs, collect, upload_files
-from strop.recipe import Recipe, load_recipe
+from strop.recipe import Recipe
 from strop.run.durable import replace_file
+
+if TYPE_CHECKING:
+    import modal
 
 PATIENCE = 600.0
 """Seconds to wait for a GPU before trying the recipe's next type."""
@@ -63,21 +57,9 @@ def launch(recipe: Recipe, note: Note, *, detach: bool = False) -> Outcome | Non
         Interrupted: The run was stopped and can be resumed.
         CloudError: Modal cannot be reached, or refused.
     """
-    return _Launch(recipe, note, to_console, lambda: app.run(detach=True)).run(detach)
+    from strop.modal_runs.modal_app import app
 
-
-@app.local_entrypoint()
-def main(recipe: str, overrides: str = "") -> None:
-    """Train a recipe; overrides are keys to set, such as "train.max_steps=60 learning_rate=1e-4"."""
-    try:
-        loaded = load_recipe(recipe, shlex.split(overrides))
-        # Modal's client has already opened the app, and prints the log.
-        outcome = _Launch(loaded, print, lambda text, source: None, nullcontext).run()
-    except StropError as error:
-        print(f"error: {error}")
-        raise SystemExit(error.exit_code) from None
-    if outcome is not None and outcome.exit_code:
-        raise SystemExit(outcome.exit_code)
+    return Launch(recipe, note, to_console, lambda: app.run(detach=True)).run(detach)
 
 
 def run_id_of(recipe: Recipe, inputs: Inputs) -> str:
@@ -87,7 +69,7 @@ def run_id_of(recipe: Recipe, inputs: Inputs) -> str:
     return f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
 
-class _Launch:
+class Launch:
     """Launches one recipe.
 
     Args:
@@ -107,6 +89,8 @@ class _Launch:
 
     def run(self, detach: bool = False) -> Outcome | None:
         """Upload, start, and unless `detach` try the recipe's GPUs until one completes the run."""
+        from strop.modal_runs.modal_app import data_volume
+
         with cloud_errors():
             upload_files(self._inputs.files, data_volume, self._note)
             call, gpu = self._running_call(), self._record.gpu
@@ -131,6 +115,8 @@ class _Launch:
 
     def _running_call(self) -> "modal.FunctionCall[dict[str, Any]] | None":
         """The last launch's call if it is still running: a second one would only get in its way."""
+        import modal
+
         if not self._record.call_ids:
             return None
         call = modal.FunctionCall.from_id(self._record.call_ids[-1])
@@ -147,6 +133,10 @@ class _Launch:
 
     def _start(self, gpu: str) -> "modal.FunctionCall[dict[str, Any]]":
         """Spawn a call on this type of GPU and record where to find it."""
+        import modal
+
+        from strop.modal_runs.modal_app import app, train
+
         section = self._recipe.modal
         job = TrainingJob(self._record.run_id, self._inputs.recipe.model_dump(mode="json"), gpu, section.timeout)
         secrets = [modal.Secret.from_name(name) for name in section.secrets]

@@ -1,6 +1,6 @@
 """The app of training runs: one image, three Volumes, one function.
 
-Launcher and container both import it, so it must not import torch. `strop.modal_runs.launch` starts it.
+Launcher and container both import it, so it must not import torch.
 """
 
 from collections.abc import Iterator

@@ -10,10 +10,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import modal
-from modal.types import FileEntryType
+from typing import TYPE_CHECKING, Any
 
 from strop.errors import CloudError
 from strop.modal_runs.follow import cloud_errors
@@ -22,6 +19,9 @@ from strop.model.checkpoint.locate import locate_model
 from strop.recipe import load_recipe
 from strop.resolve import is_hub_id
 from strop.run.durable import replace_file, sync_folder
+
+if TYPE_CHECKING:
+    import modal
 
 _NOT_PULLED = "run.lock"  # names a process on the other machine
 
@@ -44,6 +44,8 @@ def pull(folder: Path, note: Callable[[str], None], must_exist: bool = True) -> 
         RecipeError: The folder is not a run on Modal.
         CloudError: Modal cannot be reached, has no files, or a file arrived damaged.
     """
+    import modal
+
     aside = folder.with_name(f".replaced-{folder.name}")
     if aside.is_dir() and not folder.exists():
         os.rename(aside, folder)  # an earlier pull was cut off here
@@ -71,18 +73,21 @@ def pull(folder: Path, note: Callable[[str], None], must_exist: bool = True) -> 
     return True
 
 
-def _list(volume: modal.Volume, root: str) -> dict[str, str]:
+def _list(volume: "modal.Volume", root: str) -> dict[str, str]:
     """Paths of a run's files on the Volume, by their names within the run."""
+    from modal.exception import NotFoundError
+    from modal.types import FileEntryType
+
     try:
         entries = volume.listdir(f"/{root}", recursive=True)
-    except (modal.exception.NotFoundError, FileNotFoundError):
+    except (NotFoundError, FileNotFoundError):
         return {}
     paths = [PurePosixPath("/" + entry.path.strip("/")) for entry in entries if entry.type == FileEntryType.FILE]
     names = {path.relative_to(f"/{root}").as_posix(): str(path) for path in paths}
     return {name: path for name, path in names.items() if name != _NOT_PULLED and ".tmp" not in name}
 
 
-def _read_listed(volume: modal.Volume, run_id: str) -> dict[str, Any]:
+def _read_listed(volume: "modal.Volume", run_id: str) -> dict[str, Any]:
     """The list that the last attempt wrote when it ended; empty during the first attempt."""
     try:
         listed = json.loads(b"".join(volume.read_file(files_list(run_id))))
@@ -91,7 +96,7 @@ def _read_listed(volume: modal.Volume, run_id: str) -> dict[str, Any]:
     return listed if isinstance(listed, dict) else {}
 
 
-def _download(volume: modal.Volume, path: str, target: Path) -> None:
+def _download(volume: "modal.Volume", path: str, target: Path) -> None:
     if ".." in target.parts:
         raise CloudError(f"the Volume has a file whose path leads outside the run: {path}")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -6,14 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import modal
-
 from strop.errors import CloudError, RecipeError
 from strop.modal_runs.follow import cloud_errors
-from strop.modal_runs.modal_app import data_volume
 from strop.modal_runs.prices import current_prices, parse_gpu
 from strop.modal_runs.remote_run import UPLOADED
-from strop.modal_runs.serving_app import IDLE_SECONDS, build_app
 from strop.modal_runs.upload import add_folder, add_model, upload_files
 from strop.modal_runs.vllm import BASE, RANKS, ServingJob
 from strop.model.checkpoint.locate import locate_model
@@ -67,6 +63,9 @@ def deploy(run: Path, recipe: Recipe, note: Note) -> Deployed:
         RecipeError: The run is not finished, or vLLM cannot serve it.
         CloudError: Modal cannot be reached, or refused.
     """
+    from strop.modal_runs.modal_app import data_volume
+    from strop.modal_runs.serving_app import IDLE_SECONDS, build_app
+
     adapter = run / "adapter"
     if missing := [name for name in _SERVED if not (adapter / name).exists()]:
         raise RecipeError(
@@ -95,6 +94,8 @@ def stop(run: Path) -> str:
     Raises:
         CloudError: There is no endpoint, or Modal cannot be reached.
     """
+    import modal
+
     with cloud_errors():
         modal.App.lookup(app_name(run)).stop()
     return app_name(run)

@@ -8,14 +8,16 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import modal
+from typing import TYPE_CHECKING
 
 from strop.data.sources import find_files
 from strop.errors import RecipeError
 from strop.modal_runs.remote_run import UPLOADED
 from strop.recipe import Recipe
 from strop.resolve import DATA_SUFFIXES, MODEL_FILES, is_hub_id, resolve_package_path
+
+if TYPE_CHECKING:
+    import modal
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def collect(recipe: Recipe) -> Inputs:
     return Inputs(rewritten, files, digest.hexdigest())
 
 
-def upload_files(files: Mapping[str, Path], volume: modal.Volume, note: Callable[[str], None]) -> int:
+def upload_files(files: Mapping[str, Path], volume: "modal.Volume", note: Callable[[str], None]) -> int:
     """Upload the files that the Volume does not have yet; returns the number of bytes sent."""
     there = {place: size for folder in {_folder(place) for place in files} for place, size in _list(volume, folder)}
     missing = {place: file for place, file in files.items() if there.get(place) != file.stat().st_size}
@@ -111,10 +113,12 @@ def _add_file(path: Path, files: dict[str, Path]) -> str:
     return UPLOADED + place
 
 
-def _list(volume: modal.Volume, folder: str) -> list[tuple[str, int]]:
+def _list(volume: "modal.Volume", folder: str) -> list[tuple[str, int]]:
+    from modal.exception import NotFoundError
+
     try:
         return [(entry.path.strip("/"), entry.size) for entry in volume.listdir(f"/{folder}")]
-    except (modal.exception.NotFoundError, FileNotFoundError):
+    except (NotFoundError, FileNotFoundError):
         return []
 
 

@@ -12,7 +12,7 @@ import transformers
 from strop.data.examples import Conversation, Example, Message
 from strop.data.prompts import as_question
 from strop.data.template import Template, load_template
-from strop.exporting.folder import write_tokenizer
+from strop.exporting.prompting import write_tokenizer
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 PHI3, SMOLLM2 = FIXTURES / "phi3-tokenizer", FIXTURES / "smollm2-tokenizer"

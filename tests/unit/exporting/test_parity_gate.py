@@ -11,14 +11,12 @@ from strop.errors import RecipeError
 from strop.exporting.merge import plan_shards
 from strop.exporting.parity import gate
 from strop.exporting.parity.distance import distance
-from strop.exporting.parity.gate import ParityQuestion, Reference, judge, limits_of
+from strop.exporting.parity.gate import Question, Reference, judge, limits_of
 
 RNG = np.random.default_rng(0)
 LOGITS = [RNG.normal(size=(4, 50)).astype(np.float32) * 3 for _ in range(2)]
 ANSWERS = [[int(token) for token in row.argmax(1)] for row in LOGITS]
-REFERENCE = Reference(
-    [ParityQuestion(None, "a", [1, 2]), ParityQuestion(None, "b", [1, 3])], ANSWERS, LOGITS, [2, 7], 4, "float32"
-)
+REFERENCE = Reference([Question(None, "a", [1, 2]), Question(None, "b", [1, 3])], ANSWERS, LOGITS, [2, 7], 4, "float32")
 
 
 def told(**changes: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from strop.data.template import Template
 from strop.errors import RecipeError
-from strop.exporting.templates import as_jinja
+from strop.exporting.prompting import as_jinja
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _END_OF_TURN = ("<|im_end|>", "<|end|>", "<|eot_id|>", "<end_of_turn>", "<|endofturn|>")

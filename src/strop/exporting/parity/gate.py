@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strop.errors import ParityError, RecipeError
-from strop.exporting.folder import write_json
 from strop.exporting.parity.distance import Distance, Likeliest, distance
+from strop.exporting.staged import write_json
 from strop.run.durable import TEMPORARY
 
 PARITY_FILE = "parity.json"
@@ -66,7 +66,7 @@ _ADVICE = {
 
 
 @dataclass(frozen=True, slots=True)
-class ParityQuestion:
+class Question:
     """A prompt as the consumer gets it: messages for a chat model, else its text; and its ids in training."""
 
     messages: list[dict[str, str]] | None
@@ -85,7 +85,7 @@ class Reference:
         dtype: torch's name of the type in which the logits were computed.
     """
 
-    questions: list[ParityQuestion]
+    questions: list[Question]
     answers: list[list[int]]
     logits: list[NDArray[np.float32]]
     stop_ids: list[int]

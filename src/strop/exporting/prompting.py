@@ -1,4 +1,7 @@
-"""The training template in the languages of other programs: Jinja for servers of messages, Go for Ollama's Modelfile.
+"""What goes with the weights so that other programs prompt and stop as in training.
+
+That is the tokenizer, the stop tokens, and the training template in two languages: Jinja for servers that render
+messages themselves, Go for Ollama's Modelfile.
 
 The Jinja template, rendered by transformers and tokenised without special tokens as vLLM does it, gives the ids that
 training put before an answer, including BOS. For messages that the template cannot express it raises an error, which
@@ -6,13 +9,28 @@ vLLM returns with status 400.
 """
 
 import json
+import shutil
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from strop.data.chat_template import DATE, ChatTemplate, Turns
 from strop.data.prompts import ALPACA, ALPACA_WITH_INPUT
 from strop.data.template import Template
 from strop.data.tokenizer import chat_template_of
 from strop.errors import DataError
+from strop.exporting.staged import write_json
+
+_TOKENIZER_KEYS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "pad_token",
+    "add_bos_token",
+    "clean_up_tokenization_spaces",
+    "model_max_length",
+)
+"""The keys kept of tokenizer_config.json. The others are in tokenizer.json too, or mean different things to different
+versions of transformers."""
 
 _ONE_QUESTION = """{{%- if messages | length != 1 or messages[0].role != 'user' -%}}
 {{{{- raise_exception('the {name} template takes one user message, without a system message or earlier turns') -}}}}
@@ -20,6 +38,31 @@ _ONE_QUESTION = """{{%- if messages | length != 1 or messages[0].role != 'user' 
 """
 _SYSTEM, _QUESTION, _ANSWER = "strop-system-text", "strop-question-text", "strop-answer-text"
 _CONTEXT = 8192  # Ollama reserves memory for the whole context
+
+
+def write_tokenizer(template: Template, model_folder: Path, folder: Path) -> None:
+    """Write the base's tokenizer, the training template as its chat template, and every stop token.
+
+    The tokenizer class is the one that uses tokenizer.json as it is. For a LlamaTokenizer, transformers 5 would build
+    another normaliser, and Phi-3's prompts would get other ids than in training (see `strop.data.tokenizer`). The
+    base's sampling settings are dropped, because answers were scored without them.
+
+    Args:
+        template: The training template.
+        model_folder: The base's folder.
+        folder: Where to write the files.
+    """
+    for name in ("tokenizer.json", "tokenizer.model"):  # other programs' converters need the second
+        if (model_folder / name).exists():
+            shutil.copyfile(model_folder / name, folder / name)
+    found = json.loads((model_folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config = {key: found[key] for key in _TOKENIZER_KEYS if key in found}
+    write_json(folder / "tokenizer_config.json", config | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    (folder / "chat_template.jinja").write_text(as_jinja(template), encoding="utf-8")
+    tokenizer = template.tokenizer
+    ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    known = {key: value for key, value in ids.items() if value is not None}
+    write_json(folder / "generation_config.json", known | {"eos_token_id": sorted(template.stop_ids)})
 
 
 def as_jinja(template: Template) -> str:

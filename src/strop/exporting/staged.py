@@ -1,7 +1,4 @@
-"""The folder of an export: it appears under its name complete and on disk, or not at all; what every export includes.
-
-So that other programs prompt and stop as in training, tokenizer, template and stop tokens go with the weights.
-"""
+"""An export's folder appears under its name complete and on disk, or not at all."""
 
 import errno
 import json
@@ -13,22 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from strop.data.template import Template
 from strop.errors import RecipeError, StropError
-from strop.exporting.templates import as_jinja
 from strop.run.durable import TEMPORARY, sync_folder
-
-_TOKENIZER_KEYS = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "pad_token",
-    "add_bos_token",
-    "clean_up_tokenization_spaces",
-    "model_max_length",
-)
-"""The keys kept of tokenizer_config.json. The others are in tokenizer.json too, or mean different things to different
-versions of transformers."""
 
 
 @contextmanager
@@ -72,31 +55,6 @@ def refuse_existing(target: Path) -> None:
     """
     if target.exists() or target.is_symlink():
         raise RecipeError(f"{target} already exists; choose another folder with --output, or remove it")
-
-
-def write_tokenizer(template: Template, model_folder: Path, folder: Path) -> None:
-    """Write the base's tokenizer, the training template as its chat template, and every stop token.
-
-    The tokenizer class is the one that uses tokenizer.json as it is. For a LlamaTokenizer, transformers 5 would build
-    another normaliser, and Phi-3's prompts would get other ids than in training (see `strop.data.tokenizer`). The
-    base's sampling settings are dropped, because answers were scored without them.
-
-    Args:
-        template: The training template.
-        model_folder: The base's folder.
-        folder: Where to write the files.
-    """
-    for name in ("tokenizer.json", "tokenizer.model"):  # other programs' converters need the second
-        if (model_folder / name).exists():
-            shutil.copyfile(model_folder / name, folder / name)
-    found = json.loads((model_folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    config = {key: found[key] for key in _TOKENIZER_KEYS if key in found}
-    write_json(folder / "tokenizer_config.json", config | {"tokenizer_class": "PreTrainedTokenizerFast"})
-    (folder / "chat_template.jinja").write_text(as_jinja(template), encoding="utf-8")
-    tokenizer = template.tokenizer
-    ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    known = {key: value for key, value in ids.items() if value is not None}
-    write_json(folder / "generation_config.json", known | {"eos_token_id": sorted(template.stop_ids)})
 
 
 def write_json(path: Path, value: Any) -> None:
