@@ -142,7 +142,7 @@ def test_killed_at_any_moment_it_is_whole_or_absent(workshop: Path) -> None:
     assert not list(workshop.glob(".*killed-*"))
     again = strop("export", workshop / "run", "--to", "merged", "-o", target, cache=workshop / "cache")
     assert again.returncode == 2
-    assert "exists already" in again.stderr
+    assert "already exists" in again.stderr
 
 
 @pytest.mark.slow

@@ -18,8 +18,7 @@ from strop.errors import ParityError, RecipeError
 from strop.exporting.adapter import save_adapter
 from strop.exporting.gguf import file as gguf_file
 from strop.exporting.gguf import shape as gguf_shape
-from strop.exporting.gguf.file import write_gguf
-from strop.exporting.gguf.quantise import quantise
+from strop.exporting.gguf.file import quantise, write_gguf
 from strop.exporting.merge import merged_model
 from strop.exporting.parity import gate
 from strop.exporting.parity.gate import Limits, Parity, Question, check_parity

@@ -97,7 +97,7 @@ class Attempt:
     def write_adapter(self, adapter: LoraAdapter) -> None:
         """Save the trained adapter in PEFT's format, read back and checked."""
         from strop.exporting.adapter import save_adapter
-        from strop.exporting.carry import write_tokenizer
+        from strop.exporting.prompting import write_tokenizer
         from strop.reporting.card import CARD_FILE
 
         model, path, template = self.recipe.model, self.prepared.model.path, self.prepared.data.template

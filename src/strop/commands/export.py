@@ -142,8 +142,8 @@ def _other_layout(run: Run, layout: Layout, base: str | None, output: Path | Non
 
 
 def _export(run: Run, to: Form, kind: str, target: Path, quantisation: Quantisation) -> Exported:
-    from strop.exporting.carry import write_tokenizer
     from strop.exporting.parity.gate import check_parity
+    from strop.exporting.prompting import write_tokenizer
     from strop.model.checkpoint.folder import open_model
 
     base = open_model(run.recipe.model)
@@ -177,8 +177,8 @@ def _write_gguf(
     run: Run, base: ModelFolder, template: Template, work: Path, quantisation: Quantisation, context: int
 ) -> None:
     from strop.exporting.gguf.file import write_gguf
-    from strop.exporting.gguf.modelfile import modelfile
     from strop.exporting.merge import merged_model
+    from strop.exporting.prompting import modelfile
 
     title = re.sub(r"[^\w.-]+", "-", run.path.resolve().name)
     file = work / f"{title}-{quantisation}.gguf"

@@ -46,10 +46,9 @@ def serve(
     """
     require_server()
     from strop.serving.app import BASE, Served, build_app
-    from strop.serving.guard import Guard
-    from strop.serving.server import bind, is_loopback
+    from strop.serving.server import Guard, bind, is_loopback
     from strop.serving.server import run as answer
-    from strop.serving.worker import Worker
+    from strop.serving.worker import GenerationWorker
 
     api_key = _api_key(api_key_env)
     if not is_loopback(host) and api_key is None:
@@ -60,7 +59,7 @@ def serve(
     with closing(bind(host, port)) as taken:
         tuned = load_tuned(run)
         config = tuned.adapter.decoder.config
-        worker = Worker(tuned.adapter, tuned.template)
+        worker = GenerationWorker(tuned.adapter, tuned.template)
         created = datetime.fromisoformat(run.manifest["created"])
         served = Served(
             name,

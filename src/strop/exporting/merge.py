@@ -1,6 +1,6 @@
-"""Base + adapter = one checkpoint in the base's own layout, a tensor at a time.
+"""Merges base and adapter into one checkpoint in the base's own layout, one tensor at a time.
 
-W + scaling B A is computed in float32 and rounded once. Memory holds one tensor, never the model.
+W + scaling B A is computed in float32 and rounded once. Only one tensor is in memory at a time, never the model.
 """
 
 import json
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from strop.errors import StropError
 from strop.exporting.adapter import CONFIG_FILE
-from strop.exporting.carry import write_json
 from strop.exporting.layout import Factors, read_factors
+from strop.exporting.staged import write_json
 from strop.model.checkpoint.folder import ModelFolder
 from strop.model.checkpoint.weights import CheckpointReader, group_modules, module_path
 from strop.ops.nf4 import Nf4, dequantise
@@ -26,10 +26,10 @@ _PREFIX = "base_model.model."
 
 
 class MergedModel:
-    """The tensors of a base checkpoint with an adapter merged in; open while `opened` is.
+    """The tensors of a base checkpoint with an adapter merged in; usable while the checkpoint is open.
 
     Attributes:
-        names: Of every tensor, as in the base.
+        names: Names of all tensors, as in the base.
         base: The base's folder.
     """
 
@@ -45,15 +45,17 @@ class MergedModel:
             for module in modules
         }
         if lost := sorted(factors.keys() - {name.removesuffix(".weight") for name in self.names}):
-            raise StropError(f"the adapter adapts {lost[0]}, which the base does not have; is it this base's adapter?")
+            raise StropError(
+                f"the adapter adapts {lost[0]}, which the base does not have; was it trained on this base?"
+            )
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor."""
+        """The shape of a tensor."""
         stored = self.base.holds_nf4 and name in self._matrices
         return tuple((self._read.matrix(name) if stored else self._read(name)).shape)
 
     def __getitem__(self, name: str) -> Tensor:
-        """A tensor in float32, the adapter merged in."""
+        """A tensor in float32, with the adapter merged in."""
         matrix = self._read.matrix(name) if self._nf4 and name in self._matrices else self._read(name)
         tensor = dequantise(matrix, torch.float32) if isinstance(matrix, Nf4) else matrix
         if (pair := self._factors.get(name.removesuffix(".weight"))) is None or not name.endswith(".weight"):
@@ -64,12 +66,12 @@ class MergedModel:
 
 @contextmanager
 def merged_model(base: ModelFolder, adapter: Path, nf4: bool) -> Iterator[MergedModel]:
-    """The merge of a base's folder and a PEFT folder.
+    """Open a base model folder and a PEFT adapter folder as one merged model.
 
     Args:
         base: The base's folder.
-        adapter: Of the same layout.
-        nf4: Merge onto the weights as NF4 rounds them, which is what an adapter of a 4-bit run was trained on.
+        adapter: A PEFT adapter folder of the same layout.
+        nf4: Merge onto the weights as NF4 rounds them, which is what the adapter of a 4-bit run was trained on.
 
     Raises:
         ModelError: A tensor of the base is missing or damaged.
@@ -83,7 +85,7 @@ def merged_model(base: ModelFolder, adapter: Path, nf4: bool) -> Iterator[Merged
 
 
 def write_merged(model: MergedModel, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write bfloat16 safetensors, in shards with an index if there is more than one, and config.json."""
+    """Write config.json and the weights as bfloat16 safetensors; several shards get an index."""
     shapes = {name: model.shape(name) for name in model.names}
     shards = plan_shards(shapes, shard_bytes)
     total = 0
@@ -103,7 +105,7 @@ def write_merged(model: MergedModel, folder: Path, shard_bytes: int = SHARD_BYTE
 
 
 def plan_shards(shapes: Mapping[str, tuple[int, ...]], shard_bytes: int) -> list[list[str]]:
-    """Tensors by file, in order, each file as full as it may be in bfloat16."""
+    """Assign tensors to files, in order, filling each file as far as `shard_bytes` allows in bfloat16."""
     shards: list[list[str]] = [[]]
     room = shard_bytes
     for name, shape in shapes.items():

@@ -12,7 +12,7 @@ import transformers
 from strop.data.examples import Conversation, Example, Message
 from strop.data.prompts import as_question
 from strop.data.template import Template, load_template
-from strop.exporting.carry import write_tokenizer
+from strop.exporting.prompting import write_tokenizer
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 PHI3, SMOLLM2 = FIXTURES / "phi3-tokenizer", FIXTURES / "smollm2-tokenizer"
@@ -86,5 +86,5 @@ def test_what_the_template_has_no_place_for_is_refused(
     tmp_path: Path, name: str, turns: tuple[tuple[str, str], ...]
 ) -> None:
     _, tokenizer = served(SMOLLM2, tmp_path, name)
-    with pytest.raises(jinja2.TemplateError, match=f"the {name} template holds one user message"):
+    with pytest.raises(jinja2.TemplateError, match=f"the {name} template takes one user message"):
         rendered(tokenizer, *turns)

@@ -13,7 +13,7 @@ from strop.data.chat_template import ChatTemplate
 from strop.data.prompts import ALPACA
 from strop.data.template import Template, load_template
 from strop.data.tokenizer import load_tokenizer
-from strop.exporting.gguf.modelfile import go_template, modelfile, take_apart
+from strop.exporting.prompting import go_template, modelfile, take_apart
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 PHI3, SMOLLM2 = FIXTURES / "phi3-tokenizer", FIXTURES / "smollm2-tokenizer"
