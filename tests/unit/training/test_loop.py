@@ -17,6 +17,7 @@ from strop.run.checkpoint import load_newest
 from strop.run.folder import RunFolder
 from strop.run.metrics import read_metrics
 from strop.run.reporter import Reporter
+from strop.run.samples import Sample
 from strop.training.loop import Trainer
 from training_doubles import Rows
 
@@ -159,7 +160,7 @@ def test_a_gpu_too_full_for_samples_goes_without_them(start: Start) -> None:
     notes: list[str] = []
     trainer.reporter.note = notes.append  # type: ignore[method-assign]
 
-    def sample() -> list[tuple[str, str, str, str]]:
+    def sample(step: int) -> list[Sample]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     trainer.sample = sample
