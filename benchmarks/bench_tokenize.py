@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from strop.data.audit import audit
-from strop.data.store import Settings, open_or_build
+from strop.data.build import open_or_build
+from strop.data.store import Settings
 from strop.data.template import load_template
 
 SENTENCE = "According to the census of {} the district of Number {} had {} inhabitants in {} households. "

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from random_checkpoint import TOKENIZER
+from strop.data.build import open_or_build
 from strop.data.shapes import shape_of
-from strop.data.store import SampleStore, Settings, open_or_build
+from strop.data.store import SampleStore, Settings
 from strop.data.template import load_template
 from strop.microbatch.order import step_samples
 

@@ -24,8 +24,9 @@ from strop.modal_runs.meter import meter_of
 from strop.model.checkpoint.fingerprint import fingerprint_folder
 from strop.recipe import Recipe, differences, load_recipe
 from strop.run.folder import RunFolder, refuse_changes
+from strop.run.live import console_reporter
 from strop.run.metrics import last_steps
-from strop.run.reporter import Reporter, clock, console_reporter
+from strop.run.reporter import Reporter, clock
 from strop.run.trackers.feed import TrackingReporter
 from strop.run.trackers.tracker import TrackedRun, require
 from strop.training.stop import StopSignals

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from strop.data.examples import Example, Fault, Origin, split_answer
-from strop.data.sources import read_examples
+from strop.data.sources import hash_file, read_examples
 from strop.data.store import (
     CODE_VERSION,
     FILES,
@@ -25,6 +25,7 @@ from strop.data.store import (
     STOP_CUT,
     TRUNCATED,
     BadRowsError,
+    SampleStore,
     Settings,
     Split,
     read_manifest,
@@ -32,6 +33,7 @@ from strop.data.store import (
 )
 from strop.data.template import Encoded, Template
 from strop.errors import DataError
+from strop.resolve import cache_dir
 
 _ROWS_AT_A_TIME = 1024
 _FAULTS_SHOWN = 20
@@ -40,11 +42,44 @@ _ABANDONED_AFTER = 24 * 3600  # seconds
 Row = tuple[Origin, Example]
 
 
+def open_or_build(files: Sequence[Path], template: Template, settings: Settings) -> SampleStore:
+    """The samples of these files, from the cache if they are there and whole, else built now.
+
+    Args:
+        files: From `find_files`.
+        template: Renders and tokenises; its fingerprint is part of the cache's key.
+        settings: The rest of what decides the samples.
+
+    Raises:
+        BadRowsError: Under on_bad_row=error, with every faulty row of the files in `faults`.
+        DataError: No row is left, a file cannot be read, or the cache cannot be written.
+    """
+    folder = cache_dir() / "tokens" / _key(files, template, settings)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        try:
+            build(folder, files, template, settings)
+        except OSError as error:
+            raise DataError(
+                f"cannot write the token cache {folder}: {error}; STROP_CACHE names another place"
+            ) from error
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise DataError(f"the token cache {folder} was damaged while it was written; is the disk sound?")
+    return SampleStore(folder, manifest, files)
+
+
+def _key(files: Sequence[Path], template: Template, settings: Settings) -> str:
+    contents = [(hash_file(file), file.suffix.lower()) for file in files]
+    parts = [CODE_VERSION, contents, template.fingerprint, asdict(settings)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
 def build(folder: Path, files: Sequence[Path], template: Template, settings: Settings) -> None:
     """Tokenise the files into `folder`, which replaces a damaged one.
 
     Raises:
-        BadRowsError, DataError: See `strop.data.store.open_or_build`.
+        BadRowsError, DataError: See `open_or_build`.
         OSError: The cache cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from strop.errors import DataError, ModelError
+from strop.resolve import cache_dir
 
 Turns = Sequence[dict[str, str]]
 Segment = tuple[str, bool]  # text; is it an answer?
@@ -135,8 +136,6 @@ def _turns(*roles: str) -> list[dict[str, str]]:
 
 def _try_in_child(source: str, special_tokens: dict[str, Any]) -> None:
     """Render a few conversations with limits on time and memory, once for each template on this machine."""
-    from strop.resolve import cache_dir
-
     marker = cache_dir() / "templates" / hashlib.sha256(source.encode("utf-8", "replace")).hexdigest()
     if marker.exists():
         return

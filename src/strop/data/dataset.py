@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from strop.data.build import open_or_build
 from strop.data.shapes import Format
 from strop.data.sources import detect_format, find_files
-from strop.data.store import SampleStore, Settings, Split, open_or_build
+from strop.data.store import SampleStore, Settings, Split
 from strop.data.template import Template, load_template
 
 if TYPE_CHECKING:

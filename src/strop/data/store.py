@@ -14,7 +14,7 @@ A folder whose manifest does not fit its files is not used and is built again.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 
 from strop.data.examples import Fault, Origin
 from strop.data.shapes import Format
-from strop.data.sources import hash_file
-from strop.data.template import Template
 from strop.errors import DataError
 
 CODE_VERSION = 1  # raise it when the same rows and settings would give other tokens
@@ -135,42 +133,6 @@ class SampleStore:
         """The file and line a sample comes from."""
         row = self.rows[index]
         return Origin(self._files[int(row["file"])], int(row["line"]))
-
-
-def open_or_build(files: Sequence[Path], template: Template, settings: Settings) -> SampleStore:
-    """The samples of these files, from the cache if they are there and whole, else built now.
-
-    Args:
-        files: From `find_files`.
-        template: Renders and tokenises; its fingerprint is part of the cache's key.
-        settings: The rest of what decides the samples.
-
-    Raises:
-        BadRowsError: Under on_bad_row=error, with every faulty row of the files in `faults`.
-        DataError: No row is left, a file cannot be read, or the cache cannot be written.
-    """
-    from strop.data.build import build
-    from strop.resolve import cache_dir
-
-    folder = cache_dir() / "tokens" / _key(files, template, settings)
-    manifest = read_manifest(folder)
-    if manifest is None:
-        try:
-            build(folder, files, template, settings)
-        except OSError as error:
-            raise DataError(
-                f"cannot write the token cache {folder}: {error}; STROP_CACHE names another place"
-            ) from error
-        manifest = read_manifest(folder)
-        if manifest is None:
-            raise DataError(f"the token cache {folder} was damaged while it was written; is the disk sound?")
-    return SampleStore(folder, manifest, files)
-
-
-def _key(files: Sequence[Path], template: Template, settings: Settings) -> str:
-    contents = [(hash_file(file), file.suffix.lower()) for file in files]
-    parts = [CODE_VERSION, contents, template.fingerprint, asdict(settings)]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

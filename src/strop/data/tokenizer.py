@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerFast
+
 from strop.errors import ModelError
 from strop.resolve import MAX_CHAT_TEMPLATE_BYTES
 
@@ -24,8 +26,6 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         ModelError: No tokenizer.json, an unreadable one, or a chat template over 64 KiB.
     """
-    from transformers import PreTrainedTokenizerFast
-
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"{folder} has no tokenizer.json; strop reads fast tokenizers only (convert it first)")
     try:

@@ -16,7 +16,9 @@ from strop.errors import CloudError
 from strop.modal_runs.follow import cloud_errors
 from strop.modal_runs.job import files_list, run_folder
 from strop.modal_runs.record import RECORD_FILE, read_record
+from strop.model.checkpoint.locate import locate_model
 from strop.recipe import load_recipe
+from strop.resolve import is_hub_id
 from strop.run.durable import replace_file, sync_folder
 
 if TYPE_CHECKING:
@@ -146,9 +148,6 @@ def _bring_local(staging: Path, folder: Path) -> None:
 
 def _local_base(recipe: Path) -> str | None:
     """Where PEFT finds here the base model that was uploaded; None for a hub id, which means the same everywhere."""
-    from strop.model.checkpoint.locate import locate_model
-    from strop.resolve import is_hub_id
-
     name = load_recipe(str(recipe)).model.model_name_or_path
     if name.startswith("package:") or Path(name).expanduser().exists():
         return str(locate_model(name))

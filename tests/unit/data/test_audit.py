@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from strop.data.audit import Overlap, audit
-from strop.data.store import Settings, open_or_build
+from strop.data.build import open_or_build
+from strop.data.store import Settings
 from strop.data.template import load_template
 from strop.errors import DataError
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from strop.data import store as store_module
+from strop.data.build import open_or_build
 from strop.data.sources import find_files
-from strop.data.store import BadRowsError, Settings, Split, open_or_build, read_manifest
+from strop.data.store import BadRowsError, Settings, Split, read_manifest
 from strop.data.template import load_template
 from strop.errors import DataError
 
