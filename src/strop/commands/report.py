@@ -22,11 +22,11 @@ REPORT_FILE = "report.html"
 
 
 def report(runs: Sequence[Run], *, output: Path | None = None) -> Path:
-    """Write one self-contained HTML page of some runs.
+    """Write one self-contained HTML page about one or several runs.
 
     Args:
         runs: At least one; finished or not.
-        output: Where it goes; by default report.html in the run's folder, or here where there are several.
+        output: Where it goes; by default report.html in the run's folder, or here if there are several.
 
     Returns:
         The page.
