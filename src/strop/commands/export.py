@@ -67,7 +67,7 @@ def export(
         layout: With `adapter`: for a base checkpoint of the other layout, `fused` with qkv_proj and gate_up_proj
             (microsoft/Phi-3-mini-4k-instruct) or `split` (unsloth/Phi-3-mini-4k-instruct).
         base: With `layout`: that base's name, for adapter_config.json.
-        output: Where it goes; by default beside the run's adapter.
+        output: The folder to write; by default beside the run's adapter.
         quantisation: With `gguf`: how matrices are stored, q8_0 unless said otherwise.
         dequantise: Merge a 4-bit run's adapter onto the weights as NF4 rounded them, made bfloat16.
 
@@ -100,7 +100,7 @@ def command(
     to: Annotated[
         Literal["adapter", "merged", "gguf"],
         typer.Option(
-            help="An adapter for PEFT and vLLM; base and adapter as one checkpoint, or for llama.cpp, Ollama."
+            help="An adapter for PEFT and vLLM; or base and adapter merged into one checkpoint, or into one GGUF file."
         ),
     ] = "adapter",
     layout: Annotated[
@@ -115,12 +115,12 @@ def command(
     dequantise: Annotated[
         bool, typer.Option("--dequantise", help="Merge a 4-bit run onto its rounded weights, made bfloat16.")
     ] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the new folder goes.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write.")] = None,
 ) -> None:
     """Write the trained model for other programs, and try it there before it is put in place.
 
     The export is loaded by PEFT, transformers or llama.cpp in a process of its own and has to give the same prompt
-    ids, stop tokens, answers and logits as the trained model. What was measured is in its parity.json; an export that
+    ids, stop tokens, answers and logits as the trained model. Its parity.json holds the measurements; an export that
     differs is removed (exit code 9). See docs/exports.md.
     """
     exported = export(

@@ -17,6 +17,7 @@ from strop.commands.load import load_model
 from strop.commands.prepare import Prepared, prepare
 from strop.commands.report import keep_report
 from strop.commands.run import Run
+from strop.data.questions import questions_at
 from strop.errors import RecipeError
 from strop.modal_runs import require_modal
 from strop.modal_runs.launch import launch
@@ -182,7 +183,7 @@ def _on_unsloth(attempt: Attempt) -> None:
     recipe, prepared, folder, reporter = attempt.recipe, attempt.prepared, attempt.folder, attempt.reporter
     data = prepared.data
     with start_worker(recipe, prepared.model, data.train, data.validation, folder) as worker:
-        reporter.note(f"Unsloth is starting in a process of its own; its output is in {worker.log}")
+        reporter.note(f"Unsloth is starting in its own process; its output is in {worker.log}")
         trainer = UnslothTrainer(
             worker,
             data.train,
@@ -246,8 +247,7 @@ def _trainer(attempt: Attempt, adapter: LoraAdapter) -> Trainer:
 
 
 def _asked(attempt: Attempt) -> Asked | None:
-    """The held-out rows that are answered during training; None where there are none, or they ask nothing."""
-    from strop.data.questions import questions_at
+    """The held-out rows that are answered during training; None if there are none or they ask nothing."""
     from strop.evaluation.samples import Asked
 
     data, recipe = attempt.prepared.data, attempt.recipe
@@ -255,7 +255,9 @@ def _asked(attempt: Attempt) -> Asked | None:
     if data.validation is None or not wanted:
         return None
     if data.format == "text" or recipe.data.train_on == "all":
-        attempt.reporter.note("no samples during training: these rows have no answer apart from what is asked")
+        attempt.reporter.note(
+            "no samples during training: these rows have no answer that is separate from the question"
+        )
         return None
     store = data.validation
     origins = [store.origin(i) for i in range(min(wanted, len(store)))]
@@ -264,7 +266,7 @@ def _asked(attempt: Attempt) -> Asked | None:
 
 
 def _most_tokens(folder: RunFolder, recipe: Recipe, device: torch.device) -> int | None:
-    """The microbatch that this run was left with on a GPU like this one, unless the recipe's was changed since."""
+    """The microbatch that an earlier attempt ended with on such a GPU, unless the recipe sets another one since."""
     manifest = folder.manifest
     if manifest.get("device") != _device_name(device):
         return None
