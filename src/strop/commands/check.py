@@ -103,7 +103,7 @@ def _warnings(prepared: Prepared) -> list[str]:
     if train.special_text:
         where = ", ".join(map(str, train.special_text_origins))
         lines.append(
-            f"{train.special_text:,} rows contain the text of control tokens, which turns into those tokens: {where}"
+            f"{train.special_text:,} rows contain the text of control tokens, which become those tokens: {where}"
         )
     if overlap and overlap.prompts:
         lines.append(

@@ -170,9 +170,7 @@ def _hub() -> Finding:
     """Whether models can be downloaded; never the token itself."""
     from huggingface_hub import constants, get_session, get_token
 
-    token = (
-        "a token is set" if get_token() else "no token, which gated models need (set HF_TOKEN, or run `hf auth login`)"
-    )
+    token = "a token is set" if get_token() else "no token for gated models (set HF_TOKEN, or run `hf auth login`)"
     if constants.HF_HUB_OFFLINE:
         return Finding("hub", f"not asked, because HF_HUB_OFFLINE is set; cache {constants.HF_HUB_CACHE}; {token}")
     try:

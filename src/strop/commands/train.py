@@ -255,9 +255,7 @@ def _asked(attempt: Attempt) -> Asked | None:
     if data.validation is None or not wanted:
         return None
     if data.format == "text" or recipe.data.train_on == "all":
-        attempt.reporter.note(
-            "no samples during training: these rows have no answer that is separate from the question"
-        )
+        attempt.reporter.note("no samples during training: these rows have no answer separate from the question")
         return None
     store = data.validation
     origins = [store.origin(i) for i in range(min(wanted, len(store)))]
