@@ -8,7 +8,7 @@ import typer
 
 
 class Place(StrEnum):
-    """Where a run takes place, or its model is served."""
+    """Where a model is trained or served."""
 
     here = "here"
     modal = "modal"

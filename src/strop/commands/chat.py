@@ -85,7 +85,7 @@ def _answer(session: ChatSession | EndpointSession, prompt: str, compare: bool, 
 
 def _converse(session: ChatSession | EndpointSession, compare: bool) -> None:
     """Questions from the keyboard until an empty line or the end of input."""
-    out.print("[dim]Every question starts afresh. An empty line ends.[/dim]")
+    out.print("[dim]Each question is answered on its own. An empty line ends the chat.[/dim]")
     while True:
         try:
             prompt = out.input("[bold]> [/bold]")

@@ -51,7 +51,7 @@ def command(
 
 def _print_audit(prepared: Prepared, num_preview: int) -> None:
     report = prepared.report
-    found = " (found from the rows)" if prepared.data.format_detected else ""
+    found = " (detected)" if prepared.data.format_detected else ""
     learned = "the answers" if report.train_on == "completion" else "everything"
     out.print(
         f"format [bold]{prepared.data.format}[/bold]{found}, template [bold]{report.template}[/bold], "
@@ -97,21 +97,21 @@ def _histogram(lengths: Lengths) -> None:
 
 def _warnings(prepared: Prepared) -> list[str]:
     train, overlap = prepared.report.train, prepared.report.overlap
-    lines = [f"{count:,} rows are left out: {kind}" for kind, count in train.skipped.items()]
+    lines = [f"{count:,} rows are skipped: {kind}" for kind, count in train.skipped.items()]
     if train.stop_cut:
-        lines.append(
-            f"{train.stop_cut:,} samples lose their end at model.max_seq_length and do not learn to stop there"
-        )
+        lines.append(f"{train.stop_cut:,} samples are cut at model.max_seq_length and do not learn to stop")
     if train.special_text:
         where = ", ".join(map(str, train.special_text_origins))
-        lines.append(f"{train.special_text:,} rows hold the text of control tokens, which become those tokens: {where}")
+        lines.append(
+            f"{train.special_text:,} rows contain the text of control tokens, which become those tokens: {where}"
+        )
     if overlap and overlap.prompts:
         lines.append(
             f"{overlap.rows:,} held-out rows are also training rows, and {overlap.prompts:,} share a training "
             "row's question; the held-out loss will look better than it is"
         )
     if prepared.data.validation is None:
-        lines.append("no rows are held out, so nothing will tell learning from memorising: set data.validation_file")
+        lines.append("no rows are held out, so learning and memorising will look the same: set data.validation_file")
     return lines
 
 

@@ -40,7 +40,7 @@ class Finding:
     Attributes:
         topic: What was looked at.
         value: What was found.
-        advice: What to do about it, where something is amiss.
+        advice: What to do, if something is wrong.
     """
 
     topic: str
@@ -49,10 +49,10 @@ class Finding:
 
 
 def doctor(recipe: Recipe | None = None) -> Iterator[Finding]:
-    """Look at versions, GPU, disk, hub and Modal, and say what the engine would choose; changes nothing.
+    """Look at versions, GPU, disk, hub and Modal, and say what the engine would choose. Changes nothing.
 
     Args:
-        recipe: Whose model and LoRA the engine's choice is for; else that of an ordinary Llama with default LoRA.
+        recipe: The engine's choice is for its model and LoRA; without it, for a common Llama with default LoRA.
     """
     yield Finding("strop", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
     yield Finding("packages", ", ".join(f"{name} {version(name)}" for name in NEEDED))
@@ -93,14 +93,14 @@ def _gpu() -> Iterator[Finding]:
         elif torch.version.cuda is None:
             yield Finding("GPU", f"driver {driver}, but {built}", "install torch's CUDA build: pip install torch")
         else:
-            advice = "update the driver, or look whether CUDA_VISIBLE_DEVICES hides the GPU"
+            advice = "update the driver, or check whether CUDA_VISIBLE_DEVICES hides the GPU"
             yield Finding("GPU", f"driver {driver}; {built} and cannot use it", advice)
         return
     for index in range(torch.cuda.device_count()):
         name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
         free, total = (size / 2**30 for size in torch.cuda.mem_get_info(index))
         value = f"{name}, capability {capability[0]}.{capability[1]}, {free:.0f} of {total:.0f} GiB free"
-        crowded = "another process holds a good part of its memory" if free < 0.8 * total else None
+        crowded = "another process is using much of its memory" if free < 0.8 * total else None
         yield Finding(f"GPU {index}", value, crowded)
     yield Finding("driver", f"{_driver() or 'unknown'}; {built}")
 
@@ -170,13 +170,13 @@ def _hub() -> Finding:
     """Whether models can be downloaded; never the token itself."""
     from huggingface_hub import constants, get_session, get_token
 
-    token = "a token is set" if get_token() else "no token (HF_TOKEN, or `hf auth login`), which gated models need"
+    token = "a token is set" if get_token() else "no token for gated models (set HF_TOKEN, or run `hf auth login`)"
     if constants.HF_HUB_OFFLINE:
         return Finding("hub", f"not asked, because HF_HUB_OFFLINE is set; cache {constants.HF_HUB_CACHE}; {token}")
     try:
         get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
     except Exception as error:  # the hub's HTTP library, and so its errors, changed twice: no base class to name
-        advice = f"use a local folder, or what the cache {constants.HF_HUB_CACHE} has"
+        advice = f"use a local folder, or a model that is in the cache {constants.HF_HUB_CACHE}"
         return Finding("hub", f"cannot be reached ({type(error).__name__}); {token}", advice)
     return Finding("hub", f"reachable; {token}")
 

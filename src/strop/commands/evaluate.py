@@ -150,7 +150,7 @@ def _questions(data: Dataset, store: SampleStore, section: DataSection, count: i
 
 
 def _groups(store: SampleStore, specs: Sequence[str], key: str) -> list[str]:
-    """What each held-out row has under `key`, as text."""
+    """The value of `key` in each held-out row, as text."""
     index = {store.origin(i): i for i in range(len(store))}
     groups, keys = [NO_GROUP] * len(store), dict[str, None]()
     for row in (row for path in find_files(specs) for row in read_rows(path)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from strop.data.template import Template
     from strop.exporting.gguf.file import Quantisation
     from strop.exporting.layout import Layout
+    from strop.exporting.merge import MergedModel
     from strop.exporting.parity.gate import Parity, Reference
     from strop.model.checkpoint.folder import ModelFolder
     from strop.reporting.usage import Form
@@ -58,7 +58,7 @@ def export(
     quantisation: Quantisation | None = None,
     dequantise: bool = False,
 ) -> Exported:
-    """Write what a run has trained for other programs; checked in that program, and whole or absent.
+    """Write the trained model for another program, and try it there first: the export is complete or absent.
 
     Args:
         run: A finished run.
@@ -67,7 +67,7 @@ def export(
         layout: With `adapter`: for a base checkpoint of the other layout, `fused` with qkv_proj and gate_up_proj
             (microsoft/Phi-3-mini-4k-instruct) or `split` (unsloth/Phi-3-mini-4k-instruct).
         base: With `layout`: that base's name, for adapter_config.json.
-        output: Where it goes; by default beside the run's adapter.
+        output: The folder to write; by default beside the run's adapter.
         quantisation: With `gguf`: how matrices are stored, q8_0 unless said otherwise.
         dequantise: Merge a 4-bit run's adapter onto the weights as NF4 rounded them, made bfloat16.
 
@@ -100,7 +100,7 @@ def command(
     to: Annotated[
         Literal["adapter", "merged", "gguf"],
         typer.Option(
-            help="An adapter for PEFT and vLLM; base and adapter as one checkpoint, or for llama.cpp, Ollama."
+            help="An adapter for PEFT and vLLM; or base and adapter merged into one checkpoint, or into one GGUF file."
         ),
     ] = "adapter",
     layout: Annotated[
@@ -115,12 +115,12 @@ def command(
     dequantise: Annotated[
         bool, typer.Option("--dequantise", help="Merge a 4-bit run onto its rounded weights, made bfloat16.")
     ] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the new folder goes.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write.")] = None,
 ) -> None:
     """Write the trained model for other programs, and try it there before it is put in place.
 
     The export is loaded by PEFT, transformers or llama.cpp in a process of its own and has to give the same prompt
-    ids, stop tokens, answers and logits as the trained model. What was measured is in its parity.json; an export that
+    ids, stop tokens, answers and logits as the trained model. Its parity.json holds the measurements; an export that
     differs is removed (exit code 9). See docs/exports.md.
     """
     exported = export(
@@ -142,6 +142,8 @@ def _other_layout(run: Run, layout: Layout, base: str | None, output: Path | Non
 
 
 def _export(run: Run, to: Form, kind: str, target: Path, quantisation: Quantisation) -> Exported:
+    from strop.exporting.adapter import copy_adapter
+    from strop.exporting.merge import merged_model, write_merged
     from strop.exporting.parity.gate import check_parity
     from strop.exporting.prompting import write_tokenizer
     from strop.model.checkpoint.folder import open_model
@@ -152,12 +154,14 @@ def _export(run: Run, to: Form, kind: str, target: Path, quantisation: Quantisat
     # In a call of its own: the decoder's memory is free again before anything is written.
     reference = _reference(run, base, template, context)
     with staged_folder(target) as work:
-        if to == "gguf":
-            _write_gguf(run, base, template, work, quantisation, context)
-        elif to == "merged":
-            _write_merged(run, base, work)
+        if to == "adapter":
+            copy_adapter(run.adapter_path, work)
         else:
-            _copy_adapter(run, work)
+            with merged_model(base, run.adapter_path, run.recipe.model.load_in_4bit) as model:
+                if to == "merged":
+                    write_merged(model, work)
+                else:
+                    _write_gguf(run, model, template, work, quantisation, context)
         if to != "gguf":
             write_tokenizer(template, base.path, work)
         parity = check_parity(kind, work, base.path if to == "adapter" else None, reference)
@@ -174,31 +178,15 @@ def _context(run: Run, base: ModelFolder) -> int:
 
 
 def _write_gguf(
-    run: Run, base: ModelFolder, template: Template, work: Path, quantisation: Quantisation, context: int
+    run: Run, model: MergedModel, template: Template, work: Path, quantisation: Quantisation, context: int
 ) -> None:
     from strop.exporting.gguf.file import write_gguf
-    from strop.exporting.merge import merged_model
     from strop.exporting.prompting import modelfile
 
     title = re.sub(r"[^\w.-]+", "-", run.path.resolve().name)
     file = work / f"{title}-{quantisation}.gguf"
-    with merged_model(base, run.adapter_path, run.recipe.model.load_in_4bit) as model:
-        write_gguf(model, template, file, quantisation, title, context)
+    write_gguf(model, template, file, quantisation, title, context)
     (work / "Modelfile").write_text(modelfile(file.name, template, context), encoding="utf-8")
-
-
-def _copy_adapter(run: Run, work: Path) -> None:
-    from strop.exporting.adapter import CONFIG_FILE, WEIGHTS_FILE
-
-    for name in (WEIGHTS_FILE, CONFIG_FILE):
-        shutil.copyfile(run.adapter_path / name, work / name)
-
-
-def _write_merged(run: Run, base: ModelFolder, work: Path) -> None:
-    from strop.exporting.merge import merged_model, write_merged
-
-    with merged_model(base, run.adapter_path, run.recipe.model.load_in_4bit) as model:
-        write_merged(model, work)
 
 
 def _reference(run: Run, base: ModelFolder, template: Template, context: int) -> Reference:

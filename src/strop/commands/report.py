@@ -22,17 +22,17 @@ REPORT_FILE = "report.html"
 
 
 def report(runs: Sequence[Run], *, output: Path | None = None) -> Path:
-    """Write one self-contained HTML page of some runs.
+    """Write one self-contained HTML page about one or several runs.
 
     Args:
         runs: At least one; finished or not.
-        output: Where it goes; by default report.html in the run's folder, or here where there are several.
+        output: Where it goes; by default report.html in the run's folder, or here if there are several.
 
     Returns:
         The page.
 
     Raises:
-        RecipeError: A folder is not a run's, there are too many, or the output is a file that is no report.
+        RecipeError: A folder is not a run's, there are too many, or the output is a file of another kind.
         StropError: It cannot be written.
     """
     from strop.reporting.page import GENERATOR
@@ -41,7 +41,7 @@ def report(runs: Sequence[Run], *, output: Path | None = None) -> Path:
     page = _page(runs)
     try:
         if target.exists() and f'content="{GENERATOR}"'.encode() not in target.read_bytes()[:4096]:
-            raise RecipeError(f"{target} exists and is no report of strop's; name another file with --output")
+            raise RecipeError(f"{target} exists and is not a report by strop; name another file with --output")
         replace_file(target, page.html)
     except OSError as error:
         raise StropError(f"{target} cannot be written: {error.strerror}") from error
@@ -56,12 +56,12 @@ def command(
     watch: Annotated[bool, typer.Option("--watch", help="Serve it on 127.0.0.1, kept up to date.")] = False,
     port: Annotated[int, typer.Option(help="With --watch: where. 0 takes a free one.")] = 0,
 ) -> None:
-    """One page about a run, or several beside each other: curves, answers, data, recipe, cost.
+    """One page about a run, or about several side by side: curves, answers, data, recipe, cost.
 
-    It is one HTML file that needs no network. Every run writes its own at its end.
+    It is a single HTML file that needs no network. Every run writes its own when it ends.
     """
     if watch and output is not None:
-        raise RecipeError("--output goes without --watch, which serves the page and writes none")
+        raise RecipeError("--output does not go with --watch, which serves the page and writes no file")
     chosen = [Run(run) for run in runs]
     if watch:
         _serve(page_server(chosen, port))
@@ -73,7 +73,7 @@ def page_server(runs: Sequence[Run], port: int = 0) -> PageServer:
     """Serve the page on 127.0.0.1, where it keeps itself up to date; call `serve_forever` on what is returned.
 
     Raises:
-        RecipeError: A folder is not a run's, there are too many, or the port cannot be had.
+        RecipeError: A folder is not a run's, there are too many, or the port is taken.
     """
     from strop.reporting.serve import PageServer
 
@@ -82,7 +82,7 @@ def page_server(runs: Sequence[Run], port: int = 0) -> PageServer:
 
 
 def keep_report(run: Run, note: Callable[[str], None]) -> None:
-    """Write the page at the end of something that matters more than it: a failure is a note."""
+    """Write the page at the end of something that matters more: a failure is only a note."""
     try:
         report([run])
     except Exception as error:  # whatever it is, the run is done and its result is sound
@@ -99,7 +99,7 @@ def _page(runs: Sequence[Run], live: bool = False) -> Page:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """The folders' names, or their paths where a name is not the only one of its kind."""
+    """The folders' names, or their paths if several have the same name."""
     names = [run.path.resolve().name for run in runs]
     return [str(run.path) if names.count(name) > 1 else name for run, name in zip(runs, names, strict=True)]
 

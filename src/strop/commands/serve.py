@@ -127,7 +127,7 @@ def _on_modal(run: Path, gpu: str | None, stop: bool) -> None:
     require_modal()
     recipe = Run(run).recipe
     if stop:
-        return console.note(f"stopped {take_down(run)}; nothing of it is up any more")
+        return console.note(f"stopped {take_down(run)}; nothing of it is running any more")
     if gpu is not None:
         recipe = load_recipe(run / "recipe.yaml", [f"modal.gpu={gpu}"])
     _print_deployed(run, deploy(run, recipe, console.note))

@@ -20,6 +20,7 @@ from strop.commands.load import load_model
 from strop.commands.prepare import Prepared, prepare
 from strop.commands.report import keep_report
 from strop.commands.run import Run
+from strop.data.questions import questions_at
 from strop.errors import RecipeError
 from strop.modal_runs import require_modal
 from strop.modal_runs.launch import launch
@@ -27,8 +28,9 @@ from strop.modal_runs.meter import meter_of
 from strop.model.checkpoint.locate import fingerprint_folder
 from strop.recipe import Recipe, differences, load_recipe
 from strop.run.folder import RunFolder, refuse_changes
+from strop.run.live import console_reporter
 from strop.run.metrics import last_steps
-from strop.run.reporter import Reporter, clock, console_reporter
+from strop.run.reporter import Reporter, clock
 from strop.run.trackers.feed import TrackingReporter
 from strop.run.trackers.tracker import TrackedRun, require
 from strop.training.stop import StopSignals
@@ -262,7 +264,6 @@ def _refuse_another_run(folder: RunFolder, recipe: Recipe, fingerprints: dict[st
 
 def _sampled_rows(attempt: Attempt) -> SampledRows | None:
     """The held-out rows that are answered during training; None where there are none, or they ask nothing."""
-    from strop.data.questions import questions_at
     from strop.evaluation.samples import SampledRows
 
     data, recipe = attempt.prepared.data, attempt.recipe
@@ -270,7 +271,7 @@ def _sampled_rows(attempt: Attempt) -> SampledRows | None:
     if data.validation is None or not wanted:
         return None
     if data.format == "text" or recipe.data.train_on == "all":
-        attempt.reporter.note("no samples during training: these rows have no answer apart from what is asked")
+        attempt.reporter.note("no samples during training: these rows have no answer separate from the question")
         return None
     store = data.validation
     origins = [store.origin(i) for i in range(min(wanted, len(store)))]

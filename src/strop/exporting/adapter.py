@@ -76,6 +76,12 @@ def load_adapter(adapter: LoraAdapter, folder: Path) -> None:
     fill_adapter(adapter, load_file(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
 
 
+def copy_adapter(folder: Path, target: Path) -> None:
+    """Copy weights and configuration from one PEFT folder into another, and nothing else."""
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        shutil.copyfile(folder / name, target / name)
+
+
 def fill_adapter(adapter: LoraAdapter, tensors: Mapping[str, Tensor], source: str) -> None:
     """Fill an attached adapter from tensors with PEFT's names; error messages name `source` as their origin.
 
