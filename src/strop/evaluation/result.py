@@ -56,10 +56,10 @@ class Interval:
     """A figure and the 95% interval around it.
 
     Attributes:
-        value: The figure itself.
+        value: The figure.
         low: Lower end.
         high: Upper end.
-        count: Rows that it was made from.
+        count: Rows it was computed from.
     """
 
     value: float
@@ -73,7 +73,7 @@ Scores = Mapping[str, Interval | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ScoreSettings:
     """How answers are generated and judged.
 
     Attributes:
@@ -87,7 +87,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class JudgedAnswer:
-    """What one model answered, and how right that is; the metrics as in `matching`."""
+    """What one model answered and how right that is; `matching` defines the metrics."""
 
     text: str
     exact_match: bool
@@ -97,16 +97,16 @@ class JudgedAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """A held-out question and what both models made of it.
+class AnswerPair:
+    """A held-out question and both models' answers.
 
     Attributes:
         row: Its file and line.
-        group: Of the row, where rows have groups.
+        group: The row's group, if rows have groups.
         question: What the user asks, in the row's own words.
         reference: The right answer.
         base: The base model's answer.
-        tuned: The tuned model's.
+        tuned: The tuned model's answer.
     """
 
     row: str
@@ -119,7 +119,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Both models on the rows of one group."""
+    """Both models' scores on the rows of one group."""
 
     num_rows: int
     base: Scores
@@ -131,10 +131,10 @@ class Evaluation:
     """Base beside tuned on the same held-out rows.
 
     Attributes:
-        num_rows: Held-out rows; all of them make the loss.
+        num_rows: Held-out rows; all of them count in the loss.
         num_loss_tokens: Tokens of their answers.
         num_generated: Rows that were answered.
-        settings: How.
+        settings: How they were answered and judged.
         base: The base model's scores.
         tuned: The tuned model's.
         difference: Tuned minus base, row by row.
@@ -145,15 +145,15 @@ class Evaluation:
     num_rows: int
     num_loss_tokens: int
     num_generated: int
-    settings: Settings
+    settings: ScoreSettings
     base: Scores
     tuned: Scores
     difference: Scores
     groups: Mapping[str, Group]
-    examples: list[Example]
+    examples: list[AnswerPair]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, as evaluation.json holds it."""
+        """Plain data, as stored in evaluation.json."""
         return asdict(self)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The same model with and without its adapter, side by side on rows that it has not seen."""
+"""The same model with and without its adapter, compared on rows that it has not seen."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strop.data.store import Sample, SampleStore
-from strop.evaluation.generate import Answer, generate
+from strop.evaluation.generate import GeneratedAnswer, generate
 from strop.evaluation.intervals import (
     RowSums,
     nll_difference,
@@ -20,16 +20,16 @@ from strop.evaluation.intervals import (
 )
 from strop.evaluation.loss import row_losses
 from strop.evaluation.matching import exact_match, numeric_match, token_f1
-from strop.evaluation.result import METRICS, Evaluation, Example, Group, JudgedAnswer, Scores, Settings
+from strop.evaluation.result import METRICS, AnswerPair, Evaluation, Group, JudgedAnswer, Scores, ScoreSettings
 from strop.model.lora import LoraAdapter
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """A held-out row that is asked.
+class HeldOutQuestion:
+    """A held-out row to be answered.
 
     Attributes:
-        index: In the store.
+        index: Its place in the store.
         text: What the user asks, in the row's own words.
         prompt: Token ids of everything before the reference answer.
         reference: The right answer.
@@ -44,11 +44,11 @@ class Question:
 def evaluate(
     adapter: LoraAdapter,
     store: SampleStore,
-    questions: Sequence[Question],
+    questions: Sequence[HeldOutQuestion],
     decode: Callable[[Sequence[int]], str],
     stop_ids: frozenset[int],
     max_tokens: int,
-    settings: Settings,
+    settings: ScoreSettings,
     groups: Sequence[str] | None = None,
 ) -> Evaluation:
     """Score the base model and the tuned one on every row's loss and on some rows' generated answers.
@@ -80,7 +80,7 @@ def evaluate(
 
     everyone = np.ones(len(store), np.bool_)
     examples = [
-        Example(str(store.origin(q.index)), groups[q.index] if groups else None, q.text, q.reference, base, tuned)
+        AnswerPair(str(store.origin(q.index)), groups[q.index] if groups else None, q.text, q.reference, base, tuned)
         for q, base, tuned in zip(questions, judged["base"], judged["tuned"], strict=True)
     ]
     return Evaluation(
@@ -100,7 +100,7 @@ def evaluate(
 
 
 def split_question(sample: Sample, stop_ids: frozenset[int]) -> tuple[list[int], list[int]]:
-    """A sample's last answer without its stop tokens, and everything before it."""
+    """Everything before a sample's last answer, and that answer without its stop tokens."""
     learned = np.flatnonzero(sample.learned)
     breaks = np.flatnonzero(np.diff(learned) > 1)
     first = int(learned[breaks[-1] + 1] if len(breaks) else learned[0])
@@ -108,7 +108,7 @@ def split_question(sample: Sample, stop_ids: frozenset[int]) -> tuple[list[int],
     return sample.input_ids[:first].tolist(), answer
 
 
-def _judge(answer: Answer, text: str, reference: str, tolerance: float) -> JudgedAnswer:
+def _judge(answer: GeneratedAnswer, text: str, reference: str, tolerance: float) -> JudgedAnswer:
     return JudgedAnswer(
         text=text,
         exact_match=exact_match(text, reference),
@@ -137,7 +137,10 @@ def _of_answers() -> list[str]:
 
 
 def _values(judged: Sequence[JudgedAnswer], metric: str) -> list[float]:
-    """The metric for every answer that has one. The references decide which do, so both models have the same rows."""
+    """The metric for every answer that has one.
+
+    The references decide which do, so both models are scored on the same rows.
+    """
     values = [getattr(answer, metric) for answer in judged]
     return [float(value) for value in values if value is not None]
 

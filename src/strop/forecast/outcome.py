@@ -1,9 +1,10 @@
-"""After the run: what was predicted beside what happened."""
+"""After the run: the prediction beside what happened."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
-from strop.run.manifest import Compared, Prediction
+from strop.run.folder import RunFolder
+from strop.run.manifest import Compared, Estimate
 from strop.run.reporter import clock
 
 
@@ -13,11 +14,11 @@ class Outcome:
 
     Attributes:
         training_seconds: Steps and checkpoints.
-        tokens_per_second: Of the rows.
-        peak_gib: Reserved by torch at most in the last attempt; None on a CPU.
-        dollars: None where nothing was billed.
-        steps: Updates made, of those planned; early stopping may have ended it.
-        attempts: Times that the run was started.
+        tokens_per_second: Tokens of the rows.
+        peak_gib: The most memory that torch reserved in the last attempt; None on a CPU.
+        dollars: None if nothing was billed.
+        steps: Updates made and updates planned; early stopping may have ended the run before.
+        attempts: How often the run was started.
     """
 
     training_seconds: float
@@ -27,7 +28,7 @@ class Outcome:
     steps: tuple[int, int]
     attempts: int
 
-    def beside(self, line: Prediction) -> dict[str, Compared]:
+    def beside(self, line: Estimate) -> dict[str, Compared]:
         """Each figure with its prediction, and how far off that was, for the manifest."""
         share = self.steps[0] / self.steps[1]
         pairs = {
@@ -51,11 +52,21 @@ _SHOWN = {
 }
 
 
-def sentence(line: Prediction, beside: Mapping[str, Compared], attempts: int) -> str:
-    """How wrong the plan was, on one line."""
+def sentence(line: Estimate, beside: Mapping[str, Compared], attempts: int) -> str:
+    """How far off the plan was, in one line."""
     parts = []
     for name, (label, show) in _SHOWN.items():
         if found := beside.get(name):
             parts.append(f"{label} {show(found.actual)}, predicted {show(found.predicted)} ({found.off:+.0%})")
     several = f" ({attempts} attempts)" if attempts > 1 else ""
     return f"plan ({line.source}){several}: {'; '.join(parts)}"
+
+
+def compare(folder: RunFolder, outcome: Outcome, note: Callable[[str], None]) -> None:
+    """Write into the manifest of a finished run how far off its prediction was, and say so in a line."""
+    predicted = folder.begun.plan
+    if predicted is None or predicted.problem is not None:
+        return
+    beside = outcome.beside(predicted)
+    folder.update(lambda manifest: replace(manifest, outcome=beside))
+    note(sentence(predicted, beside, outcome.attempts))

@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import escape
 
-from strop.evaluation.result import METRICS, Evaluation, Example, Interval, JudgedAnswer
+from strop.evaluation.result import METRICS, AnswerPair, Evaluation, Interval, JudgedAnswer
 from strop.reporting.text import count, cut, percent, points, short
 from strop.run.records import Sample
 
@@ -75,7 +75,7 @@ def examples(evaluation: Evaluation | None, share: int) -> dict[str, Any]:
     return {"shown": shown, "total": len(found), "kinds": kinds}
 
 
-def _example(example: Example) -> dict[str, Any]:
+def _example(example: AnswerPair) -> dict[str, Any]:
     answers = {"base": _answer(example.base), "tuned": _answer(example.tuned)}
     before, after = answers["base"]["right"], answers["tuned"]["right"]
     kinds = ["right" if after else "wrong"]

@@ -5,6 +5,8 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from strop.evaluation.result import Interval
 from strop.reporting.read import RunFiles
 from strop.reporting.scores import signed
@@ -170,8 +172,6 @@ def _tiles(
 
 
 def _median(speed: Series) -> str:
-    import numpy as np
-
     return count(float(np.median(speed.values))) if len(speed) else "–"
 
 

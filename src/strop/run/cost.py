@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from strop.errors import BudgetReached
+from strop.run.folder import RunFolder
 from strop.run.manifest import AttemptCost
 
 
@@ -59,6 +60,13 @@ class Meter:
             seconds=round(self.seconds, 1),
             dollars=round(self.seconds * self.dollars_per_second, 4),
         )
+
+
+def enter_cost(folder: RunFolder, meter: Meter | None) -> None:
+    """Put the cost of all attempts into the manifest, this one's so far; nothing if nothing is billed."""
+    if meter is not None:
+        costs = (*meter.earlier, meter.entry(folder.begun.attempts))
+        folder.update(lambda manifest: replace(manifest, costs=costs, dollars=round(meter.dollars, 4)))
 
 
 def with_unfinished(costs: Sequence[AttemptCost], dollars: float) -> tuple[AttemptCost, ...]:

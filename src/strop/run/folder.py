@@ -29,10 +29,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from strop import __version__
 from strop.errors import CheckpointError, RecipeError, StropError
 from strop.run.durable import make_folder, replace_file
 from strop.run.lenient import fit, parse_json
-from strop.run.manifest import KeptPrediction, Manifest, Status
+from strop.run.manifest import KeptEstimate, Manifest, Status
 from strop.run.records import EvalRecord, TrainRecord, read_metrics
 
 
@@ -171,15 +172,15 @@ class RunFolder:
         """Put recipe.yaml in place."""
         self._write("recipe.yaml", text.encode())
 
-    def write_plan(self, plan: KeptPrediction) -> None:
+    def write_plan(self, plan: KeptEstimate) -> None:
         """Put plan.json in place."""
         self._write("plan.json", json.dumps(asdict(plan), indent=2).encode() + b"\n")
 
     @property
-    def plan(self) -> KeptPrediction | None:
+    def plan(self) -> KeptEstimate | None:
         """The contents of plan.json; None where there is none, or none that can be read."""
         try:
-            return fit(KeptPrediction, parse_json((self.path / "plan.json").read_bytes()))
+            return fit(KeptEstimate, parse_json((self.path / "plan.json").read_bytes()))
         except (OSError, ValueError, RecursionError):
             return None
 
@@ -246,8 +247,6 @@ def refuse_changes(stored: Mapping[str, str], current: Mapping[str, str], recipe
 
 def _environment(device: str) -> dict[str, str]:
     """What can change a result in its last digits while the recipe stays the same."""
-    from strop import __version__
-
     return {
         "strop": __version__,
         "python": platform.python_version(),

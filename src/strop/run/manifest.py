@@ -69,24 +69,24 @@ class TrainingRows:
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class Estimate:
     """What a recipe takes on one kind of GPU, or why it cannot be trained there. `strop.forecast` makes it.
 
     Attributes:
         gpu: Modal's name, with its count if that is not 1, or the name of this machine's device.
         source: `measured` here, or `scaled` from published measurements.
-        problem: Why it cannot be trained there; None if it can. The figures below are then 0.
+        problem: Why it cannot be trained there, with all figures below 0; None if it can.
         precision: Of the frozen weights.
         layers: `fused` or `plain`.
         memory_gib: The GPU's memory.
-        peak_gib: Reserved by torch at most.
-        max_tokens: Budget of a microbatch.
-        samples_per_second: Of a step.
-        tokens_per_second: Of the rows; a shared prefix counts for each row.
+        peak_gib: The most memory that torch reserves.
+        max_tokens: Token budget of a microbatch.
+        samples_per_second: During training steps.
+        tokens_per_second: Tokens of the rows; a shared prefix counts once for each row.
         training_seconds: All steps and checkpoints.
-        seconds: The container's: start, training and evaluations.
-        dollars: For `seconds`; None where there is no price.
-        range: What `seconds` may be multiplied with, at best and at worst.
+        seconds: The container's whole time: start, training and evaluations.
+        dollars: For `seconds`; None if there is no price.
+        range: Factors on `seconds`, at best and at worst.
     """
 
     gpu: str
@@ -104,14 +104,14 @@ class Prediction:
     dollars: float | None = None
     range: tuple[float, float] = (1.0, 1.0)
 
-    def rounded(self) -> "Prediction":
+    def rounded(self) -> "Estimate":
         """With four decimals, as files have it."""
         figures: dict[str, Any] = {key: value for key, value in asdict(self).items() if isinstance(value, float)}
         return replace(self, **{key: round(value, 4) for key, value in figures.items()})
 
 
 @dataclass(frozen=True, slots=True)
-class KeptPrediction:
+class KeptEstimate:
     """plan.json: what `strop plan` measured before the run began.
 
     Attributes:
@@ -122,7 +122,7 @@ class KeptPrediction:
 
     device: str
     of: str
-    line: Prediction
+    line: Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +223,7 @@ class Manifest:
     template: str | None = None
     data: TrainingRows | None = None
     sharing_ratio: float | None = None
-    plan: Prediction | None = None
+    plan: Estimate | None = None
     limit: SpeedLimit | None = None
     notes: tuple[str, ...] = ()
     progress: Progress | None = None

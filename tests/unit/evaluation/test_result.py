@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 import strop
-from strop.evaluation.result import METRICS, Evaluation, Interval, JudgedAnswer, Settings
-from strop.present import after as command
+from strop.commands import evaluate as command
+from strop.evaluation.result import METRICS, Evaluation, Interval, JudgedAnswer, ScoreSettings
 from strop.reporting.scores import score_rows
 
 SOURCE = Path(strop.__file__).parent
 PAGE = SOURCE.parents[1] / "docs" / "evaluation.md"
 SCORES = {key: Interval(0.5, 0.25, 0.75, 4) for key in METRICS}
-RESULT = Evaluation(4, 40, 4, Settings(), SCORES, SCORES, SCORES, {}, [])
+RESULT = Evaluation(4, 40, 4, ScoreSettings(), SCORES, SCORES, SCORES, {}, [])
 
 
 def test_the_terminal_and_pages_list_every_metric(capsys: pytest.CaptureFixture[str]) -> None:
-    command.evaluation(RESULT, 0)
+    command._print_evaluation(RESULT, 0)
     printed = capsys.readouterr().out
     assert [metric.label for metric in METRICS.values() if metric.label in printed] == [
         metric.label for metric in METRICS.values()

@@ -6,18 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from strop.forecast.estimate import START_SECONDS, Job, measured, plan_of, scaled
+from strop.commands.plan import plan_notes, plan_table
+from strop.forecast.estimate import START_SECONDS, PlannedRun, measured, plan_of, scaled
 from strop.forecast.outcome import Outcome, sentence
 from strop.forecast.probe import Probe
 from strop.forecast.published import PHI3_MINI
-from strop.forecast.table import plan_notes, plan_table
 from strop.forecast.workload import count_workload, load_of
 from strop.gpus import GPUS
 from strop.microbatch.pack import pack
 from strop.modal_runs.prices import STORED
 from strop.model.config import read_config
 from strop.recipe import Recipe
-from strop.run.manifest import Compared, Prediction
+from strop.run.manifest import Compared, Estimate
 from training_doubles import Rows
 
 CONFIG = read_config(PHI3_MINI)
@@ -28,8 +28,8 @@ def recipe(**sections: Any) -> Recipe:
     return Recipe.model_validate({"model": model, "data": {"train_file": "t", "validation_file": "v"}, **sections})
 
 
-def job(header: int = 100, **sections: Any) -> Job:
-    return Job(recipe(**sections), CONFIG, Rows(header), Rows(header))  # type: ignore[arg-type]
+def job(header: int = 100, **sections: Any) -> PlannedRun:
+    return PlannedRun(recipe(**sections), CONFIG, Rows(header), Rows(header))  # type: ignore[arg-type]
 
 
 def test_a_microbatch_is_counted_as_attention_sees_it() -> None:
@@ -135,7 +135,7 @@ def test_a_prediction_is_kept_with_four_decimals() -> None:
 
 
 def test_how_wrong_the_plan_was() -> None:
-    line = Prediction(
+    line = Estimate(
         "H200", "scaled", peak_gib=50.0, tokens_per_second=40_000.0, training_seconds=100.0, seconds=160.0, dollars=0.2
     )
     whole = Outcome(80.0, 50_000.0, 40.0, 0.16, (10, 10), 1).beside(line)
