@@ -10,7 +10,7 @@ import pytest
 from strop.errors import RecipeError
 from strop.run.folder import RunFolder
 from strop.run.lenient import fit, parse_json
-from strop.run.manifest import Compared, KeptPrediction, Manifest, Prediction
+from strop.run.manifest import Compared, Estimate, KeptEstimate, Manifest
 from strop.run.progress import Progress
 
 
@@ -69,7 +69,7 @@ WHOLE = Manifest(
     attempts=2,
     fingerprints={"data": "d"},
     notes=("a", "b"),
-    plan=Prediction("H200", "scaled", dollars=None),
+    plan=Estimate("H200", "scaled", dollars=None),
     outcome={"dollars": Compared(1.0, 2.0, -0.5)},
     progress=Progress(step=3),
     others={"trl": "1"},
@@ -108,7 +108,7 @@ def test_updates_are_merged(tmp_path: Path) -> None:
 def test_a_prediction_is_kept(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.plan is None
-    kept = KeptPrediction("NVIDIA H200", "0" * 64, Prediction("H200", "measured", seconds=1.5))
+    kept = KeptEstimate("NVIDIA H200", "0" * 64, Estimate("H200", "measured", seconds=1.5))
     folder.write_plan(kept)
     assert folder.plan == kept
     for damage in (b"", b"{}", b"[" * 100_000, b'{"device": "x", "of": "y", "line": {"gpu": "H200"}}'):
