@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from strop.errors import BudgetReached, Interrupted, StropError
 from strop.recipe import Recipe
 from strop.run.cost import enter_cost
+from strop.run.manifest import Estimate, HeldOutRows, Lengths, SpeedLimit, TrainingRows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from strop.model.lora import LoraAdapter
     from strop.run.cost import Meter
     from strop.run.folder import RunFolder
-    from strop.run.manifest import Estimate, SpeedLimit, TrainingRows
     from strop.run.reporter import Reporter
     from strop.training.engine import Engine
     from strop.training.loop import Trainer
@@ -162,8 +162,6 @@ def telling_how_to_resume(folder: RunFolder) -> Iterator[None]:
 
 def _counted(report: AuditReport) -> TrainingRows:
     """What the audit counted, as the manifest has it."""
-    from strop.run.manifest import HeldOutRows, Lengths, TrainingRows
-
     train, held_out, overlap = report.train, report.validation, report.overlap
     counted = None
     if held_out is not None and overlap is not None:

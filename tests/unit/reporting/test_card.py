@@ -108,7 +108,7 @@ def test_what_is_not_known_is_left_out(form: Form, tmp_path: Path) -> None:
     fields = yaml.safe_load(text.split("---\n")[1])
     assert not {"base_model", "base_model_relation", "license", "model-index"} & fields.keys()
     assert "It has not been evaluated." in text
-    assert "To be set by whoever publishes this" in text
+    assert "Set this before you publish" in text
     assert ("quantization_config=nf4" in text) == (form == "adapter")
 
 

@@ -190,7 +190,7 @@ def test_report_writes_over_its_own_page_and_no_other_file(tmp_path: Path) -> No
     run = Run(write_run(tmp_path / "a"))
     assert report([run]) == report([run]) == tmp_path / "a" / "report.html"
     (tmp_path / "thesis.html").write_text("years of work")
-    with pytest.raises(RecipeError, match="no report of strop's"):
+    with pytest.raises(RecipeError, match="not a report by strop"):
         report([run], output=tmp_path / "thesis.html")
     assert (tmp_path / "thesis.html").read_text() == "years of work"
     with pytest.raises(RecipeError, match="not a run folder"):
