@@ -58,7 +58,9 @@ class Run:
         """
         found = self.manifest.format
         if found is None:
-            raise RecipeError(f"{self.path}: run.json has no `format`; train the recipe again with another train.output_dir")
+            raise RecipeError(
+                f"{self.path}: run.json has no `format`; train the recipe again with another train.output_dir"
+            )
         return cast("Format", found)
 
     def metrics(self) -> list[Record]:
