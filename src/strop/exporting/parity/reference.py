@@ -1,4 +1,4 @@
-"""What an export is held against: prompts of the run's data, and what the trained model answers."""
+"""What an export is compared with: prompts from the run's data, and the trained model's answers to them."""
 
 from collections.abc import Sequence
 
@@ -17,11 +17,11 @@ from strop.model.decoder import Decoder
 from strop.recipe import DataSection
 
 _PROMPTS, _NEW_TOKENS = 6, 24
-"""Enough to see any fault of the weights, few enough for a CPU."""
+"""Enough to reveal any fault in the weights, few enough for a CPU."""
 
 
 def ask(decoder: Decoder, template: Template, questions: Sequence[Question]) -> Reference:
-    """A model's greedy answers, and its logits on them."""
+    """Let a model answer greedily, and compute its logits on the answers."""
     answers, logits = [], []
     for question, answer in zip(
         questions,
@@ -40,13 +40,13 @@ def ask(decoder: Decoder, template: Template, questions: Sequence[Question]) -> 
 
 
 def questions_for(data: DataSection, format: Format, template: Template, context: int) -> list[Question]:
-    """The first prompts of held-out rows, or of training rows if none are held out, that differ and are short enough.
+    """The first distinct, short enough prompts of held-out rows, or of training rows if none are held out.
 
     Args:
         data: The run's rows.
         format: Their shape.
-        template: Of training.
-        context: Tokens that a prompt and its answer may have.
+        template: The training template.
+        context: The most tokens of a prompt and its answer together.
 
     Raises:
         RecipeError: No row has such a prompt.
@@ -61,7 +61,7 @@ def questions_for(data: DataSection, format: Format, template: Template, context
             break
     if not questions:
         raise RecipeError(
-            f"no row of {held_out_specs(data)} has a prompt to try the export with, of at most {longest} tokens"
+            f"no row of {held_out_specs(data)} has a prompt of at most {longest} tokens to test the export with"
         )
     return list(questions.values())
 
