@@ -38,10 +38,10 @@ check: $(READY)  ## formatting, lint and types
 	$(BIN)/mypy
 
 docs: $(READY)  ## build the documentation site into site/; a broken link is an error
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 docs-live: $(READY)  ## serve the site on 127.0.0.1:8001 and rebuild it on every change
-	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
 release-check: $(READY)  ## build sdist and wheel, then train from the wheel in an empty environment
 	rm -rf dist

@@ -1,15 +1,18 @@
-"""Draws the README's bar chart from the first table of docs/performance.md: python docs/make_chart.py.
+"""Draws the README's pictures, so that they cannot go stale: python docs/make_pictures.py.
 
-One SVG for a light page and one for a dark page, without fonts, scripts or anything from elsewhere.
+The bar chart comes from the first table of docs/performance.md, one SVG for a light page and one for a dark page; the
+badges come from pyproject.toml. None of them needs a font, a script or anything from elsewhere.
 """
 
 import re
+import tomllib
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "performance.md"
+PROJECT = DOCS.parent / "pyproject.toml"
 TITLE = "LoRA on one H200: samples per second"
 NOTE = "Phi-3-mini's shape, r=16 on all modules, 20,000 census rows; the same rows, labels and order for everyone"
 WIDTH, LEFT, RIGHT, TOP, BAR, GAP = 760, 232, 62, 62, 22, 10
@@ -71,12 +74,33 @@ def render(page: str, theme: Theme) -> str:
     return "".join([*parts, "</svg>\n"])
 
 
-def charts() -> dict[Path, str]:
-    """File -> content, for each theme."""
+def badge(label: str, value: str) -> str:
+    """A badge as SVG, grey and blue, in the size that such badges have."""
+    left, right = (round(len(text) * 6.6) + 12 for text in (label, value))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + right}" height="20" role="img" '
+        'font-family="Verdana, DejaVu Sans, sans-serif" font-size="11" fill="#fff" text-anchor="middle">\n'
+        f"<title>{escape(label)}: {escape(value)}</title>\n"
+        f'<clipPath id="round"><rect width="{left + right}" height="20" rx="3"/></clipPath>\n'
+        '<g clip-path="url(#round)">\n'
+        f'<rect width="{left}" height="20" fill="#555"/>\n'
+        f'<rect x="{left}" width="{right}" height="20" fill="#0969da"/>\n</g>\n'
+        f'<text x="{left / 2:g}" y="14">{escape(label)}</text>\n'
+        f'<text x="{left + right / 2:g}" y="14">{escape(value)}</text>\n</svg>\n'
+    )
+
+
+def pictures() -> dict[Path, str]:
+    """File -> content, of every picture."""
     page = PAGE.read_text(encoding="utf-8")
-    return {DOCS / "images" / f"throughput-{name}.svg": render(page, theme) for name, theme in THEMES.items()}
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
+    versions = [name.split(" :: ")[-1] for name in project["classifiers"] if re.search(r":: 3\.\d+$", name)]
+    svgs = {f"throughput-{name}.svg": render(page, theme) for name, theme in THEMES.items()}
+    svgs["badge-python.svg"] = badge("python", " | ".join(versions))
+    svgs["badge-license.svg"] = badge("license", project["license"])
+    return {DOCS / "images" / name: svg for name, svg in svgs.items()}
 
 
 if __name__ == "__main__":
-    for file, svg in charts().items():
+    for file, svg in pictures().items():
         file.write_text(svg, encoding="utf-8")
