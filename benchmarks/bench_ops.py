@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from strop.ops.attention import Packing
+from strop.microbatch.tree import Tree
 from strop.ops.elementwise import rms_norm, rotary, swiglu
 from strop.ops.frozen_linear import quantise_rows
 from strop.ops.fused.attention import tree_attention, tree_attention_backward
@@ -138,7 +138,7 @@ def cases(tokens: int, length: int, float8: bool) -> dict[str, tuple[Call, Call,
 
 def attention_cases(tokens: int, length: int) -> dict[str, tuple[Call, Call, int]]:
     lengths = (length,) * (tokens // length) + ((tokens % length,) if tokens % length else ())
-    plan = plan_attention(Packing.of(lengths)).to("cuda")
+    plan = plan_attention(Tree.of(lengths)).to("cuda")
     qkv, grad, thin = random(tokens, 3 * WIDTH), random(tokens, WIDTH), random(WIDTH, RANK)
     nothing = LowRank(torch.zeros(tokens, RANK, device="cuda").bfloat16(), thin)
     out, lse = tree_attention(qkv, plan, (HEADS, HEADS), None, thin)

@@ -19,7 +19,7 @@ from random_checkpoint import TOKENIZER
 from strop.data.shapes import shape_of
 from strop.data.store import SampleStore, Settings, open_or_build
 from strop.data.template import load_template
-from strop.microbatch.order import step_samples
+from strop.microbatch.order import Order
 
 MAX_SEQ_LENGTH = 2048
 WORKLOADS = ("census", "long")
@@ -43,7 +43,7 @@ def open_workload(name: str, rows: Path | None = None) -> SampleStore:
 
 def stream(store: SampleStore, count: int, seed: int = 0) -> Iterator[tuple[list[int], list[int]]]:
     """The first samples in strop's order, as input_ids and labels; -100 where nothing is learned."""
-    for index in step_samples(0, len(store), count, 1.0, 10**6, seed):
+    for index in Order(len(store), count, 1.0, max_steps=10**6, seed=seed).samples(0):
         sample = store[int(index)]
         ids = sample.input_ids.tolist()
         yield ids, [token if learned else -100 for token, learned in zip(ids, sample.learned, strict=True)]

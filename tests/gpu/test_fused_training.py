@@ -67,7 +67,6 @@ class PlantsInfinity(Reporter):
     def on_step(self, record) -> None:
         if record["step"] == 2:
             self.trainer.adapter.flat[0] = float("inf")
-            self.trainer.gradients.refresh()
         if record["step"] == 3:
             self.state = self.now()
 

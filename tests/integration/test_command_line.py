@@ -15,9 +15,9 @@ import torch
 
 from helpers import environment, metrics, strop, write_recipe, write_rows
 from strop.exporting.adapter import load_adapter
+from strop.microbatch.tree import Tree
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
-from strop.ops.attention import Packing
 from strop.recipe import LoraSection
 from tiny_models import load_oracle
 
@@ -96,7 +96,7 @@ def test_vanilla_peft_gives_the_same_logits(workshop: Path) -> None:
     load_adapter(adapter, workshop / "run" / "adapter")
     adapter.decoder.eval()
     with torch.no_grad():
-        got = adapter.decoder.logits(adapter.decoder.packed_hidden_states(ids, Packing.of((30,))))
+        got = adapter.decoder.logits(adapter.decoder.packed_hidden_states(ids, Tree.of((30,))))
         want = oracle(ids[None]).logits[0]
     assert (got - want).abs().max().item() < 1e-10 * want.abs().max().item()
     assert (without - want).abs().max().item() > 1e-3

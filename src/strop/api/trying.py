@@ -25,7 +25,7 @@ def ask(decoder: Decoder, template: Template, questions: Sequence[Question]) -> 
 
     from strop.evaluation.generate import generate
     from strop.exporting.parity.gate import Reference
-    from strop.ops.attention import Packing
+    from strop.microbatch.tree import Tree
 
     answers, logits = [], []
     for question, answer in zip(
@@ -35,7 +35,7 @@ def ask(decoder: Decoder, template: Template, questions: Sequence[Question]) -> 
     ):
         ids = torch.tensor(question.ids + answer.ids, device=decoder.device)
         with torch.inference_mode():
-            hidden = decoder.packed_hidden_states(ids, Packing.of((len(ids),)))[len(question.ids) - 1 :]
+            hidden = decoder.packed_hidden_states(ids, Tree.of((len(ids),)))[len(question.ids) - 1 :]
             row = decoder.logits(hidden).float().cpu().numpy()
         ended = [int(row[-1].argmax())] if answer.stopped else []
         logits.append(row if answer.stopped else row[:-1])

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from strop.microbatch.tree import Tree
 from strop.model.config import DecoderConfig
 from strop.model.decoder import Attend
-from strop.ops.attention import Packing, attention
+from strop.ops.attention import attention
 
 
 class KVCache:
@@ -36,11 +37,11 @@ class KVCache:
         for held in (self._k, self._v):
             held[:, target, :, :length] = held[:, source, :, :length]
 
-    def reading(self, packing: Packing, place_L: Tensor, slot_L: Tensor, position_L: Tensor) -> Attend:
+    def reading(self, tree: Tree, place_L: Tensor, slot_L: Tensor, position_L: Tensor) -> Attend:
         """Attention for packed prompts, which fills their slots on the way.
 
         Args:
-            packing: The prompts' prefix tree, T tokens.
+            tree: The prompts' prefix tree, T tokens.
             place_L: For each token of each prompt, those of shared prefixes repeated, its index among the T.
             slot_L: The slot it goes to.
             position_L: Its position there.
@@ -49,7 +50,7 @@ class KVCache:
         def attend(layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, window: int | None) -> Tensor:
             self._k[layer][slot_L, :, position_L] = k_TKH[place_L]
             self._v[layer][slot_L, :, position_L] = v_TKH[place_L]
-            return attention(q_TNH, k_TKH, v_TKH, packing, window)
+            return attention(q_TNH, k_TKH, v_TKH, tree, window)
 
         return attend
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from strop.data.store import Sample, SampleStore
 from strop.evaluation.intervals import RowSums
-from strop.microbatch.inputs import HostBatch, PackedInputs
-from strop.microbatch.pack import Batch, labels_of, pack
+from strop.microbatch.inputs import PackedInputs
+from strop.microbatch.pack import Microbatch, labels_of, pack
 from strop.model.decoder import Decoder
 
 _SAMPLES_AT_A_TIME = 1024
@@ -33,7 +33,7 @@ def held_out_loss(
     store: Samples,
     max_tokens: int,
     check_stop: Callable[[], None] = lambda: None,
-    nll_of: Callable[[HostBatch], Tensor] | None = None,
+    nll_of: Callable[[Microbatch], Tensor] | None = None,
 ) -> HeldOutLoss:
     """Evaluate every sample of `store`, packed under `max_tokens` computed tokens a microbatch.
 
@@ -83,7 +83,7 @@ def token_losses(decoder: Decoder, store: Samples, max_tokens: int) -> tuple[Row
     return RowSums(nll_N, tokens_N), missed_N
 
 
-def _microbatches(decoder: Decoder, store: Samples, max_tokens: int) -> Iterator[tuple[Batch, list[Sample]]]:
+def _microbatches(decoder: Decoder, store: Samples, max_tokens: int) -> Iterator[tuple[Microbatch, list[Sample]]]:
     """Each microbatch with its samples."""
     for start in range(0, len(store), _SAMPLES_AT_A_TIME):
         indices = range(start, min(start + _SAMPLES_AT_A_TIME, len(store)))

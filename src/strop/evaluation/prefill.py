@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from strop.evaluation.kv_cache import KVCache
-from strop.microbatch.tree import Tree, grow, sort_by_prefix
+from strop.microbatch.tree import grow, sort_by_prefix
 from strop.model.decoder import Decoder
-from strop.ops.attention import Packing
 
 
 def read_prompts(
@@ -28,32 +27,20 @@ def read_prompts(
     arrays = [np.asarray(prompt, np.int32) for prompt in prompts]
     long_from = decoder.config.rope.long_from
     order, shared = sort_by_prefix(arrays, None if long_from is None else long_from - max_new_tokens)
-    tree = grow([len(arrays[i]) for i in order], shared)
-    lengths = np.subtract(tree.ends, tree.begins)
-    packing = Packing.of(tuple(lengths.tolist()), tree.parents)
-    ids_T = np.concatenate(
-        [arrays[order[s]][a:b] for s, a, b in zip(tree.first, tree.begins, tree.ends, strict=True)], dtype=np.int64
-    )
-    final_T = np.repeat(np.array(tree.longest) + max_new_tokens, lengths)
-    places = [_places(tree, packing, sample) for sample in range(len(order))]
-    sizes = [len(place) for place in places]
-    place_L = np.concatenate(places)
+    sizes = [len(arrays[i]) for i in order]
+    tree = grow(sizes, shared)
+    place_L = tree.places()
+    ids_T = np.empty(tree.num_tokens, np.int64)
+    ids_T[place_L] = np.concatenate([arrays[i] for i in order])
+    final_T = np.repeat(np.array(tree.sample_lengths) + max_new_tokens, tree.lengths)
     slot_L = np.repeat([slots[i] for i in order], sizes)
     position_L = np.concatenate([np.arange(size) for size in sizes])
 
     def put(array: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
         return torch.from_numpy(array).to(device)
 
-    attend = cache.reading(packing, put(place_L), put(slot_L), put(position_L))
-    hidden_TD = decoder.hidden_states(put(ids_T), packing.positions().to(device), put(final_T), attend)
+    attend = cache.reading(tree, put(place_L), put(slot_L), put(position_L))
+    hidden_TD = decoder.hidden_states(put(ids_T), put(tree.positions()), put(final_T), attend)
     last = np.empty(len(order), np.int64)
-    last[order] = [place[-1] for place in places]
+    last[order] = place_L[np.cumsum(sizes) - 1]
     return decoder.logits(hidden_TD[put(last)])
-
-
-def _places(tree: Tree, packing: Packing, sample: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Where each token of a prompt is among the packed ones."""
-    return np.concatenate(
-        [np.arange(packing.starts[n], packing.starts[n] + packing.lengths[n]) for n in tree.path(sample)],
-        dtype=np.int64,
-    )

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from strop.errors import StropError
+from strop.microbatch.tree import Tree
 from strop.model.lora import LoraAdapter
-from strop.ops.attention import Packing
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 
@@ -132,6 +132,6 @@ def _probe(adapter: LoraAdapter) -> Tensor:
     training = decoder.training
     decoder.eval()
     ids_T = torch.arange(16, device=decoder.device) * 7 % decoder.config.vocab_size
-    logits_TV = decoder.logits(decoder.packed_hidden_states(ids_T, Packing.of((16,))))
+    logits_TV = decoder.logits(decoder.packed_hidden_states(ids_T, Tree.of((16,))))
     decoder.train(training)
     return logits_TV

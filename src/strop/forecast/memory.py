@@ -9,7 +9,7 @@ this was.
 from dataclasses import dataclass
 
 from strop.forecast.shape import Shape
-from strop.training.budget import most_captured_tokens
+from strop.fused.inputs import most_captured_tokens
 
 GIB = 2**30
 CONTEXT_GIB = 0.6

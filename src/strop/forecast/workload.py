@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from strop.data.store import SampleStore
-from strop.microbatch.pack import Batch, pack
-from strop.microbatch.steps import Microbatches
+from strop.microbatch.order import Order
+from strop.microbatch.pack import Microbatch, Microbatches, pack
 from strop.model.config import DecoderConfig
 from strop.recipe import Recipe
 
@@ -33,18 +33,20 @@ class Load:
     samples: int
 
 
-def load_of(batch: Batch, windows: Sequence[int | None]) -> Load:
+def load_of(microbatch: Microbatch, windows: Sequence[int | None]) -> Load:
     """The counts of a microbatch, given each layer's attention window."""
-    depths: list[int] = []
-    for parent, _ in zip(batch.parents, batch.lengths, strict=True):
-        depths.append(0 if parent < 0 else depths[parent] + batch.lengths[parent])
-    starts = np.cumsum(batch.lengths) - batch.lengths
-    visible = np.arange(1, len(batch.input_ids) + 1) + np.repeat(np.subtract(depths, starts), batch.lengths)
+    visible = microbatch.tree.positions() + 1
     pairs = sum(
         windows.count(window) * (visible if window is None else np.minimum(visible, window)).sum(dtype=np.float64)
         for window in set(windows)
     )
-    return Load(len(batch.input_ids), len(batch.learned), float(pairs), batch.num_sample_tokens, len(batch.samples))
+    return Load(
+        tokens=microbatch.num_tokens,
+        learned=len(microbatch.learned),
+        pairs=float(pairs),
+        sample_tokens=microbatch.num_sample_tokens,
+        samples=len(microbatch.samples),
+    )
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,12 @@ def count_workload(
 ) -> Workload:
     """Pack the first steps, and the first held-out samples, under a budget; nothing is computed."""
     section, long_from = recipe.train, config.rope.long_from
-    microbatches = Microbatches(train, section, max_tokens, recipe.lora.lora_dropout == 0, long_from)
+    order = Order.of(section, len(train))
+    microbatches = Microbatches(train, order, max_tokens, recipe.lora.lora_dropout == 0, long_from)
     steps = tuple(
         tuple(load_of(batch, config.sliding_windows) for batch in step) for step in microbatches.first_steps()
     )
-    num_steps = microbatches.num_steps
+    num_steps = order.num_steps
     shown = range(0 if held_out is None else min(_HELD_OUT_SAMPLES, len(held_out)))
     samples = [] if held_out is None else [held_out[i] for i in shown]
     batches = pack(samples, shown, max_tokens, long_from=long_from) if samples else []

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from strop.microbatch.inputs import PackedInputs
+from strop.microbatch.tree import Tree
 from strop.model.config import DecoderConfig
 from strop.model.rope import RotaryTable
-from strop.ops.attention import Packing, attention
+from strop.ops.attention import attention
 from strop.ops.elementwise import rms_norm, rotary, swiglu
 from strop.ops.frozen_linear import FrozenWeight, frozen_linear
 from strop.ops.linear_cross_entropy import label_nll, linear_cross_entropy
@@ -165,12 +166,13 @@ class Decoder(nn.Module):
                 x_TD = layer(x_TD, cos_TR, sin_TR, attend)
         return rms_norm(x_TD, self.final_norm, self.config.rms_norm_eps)
 
-    def packed_hidden_states(self, input_ids_T: Tensor, packing: Packing) -> Tensor:
+    def packed_hidden_states(self, input_ids_T: Tensor, tree: Tree) -> Tensor:
         """`hidden_states` of packed samples that share nothing, each attending to itself alone."""
-        assert packing.is_flat, "the length of a shared node's sample is not known here"
-        lengths_S, device = torch.tensor(packing.lengths), input_ids_T.device
+        assert tree.is_flat, "samples that share a prefix are read as `PackedInputs`"
+        lengths_S, device = torch.tensor(tree.lengths), input_ids_T.device
         lengths_T = lengths_S.repeat_interleave(lengths_S).to(device)
-        return self.hidden_states(input_ids_T, packing.positions().to(device), lengths_T, attend_packed(packing))
+        positions_T = torch.from_numpy(tree.positions()).to(device)
+        return self.hidden_states(input_ids_T, positions_T, lengths_T, attend_packed(tree))
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Next-token logits (T, V)."""
@@ -186,16 +188,16 @@ class Decoder(nn.Module):
         return label_nll(self._learned_states(inputs), self.head, inputs.label_rows_E, inputs.labels_E)
 
     def _learned_states(self, inputs: PackedInputs) -> Tensor:
-        attend = attend_packed(inputs.packing)
+        attend = attend_packed(inputs.tree)
         hidden_TD = self.hidden_states(inputs.input_ids_T, inputs.positions_T, inputs.sample_lengths_T, attend)
         # learned_R names no position twice, so the backward of index_select never adds two values in one place.
         return hidden_TD.index_select(0, inputs.learned_R)
 
 
-def attend_packed(packing: Packing) -> Attend:
+def attend_packed(tree: Tree) -> Attend:
     """Attention of packed samples, each to itself and the prefix that it shares."""
 
     def attend(layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, window: int | None) -> Tensor:
-        return attention(q_TNH, k_TKH, v_TKH, packing, window)
+        return attention(q_TNH, k_TKH, v_TKH, tree, window)
 
     return attend

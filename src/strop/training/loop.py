@@ -14,7 +14,8 @@ import torch
 
 from strop.data.store import SampleStore
 from strop.errors import BudgetReached, Interrupted, NumericsError, OutOfMemoryError
-from strop.microbatch.steps import Microbatches
+from strop.microbatch.order import Order
+from strop.microbatch.pack import Microbatches
 from strop.model.lora import LoraAdapter
 from strop.recipe import TrainSection
 from strop.run.checkpoint import Checkpoint, prune, save_checkpoint
@@ -75,8 +76,9 @@ class Trainer:
         self.max_tokens = min(wanted, self.most_tokens or wanted)
         share = self.adapter.section.lora_dropout == 0
         long_from = self.decoder.config.rope.long_from
-        self.microbatches = Microbatches(self.store, section, self.max_tokens, share, long_from)
-        self.num_steps = self.microbatches.num_steps
+        order = Order.of(section, len(self.store))
+        self.microbatches = Microbatches(self.store, order, self.max_tokens, share, long_from)
+        self.num_steps = order.num_steps
         self.metrics = MetricsLog(self.folder.metrics_path)
         self._best: torch.Tensor | None = None
         self._in_flight: deque[StepInFlight] = deque()
@@ -125,7 +127,6 @@ class Trainer:
         """
         self.reporter.on_start(self.progress.step, self.num_steps)
         self.decoder.train()
-        self.gradients.refresh()
         try:
             self._train()
         except (Interrupted, BudgetReached) as stop:
@@ -166,8 +167,8 @@ class Trainer:
         section = self.section
         torch.manual_seed(dropout_seed(section.seed, step))
         rate = learning_rate(step, section, self.num_steps)
-        batches = self.microbatches.of_step(step)
-        return train_step(self.gradients, self.optimizer, batches, rate, section.max_grad_norm, self.check)
+        microbatches = self.microbatches.of_step(step)
+        return train_step(self.gradients, self.optimizer, microbatches, rate, section.max_grad_norm, self.check)
 
     def _fitting(self, compute: Callable[[], _T]) -> _T:
         """What `compute` gives, with microbatches half as large after each time that memory runs out.

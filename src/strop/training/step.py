@@ -10,7 +10,7 @@ from torch import Tensor
 
 from strop.data.store import SampleStore
 from strop.errors import NumericsError
-from strop.microbatch.pack import Batch
+from strop.microbatch.pack import Microbatch
 from strop.training.gradients import Gradients
 from strop.training.optim import FlatOptimizer
 
@@ -102,9 +102,9 @@ def explain_non_finite(step: int, error: NonFiniteError, store: SampleStore) -> 
 class StepInFlight:
     """A step that was handed to the device and may not be done: each microbatch's part of the loss, and the norm."""
 
-    def __init__(self, batches: Sequence[Batch], losses: Sequence[Tensor], grad_norm: Tensor, clock: _Clock) -> None:
-        self._batches, self._clock = batches, clock
-        numbers = torch.stack([*losses, grad_norm.to(losses[0].dtype)])
+    def __init__(self, microbatches: Sequence[Microbatch], losses: Tensor, grad_norm: Tensor, clock: _Clock) -> None:
+        self._microbatches, self._clock = microbatches, clock
+        numbers = torch.cat([losses, grad_norm.to(losses.dtype).view(1)])
         self._numbers = numbers.to("cpu", non_blocking=True)
         clock.stop()
 
@@ -121,20 +121,20 @@ class StepInFlight:
         """
         seconds = self._clock.seconds()
         *losses, grad_norm = self._numbers.tolist()
-        batches = self._batches
-        for loss, batch in zip(losses, batches, strict=True):
+        microbatches = self._microbatches
+        for loss, microbatch in zip(losses, microbatches, strict=True):
             if not _is_finite(loss):
-                raise NonFiniteError(f"the loss is {loss}", batch.samples)
+                raise NonFiniteError(f"the loss is {loss}", microbatch.samples)
         if not _is_finite(grad_norm):
-            samples = tuple(index for batch in batches for index in batch.samples)
+            samples = tuple(index for microbatch in microbatches for index in microbatch.samples)
             raise NonFiniteError(f"the gradient norm is {grad_norm}", samples)
         return StepResult(
             loss=sum(losses),
             grad_norm=grad_norm,
-            num_samples=sum(len(batch.samples) for batch in batches),
-            num_tokens=sum(batch.num_sample_tokens for batch in batches),
-            num_executed_tokens=sum(len(batch.input_ids) for batch in batches),
-            num_loss_tokens=sum(batch.num_loss_tokens for batch in batches),
+            num_samples=sum(len(microbatch.samples) for microbatch in microbatches),
+            num_tokens=sum(microbatch.num_sample_tokens for microbatch in microbatches),
+            num_executed_tokens=sum(microbatch.num_tokens for microbatch in microbatches),
+            num_loss_tokens=sum(microbatch.num_loss_tokens for microbatch in microbatches),
             seconds=seconds,
         )
 
@@ -142,7 +142,7 @@ class StepInFlight:
 def train_step(
     gradients: Gradients,
     optimizer: FlatOptimizer,
-    batches: Sequence[Batch],
+    microbatches: Sequence[Microbatch],
     learning_rate: float,
     max_grad_norm: float,
     check_stop: Callable[[], None] = lambda: None,
@@ -158,22 +158,15 @@ def train_step(
     Args:
         gradients: Of the model that is trained.
         optimizer: Holds the adapter's parameters.
-        batches: The step's microbatches.
+        microbatches: All of the step.
         learning_rate: Of this step.
         max_grad_norm: The gradient is scaled down to this norm; 0 for never.
         check_stop: Called before each microbatch; may raise to abandon the step.
     """
-    num_loss_tokens = sum(batch.num_loss_tokens for batch in batches)
     clock = _Clock(gradients.device)
-    gradients.zero()
-    losses = []
-    for batch in batches:
-        check_stop()
-        losses.append(gradients.add(batch, 1.0 / num_loss_tokens))
-    gradients.collect()
-    grad_norm = optimizer.update(torch.stack(losses).sum(), learning_rate, max_grad_norm)
-    gradients.refresh()
-    return StepInFlight(batches, losses, grad_norm, clock)
+    losses, grad = gradients.of(microbatches, check_stop)
+    grad_norm = optimizer.update(grad, losses.sum(), learning_rate, max_grad_norm)
+    return StepInFlight(microbatches, losses, grad_norm, clock)
 
 
 def _is_finite(number: float) -> bool:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 
 from strop.data.store import SampleStore
 from strop.errors import RecipeError
-from strop.microbatch.order import num_steps, step_samples
+from strop.microbatch.order import Order
 from strop.model.checkpoint.vet import vet_model_folder
 from strop.model.config import read_config
 from strop.model.lora import initial_tensors, resolve_targets
@@ -116,20 +117,18 @@ def rows_of(section: TrainSection, train: SampleStore, held_out: SampleStore | N
         where nothing is learned, and the offsets of the samples in them; `order`, indices of training samples;
         `rates` and `seeds`, one a step.
     """
-    count, per_step = len(train), section.samples_per_step
-    steps = range(num_steps(count, per_step, section.num_train_epochs, section.max_steps))
-    visits = step_samples(  # the whole run as one step
-        0, count, len(steps) * per_step, section.num_train_epochs, section.max_steps, section.seed
-    )
-    visited, order = np.unique(visits, return_inverse=True)
+    order = Order.of(section, len(train))
+    num_steps = order.num_steps
+    visits = replace(order, samples_per_step=num_steps * order.samples_per_step).samples(0)  # the run as one step
+    visited, places = np.unique(visits, return_inverse=True)
     # Longest first: batches of equal length hold little padding, and what does not fit shows at once.
     held = np.argsort(-held_out.lengths, kind="stable") if held_out else np.empty(0, np.int64)
     return {
         **{f"train_{name}": array for name, array in _samples(train, visited).items()},
         **{f"held_out_{name}": array for name, array in _samples(held_out or train, held).items()},
-        "order": order,
-        "rates": np.array([learning_rate(step, section, len(steps)) for step in steps]),
-        "seeds": np.array([dropout_seed(section.seed, step) for step in steps], np.int64),
+        "order": places,
+        "rates": np.array([learning_rate(step, section, num_steps) for step in range(num_steps)]),
+        "seeds": np.array([dropout_seed(section.seed, step) for step in range(num_steps)], np.int64),
     }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from strop.data.store import SampleStore
 from strop.errors import BudgetReached, Interrupted, NumericsError, OutOfMemoryError, RecipeError, StropError
-from strop.microbatch.order import num_steps, step_samples
+from strop.microbatch.order import Order
 from strop.recipe import Recipe, TrainSection
 from strop.run.checkpoint import Checkpoint, prune, save_checkpoint
 from strop.run.cost import Meter
@@ -79,9 +79,8 @@ class UnslothTrainer:
 
     def __post_init__(self) -> None:
         section = self.section
-        self.num_steps = num_steps(
-            len(self.store), section.samples_per_step, section.num_train_epochs, section.max_steps
-        )
+        self.order = Order.of(section, len(self.store))
+        self.num_steps = self.order.num_steps
         self.metrics = MetricsLog(self.folder.metrics_path)
         self._begin_with: dict[str, Any] = {"step": 0, "state": None, "scalars": {}}
         self._best: dict[str, Tensor] = {}
@@ -190,15 +189,7 @@ class UnslothTrainer:
 
     def _samples(self) -> NDArray[np.int64]:
         """Those of the step that comes next."""
-        section = self.section
-        return step_samples(
-            self.progress.step,
-            len(self.store),
-            section.samples_per_step,
-            section.num_train_epochs,
-            section.max_steps,
-            section.seed,
-        )
+        return self.order.samples(self.progress.step)
 
     def _evaluate_if_due(self) -> None:
         if self.held_out and self.progress.evaluation_is_due(self.section, self.num_steps):

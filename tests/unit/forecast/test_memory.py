@@ -17,7 +17,7 @@ from strop.model.config import read_config
 from strop.model.decoder import Decoder
 from strop.model.lora import LoraAdapter
 from strop.recipe import LoraSection
-from strop.training.budget import worst_batch
+from strop.training.budget import worst_microbatch
 from tiny_models import FAMILIES, write_checkpoint
 
 PHI3 = Shape(read_config(PHI3_MINI), LoraSection())
@@ -86,7 +86,7 @@ def kept_bytes(decoder: Decoder, tokens: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        nll = decoder.nll_sum(PackedInputs.of(worst_batch(tokens, tokens), decoder.device))
+        nll = decoder.nll_sum(PackedInputs.of(worst_microbatch(tokens, tokens), decoder.device))
         size = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
     nll.detach()
     return size
@@ -137,7 +137,7 @@ def test_a_fused_layer_keeps_what_is_counted(tmp_path: Path, family: str, monkey
 
     monkeypatch.setattr(FusedLayer, "forward", watched)
     model = FusedDecoder(adapter)
-    model.nll_sum(model.inputs_of(worst_batch(64, 64)))
+    model.nll_sum(model.inputs_of(worst_microbatch(64, 64)))
     config = adapter.decoder.config
     tensors = {tensor.untyped_storage().data_ptr(): tensor for tensor in kept[0]}  # the first layer, which is not cut
     narrow = 4 * (2 + config.num_heads)  # float32 whatever the type is

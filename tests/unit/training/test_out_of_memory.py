@@ -46,16 +46,16 @@ def holds(trainer: Trainer, tokens: int, from_step: int = 0) -> list[int]:
 
     It runs out in the middle of the backward, when part of the gradient has been added up already.
     """
-    add, failed = trainer.gradients.add, []
+    add, failed = trainer.gradients._add, []
 
     def limited(batch, scale: float) -> torch.Tensor:
         nll = add(batch, scale)
-        if len(batch.input_ids) > tokens and trainer.progress.step + len(trainer._in_flight) >= from_step:
-            failed.append(len(batch.input_ids))
+        if batch.num_tokens > tokens and trainer.progress.step + len(trainer._in_flight) >= from_step:
+            failed.append(batch.num_tokens)
             raise torch.OutOfMemoryError("CUDA out of memory")
         return nll
 
-    trainer.gradients.add = limited  # type: ignore[method-assign]
+    trainer.gradients._add = limited  # type: ignore[method-assign]
     return failed
 
 
@@ -84,9 +84,15 @@ def test_in_the_middle_of_a_run_nothing_but_rounding_changes(start: Start) -> No
     ]
     # The negative control: gradients of the failed microbatch that are kept.
     holds(careless, 26, from_step=3)
-    careless.gradients.zero = lambda zero=careless.gradients.zero: (
-        zero() if careless.progress.step != 3 or careless.max_tokens == 100 else None
-    )  # type: ignore[method-assign]
+    of = careless.gradients.of
+
+    def keeping(*arguments):
+        is_again = careless.progress.step == 3 and careless.max_tokens < 100
+        kept = careless.adapter.flat_grad.clone() if is_again else 0.0
+        losses, grad = of(*arguments)
+        return losses, grad.add_(kept)
+
+    careless.gradients.of = keeping  # type: ignore[method-assign]
     careless.run()
     assert (careless.adapter.flat - undisturbed.adapter.flat).abs().max().item() > 1e6 * max(distance, 1e-16)
 
@@ -145,9 +151,10 @@ class Card:
         patch.setattr(torch.cuda, "synchronize", lambda device: None)
         patch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
 
-    def add(self, batch, scale: float) -> None:
-        self.probed.append(len(batch.input_ids))
-        self.peak = self.constant + 1000 * len(batch.input_ids)
+    def of(self, microbatches) -> None:
+        (batch,) = microbatches
+        self.probed.append(batch.num_tokens)
+        self.peak = self.constant + 1000 * batch.num_tokens
         if self.peak > self.free:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -189,14 +196,11 @@ def captured(model: Path, patch: pytest.MonkeyPatch):
 def test_released_graphs_are_captured_anew_with_the_same_gradients(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapter, gradients = captured(model, monkeypatch)
-    batch = budget.worst_batch(20, 10)
+    _, gradients = captured(model, monkeypatch)
+    batch = budget.worst_microbatch(20, 10)
 
     def gradient() -> torch.Tensor:
-        gradients.zero()
-        gradients.add(batch, 1.0)
-        gradients.collect()
-        return adapter.flat_grad.clone()
+        return gradients.of([batch])[1]
 
     eager, replayed = gradient(), gradient()
     gradients.release()
@@ -210,8 +214,8 @@ def test_released_graphs_are_captured_anew_with_the_same_gradients(
 
 def test_a_capture_that_ran_out_says_so_whatever_its_end_says(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, gradients = captured(model, monkeypatch)
-    batch = budget.worst_batch(20, 10)
-    gradients.add(batch, 1.0)
+    batch = budget.worst_microbatch(20, 10)
+    gradients.of([batch])
 
     class Broken:
         def __init__(self, made: Graph, **_: object) -> None: ...
@@ -225,4 +229,4 @@ def test_a_capture_that_ran_out_says_so_whatever_its_end_says(model: Path, monke
     monkeypatch.setattr(torch.cuda, "graph", Broken)
     monkeypatch.setattr(type(gradients), "_compute", full)
     with pytest.raises(torch.OutOfMemoryError):
-        gradients.add(batch, 1.0)
+        gradients.of([batch])
