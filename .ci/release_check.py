@@ -28,7 +28,16 @@ REQUIRED = (
 """What no Python import would miss. Named, so that a file that is gone from git is missed as well."""
 IN_SDIST = {"pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "CITATION.cff", "PKG-INFO", ".gitignore"}
 """What the sdist holds beside src/strop; hatchling adds the last two."""
-DEMO = ("train", "demo", "max_steps=2", "max_eval_samples=4", "eval_steps=2", "save_steps=2", "sample_rows=0")
+DEMO = (
+    "train",
+    "demo",
+    "max_steps=2",
+    "warmup_steps=1",
+    "max_eval_samples=4",
+    "eval_steps=2",
+    "save_steps=2",
+    "sample_rows=0",
+)
 
 
 def main(folder: Path) -> None:
