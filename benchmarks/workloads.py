@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from random_checkpoint import TOKENIZER
+from strop.data.dataset import open_or_build
 from strop.data.shapes import shape_of
-from strop.data.store import SampleStore, Settings, open_or_build
+from strop.data.store import SampleStore, StoreSettings
 from strop.data.template import load_template
 from strop.microbatch.order import Order
 
@@ -38,7 +39,7 @@ def open_workload(name: str, rows: Path | None = None) -> SampleStore:
     with rows.open(encoding="utf-8") as lines:
         shape = shape_of(json.loads(next(lines))) or "text"
     template = load_template(TOKENIZER, "alpaca" if shape == "alpaca" else "auto", shape)
-    return open_or_build([rows], template, Settings(shape, MAX_SEQ_LENGTH))
+    return open_or_build([rows], template, StoreSettings(shape, MAX_SEQ_LENGTH))
 
 
 def stream(store: SampleStore, count: int, seed: int = 0) -> Iterator[tuple[list[int], list[int]]]:

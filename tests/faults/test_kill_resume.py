@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+import strop
 from helpers import metrics, write_recipe
-from strop import api
 from strop.errors import StropError
 from strop.evaluation import samples
 from strop.recipe import Recipe, load_recipe
@@ -55,7 +55,7 @@ def in_child(recipe: Recipe, prepare: Callable[[], None] = lambda: None, kill: C
         status = 1
         try:
             prepare()
-            api.train(recipe)
+            strop.train(recipe)
             status = 0
         except StropError as error:
             print(error)

@@ -82,7 +82,7 @@ def test_export_rewrites_the_adapter_for_the_other_layout(workshop: Path) -> Non
     assert "qkv_proj" in config["target_modules"]
     again = strop("export", workshop / "run", "--layout", "fused", cache=cache)
     assert (again.returncode, again.stdout) == (2, "")
-    assert "exists already" in again.stderr
+    assert "already exists" in again.stderr
     shutil.rmtree(workshop / "run" / "adapter-fused")
 
 

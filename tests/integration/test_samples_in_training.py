@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import strop
 from helpers import write_recipe
-from strop import api
 from strop.errors import Interrupted, RecipeError
 from strop.evaluation import samples as sampling
 from strop.recipe import load_recipe
@@ -23,7 +23,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def train(file: Path, name: str, *settings: str) -> tuple[bytes, list[Sample]]:
-    run = api.train(load_recipe(str(file), [f"train.output_dir={file.parent / name}", *settings]))
+    run = strop.train(load_recipe(str(file), [f"train.output_dir={file.parent / name}", *settings]))
     return (run.adapter_path / NAME).read_bytes(), read_samples(run.path / "samples.jsonl")
 
 

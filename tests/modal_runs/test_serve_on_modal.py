@@ -16,8 +16,8 @@ from fake_deployments import FakeDeployments
 from fake_modal import SECRETS
 from helpers import write_recipe
 from strop.data.template import load_template
-from strop.exporting.carry import write_tokenizer
-from strop.modal_runs.job import Places
+from strop.exporting.prompting import write_tokenizer
+from strop.modal_runs.remote_run import Places
 from strop.modal_runs.vllm import ServingJob, command
 
 Client = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -109,7 +109,7 @@ def test_an_endpoint_is_deployed_called_and_stopped(modal: FakeDeployments, clie
     assert modal.deployed == {}
     gone = client("serve", run, "--on", "modal", "--stop")
     assert gone.returncode == 8
-    assert "Modal does not have it (any more)" in gone.stderr
+    assert "not found on Modal" in gone.stderr
 
 
 def answers(port: int) -> bool:

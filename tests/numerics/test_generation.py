@@ -9,7 +9,7 @@ import torch
 
 import captured_on_cpu
 from strop.evaluation import decode_step
-from strop.evaluation.generate import Answer, generate, stream
+from strop.evaluation.generate import GeneratedAnswer, generate, stream
 from strop.evaluation.kv_cache import KVCache
 from strop.microbatch.tree import Tree
 from strop.model.checkpoint.weights import load_decoder
@@ -92,18 +92,18 @@ def decoder(tmp_path: Path) -> Decoder:
 
 
 @pytest.fixture
-def want(decoder: Decoder) -> list[Answer]:
+def want(decoder: Decoder) -> list[GeneratedAnswer]:
     stops = {without_cache(decoder, PROMPTS[0], 12, set())[3]}
     texts = [without_cache(decoder, prompt, 12, stops) for prompt in PROMPTS]
-    return [Answer(text, len(text) < 12) for text in texts]
+    return [GeneratedAnswer(text, len(text) < 12) for text in texts]
 
 
-def answers(decoder: Decoder, slots: int) -> list[Answer]:
+def answers(decoder: Decoder, slots: int) -> list[GeneratedAnswer]:
     return generate(decoder, PROMPTS, {without_cache(decoder, PROMPTS[0], 12, set())[3]}, 12, slots)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5, 9, 40])
-def test_the_number_of_slots_changes_nothing(slots: int, decoder: Decoder, want: list[Answer]) -> None:
+def test_the_number_of_slots_changes_nothing(slots: int, decoder: Decoder, want: list[GeneratedAnswer]) -> None:
     assert 0 < sum(answer.stopped for answer in want) < len(want)
     assert answers(decoder, slots) == want
 
@@ -118,7 +118,7 @@ def test_the_number_of_slots_changes_nothing(slots: int, decoder: Decoder, want:
     ],
 )
 def test_each_part_can_be_seen_to_fail(
-    sabotage: tuple[object, str, object], decoder: Decoder, want: list[Answer], monkeypatch: pytest.MonkeyPatch
+    sabotage: tuple[object, str, object], decoder: Decoder, want: list[GeneratedAnswer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(*sabotage)
     with contextlib.suppress(IndexError, RuntimeError):  # torch itself saw it
@@ -129,7 +129,7 @@ tree_places, compute = Tree.places, decode_step.compute
 
 
 def test_captured_steps_are_the_same_steps(
-    decoder: Decoder, want: list[Answer], monkeypatch: pytest.MonkeyPatch
+    decoder: Decoder, want: list[GeneratedAnswer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graphs = captured_on_cpu.emulate_decode_graphs(monkeypatch)
     assert answers(decoder, 4) == want
@@ -138,7 +138,7 @@ def test_captured_steps_are_the_same_steps(
 
 
 def test_a_graph_that_reads_other_tensors_is_seen(
-    decoder: Decoder, want: list[Answer], monkeypatch: pytest.MonkeyPatch
+    decoder: Decoder, want: list[GeneratedAnswer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The emulation's control: a replay computes from the block that was captured, not from the caller's."""
     captured_on_cpu.emulate_decode_graphs(monkeypatch)

@@ -1,4 +1,6 @@
-"""Every answer of an evaluation as a table in a file, a row for each question."""
+"""Write every answer of an evaluation to a file, as a table with a row for each question."""
+
+from __future__ import annotations
 
 import csv
 import json
@@ -6,10 +8,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strop.errors import RecipeError
-from strop.evaluation.score import Example
+
+if TYPE_CHECKING:  # it imports torch
+    from strop.evaluation.score import AnswerPair
 
 _TYPES = {"text": "string", "exact_match": "bool_", "numeric_match": "bool_", "token_f1": "float64", "stopped": "bool_"}
 COLUMNS = dict.fromkeys(("row", "group", "question", "reference"), "string") | {
@@ -19,7 +23,7 @@ COLUMNS = dict.fromkeys(("row", "group", "question", "reference"), "string") | {
 
 
 def check_path(path: Path) -> None:
-    """Refuse a file that could not be written, before any answer is made.
+    """Refuse a file that cannot be written, before any answer is generated.
 
     Raises:
         RecipeError: An unknown ending, no such folder, or pyarrow is missing.
@@ -35,8 +39,8 @@ def check_path(path: Path) -> None:
             raise RecipeError("writing Parquet needs pyarrow: pip install 'strop[parquet]'") from error
 
 
-def write_answers(path: Path, examples: Sequence[Example]) -> None:
-    """Write Parquet, JSON Lines or CSV, by the file's ending; it appears whole or not at all.
+def write_answers(path: Path, examples: Sequence[AnswerPair]) -> None:
+    """Write Parquet, JSON Lines or CSV, by the file's ending; the file appears complete or not at all.
 
     Raises:
         RecipeError: It cannot be written.
@@ -50,7 +54,7 @@ def write_answers(path: Path, examples: Sequence[Example]) -> None:
         raise RecipeError(f"--answers {path}: cannot be written: {error.strerror or error}") from error
 
 
-def _row(example: Example) -> dict[str, Any]:
+def _row(example: AnswerPair) -> dict[str, Any]:
     fields = asdict(example)
     answers = {f"{model}_{name}": value for model in ("base", "tuned") for name, value in fields.pop(model).items()}
     return fields | answers

@@ -1,4 +1,4 @@
-"""Keys and values of what has been read so far, in a fixed pool of slots that sequences come and go from."""
+"""Keys and values of the tokens read so far, in a fixed pool of slots that sequences enter and leave."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from strop.ops.attention import attention
 class KVCache:
     """Room for S sequences of up to `capacity` tokens in every layer; a sequence starts at position 0 of its slot.
 
-    Nothing here knows which slots are in use: the caller says where to write and how much is to be seen. Its tensors
+    It does not track which slots are in use: the caller says where to write and how much to read. Its tensors
     never move, so a step that reads and writes them can be captured as a CUDA graph.
     """
 
@@ -38,11 +38,11 @@ class KVCache:
             held[:, target, :, :length] = held[:, source, :, :length]
 
     def reading(self, tree: Tree, place_L: Tensor, slot_L: Tensor, position_L: Tensor) -> Attend:
-        """Attention for packed prompts, which fills their slots on the way.
+        """Attention for packed prompts, which also fills their slots.
 
         Args:
             tree: The prompts' prefix tree, T tokens.
-            place_L: For each token of each prompt, those of shared prefixes repeated, its index among the T.
+            place_L: For each token of each prompt, with those of a shared prefix repeated, its index among the T.
             slot_L: The slot it goes to.
             position_L: Its position there.
         """
@@ -55,13 +55,13 @@ class KVCache:
         return attend
 
     def writing(self, position_B: Tensor, width: int) -> Attend:
-        """Attention for one new token of each of the first B slots: it is stored, and sees what is stored before it.
+        """Attention for one new token of each of the first B slots: it is stored, and sees what was stored before it.
 
-        Query heads that share a key head are rows of one small matrix, so no kernel has to know of grouped heads.
+        Query heads that share a key head are rows of one small matrix, so no kernel has to support grouped heads.
 
         Args:
             position_B: int64, where each new token goes.
-            width: Positions that are looked at; greater than all of `position_B`.
+            width: Positions that are read; greater than all of `position_B`.
         """
         batch = len(position_B)
         rows = torch.arange(batch, device=position_B.device)
@@ -83,7 +83,7 @@ class KVCache:
 
 
 def _bias(distance_BW: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
-    """0 where a position is seen and -inf where not, (B, 1, 1, W), made once for all layers."""
+    """0 where a position is visible and -inf elsewhere, (B, 1, 1, W), made once for all layers."""
     visible_BW = distance_BW >= 0 if window is None else (distance_BW >= 0) & (distance_BW < window)
     bias_BW = torch.zeros(distance_BW.shape, dtype=dtype, device=distance_BW.device)
     return bias_BW.masked_fill_(~visible_BW, float("-inf"))[:, None, None]
@@ -91,7 +91,7 @@ def _bias(distance_BW: Tensor, window: int | None, dtype: torch.dtype) -> Tensor
 
 @contextmanager
 def _kernels(device: torch.device) -> Iterator[None]:
-    """On a GPU no cuDNN attention: it plans for each new shape by itself, for longer than a step takes."""
+    """Avoid cuDNN attention on a GPU: it plans anew for each shape, which takes longer than a step."""
     if device.type != "cuda":
         yield
         return

@@ -1,4 +1,4 @@
-"""Is an answer right? By its words, by its numbers, or in part."""
+"""Whether an answer is right: by its words, by its numbers, or in part."""
 
 import re
 import string
@@ -15,7 +15,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def exact_match(answer: str, reference: str) -> bool:
-    """Equal once white space is folded."""
+    """Whether the two are equal after normalising white space."""
     return answer.split() == reference.split()
 
 
@@ -23,23 +23,23 @@ def numbers(text: str) -> list[float]:
     """The numbers in a text, in order.
 
     Commas, apostrophes and no-break spaces between groups of three digits are dropped; any other comma ends a number,
-    so `3,5` is 3 and 5. A minus (also U+2212) counts where no word or number stands right before it: `2014-2024` is
+    so `3,5` is 3 and 5. A minus (also U+2212) counts if no word or number comes right before it: `2014-2024` is
     2014 and 2024. A percent sign is a unit like any other: `12%` is 12.
     """
     return [float(_SEPARATORS.sub("", match).replace("\u2212", "-")) for match in _NUMBER.findall(text)]
 
 
 def numeric_match(answer: str, reference: str, tolerance: float) -> bool | None:
-    """Does the answer hold the reference's numbers, all of them, in their order, and no others?
+    """Whether the answer has exactly the reference's numbers, in the same order.
 
     Args:
-        answer: What was generated.
-        reference: What is right.
+        answer: The generated answer.
+        reference: The right answer.
         tolerance: Relative: a number is right if it is off by at most `tolerance` times the reference's; 0 asks for
             equal numbers, however they are written (`1,670` and `1670.0`).
 
     Returns:
-        None if the reference holds no number.
+        None if the reference has no number.
     """
     wanted, found = numbers(reference), numbers(answer)
     if not wanted:
@@ -53,7 +53,7 @@ def token_f1(answer: str, reference: str) -> float:
     """SQuAD's F1 (Rajpurkar et al. 2016): the harmonic mean of the precision and recall of the answer's words.
 
     Words are compared as SQuAD's evaluation script does: lower case, without ASCII punctuation and without a, an, the.
-    Where one side has no word left the score is 1 if the other has none either, else 0.
+    If one side has no words left, the score is 1 if the other has none either, else 0.
     """
     found, wanted = _words(answer), _words(reference)
     if not found or not wanted:

@@ -1,4 +1,4 @@
-"""The same model with and without its adapter, side by side on rows that it has not seen."""
+"""The same model with and without its adapter, compared on rows that it has not seen."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strop.data.store import Sample, SampleStore
-from strop.evaluation.generate import Answer, generate
+from strop.evaluation.generate import GeneratedAnswer, generate
 from strop.evaluation.intervals import (
     Interval,
     RowSums,
@@ -26,13 +26,13 @@ from strop.model.lora import LoraAdapter
 
 Scores = Mapping[str, Interval | None]
 """By metric: nll (mean -log p of the reference answers' tokens, nats), perplexity, and of the generated answers
-exact_match, numeric_match, token_f1 and stopped (by a stop token instead of the limit). None where no row has it."""
+exact_match, numeric_match, token_f1 and stopped (by a stop token instead of the limit). None if no row has it."""
 
 _OF_ANSWERS = ("exact_match", "numeric_match", "token_f1", "stopped")
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ScoreSettings:
     """How answers are generated and judged.
 
     Attributes:
@@ -45,11 +45,11 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """A held-out row that is asked.
+class HeldOutQuestion:
+    """A held-out row to be answered.
 
     Attributes:
-        index: In the store.
+        index: Its place in the store.
         text: What the user asks, in the row's own words.
         prompt: Token ids of everything before the reference answer.
         reference: The right answer.
@@ -63,7 +63,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class JudgedAnswer:
-    """What one model answered, and how right that is; the metrics as in `matching`."""
+    """What one model answered and how right that is; `matching` defines the metrics."""
 
     text: str
     exact_match: bool
@@ -73,16 +73,16 @@ class JudgedAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """A held-out question and what both models made of it.
+class AnswerPair:
+    """A held-out question and both models' answers.
 
     Attributes:
         row: Its file and line.
-        group: Of rows, where they have groups.
+        group: The row's group, if rows have groups.
         question: What the user asks, in the row's own words.
         reference: The right answer.
         base: The base model's answer.
-        tuned: The tuned model's.
+        tuned: The tuned model's answer.
     """
 
     row: str
@@ -95,7 +95,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Both models on the rows of one group."""
+    """Both models' scores on the rows of one group."""
 
     num_rows: int
     base: Scores
@@ -107,10 +107,10 @@ class Evaluation:
     """Base beside tuned on the same held-out rows.
 
     Attributes:
-        num_rows: Held-out rows; all of them make the loss.
+        num_rows: Held-out rows; all of them count in the loss.
         num_loss_tokens: Tokens of their answers.
         num_generated: Rows that were answered.
-        settings: How.
+        settings: How they were answered and judged.
         base: The base model's scores.
         tuned: The tuned model's.
         difference: Tuned minus base, row by row.
@@ -121,26 +121,26 @@ class Evaluation:
     num_rows: int
     num_loss_tokens: int
     num_generated: int
-    settings: Settings
+    settings: ScoreSettings
     base: Scores
     tuned: Scores
     difference: Scores
     groups: Mapping[str, Group]
-    examples: list[Example]
+    examples: list[AnswerPair]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, as evaluation.json holds it."""
+        """Plain data, as stored in evaluation.json."""
         return asdict(self)
 
 
 def evaluate(
     adapter: LoraAdapter,
     store: SampleStore,
-    questions: Sequence[Question],
+    questions: Sequence[HeldOutQuestion],
     decode: Callable[[Sequence[int]], str],
     stop_ids: frozenset[int],
     max_tokens: int,
-    settings: Settings,
+    settings: ScoreSettings,
     groups: Sequence[str] | None = None,
 ) -> Evaluation:
     """Score the base model and the tuned one on every row's loss and on some rows' generated answers.
@@ -172,7 +172,7 @@ def evaluate(
 
     everyone = np.ones(len(store), np.bool_)
     examples = [
-        Example(str(store.origin(q.index)), groups[q.index] if groups else None, q.text, q.reference, base, tuned)
+        AnswerPair(str(store.origin(q.index)), groups[q.index] if groups else None, q.text, q.reference, base, tuned)
         for q, base, tuned in zip(questions, judged["base"], judged["tuned"], strict=True)
     ]
     return Evaluation(
@@ -192,7 +192,7 @@ def evaluate(
 
 
 def split_question(sample: Sample, stop_ids: frozenset[int]) -> tuple[list[int], list[int]]:
-    """A sample's last answer without its stop tokens, and everything before it."""
+    """Everything before a sample's last answer, and that answer without its stop tokens."""
     learned = np.flatnonzero(sample.learned)
     breaks = np.flatnonzero(np.diff(learned) > 1)
     first = int(learned[breaks[-1] + 1] if len(breaks) else learned[0])
@@ -200,7 +200,7 @@ def split_question(sample: Sample, stop_ids: frozenset[int]) -> tuple[list[int],
     return sample.input_ids[:first].tolist(), answer
 
 
-def _judge(answer: Answer, text: str, reference: str, tolerance: float) -> JudgedAnswer:
+def _judge(answer: GeneratedAnswer, text: str, reference: str, tolerance: float) -> JudgedAnswer:
     return JudgedAnswer(
         text=text,
         exact_match=exact_match(text, reference),
@@ -225,7 +225,10 @@ def _differences(sums: Mapping[str, RowSums], judged: Mapping[str, list[JudgedAn
 
 
 def _values(judged: Sequence[JudgedAnswer], metric: str) -> list[float]:
-    """A metric of each answer that has it; which those are the references decide, alike for both models."""
+    """The metric for every answer that has one.
+
+    The references decide which do, so both models are scored on the same rows.
+    """
     values = [getattr(answer, metric) for answer in judged]
     return [float(value) for value in values if value is not None]
 

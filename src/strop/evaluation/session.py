@@ -1,4 +1,4 @@
-"""Talking to a model in the template it was trained on."""
+"""A chat with a model in the template it was trained on."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from strop.model.lora import LoraAdapter
 
 @dataclass(frozen=True, slots=True)
 class ChatSession:
-    """A loaded model that answers single questions; every question starts afresh.
+    """A loaded model that answers single questions, each on its own.
 
     Attributes:
         max_new_tokens: Longest answer.

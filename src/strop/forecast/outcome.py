@@ -1,9 +1,11 @@
-"""After the run: what was predicted beside what happened."""
+"""After the run: the prediction beside what happened."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from strop.forecast.estimate import Line
+from strop.forecast.estimate import Estimate
+from strop.run.folder import RunFolder
 from strop.run.reporter import clock
 
 
@@ -13,11 +15,11 @@ class Outcome:
 
     Attributes:
         training_seconds: Steps and checkpoints.
-        tokens_per_second: Of the rows.
-        peak_gib: Reserved by torch at most in the last attempt; None on a CPU.
-        dollars: None where nothing was billed.
-        steps: Updates made, of those planned; early stopping may have ended it.
-        attempts: Times that the run was started.
+        tokens_per_second: Tokens of the rows.
+        peak_gib: The most memory that torch reserved in the last attempt; None on a CPU.
+        dollars: None if nothing was billed.
+        steps: Updates made and updates planned; early stopping may have ended the run before.
+        attempts: How often the run was started.
     """
 
     training_seconds: float
@@ -27,7 +29,7 @@ class Outcome:
     steps: tuple[int, int]
     attempts: int
 
-    def beside(self, line: Line) -> dict[str, Any]:
+    def beside(self, line: Estimate) -> dict[str, Any]:
         """Each figure with its prediction, and how far off that was, for the manifest."""
         share = self.steps[0] / self.steps[1]
         pairs = {
@@ -51,11 +53,22 @@ _SHOWN = {
 }
 
 
-def sentence(line: Line, beside: dict[str, Any], attempts: int) -> str:
-    """How wrong the plan was, on one line."""
+def sentence(line: Estimate, beside: dict[str, Any], attempts: int) -> str:
+    """How far off the plan was, in one line."""
     parts = []
     for name, (label, show) in _SHOWN.items():
         if found := beside.get(name):
             parts.append(f"{label} {show(found['actual'])}, predicted {show(found['predicted'])} ({found['off']:+.0%})")
     several = f" ({attempts} attempts)" if attempts > 1 else ""
     return f"plan ({line.source}){several}: {'; '.join(parts)}"
+
+
+def compare(folder: RunFolder, outcome: Outcome, note: Callable[[str], None]) -> None:
+    """Enter in the manifest of a finished run how wrong its prediction was, and say so in a line."""
+    predicted = folder.manifest.get("plan")
+    if predicted is None or predicted["problem"] is not None:
+        return
+    line = Estimate.from_json(predicted)
+    beside = outcome.beside(line)
+    folder.update_manifest(outcome=beside)
+    note(sentence(line, beside, outcome.attempts))

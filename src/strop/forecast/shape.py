@@ -1,4 +1,4 @@
-"""A model and its adapter as counts: what memory and time are computed from, with no weights read."""
+"""A model and its adapter as counts, from which memory and time are computed without reading any weights."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +27,7 @@ class Shape:
 
     @property
     def layer_weights(self) -> int:
-        """Elements of all layers' frozen matrices: 2 operations each for a token and a product."""
+        """Elements of all layers' frozen matrices: each takes 2 operations per token in a product."""
         return self.config.num_layers * sum(o * i for o, i in self.projections.values())
 
     @property
@@ -67,7 +67,7 @@ class Shape:
 
     @property
     def thin_rows(self) -> int:
-        """Rows of all A matrices of a layer."""
+        """Rows in all A matrices of a layer."""
         return self.lora.r * sum(map(len, self._modules.values()))
 
     def thin_width(self, group: str) -> int:

@@ -1,4 +1,4 @@
-"""Ctrl-C in Modal's client (1.6.4): a context of its ends as if nothing had come, its log stream in tracebacks."""
+"""Works around Ctrl-C in Modal's client (1.6.4), whose contexts swallow it and whose log stream ends in tracebacks."""
 
 import asyncio
 import logging
@@ -14,15 +14,15 @@ _T = TypeVar("_T")
 
 @contextmanager
 def held_back(context: AbstractContextManager[Any]) -> Iterator[None]:
-    """Enter a context; once it is open, Ctrl-C waits until it is closed.
+    """Enter a context; while it is open, hold Ctrl-C back until it has closed.
 
-    `modal.App.run` swallows a Ctrl-C that comes while it is open or closes, after which nobody knows of the call that
-    was spawned in it. While it opens, which may take the building of an image, Ctrl-C ends it at once.
+    `modal.App.run` swallows a Ctrl-C that arrives while it is open or closing, and the call that was spawned in it is
+    then lost. While it is still opening, which may include building an image, Ctrl-C ends it at once.
 
     Raises:
-        KeyboardInterrupt: After the context's end, where Ctrl-C has come.
+        KeyboardInterrupt: Ctrl-C was pressed; raised after the context has closed.
     """
-    came = True  # until the handler stands: what the context swallows before that has come too
+    came = True  # until our handler is installed: an interrupt that the context swallows before that counts too
     previous = signal.getsignal(signal.SIGINT)
     raises = threading.current_thread() is threading.main_thread() and previous is signal.default_int_handler
 
@@ -44,12 +44,12 @@ def held_back(context: AbstractContextManager[Any]) -> Iterator[None]:
 
 
 def run(waiting: Coroutine[Any, Any, _T]) -> _T:
-    """`asyncio.run`, which Ctrl-C leaves without a word.
+    """`asyncio.run`, but silent on Ctrl-C.
 
-    Modal's log stream, when cancelled, forgets a task of its own; asyncio would tell of it when the process ends.
+    When cancelled, Modal's log stream leaves one of its tasks behind; asyncio would report it when the process ends.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C has come, and the coroutine was cancelled.
+        KeyboardInterrupt: Ctrl-C was pressed, and the coroutine was cancelled.
     """
     try:
         return asyncio.run(waiting)
@@ -60,7 +60,7 @@ def run(waiting: Coroutine[Any, Any, _T]) -> _T:
 
 @asynccontextmanager
 async def cancellable() -> AsyncIterator[None]:
-    """Keep a cancellation one: Modal's log stream, when cancelled, fails at closing the generator that it awaits."""
+    """Keep a cancellation a cancellation: Modal's log stream, when cancelled, fails to close its generator."""
     try:
         yield
     except Exception:

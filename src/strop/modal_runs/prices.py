@@ -1,4 +1,4 @@
-"""What Modal charges, in dollars a second: its own answer where the client is logged in, else the list stored here."""
+"""Modal's prices in dollars per second: Modal's own answer if the client is logged in, else the list stored here."""
 
 import threading
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ from typing import Any
 from strop.errors import RecipeError
 
 CONTAINER_CORES, CONTAINER_MEMORY_GIB = 2.0, 16.0
-"""What is counted beside the GPU: Modal bills a container's cores and memory too. One process drives the GPU, another
-core writes checkpoints; weights go to the GPU one tensor at a time. About 5% of an H200."""
+"""What is counted besides the GPU, since Modal also bills a container's cores and memory. One process drives the GPU,
+another core writes checkpoints; weights go to the GPU one tensor at a time. About 5% of an H200."""
 
 _PATIENCE = 7.0
-"""Seconds that Modal may take to answer."""
+"""Seconds to wait for Modal's answer."""
 
 _RATE_NAMES = {
     "T4": "t4",
@@ -34,10 +34,10 @@ class Prices:
     """A price list.
 
     Attributes:
-        gpu: Dollars a second of one GPU, by Modal's name of its type.
-        cpu_core: Dollars a second of a physical core.
-        memory_gib: Dollars a second of a GiB.
-        source: Where the list is from, its date, and why it is not Modal's own answer where it is not.
+        gpu: Dollars per second of one GPU, by Modal's name for its type.
+        cpu_core: Dollars per second of a physical core.
+        memory_gib: Dollars per second of a GiB.
+        source: Where the list comes from, its date, and, for the stored list, why Modal did not answer.
     """
 
     gpu: Mapping[str, float]
@@ -46,14 +46,14 @@ class Prices:
     source: str
 
     def per_second(self, gpu: str) -> float:
-        """Dollars a second of a container with this GPU, such as H200 or H100:2, and the cores and memory beside it.
+        """Dollars per second of a container with this GPU, such as H200 or H100:2, including its cores and memory.
 
         Raises:
             RecipeError: The list has no such GPU.
         """
         kind, count = parse_gpu(gpu)
         if kind not in self.gpu:
-            raise RecipeError(f"there is no price of the GPU {gpu}; the list has {', '.join(self.gpu)}")
+            raise RecipeError(f"no price for the GPU {gpu}; there are prices for {', '.join(self.gpu)}")
         return count * self.gpu[kind] + CONTAINER_CORES * self.cpu_core + CONTAINER_MEMORY_GIB * self.memory_gib
 
 
@@ -77,7 +77,7 @@ STORED = Prices(
 
 
 def parse_gpu(gpu: str) -> tuple[str, int]:
-    """Type and count of Modal's `TYPE:n`; H100! and B200+ are priced as their type."""
+    """Type and count of Modal's `TYPE:n`; H100! and B200+ cost the same as their type."""
     kind, _, count = gpu.partition(":")
     return kind.rstrip("!+").upper(), int(count or 1)
 
@@ -89,10 +89,10 @@ def current_prices() -> Prices:
     def ask() -> None:
         try:
             answer["rates"] = _ask_modal()
-        except Exception as error:  # whatever is wrong with client, login or network, the stored list will do
+        except Exception as error:  # with any problem of client, login or network, use the stored list
             answer["why"] = str(error) if isinstance(error, _NotAsked) else f"{type(error).__name__} asking Modal"
 
-    # The client tries for minutes where there is no network, and has no limit of time of its own.
+    # Without a network, the client retries for minutes, and it has no timeout of its own.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_PATIENCE)
@@ -105,11 +105,11 @@ def current_prices() -> Prices:
 
 
 class _NotAsked(Exception):
-    """Why Modal cannot be asked."""
+    """Says why Modal cannot be asked."""
 
 
 def _ask_modal() -> dict[str, float]:
-    """Modal's rates by its own names, dollars an hour."""
+    """Modal's rates under its own names, in dollars per hour."""
     try:
         import modal
         from modal.config import config
@@ -122,7 +122,7 @@ def _ask_modal() -> dict[str, float]:
 
 
 def _prices(rates: Mapping[str, float]) -> Prices:
-    """Raise KeyError where a rate is missing: half of one list and half of another would be neither."""
+    """Build the list; raises KeyError if a rate is missing, so that two lists are never mixed."""
     return Prices(
         gpu={kind: rates[f"gpu_hour_cost_{name}"] / 3600 for kind, name in _RATE_NAMES.items()},
         cpu_core=rates["cpu_hour_cost"] / 3600,

@@ -1,7 +1,7 @@
 """The one transformer: a pre-norm decoder with rotary attention and SwiGLU, for every supported family.
 
-It works on T packed tokens with no batch axis. How queries reach keys is handed in as `attend`: packed samples in
-training (`attend_packed`), a KV cache in generation. Weights are placed by `model.checkpoint.weights`, LoRA by
+It works on T packed tokens with no batch axis. How queries attend to keys is passed in as `attend`: packed samples in
+training (`attend_packed`), a KV cache in generation. Weights are loaded by `model.checkpoint.weights`, LoRA by
 `model.lora`.
 """
 
@@ -104,7 +104,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens in, hidden states, logits or a loss out. All its weights are frozen buffers; what is trained is LoRA's."""
+    """Tokens in, hidden states, logits or a loss out. Its weights are frozen buffers; only LoRA is trained."""
 
     final_norm: Tensor
 
@@ -136,13 +136,13 @@ class Decoder(nn.Module):
 
     @property
     def precision(self) -> str:
-        """The recipe's name of how the weights are held."""
+        """The recipe's name for the format of the weights."""
         kinds = {module.kind for module in self.modules() if isinstance(module, FrozenWeight) and module.kind}
         return kinds.pop() if kinds else str(self.dtype).removeprefix("torch.")
 
     @property
     def num_base_parameters(self) -> int:
-        """Frozen weights of the checkpoint, however they are held; a tied embedding counts once."""
+        """Number of frozen weights in the checkpoint, whatever their format; a tied embedding counts once."""
         matrices = [module for module in self.modules() if isinstance(module, FrozenWeight)]
         held = set(self.rotary_table.buffers()).union(*(matrix.buffers() for matrix in matrices))
         others = sum(buffer.numel() for buffer in self.buffers() if buffer not in held)
@@ -155,7 +155,7 @@ class Decoder(nn.Module):
             input_ids_T: int64 token ids.
             positions_T: Position of each token in its sample.
             lengths_T: Length of each token's sample (see `RotaryTable`).
-            attend: How queries reach keys.
+            attend: How queries attend to keys.
         """
         x_TD = torch.nn.functional.embedding(input_ids_T, self.embedding.weight)
         cos_TR, sin_TR = self.rotary_table(positions_T, lengths_T, self.dtype)
@@ -167,7 +167,7 @@ class Decoder(nn.Module):
         return rms_norm(x_TD, self.final_norm, self.config.rms_norm_eps)
 
     def packed_hidden_states(self, input_ids_T: Tensor, tree: Tree) -> Tensor:
-        """`hidden_states` of packed samples that share nothing, each attending to itself alone."""
+        """`hidden_states` of packed samples that share nothing, each attending only to itself."""
         assert tree.is_flat, "samples that share a prefix are read as `PackedInputs`"
         lengths_S, device = torch.tensor(tree.lengths), input_ids_T.device
         lengths_T = lengths_S.repeat_interleave(lengths_S).to(device)
@@ -195,7 +195,7 @@ class Decoder(nn.Module):
 
 
 def attend_packed(tree: Tree) -> Attend:
-    """Attention of packed samples, each to itself and the prefix that it shares."""
+    """Attention within packed samples: each sees itself and the prefix that it shares."""
 
     def attend(layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, window: int | None) -> Tensor:
         return attention(q_TNH, k_TKH, v_TKH, tree, window)

@@ -1,4 +1,4 @@
-"""LoRA on a decoder: target modules -> parameters in one flat buffer, and out again under PEFT's names."""
+"""LoRA on a decoder: target modules -> parameters in one flat buffer, named as PEFT names them."""
 
 import math
 import zlib
@@ -18,9 +18,9 @@ _MERGED_NAMES = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("g
 
 
 class LoraAdapter:
-    """The trainable part of a decoder: every A and B, views of one flat buffer.
+    """The trainable part of a decoder: every A and B is a view of one flat buffer.
 
-    One buffer is one optimizer kernel, one tensor to checkpoint and, with several GPUs, one all-reduce.
+    One buffer means one optimizer kernel, one tensor to checkpoint and, with several GPUs, one all-reduce.
 
     Attributes:
         flat: All parameters, float32 (float64 if the decoder is), one dimension.
@@ -110,7 +110,7 @@ class LoraAdapter:
 
 
 def initial_tensors(config: DecoderConfig, section: LoraSection, seed: int) -> dict[str, Tensor]:
-    """What `LoraAdapter.state_dict` begins with, in float32 and without a model: to start elsewhere from the same A.
+    """The initial `LoraAdapter.state_dict`, in float32 and without a model: another engine starts from the same A.
 
     Raises:
         RecipeError: A target matches no module of this model.
@@ -133,10 +133,10 @@ def initial_tensors(config: DecoderConfig, section: LoraSection, seed: int) -> d
 
 
 def resolve_targets(config: DecoderConfig, targets: Sequence[str] | str) -> list[str]:
-    """The checkpoint's own names of the modules that `targets` asks for, sorted.
+    """The checkpoint's own names for the modules that `targets` names, sorted.
 
-    A fused checkpoint has qkv_proj and gate_up_proj where others have q, k, v and gate, up; naming all the parts of
-    a fused module means that module.
+    A fused checkpoint has qkv_proj and gate_up_proj where others have q, k, v and gate, up; naming all parts of a
+    fused module selects that module.
 
     Raises:
         RecipeError: A target that matches nothing, or only a part of a fused module.
@@ -169,7 +169,7 @@ def projections(decoder: Decoder) -> dict[tuple[int, str], Projection]:
 
 
 def _fill_a(a_RI: Tensor, name: str, seed: int) -> None:
-    # One 32-bit number of both: torch's CPU generator ignores a seed's upper half.
+    # One 32-bit number from both, because torch's CPU generator ignores the upper half of a seed.
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
     bound = 1 / math.sqrt(a_RI.shape[1])
     a_RI.copy_(torch.rand(a_RI.shape, generator=generator).mul_(2 * bound).sub_(bound))

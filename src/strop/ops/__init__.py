@@ -1,6 +1,6 @@
 """Tensor functions that know nothing of recipes, files or models.
 
-Each op has its plain definition in `reference.py`, which the numerics tests hold the fast form to.
+Each op is defined in plain PyTorch in `reference.py`; the numerics tests compare the fast form with that.
 Shape letters, here and in `model`:
 
     T  tokens of a packed microbatch      S  samples in it           D  model width

@@ -14,7 +14,7 @@ FLOAT8_MAX = 448.0
 
 
 class Operand(NamedTuple):
-    """What a frozen product reads: (T, I) values, with one float32 scale a row where they are float8."""
+    """What a frozen product reads: (T, I) values, with one float32 scale per row if they are float8."""
 
     values: Tensor
     scale_T: Tensor | None = None
@@ -24,8 +24,8 @@ class FrozenWeight(nn.Module):
     """A dense (O, I) matrix in float64, float32 or bfloat16.
 
     Attributes:
-        float8: Operands are to be quantised.
-        kind: The recipe's name of how the matrix is held, where that is not its type.
+        float8: Operands must be quantised.
+        kind: The recipe's name for the storage format, if that is not simply the type.
     """
 
     weight: Tensor
@@ -57,10 +57,10 @@ class FrozenWeight(nn.Module):
 class Float8Weight(FrozenWeight):
     """A dense (O, I) matrix in float8 (e4m3), kept twice: by rows for the product, by columns for its gradient.
 
-    Each row of either copy has a float32 scale; so has each row of what it is multiplied with. Hopper's float8 units
-    read both factors along the summed axis only, hence the second copy; together they are as large as bfloat16.
-    Rowwise beside one scale a tensor, and beside DeepSeek's 1 x 128 blocks, on an H200 at Phi-3-mini's shapes:
-    161, 164 and 189 ms for all products of 14,336 tokens.
+    Each row of both copies has a float32 scale, and so does each row of the other factor. Hopper's float8 units read
+    both factors only along the summed axis, hence the second copy; together they are as large as bfloat16. On an H200
+    at Phi-3-mini's shapes, all products of 14,336 tokens take 161 ms with a scale per row, 164 with one per tensor and
+    189 with DeepSeek's 1 x 128 blocks.
     """
 
     weight_t: Tensor
@@ -89,10 +89,10 @@ class Float8Weight(FrozenWeight):
         return _scaled_product(grad, self.weight_t, self.scale_I)
 
     def error(self, weight_OI: Tensor) -> float:
-        """How far the copy that is further off is from the matrix it was made of: the root mean square over entries.
+        """The error of the worse copy against the matrix it was made from: the root mean square over entries.
 
-        Each entry counts relative to itself. Relative to the matrix's norm, an outlier that takes the scale of its row
-        with it and leaves nothing of the other entries would go unseen, because it is most of the norm.
+        Each entry's error is relative to the entry. Relative to the matrix's norm, an outlier that sets the scale of
+        its row and leaves nothing of the other entries would go unnoticed, because it is most of the norm.
         """
         copies = ((self.weight, self.scale_O, weight_OI), (self.weight_t, self.scale_I, weight_OI.t()))
         return max(_entry_error(q.float() * scale[:, None], matrix.float()) for q, scale, matrix in copies)
@@ -112,7 +112,7 @@ def _entry_error(rounded: Tensor, exact: Tensor) -> float:
 
 
 def quantise_rows(x_TI: Tensor) -> Operand:
-    """Float8 values and one scale a row: a row's largest magnitude becomes float8's largest number."""
+    """Float8 values and one scale per row: a row's largest magnitude becomes float8's largest number."""
     wide = x_TI.float()
     scale_T = wide.abs().amax(1).clamp(min=1e-30) / FLOAT8_MAX
     return Operand((wide / scale_T[:, None]).to(torch.float8_e4m3fn), scale_T)

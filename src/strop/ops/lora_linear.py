@@ -1,6 +1,6 @@
 """A frozen linear and the LoRA terms of every module merged into it, as one op with its own backward.
 
-Autograd on the plain form would keep y twice, add into a fresh copy and walk each module's product on its own.
+Autograd on the plain form would keep y twice, add into a fresh copy and compute each module's product on its own.
 Here the low-rank terms are added into y in place, all A products are one matrix product, and only x and
 h = x A^T are kept for the backward. With g the gradient of y, s the scaling and i a module:
 

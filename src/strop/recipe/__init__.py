@@ -1,4 +1,4 @@
-"""A whole run as one frozen object, and the files that say it: what to train, on which rows, how, and where."""
+"""A whole run as one frozen object, read from YAML: what to train, on which rows, how, and where."""
 
 from strop.recipe.reader import list_recipes, load_recipe, recipe_text
 from strop.recipe.schema import (

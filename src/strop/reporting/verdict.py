@@ -4,6 +4,8 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from strop.reporting.answers import signed
 from strop.reporting.read import RunFiles
 from strop.reporting.series import Series
@@ -168,8 +170,6 @@ def _tiles(
 
 
 def _median(speed: Series) -> str:
-    import numpy as np
-
     return count(float(np.median(speed.values))) if len(speed) else "–"
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from strop.errors import BudgetReached
+from strop.run.folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,13 @@ class Meter:
             "seconds": round(self.seconds, 1),
             "dollars": round(self.seconds * self.dollars_per_second, 4),
         }
+
+
+def enter_cost(folder: RunFolder, meter: Meter | None) -> None:
+    """Put the cost of all attempts into the manifest, this one's so far; nothing if nothing is billed."""
+    if meter is not None:
+        entry = meter.entry(folder.manifest["attempts"])
+        folder.update_manifest(costs=[*meter.earlier, entry], dollars=round(meter.dollars, 4))
 
 
 def with_unfinished(costs: Sequence[Mapping[str, Any]], dollars: float) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from strop import __version__
 from strop.errors import CheckpointError, RecipeError, StropError
 from strop.run.durable import make_folder, replace_file
 from strop.run.metrics import read_metrics
@@ -228,8 +229,6 @@ def refuse_changes(stored: Mapping[str, str], current: Mapping[str, str], recipe
 
 def _environment(device: str) -> dict[str, str]:
     """What can change a result in its last digits while the recipe stays the same."""
-    from strop import __version__
-
     return {
         "strop": __version__,
         "python": platform.python_version(),

@@ -1,5 +1,6 @@
 """The live view of a run on a terminal: one panel, drawn in place; notes and evaluations scroll above it."""
 
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from strop.run.output import Output
-from strop.run.reporter import Reporter, clock
+from strop.run.reporter import LineReporter, Reporter, clock
 
 _WINDOW = 50
 """Steps that the time left is estimated from."""
@@ -172,3 +173,14 @@ def _flow(figures: Sequence[str], width: int) -> list[Text]:
         else:
             lines.append(figure)
     return [Text(line) for line in lines]
+
+
+def console_reporter(logging_steps: int, max_cost: float | None = None) -> Reporter:
+    """A live panel if standard output is a terminal that can redraw, else a line every `logging_steps` steps.
+
+    `NO_COLOR` is rich's to respect; the lines have no colour.
+    """
+    console = Console()
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveReporter(console, max_cost)
+    return LineReporter(logging_steps, sys.stdout)

@@ -4,13 +4,10 @@ Nothing here can stop a run. Where the output goes away (`strop train ... | head
 disk behind a redirection), one line on standard error says so and training goes on; metrics.jsonl has it all.
 """
 
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
-
-from rich.console import Console
 
 from strop.run.output import Output
 from strop.run.samples import Sample
@@ -83,19 +80,6 @@ class LineReporter(Reporter):
                 # A log in ASCII must not end a run because a file's name has an accent.
                 encoding = getattr(stream, "encoding", None) or "utf-8"
                 print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
-
-
-def console_reporter(logging_steps: int, max_cost: float | None = None) -> Reporter:
-    """A live panel if standard output is a terminal that can redraw, else a line every `logging_steps` steps.
-
-    `NO_COLOR` is rich's to respect; the lines have no colour.
-    """
-    console = Console()
-    if console.is_terminal and not console.is_dumb_terminal:
-        from strop.run.live import LiveReporter  # which builds on this module
-
-        return LiveReporter(console, max_cost)
-    return LineReporter(logging_steps, sys.stdout)
 
 
 def describe(record: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from strop.model.lora import LoraAdapter
-from strop.ops.adamw_8bit import Moments, Settings, adamw_8bit
+from strop.ops.adamw_8bit import AdamWSettings, Moments, adamw_8bit
 from strop.recipe import TrainSection
 
 
@@ -17,7 +17,9 @@ class FlatOptimizer(ABC):
 
     def __init__(self, adapter: LoraAdapter, section: TrainSection) -> None:
         self._adapter = adapter
-        self._settings = Settings(section.adam_beta1, section.adam_beta2, section.adam_epsilon, section.weight_decay)
+        self._settings = AdamWSettings(
+            section.adam_beta1, section.adam_beta2, section.adam_epsilon, section.weight_decay
+        )
         self._failed = torch.zeros((), dtype=torch.bool, device=adapter.flat.device)
 
     def update(self, grad: Tensor, loss: Tensor, learning_rate: float, max_grad_norm: float) -> Tensor:

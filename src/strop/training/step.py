@@ -27,6 +27,7 @@ class StepResult:
         num_executed_tokens: Tokens computed: a prefix that samples of a microbatch share counts once.
         num_loss_tokens: Tokens learned.
         seconds: Time the device took, from the first microbatch to the update.
+        peak_memory_gib: Most that tensors have taken of the GPU so far; None on a CPU.
     """
 
     loss: float
@@ -36,10 +37,11 @@ class StepResult:
     num_executed_tokens: int
     num_loss_tokens: int
     seconds: float
+    peak_memory_gib: float | None = None
 
     def record(self, step: int, learning_rate: float) -> dict[str, Any]:
         """The step's line in metrics.jsonl, steps counted from 1."""
-        return {
+        record = {
             "kind": "train",
             "step": step,
             "loss": self.loss,
@@ -51,6 +53,7 @@ class StepResult:
             "tokens_per_second": self.num_tokens / self.seconds,
             "samples_per_second": self.num_samples / self.seconds,
         }
+        return record if self.peak_memory_gib is None else record | {"peak_memory_gib": self.peak_memory_gib}
 
 
 class NonFiniteError(NumericsError):
@@ -62,9 +65,10 @@ class NonFiniteError(NumericsError):
 
 
 class _Clock:
-    """Times what is handed to a device between its making and `stop`; on a GPU by the GPU's own events."""
+    """Times what is handed to a device between its making and `stop`; on a GPU with the GPU's own events."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
         self._times = [time.perf_counter()]
         if self._events:
@@ -87,6 +91,10 @@ class _Clock:
             return self._times[1] - self._times[0]
         self._events[1].synchronize()
         return float(self._events[0].elapsed_time(self._events[1])) / 1e3
+
+    def peak_memory_gib(self) -> float | None:
+        """Most that tensors have taken of the GPU so far; None on a CPU."""
+        return torch.cuda.max_memory_allocated(self._device) / 2**30 if self._events else None
 
 
 def explain_non_finite(step: int, error: NonFiniteError, store: SampleStore) -> str:
@@ -136,6 +144,7 @@ class StepInFlight:
             num_executed_tokens=sum(microbatch.num_tokens for microbatch in microbatches),
             num_loss_tokens=sum(microbatch.num_loss_tokens for microbatch in microbatches),
             seconds=seconds,
+            peak_memory_gib=self._clock.peak_memory_gib(),
         )
 
 

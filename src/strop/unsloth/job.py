@@ -15,11 +15,10 @@ from safetensors.torch import save_file
 from strop.data.store import SampleStore
 from strop.errors import RecipeError
 from strop.microbatch.order import Order
-from strop.model.checkpoint.vet import vet_model_folder
-from strop.model.config import read_config
+from strop.model.checkpoint.folder import ModelFolder
 from strop.model.lora import initial_tensors, resolve_targets
 from strop.recipe import Recipe, TrainSection
-from strop.training.loop import dropout_seed
+from strop.training.engine import dropout_seed
 from strop.training.optim import learning_rate
 
 LOADER = "STROP_UNSLOTH_LOADER"
@@ -77,7 +76,7 @@ def choose_dtype(recipe: Recipe, loader: str) -> str:
 
 
 def write_job(
-    folder: Path, recipe: Recipe, model_folder: Path, train: SampleStore, held_out: SampleStore | None
+    folder: Path, recipe: Recipe, model: ModelFolder, train: SampleStore, held_out: SampleStore | None
 ) -> Path:
     """Everything that the worker reads, into a folder; returns the job's file.
 
@@ -85,7 +84,7 @@ def write_job(
         RecipeError: Unsloth is not installed, or cannot run here.
     """
     loader = choose_loader()
-    section, config = recipe.train, read_config(vet_model_folder(model_folder))
+    section, config = recipe.train, model.config
     folder.mkdir(exist_ok=True)
     adapter, rows = folder / "initial.safetensors", folder / "rows.npz"
     save_file(initial_tensors(config, recipe.lora, section.seed), adapter)
@@ -93,7 +92,7 @@ def write_job(
     lora = recipe.lora.model_dump(exclude={"target_modules"})
     job = {
         "loader": loader,
-        "model": str(model_folder.resolve()),
+        "model": str(model.path.resolve()),
         "adapter": str(adapter.resolve()),
         "rows": str(rows.resolve()),
         "dtype": choose_dtype(recipe, loader),

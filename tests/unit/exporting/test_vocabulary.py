@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from strop.data.template import load_tokenizer
+from strop.data.tokenizer import load_tokenizer
 from strop.errors import RecipeError
 from strop.exporting.gguf.vocabulary import name_for_tokenizer, name_of_split, pieces_and_types, scores
 

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from strop.forecast.estimate import START_SECONDS, Job, Line, measured, plan_of, scaled
+from strop.commands.plan import plan_notes, plan_table
+from strop.forecast.estimate import START_SECONDS, Estimate, PlannedRun, measured, plan_of, scaled
 from strop.forecast.outcome import Outcome, sentence
 from strop.forecast.probe import Probe
 from strop.forecast.published import PHI3_MINI
-from strop.forecast.table import plan_notes, plan_table
 from strop.forecast.workload import count_workload, load_of
 from strop.microbatch.pack import pack
 from strop.modal_runs.prices import STORED
@@ -26,8 +26,8 @@ def recipe(**sections: Any) -> Recipe:
     return Recipe.model_validate({"model": model, "data": {"train_file": "t", "validation_file": "v"}, **sections})
 
 
-def job(header: int = 100, **sections: Any) -> Job:
-    return Job(recipe(**sections), CONFIG, Rows(header), Rows(header))  # type: ignore[arg-type]
+def job(header: int = 100, **sections: Any) -> PlannedRun:
+    return PlannedRun(recipe(**sections), CONFIG, Rows(header), Rows(header))  # type: ignore[arg-type]
 
 
 def test_a_microbatch_is_counted_as_attention_sees_it() -> None:
@@ -126,13 +126,13 @@ def test_the_table_marks_the_recipe_s_own_and_fits_80_columns() -> None:
 
 def test_a_line_survives_the_manifest() -> None:
     line = scaled(job(), "H200", STORED)
-    again = Line.from_json(line.to_json())
+    again = Estimate.from_json(line.to_json())
     assert again.range == line.range
     assert again.seconds == pytest.approx(line.seconds, rel=1e-3)
 
 
 def test_how_wrong_the_plan_was() -> None:
-    line = Line(
+    line = Estimate(
         "H200", "scaled", peak_gib=50.0, tokens_per_second=40_000.0, training_seconds=100.0, seconds=160.0, dollars=0.2
     )
     whole = Outcome(80.0, 50_000.0, 40.0, 0.16, (10, 10), 1).beside(line)

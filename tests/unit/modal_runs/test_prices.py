@@ -48,7 +48,7 @@ def test_a_container_is_its_gpus_and_what_is_beside_them() -> None:
     beside = 2 * 0.0000131 + 16 * 0.00000222
     assert STORED.per_second("H200") == pytest.approx(0.001261 + beside)
     assert STORED.per_second("h100!:2") == pytest.approx(2 * 0.001097 + beside)
-    with pytest.raises(RecipeError, match="no price of the GPU H1000"):
+    with pytest.raises(RecipeError, match="no price for the GPU H1000"):
         STORED.per_second("H1000")
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from hostile_texts import HOSTILE
 from run_folders import answer, records, write_run
-from strop.api import Run, report
-from strop.api.reporting import keep_report
+from strop import Run, report
+from strop.commands.report import keep_report
 from strop.errors import RecipeError
 from strop.reporting.charts import gpu_share
 from strop.reporting.page import ASSETS, render, script_json
@@ -187,7 +187,7 @@ def test_report_writes_over_its_own_page_and_no_other_file(tmp_path: Path) -> No
     assert report([run]) == report([run]) == tmp_path / "a" / "report.html"
     (tmp_path / "thesis.html").write_text("years of work")
     with pytest.raises(RecipeError, match="no report of strop's"):
-        report([run], tmp_path / "thesis.html")
+        report([run], output=tmp_path / "thesis.html")
     assert (tmp_path / "thesis.html").read_text() == "years of work"
     with pytest.raises(RecipeError, match="not a run folder"):
         report([Run(tmp_path)])

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from strop.run.live import LiveReporter
-from strop.run.reporter import LineReporter, Reporter, clock, console_reporter, describe
+from strop.run.live import LiveReporter, console_reporter
+from strop.run.reporter import LineReporter, Reporter, clock, describe
 
 STEPS = 60
 
@@ -160,7 +160,7 @@ def test_silence() -> None:
 _SCRIPT = """
 import sys
 sys.path[:0] = {path!r}
-from strop.run.reporter import console_reporter
+from strop.run.live import console_reporter
 from test_console import run_whole
 reporter = console_reporter(1)
 print("chosen", flush=True, file=sys.stderr)

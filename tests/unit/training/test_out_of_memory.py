@@ -12,12 +12,11 @@ from strop.errors import OutOfMemoryError
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
 from strop.recipe import LoraSection, TrainSection
-from strop.run.folder import RunFolder
 from strop.run.metrics import read_metrics
 from strop.training import budget
 from strop.training.gradients import PlainGradients
 from strop.training.loop import Trainer
-from training_doubles import Rows, StopAt
+from training_doubles import StopAt, trainer_of
 
 LONGEST = 10
 
@@ -34,9 +33,7 @@ def start(model: Path, tmp_path: Path) -> Start:
         adapter = LoraAdapter(load_decoder(model, torch.float64), LoraSection(r=2), seed=0)
         folder = tmp_path / name
         folder.mkdir()
-        return Trainer(
-            adapter, Rows(), section, RunFolder(folder), StopAt(), None, lambda: None, **changes  # type: ignore[arg-type]
-        )  # fmt: skip
+        return trainer_of(adapter, section, folder, StopAt(), **changes)  # type: ignore[arg-type]
 
     return started
 
@@ -46,7 +43,7 @@ def holds(trainer: Trainer, tokens: int, from_step: int = 0) -> list[int]:
 
     It runs out in the middle of the backward, when part of the gradient has been added up already.
     """
-    add, failed = trainer.gradients._add, []
+    add, failed = trainer.engine.gradients._add, []
 
     def limited(batch, scale: float) -> torch.Tensor:
         nll = add(batch, scale)
@@ -55,7 +52,7 @@ def holds(trainer: Trainer, tokens: int, from_step: int = 0) -> list[int]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return nll
 
-    trainer.gradients._add = limited  # type: ignore[method-assign]
+    trainer.engine.gradients._add = limited  # type: ignore[method-assign]
     return failed
 
 
@@ -65,8 +62,8 @@ def test_the_adapter_is_bitwise_that_of_a_run_with_the_smaller_microbatch(start:
     small.run()
     large.run()
     assert [size > 50 for size in failed] == [True, False]  # all of the step, then half of it
-    assert large.max_tokens == 25
-    assert torch.equal(large.adapter.flat, small.adapter.flat)
+    assert large.engine.max_tokens == 25
+    assert torch.equal(large.engine.adapter.flat, small.engine.adapter.flat)
     losses = [[r["loss"] for r in read_metrics(trainer.folder.metrics_path)] for trainer in (small, large)]
     assert losses[0] == losses[1]
 
@@ -77,24 +74,26 @@ def test_in_the_middle_of_a_run_nothing_but_rounding_changes(start: Start) -> No
     undisturbed.run()
     disturbed.run()
     assert len(failed) == 2
-    distance = (disturbed.adapter.flat - undisturbed.adapter.flat).abs().max().item()
+    distance = (disturbed.engine.adapter.flat - undisturbed.engine.adapter.flat).abs().max().item()
     assert distance < 1e-12
     assert [r["num_tokens"] for r in read_metrics(disturbed.folder.metrics_path)] == [
         r["num_tokens"] for r in read_metrics(undisturbed.folder.metrics_path)
     ]
     # The negative control: gradients of the failed microbatch that are kept.
     holds(careless, 26, from_step=3)
-    of = careless.gradients.of
+    of = careless.engine.gradients.of
 
     def keeping(*arguments):
-        is_again = careless.progress.step == 3 and careless.max_tokens < 100
-        kept = careless.adapter.flat_grad.clone() if is_again else 0.0
+        is_again = careless.progress.step == 3 and careless.engine.max_tokens < 100
+        kept = careless.engine.adapter.flat_grad.clone() if is_again else 0.0
         losses, grad = of(*arguments)
         return losses, grad.add_(kept)
 
-    careless.gradients.of = keeping  # type: ignore[method-assign]
+    careless.engine.gradients.of = keeping  # type: ignore[method-assign]
     careless.run()
-    assert (careless.adapter.flat - undisturbed.adapter.flat).abs().max().item() > 1e6 * max(distance, 1e-16)
+    assert (careless.engine.adapter.flat - undisturbed.engine.adapter.flat).abs().max().item() > 1e6 * max(
+        distance, 1e-16
+    )
 
 
 def test_it_is_said_and_kept_for_the_rest_of_the_run(start: Start) -> None:
@@ -107,8 +106,8 @@ def test_it_is_said_and_kept_for_the_rest_of_the_run(start: Start) -> None:
     for words in ("step 3", "100 tokens", "50", "8 samples"):
         assert words in notes[0]
     assert trainer.folder.manifest["max_tokens_per_microbatch"] == 50
-    assert start("again", 100, most_tokens=50).max_tokens == 50
-    assert start("less", 16, most_tokens=50).max_tokens == 16
+    assert start("again", 100, most_tokens=50).engine.max_tokens == 50
+    assert start("less", 16, most_tokens=50).engine.max_tokens == 16
 
 
 def test_at_one_longest_sample_it_ends_with_what_was_trained_saved(start: Start) -> None:
@@ -117,7 +116,7 @@ def test_at_one_longest_sample_it_ends_with_what_was_trained_saved(start: Start)
     with pytest.raises(OutOfMemoryError, match=r"gradient_checkpointing=true") as caught:
         trainer.run()
     assert caught.value.exit_code == 6
-    assert trainer.max_tokens == LONGEST
+    assert trainer.engine.max_tokens == LONGEST
     assert trainer.folder.has_checkpoint(3)
 
 
@@ -126,8 +125,8 @@ def test_an_evaluation_that_runs_out_is_made_again(start: Start) -> None:
     sizes = []
 
     def evaluate() -> float:
-        sizes.append(trainer.max_tokens)
-        if trainer.max_tokens > 32:
+        sizes.append(trainer.engine.max_tokens)
+        if trainer.engine.max_tokens > 32:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return 1.0
 

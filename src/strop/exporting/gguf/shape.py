@@ -1,4 +1,4 @@
-"""A decoder's shape as GGUF's hyperparameters, for the architectures in which llama.cpp computes the same."""
+"""A decoder's shape as GGUF hyperparameters, for the architectures that llama.cpp computes in the same way."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from strop.model.config import DecoderConfig
 from strop.model.rope import RotaryTable
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "phi3": "phi3", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""llama.cpp's name of each family."""
+"""llama.cpp's architecture for each family."""
 
 _ROPE_KINDS = {
     "llama": ("default", "linear", "llama3"),
@@ -23,39 +23,38 @@ _ROPE_KINDS = {
 
 
 def usable_context(config: DecoderConfig, longest: int) -> int:
-    """Tokens up to which llama.cpp computes what the model was trained as.
+    """The longest context, in tokens, at which llama.cpp computes the model as it was trained.
 
-    In these architectures it attends to everything whatever the checkpoint's sliding window, and it picks LongRoPE's
-    factors by the context's size and not by the sample's.
+    For these architectures llama.cpp ignores the checkpoint's sliding window and attends to everything, and it picks
+    LongRoPE's factors by the size of the context, not of the sample.
 
     Args:
-        config: Of the model.
-        longest: Tokens of the longest sample in training.
-
-    Returns:
-        As a context length.
+        config: The model's config.
+        longest: Length of the longest training sample, in tokens.
 
     Raises:
-        RecipeError: There were longer samples in training, or llama.cpp turns positions in another way.
+        RecipeError: Training had longer samples, or llama.cpp computes positions differently.
     """
     architecture, rope = ARCHITECTURES[config.family], config.rope
     if rope.kind not in _ROPE_KINDS[architecture]:
-        raise RecipeError(f"llama.cpp has no {rope.kind} positions for {architecture} models; use --to merged")
+        raise RecipeError(f"llama.cpp does not support {rope.kind} RoPE for {architecture} models; use --to merged")
     if rope.width != config.head_dim and architecture != "phi3":
-        raise RecipeError(f"llama.cpp turns whole heads in {architecture} models, this one a part; use --to merged")
+        raise RecipeError(
+            f"llama.cpp rotates whole heads in {architecture} models, but this one rotates only a part; use --to merged"
+        )
     windows = [window for window in config.sliding_windows if window]
     context = min([config.max_positions, *windows] + ([rope.long_from] if rope.long_from else []))
     if longest > context:
         raise RecipeError(
-            f"llama.cpp computes this model as it was trained for up to {context} tokens only (it leaves out the "
-            "sliding window, and has one set of LongRoPE factors at a time), and a row of training had "
+            f"llama.cpp computes this model as it was trained only up to {context} tokens (it ignores the sliding "
+            "window and uses one set of LongRoPE factors at a time), but a training row had "
             f"{longest} tokens; use --to merged"
         )
     return context
 
 
 def add_shape(writer: Any, config: DecoderConfig, context: int) -> None:
-    """Enter everything that llama.cpp builds the model from."""
+    """Write all hyperparameters that llama.cpp builds the model from."""
     import gguf
 
     rope = config.rope
@@ -82,7 +81,7 @@ def add_shape(writer: Any, config: DecoderConfig, context: int) -> None:
 
 
 def rope_tensors(config: DecoderConfig) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """What each frequency is divided by: Llama 3's stretch, or both sets of LongRoPE's factors."""
+    """The divisor of each frequency: Llama 3's scaling, or both sets of LongRoPE factors."""
     rope = config.rope
     if rope.kind == "llama3":
         plain = 1.0 / rope.theta ** (torch.arange(0, rope.width, 2, dtype=torch.int64).float() / rope.width)

@@ -1,13 +1,13 @@
-"""tokenizer.json in GGUF's keys: pieces, their types, scores or merges, and llama.cpp's name for how text is cut."""
+"""tokenizer.json as GGUF keys: pieces, their types, scores or merges, and llama.cpp's name for how text is split."""
 
 import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from strop.data.message_template import as_jinja
 from strop.data.template import Template
 from strop.errors import RecipeError
+from strop.exporting.prompting import as_jinja
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _END_OF_TURN = ("<|im_end|>", "<|end|>", "<|eot_id|>", "<end_of_turn>", "<|endofturn|>")
@@ -23,23 +23,23 @@ _SPLITS = {
     + r"\p{N}"
     + _REST.replace(r"[\r\n]*", r"[\r\n/]*"): "tekken",
 }
-_WHOLE_WORDS = {"llama-bpe", "tekken"}  # where llama.cpp looks a word up before it merges (`ignore_merges`)
+_WHOLE_WORDS = {"llama-bpe", "tekken"}  # for these, llama.cpp looks up a whole word before merging (`ignore_merges`)
 
 
 def add_tokenizer(writer: Any, template: Template, vocab_size: int) -> None:
-    """Enter a tokenizer with the chat template, BOS and stop tokens of training.
+    """Write the tokenizer, with the chat template, BOS and stop tokens of training.
 
     Args:
         writer: A `gguf.GGUFWriter`.
-        template: Of training.
-        vocab_size: Rows of the embedding, which may be more than there are tokens.
+        template: The training template.
+        vocab_size: Number of embedding rows, which may exceed the number of tokens.
 
     Raises:
-        RecipeError: It cuts text in a way that llama.cpp has no name for.
+        RecipeError: strop knows no llama.cpp name for how it splits text.
     """
     data = json.loads(template.tokenizer.backend_tokenizer.to_str())
     if data["model"]["type"] != "BPE":
-        raise RecipeError(f"--to gguf takes BPE tokenizers, this one is {data['model']['type']}; use --to merged")
+        raise RecipeError(f"--to gguf needs a BPE tokenizer, this one is {data['model']['type']}; use --to merged")
     pieces, types = pieces_and_types(data, vocab_size)
     if data["model"].get("byte_fallback"):
         writer.add_tokenizer_model("llama")
@@ -56,10 +56,10 @@ def add_tokenizer(writer: Any, template: Template, vocab_size: int) -> None:
 
 
 def name_for_tokenizer(tokenizer: Any, name: str) -> str:
-    """A model's name that makes llama.cpp read its control tokens as training did.
+    """A model name that makes llama.cpp treat control tokens as training did.
 
-    GGUF has no key for tokens that swallow the blanks after them. llama.cpp takes Phi-3's for such where the model's
-    name says "Phi-3", and nothing else.
+    GGUF has no key for tokens that swallow the spaces after them. llama.cpp does so for Phi-3's, and recognises Phi-3
+    only by "Phi-3" in the model's name.
     """
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
     if any(token.rstrip for token in added):
@@ -88,7 +88,7 @@ def pieces_and_types(data: Mapping[str, Any], size: int) -> tuple[list[str], lis
 
 
 def scores(data: Mapping[str, Any], pieces: list[str]) -> list[float]:
-    """SentencePiece's scores: a piece is the better the earlier its first merge; what no merge makes comes last."""
+    """SentencePiece scores: the earlier a piece's first merge, the higher; pieces that no merge makes come last."""
     rank: dict[str, int] = {}
     for number, (left, right) in enumerate(_merges(data)):
         rank.setdefault(left + right, number)
@@ -96,10 +96,10 @@ def scores(data: Mapping[str, Any], pieces: list[str]) -> list[float]:
 
 
 def name_of_split(data: Mapping[str, Any]) -> str:
-    """llama.cpp's name for how a byte-level tokenizer cuts text before merging.
+    """llama.cpp's name for how a byte-level tokenizer splits text before merging.
 
     Raises:
-        RecipeError: It has none that strop knows.
+        RecipeError: strop knows no name for it.
     """
     steps = data["pre_tokenizer"] or {}
     steps = steps.get("pretokenizers", [steps])
@@ -113,7 +113,7 @@ def name_of_split(data: Mapping[str, Any]) -> str:
         name = _SPLITS.get(steps[0]["pattern"].get("Regex", ""))
     if name is None or bool(data["model"].get("ignore_merges")) != (name in _WHOLE_WORDS):
         raise RecipeError(
-            f"strop knows no llama.cpp name for how this tokenizer cuts text ({', '.join(map(str, kinds))}); "
+            f"strop knows no llama.cpp name for how this tokenizer splits text ({', '.join(map(str, kinds))}); "
             "use --to merged and llama.cpp's own converter"
         )
     return name
@@ -125,9 +125,10 @@ def _merges(data: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _has_space_prefix(data: Mapping[str, Any], chat: bool) -> bool:
-    """Whether a text gets a blank before it: llama.cpp puts one after every control token too.
+    """Whether llama.cpp should put a space before a text; it then puts one after every control token too.
 
-    Where only the whole text's beginning gets one (`first`), a chat's is a control token, and nothing gets any.
+    If the tokenizer adds one only at the beginning of the whole text (`first`), a chat gets none: it begins with a
+    control token.
     """
     text = json.dumps([data.get("normalizer"), data.get("pre_tokenizer")])
     if '"prepend_scheme": "first"' in text:
@@ -136,7 +137,7 @@ def _has_space_prefix(data: Mapping[str, Any], chat: bool) -> bool:
 
 
 def _add_special(writer: Any, template: Template) -> None:
-    """Ids with a role. GGUF holds up to three that stop; llama.cpp adds others that it knows by their text."""
+    """Write the ids with a role. GGUF has keys for up to three stop tokens; llama.cpp adds others it knows by text."""
     tokenizer = template.tokenizer
     stops = sorted(template.stop_ids, key=lambda i: (i != tokenizer.eos_token_id, i))
     eos, others = stops[0], stops[1:]

@@ -1,7 +1,7 @@
-"""The loss from hidden states (`ops.linear_cross_entropy`), a chunk's logits read twice and written once.
+"""The loss from hidden states (`ops.linear_cross_entropy`), reading a chunk's logits twice and writing them once.
 
-One program does a row: its loss, then its gradient over the logits. A row walks its own labels in order, so a position
-with several labels needs no atomics, and padding is a row without labels.
+One program computes a row: its loss, then its gradient in place of the logits. It walks the row's labels in order, so a
+position with several labels needs no atomics, and padding is a row without labels.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Tensors made operands of frozen products: quantised row by row where the weight is float8."""
+"""Turn tensors into operands of frozen products, quantised row by row if the weight is float8."""
 
 import torch
 import triton
@@ -48,12 +48,12 @@ def _quantise(x, values, scale, rows, width, ROWS: tl.constexpr, CHUNK: tl.const
 
 
 def new_values(like_TI: Tensor, width: int, float8: bool) -> Tensor:
-    """An operand's values, still to be written."""
+    """Memory for an operand's values, not yet written."""
     return like_TI.new_empty((like_TI.shape[0], width), dtype=torch.float8_e4m3fn if float8 else like_TI.dtype)
 
 
 def measure(x_TI: Tensor, thin_IR: Tensor) -> Measured:
-    """Measure a tensor that comes from elsewhere."""
+    """Measure a tensor that was made elsewhere."""
     (rows, width), rank = x_TI.shape, thin_IR.shape[1]
     parts = Parts.new(x_TI, triton.cdiv(width, SPAN), rank)
     _measure[grid(rows, width)](x_TI, thin_IR, *parts, rows, width, R=rank, ROWS=ROWS, CHUNK=CHUNK, SPAN=SPAN)

@@ -1,9 +1,9 @@
-"""What the fused ops share: thin matrices and low-rank terms, and how a row is summed up over several programs.
+"""What the fused ops share: thin matrices, low-rank terms, and sums over a row that several programs compute.
 
-A kernel that makes a tensor runs one program for a block of rows and a span of columns, so that there are enough
-programs for small batches too. What the next product needs of whole rows, their largest magnitude and their product
-with a thin matrix, is left as one partial result a span (`Parts`); whoever reads the tensor next adds them up, always
-in the same order. The partials are a few percent of the tensor itself.
+A kernel that makes a tensor runs one program for each block of rows and span of columns, so that small batches have
+enough programs too. What the next product needs from whole rows, their largest magnitude and their product with a thin
+matrix, is stored as one partial result per span (`Parts`); whatever reads the tensor next adds them up, always in the
+same order. The partials are a few percent of the tensor itself.
 """
 
 from typing import NamedTuple
@@ -14,18 +14,18 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS, CHUNK, SPAN = 64, 128, 512
-"""Rows of a program, columns that it takes at a time, and columns it takes in all."""
+"""Rows of a program, columns that it reads at a time, and columns that it reads in all."""
 
 
 _SUM_ROWS = 16
-"""Rows of a program that adds parts up; few, because each walks all spans."""
+"""Rows of a program that adds up parts; few, because each walks all spans."""
 
 _SUM_NUMBERS = 4096
-"""Partial results that it reads at a time: one span after the other, it would wait for memory each time."""
+"""Partial results that it reads at a time; span by span, it would wait for memory each time."""
 
 
 class LowRank(NamedTuple):
-    """A term h W^T that is still to be added to a (T, O) tensor by whoever reads it; W (O, R) is thin."""
+    """A term h W^T that whatever reads a (T, O) tensor must still add to it; W (O, R) is thin."""
 
     h_TR: Tensor
     thin_OR: Tensor
@@ -35,7 +35,7 @@ class Blocks(NamedTuple):
     """Which `width` columns of h each part of an output uses: q, k, v or gate, up.
 
     Modules that share an input share h, each with columns of its own. W has `width` columns: each row belongs to one
-    module, and for the others it would hold zeros. All of h has `rank` columns.
+    module, and for the others it would be zeros. h has `rank` columns in all.
     """
 
     width: int
@@ -76,9 +76,9 @@ def grid(rows: int, width: int) -> tuple[int, int]:
 
 
 def registers(most: int, rank: int) -> int | None:
-    """A limit on a thread's registers, so that one program more shares a multiprocessor; found for ranks up to 16.
+    """A cap on a thread's registers, so that one more program fits on a multiprocessor.
 
-    Modules side by side make 64 of that. Beyond, the limit would spill, and is none.
+    Tuned for ranks up to 16 (64 columns once modules are merged). Above that the cap causes spills, so there is none.
     """
     return most if rank <= 64 else None
 
@@ -122,7 +122,7 @@ def add_thin_product(total, value, thin, column, width, R: tl.constexpr):
 
 @triton.jit
 def store_parts(largest_parts, product_parts, row, real, rows, largest, product, R: tl.constexpr):
-    """Leave this span's partial results."""
+    """Store this span's partial results."""
     place = tl.program_id(1).to(tl.int64) * rows + row
     tl.store(largest_parts + place, largest, real)
     tl.store(product_parts + place[:, None] * R + tl.arange(0, R)[None, :], product, real[:, None])
@@ -173,7 +173,7 @@ def sum_up(
     parts: Parts, scaling: float, float8: bool, dtype: torch.dtype, squares_ST: Tensor | None = None, width: int = 1,
     eps: float = 0.0,
 ) -> Sums:  # fmt: skip
-    """Add the partial results of a tensor up; with its sums of squares, those of the normed tensor."""
+    """Add up the partial results of a tensor; given its sums of squares, those of the normalised tensor."""
     spans, rows, rank = parts.product_STR.shape
     new = parts.largest_ST.new_empty
     h_TR, scale_T = new((rows, rank), dtype=dtype), new(rows) if float8 else None

@@ -1,0 +1,54 @@
+"""A run folder, as the commands take and return it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from strop.errors import RecipeError
+from strop.recipe import Recipe, load_recipe
+from strop.run.folder import RunFolder
+from strop.run.metrics import read_metrics
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, finished or not; its layout is described in `strop.run.folder`."""
+
+    path: Path
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe as it was resolved when the run began.
+
+        Raises:
+            RecipeError: The folder is not a run's.
+        """
+        if not (self.path / "recipe.yaml").exists():
+            raise RecipeError(f"{self.path} is not a run folder: it has no recipe.yaml (`strop runs` lists runs)")
+        return load_recipe(str(self.path / "recipe.yaml"))
+
+    @property
+    def adapter_path(self) -> Path:
+        """The PEFT adapter folder."""
+        return self.path / "adapter"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The contents of run.json."""
+        return RunFolder(self.path).manifest
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every step and evaluation so far, in order."""
+        return read_metrics(self.path / "metrics.jsonl")
+
+    def require_adapter(self) -> None:
+        """See that the run has finished and left an adapter.
+
+        Raises:
+            RecipeError: It has none.
+        """
+        if not (self.adapter_path / "adapter_config.json").exists():
+            raise RecipeError(f"{self.path} has no adapter yet; `strop train {self.path}` resumes it")
