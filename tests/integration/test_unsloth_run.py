@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from helpers import environment, metrics, strop, write_recipe
 from strop.run.metrics import read_metrics
+from strop.run.samples import read_samples
 from tiny_models import load_oracle
 
 # 40 rows in steps of 6: the last step has 4, as microbatches of 3 and 1. The gradient norm is near 5, so it is clipped.
@@ -62,6 +63,10 @@ def train(folder: Path, run: str, *overrides: str, engine: str = "unsloth") -> s
     return strop("train", folder / "tiny.yaml", "--engine", engine, *settings, cache=folder / "cache")
 
 
+def answers(run: Path) -> list[tuple[int, str]]:
+    return [(sample.step, sample.text) for sample in read_samples(run / "samples.jsonl")]
+
+
 def column(run: Path, key: str) -> list[float]:
     return [record[key] for record in metrics(run) if key in record]
 
@@ -77,6 +82,13 @@ def test_every_step_has_the_loss_gradient_and_rate_of_strops_own_engine(workshop
     other = train(workshop, "other", "train.seed=7", engine="strop")
     assert other.returncode == 0, other.stderr
     assert column(workshop / "other", "loss") != pytest.approx(column(want, "loss"), abs=1e-1)
+
+
+def test_held_out_questions_get_the_answers_of_strops_own_engine(workshop: Path) -> None:
+    got = answers(workshop / "unsloth")
+    assert got == answers(workshop / "strop")
+    assert [step for step, _ in got] == [0, 0, 2, 2, 4, 4, 6, 6, 7, 7]
+    assert len({text for _, text in got}) > 2  # answers of different models
 
 
 def test_the_held_out_loss_is_strops_during_the_run_and_after_it(workshop: Path) -> None:
