@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import strop
 from strop import errors
 from strop.cli import app
 from strop.recipe import list_recipes
@@ -18,7 +19,9 @@ def test_the_recipe_reference_is_fresh() -> None:
     assert (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8") == render()
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/**/*.md"))]
+)
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):
@@ -79,3 +82,13 @@ def test_the_command_reference_is_fresh_and_has_an_example_of_each_command() -> 
     assert text == page["render"]()
     commands = re.findall(r"^## strop (\w+)$", text, flags=re.MULTILINE)
     assert {"init", "train", "evaluate"} <= set(commands) <= set(page["EXAMPLES"])
+
+
+def test_the_pictures_are_fresh() -> None:
+    for file, svg in runpy.run_path(str(ROOT / "docs" / "make_pictures.py"))["pictures"]().items():
+        assert file.read_text(encoding="utf-8") == svg, f"run docs/make_pictures.py: {file.name}"
+
+
+def test_the_api_reference_has_every_public_name() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^::: strop\.(\w+)$", page, flags=re.MULTILINE)) == sorted(strop.__all__)

@@ -1,4 +1,4 @@
-"""The measurements that scaled predictions rest on, as docs/performance.md had them at this commit.
+"""The measurements that scaled predictions rest on, as the pages docs/lab/h200-*.md had them at this commit.
 
 One H200, 2026-11-23, commit d4906ae, torch 2.11.0+cu130, Phi-3-mini's exact shape with random weights, LoRA r=16 on all
 seven modules, `benchmarks/throughput.py`. What the steps compute was counted from the benchmark's rows.

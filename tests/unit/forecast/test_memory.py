@@ -46,7 +46,7 @@ def test_a_token_of_phi3_keeps_the_published_2_3_megabytes() -> None:
 
 
 def test_nf4_and_8_bit_moments_take_what_the_code_was_counted_to_take() -> None:
-    """docs/performance.md: 2.55 GiB, with a matrix made dense."""
+    """docs/lab/h200-nf4.md: 2.55 GiB, with a matrix made dense."""
     assert Memory.of(PHI3, "nf4", True, True, moments_8bit=True).constant / GIB == pytest.approx(2.55, rel=0.01)
     assert Memory.of(PHI3, "nf4", True, True).constant / GIB == pytest.approx(2.72, rel=0.01)
     assert Memory.of(PHI3, "bfloat16", True, True).constant / GIB > 7
