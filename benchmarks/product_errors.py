@@ -14,7 +14,7 @@ from torch import Tensor
 
 from strop.microbatch.pack import Microbatch
 from strop.model.lora import LoraAdapter, projections
-from strop.ops.frozen_linear import Float8Weight, FrozenWeight, Operand, quantise_rows
+from strop.ops.linear import Float8Weight, FrozenWeight, Operand, quantise_rows
 from strop.ops.nf4 import dequantise, quantise
 from strop.training.gradients import PlainGradients
 

@@ -39,7 +39,7 @@ from strop.model.checkpoint.weights import build_decoder, group_modules
 from strop.model.config import DecoderConfig, read_config
 from strop.model.lora import LoraAdapter
 from strop.model.precision import grow_segments
-from strop.ops.frozen_linear import Float8Weight, FrozenWeight, Operand, quantise_rows
+from strop.ops.linear import Float8Weight, FrozenWeight, Operand, quantise_rows
 from strop.ops.nf4 import Nf4, quantise
 from strop.recipe import LoraSection, TrainSection
 from strop.training.budget import tokens_that_fit

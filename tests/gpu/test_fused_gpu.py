@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from strop.microbatch.inputs import PackedInputs
-from strop.microbatch.pack import Microbatch
+from strop.microbatch.pack import Microbatch, PackedInputs
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
-from strop.ops.frozen_linear import Float8Weight, Operand, quantise_rows
+from strop.ops.linear import Float8Weight, Operand, quantise_rows
 from strop.recipe import LoraSection, TrainSection
 from strop.training.optim import FlatAdamW
 from strop.training.step import NonFiniteError, train_step

@@ -15,9 +15,8 @@ from strop.model.lora import LoraAdapter
 from strop.ops import reference
 from strop.ops.attention import attention
 from strop.ops.elementwise import rms_norm, rotary, swiglu
-from strop.ops.frozen_linear import FrozenWeight
+from strop.ops.linear import FrozenWeight, lora_linear
 from strop.ops.linear_cross_entropy import linear_cross_entropy
-from strop.ops.lora_linear import lora_linear
 from strop.recipe import LoraSection
 from tiny_models import load_oracle, write_checkpoint
 

@@ -10,8 +10,7 @@ import torch
 
 from strop.fused.decoder import FusedDecoder
 from strop.fused.inputs import Padding, lay_out, read_inputs
-from strop.microbatch.inputs import PackedInputs
-from strop.microbatch.pack import Microbatch
+from strop.microbatch.pack import Microbatch, PackedInputs
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
 from strop.recipe import LoraSection

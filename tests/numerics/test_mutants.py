@@ -27,15 +27,13 @@ from strop.fused import lora_work
 from strop.fused.capture import CapturedGradients
 from strop.fused.decoder import FusedDecoder
 from strop.fused.inputs import FusedInputs, lay_out, read_inputs
-from strop.microbatch.inputs import PackedInputs
-from strop.microbatch.pack import Microbatch, pack
+from strop.microbatch.pack import Microbatch, PackedInputs, pack
 from strop.microbatch.tree import Tree
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
-from strop.ops import frozen_linear
-from strop.ops.frozen_linear import Float8Weight, Operand
 from strop.ops.fused import attention as fused_attention
 from strop.ops.fused import attention_plan
+from strop.ops.linear import Float8Weight, Operand
 from strop.recipe import LoraSection, TrainSection
 from strop.training.gradients import Gradients, PlainGradients
 from strop.training.optim import FlatAdamW
@@ -236,14 +234,14 @@ def test_learned_padding_shows(folder: Path, exact: Measured) -> None:
 
 
 def float32_product(x: Operand, weight_OI: Tensor, scale_O: Tensor) -> Tensor:
-    """`frozen_linear._scaled_product` without rounding its result to bfloat16."""
+    """`linear._scaled_product` without rounding its result to bfloat16."""
     assert x.scale_T is not None
     return (x.values.float() @ weight_OI.float().t()) * x.scale_T[:, None] * scale_O
 
 
 def test_a_forgotten_float8_scale_shows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     round_as_hardware(monkeypatch)
-    monkeypatch.setattr(frozen_linear, "_scaled_product", float32_product)
+    monkeypatch.setattr(linear, "_scaled_product", float32_product)
     adapter = adapter_of(folder, float8=True)
     assert adapter.decoder.precision == "float8"
     want = plain(adapter, share=True)  # apart, gradients are rounded before they are added up: 3% of difference

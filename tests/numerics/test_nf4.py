@@ -9,7 +9,7 @@ from torch import Tensor
 import bitsandbytes_oracle as oracle
 from strop.ops import nf4, reference
 from strop.ops.blockwise import dequantise_blockwise, dynamic_code, quantise_blockwise
-from strop.ops.frozen_linear import Operand
+from strop.ops.linear import Operand
 from strop.ops.nf4 import (
     BLOCK,
     Nested,

@@ -11,10 +11,10 @@ from torch import Tensor
 
 import bitsandbytes_oracle as oracle
 from strop.errors import ModelError, RecipeError
-from strop.microbatch.inputs import PackedInputs
+from strop.microbatch.pack import PackedInputs
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter, projections
-from strop.ops.frozen_linear import Float8Weight, FrozenWeight
+from strop.ops.linear import Float8Weight, FrozenWeight
 from strop.ops.nf4 import Nf4Weight, dequantise, quantise
 from strop.recipe import LoraSection
 from tiny_models import write_checkpoint

@@ -10,9 +10,8 @@ from strop.microbatch.tree import Tree
 from strop.ops import reference
 from strop.ops.attention import attention
 from strop.ops.elementwise import rms_norm, rotary, swiglu
-from strop.ops.frozen_linear import FrozenWeight, frozen_linear
+from strop.ops.linear import FrozenWeight, frozen_linear, lora_linear
 from strop.ops.linear_cross_entropy import linear_cross_entropy
-from strop.ops.lora_linear import lora_linear
 
 BOUND = 1e-12
 ROWS = ((0, 24), (24, 32), (40, 48))  # three modules; output rows 32..39 belong to none

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from strop.data.store import Sample
-from strop.microbatch.inputs import PackedInputs
-from strop.microbatch.pack import pack
+from strop.microbatch.pack import PackedInputs, pack
 from strop.microbatch.tree import Tree
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.decoder import Decoder

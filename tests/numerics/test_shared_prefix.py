@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from strop.data.store import Sample
-from strop.microbatch.inputs import PackedInputs
-from strop.microbatch.pack import Microbatch, pack
+from strop.microbatch.pack import Microbatch, PackedInputs, pack
 from strop.microbatch.tree import Tree
 from strop.model.lora import LoraAdapter
 from strop.ops import attention as ops_attention

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from strop.data.store import Sample, SampleStore
 from strop.evaluation.intervals import RowSums
-from strop.microbatch.inputs import PackedInputs
-from strop.microbatch.pack import Microbatch, labels_of, pack
+from strop.microbatch.pack import Microbatch, PackedInputs, labels_of, pack
 from strop.model.decoder import Decoder
 
 _SAMPLES_AT_A_TIME = 1024

@@ -74,7 +74,7 @@ def _round_up(count: int, bits: int, least: int = 16) -> int:
 
 @dataclass(frozen=True, slots=True)
 class FusedInputs:
-    """A microbatch on its device, all integers int32; see `microbatch.inputs.PackedInputs` and `AttentionPlan`.
+    """A microbatch on its device, all integers int32; see `microbatch.pack.PackedInputs` and `AttentionPlan`.
 
     Attributes:
         input_ids_T: Token ids.

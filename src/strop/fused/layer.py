@@ -15,7 +15,6 @@ from torch import Tensor
 
 from strop.fused.lora_work import LoraWork, ThinPair
 from strop.model.decoder import Layer
-from strop.ops.frozen_linear import FrozenWeight, Operand
 from strop.ops.fused.attention import tree_attention, tree_attention_backward
 from strop.ops.fused.attention_plan import AttentionPlan
 from strop.ops.fused.norm import Stream, advance, norm_backward, norm_operand
@@ -23,6 +22,7 @@ from strop.ops.fused.operand import measure, operand_of
 from strop.ops.fused.rotary import finish_qkv, turn_back
 from strop.ops.fused.swiglu import swiglu, swiglu_backward
 from strop.ops.fused.thin import LowRank, Measured
+from strop.ops.linear import FrozenWeight, Operand
 
 
 @dataclass(frozen=True, slots=True)

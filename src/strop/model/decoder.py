@@ -13,15 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from strop.microbatch.inputs import PackedInputs
+from strop.microbatch.pack import PackedInputs
 from strop.microbatch.tree import Tree
 from strop.model.config import DecoderConfig
 from strop.model.rope import RotaryTable
 from strop.ops.attention import attention
 from strop.ops.elementwise import rms_norm, rotary, swiglu
-from strop.ops.frozen_linear import FrozenWeight, frozen_linear
+from strop.ops.linear import FrozenWeight, Rows, frozen_linear, lora_linear
 from strop.ops.linear_cross_entropy import label_nll, linear_cross_entropy
-from strop.ops.lora_linear import Rows, lora_linear
 
 Attend = Callable[[int, Tensor, Tensor, Tensor, int | None], Tensor]
 """(layer, q_TNH, k_TKH, v_TKH, window) -> (T, N, H)."""
@@ -29,7 +28,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor, int | None], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class LoraTerms:
-    """The LoRA parameters of one merged projection; see `ops.lora_linear` for the shapes."""
+    """The LoRA parameters of one merged projection; see `ops.linear` for the shapes."""
 
     a_RI: nn.Parameter
     b_OR: nn.Parameter

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strop.ops.frozen_linear import FrozenWeight
+from strop.ops.linear import FrozenWeight
 
 LOGITS_BYTES = 256 << 20
 """Logits in memory at a time: large enough to fill a GPU, small beside the activations of the layers."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from strop.ops.blockwise import BLOCK as NESTED_BLOCK
 from strop.ops.blockwise import dequantise_blockwise, dynamic_code, quantise_blockwise
 from strop.ops.dispatch import kernels_for
-from strop.ops.frozen_linear import FrozenWeight, Operand
+from strop.ops.linear import FrozenWeight, Operand
 
 # arXiv 2305.14314, appendix E.
 LEVELS = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,

@@ -6,8 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from strop.microbatch.inputs import PackedInputs
-from strop.microbatch.pack import Microbatch
+from strop.microbatch.pack import Microbatch, PackedInputs
 from strop.model.lora import LoraAdapter
 from strop.model.precision import why_not_fused
 

@@ -11,7 +11,7 @@ from strop.forecast.memory import GIB, Memory, fused_layer_bytes, plain_layer_by
 from strop.forecast.published import FIGURES, PHI3_MINI, Figure
 from strop.forecast.shape import Shape
 from strop.gpus import GPUS
-from strop.microbatch.inputs import PackedInputs
+from strop.microbatch.pack import PackedInputs
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.config import read_config
 from strop.model.decoder import Decoder

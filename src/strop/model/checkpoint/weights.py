@@ -18,7 +18,7 @@ from strop.model.checkpoint.folder import ModelFolder
 from strop.model.checkpoint.nf4 import STATE, stored_nf4
 from strop.model.config import DecoderConfig
 from strop.model.decoder import Decoder, Layer, Projection
-from strop.ops.frozen_linear import Float8Weight, FrozenWeight
+from strop.ops.linear import Float8Weight, FrozenWeight
 from strop.ops.nf4 import Nf4, Nf4Weight, Scratch, dequantise, quantise
 
 _MAX_FLOAT8_ERROR = 0.04

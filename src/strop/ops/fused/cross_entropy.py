@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from strop.ops.frozen_linear import FrozenWeight
+from strop.ops.linear import FrozenWeight
 from strop.ops.linear_cross_entropy import LOGITS_BYTES
 
 _BLOCK = 4096

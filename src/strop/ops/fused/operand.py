@@ -5,7 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from strop.ops.frozen_linear import Operand
 from strop.ops.fused.thin import (
     CHUNK,
     ROWS,
@@ -18,6 +17,7 @@ from strop.ops.fused.thin import (
     store_parts,
     sum_up,
 )
+from strop.ops.linear import Operand
 
 
 @triton.jit
