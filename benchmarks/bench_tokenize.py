@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from strop.data.audit import audit
-from strop.data.store import Settings, open_or_build
+from strop.data.dataset import open_or_build
+from strop.data.store import StoreSettings
 from strop.data.template import load_template
 
 SENTENCE = "According to the census of {} the district of Number {} had {} inhabitants in {} households. "
@@ -38,7 +39,7 @@ def main() -> None:
         write_rows(path, num_rows)
         for label in ("tokenise", "from cache"):
             start = time.perf_counter()
-            store = open_or_build([path], template, Settings(format="alpaca", max_seq_length=2048))
+            store = open_or_build([path], template, StoreSettings(format="alpaca", max_seq_length=2048))
             seconds = time.perf_counter() - start
             rates = f"{num_rows / seconds:,.0f} rows/s, {store.num_tokens / seconds:,.0f} tokens/s"
             print(f"{label}: {seconds:.2f} s, {rates}")

@@ -33,10 +33,9 @@ from strop.data.dataset import Dataset, open_dataset
 from strop.data.store import SampleStore
 from strop.evaluation.generate import generate
 from strop.evaluation.loss import held_out_loss
-from strop.evaluation.matching import exact_match, numbers
-from strop.evaluation.score import split_question
-from strop.microbatch.pack import Batch
-from strop.microbatch.steps import Microbatches
+from strop.evaluation.score import exact_match, numbers, split_question
+from strop.microbatch.order import Order
+from strop.microbatch.pack import Microbatch, Microbatches
 from strop.model.checkpoint.locate import locate_model
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter, projections
@@ -59,7 +58,6 @@ class Base:
 
     def put(self, flat: Tensor) -> None:
         self.adapter.flat.copy_(flat)
-        self.gradients.refresh()
 
     def held_out(self, store: SampleStore) -> float:
         max_tokens = wanted_tokens(self.decoder.device, int(store.lengths.max()))
@@ -67,7 +65,7 @@ class Base:
 
     def batches(self, store: SampleStore, section: TrainSection) -> Microbatches:
         max_tokens = wanted_tokens(self.decoder.device, int(store.lengths.max()))
-        return Microbatches(store, section, max_tokens, True, self.decoder.config.rope.long_from)
+        return Microbatches(store, Order.of(section, len(store)), max_tokens, True, self.decoder.config.rope.long_from)
 
     def train(self, start: Tensor, store: SampleStore, section: TrainSection) -> tuple[Tensor, list[float]]:
         """The trained adapter and each step's loss."""
@@ -80,12 +78,10 @@ class Base:
             in_flight.append(train_step(self.gradients, optimizer, batches.of_step(step), rate, norm))
         return self.adapter.flat.clone(), [step.result().loss for step in in_flight]
 
-    def gradient(self, flat: Tensor, batch: Batch) -> Tensor:
+    def gradient(self, flat: Tensor, batch: Microbatch) -> Tensor:
         self.put(flat)
-        self.gradients.zero()
-        self.gradients.add(batch, 1.0 / batch.num_loss_tokens)
-        self.gradients.collect()
-        return self.adapter.flat_grad.clone()
+        _, grad = self.gradients.of([batch])
+        return grad.clone()
 
 
 class Experiment:
@@ -178,7 +174,7 @@ class Experiment:
             results = product_errors.record(self.reference.adapter, batch)
             for result in results:
                 report.append(self.options.json, {"what": "product", "adapter": point} | result)
-            print(f"relative errors in percent of {len(batch.input_ids)} tokens' products, smallest/median/largest of "
+            print(f"relative errors in percent of {batch.num_tokens} tokens' products, smallest/median/largest of "
                   f"the layers; {point} adapter\n{product_errors.table(results)}", flush=True)  # fmt: skip
 
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from strop.microbatch.pack import Batch
+from strop.microbatch.pack import Microbatch
 from strop.model.lora import LoraAdapter, projections
-from strop.ops.frozen_linear import Float8Weight, FrozenWeight, Operand, quantise_rows
+from strop.ops.linear import Float8Weight, FrozenWeight, Operand, quantise_rows
 from strop.ops.nf4 import dequantise, quantise
 from strop.training.gradients import PlainGradients
 
@@ -90,7 +90,7 @@ class Recorder(FrozenWeight):
         return x_TI
 
 
-def record(adapter: LoraAdapter, batch: Batch) -> list[dict[str, Any]]:
+def record(adapter: LoraAdapter, batch: Microbatch) -> list[dict[str, Any]]:
     """The errors of every product of a microbatch's forward and backward, and those of the weights themselves."""
     results: list[dict[str, Any]] = []
     for (layer, group), projection in projections(adapter.decoder).items():

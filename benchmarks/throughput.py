@@ -33,13 +33,13 @@ import report
 import workloads
 from random_checkpoint import LAYOUTS, PHI3_MINI
 from strop.data.store import SampleStore
-from strop.microbatch.order import step_samples
-from strop.microbatch.pack import Batch, pack
+from strop.microbatch.order import Order
+from strop.microbatch.pack import Microbatch, pack
 from strop.model.checkpoint.weights import build_decoder, group_modules
 from strop.model.config import DecoderConfig, read_config
 from strop.model.lora import LoraAdapter
 from strop.model.precision import grow_segments
-from strop.ops.frozen_linear import Float8Weight, FrozenWeight, Operand, quantise_rows
+from strop.ops.linear import Float8Weight, FrozenWeight, Operand, quantise_rows
 from strop.ops.nf4 import Nf4, quantise
 from strop.recipe import LoraSection, TrainSection
 from strop.training.budget import tokens_that_fit
@@ -103,8 +103,9 @@ class Run:
         budget = options.max_tokens or tokens_that_fit(self.gradients, adapter.decoder.device, longest)
         self.steps = [self.batches(store, step, budget, options) for step in range(options.steps)]
 
-    def batches(self, store: SampleStore, step: int, budget: int, options: argparse.Namespace) -> list[Batch]:
-        indices = step_samples(step, len(store), self.section.samples_per_step, 1.0, 10**6, 0).tolist()
+    def batches(self, store: SampleStore, step: int, budget: int, options: argparse.Namespace) -> list[Microbatch]:
+        order = Order(len(store), self.section.samples_per_step, 1.0, max_steps=10**6, seed=0)
+        indices = order.samples(step).tolist()
         samples = [store[i] for i in indices]
         if options.learn_all:
             samples = [replace(sample, learned=sample.learned | True) for sample in samples]

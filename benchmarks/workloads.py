@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from random_checkpoint import TOKENIZER
+from strop.data.dataset import open_or_build
 from strop.data.shapes import shape_of
-from strop.data.store import SampleStore, Settings, open_or_build
+from strop.data.store import SampleStore, StoreSettings
 from strop.data.template import load_template
-from strop.microbatch.order import step_samples
+from strop.microbatch.order import Order
 
 MAX_SEQ_LENGTH = 2048
 WORKLOADS = ("census", "long")
@@ -38,12 +39,12 @@ def open_workload(name: str, rows: Path | None = None) -> SampleStore:
     with rows.open(encoding="utf-8") as lines:
         shape = shape_of(json.loads(next(lines))) or "text"
     template = load_template(TOKENIZER, "alpaca" if shape == "alpaca" else "auto", shape)
-    return open_or_build([rows], template, Settings(shape, MAX_SEQ_LENGTH))
+    return open_or_build([rows], template, StoreSettings(shape, MAX_SEQ_LENGTH))
 
 
 def stream(store: SampleStore, count: int, seed: int = 0) -> Iterator[tuple[list[int], list[int]]]:
     """The first samples in strop's order, as input_ids and labels; -100 where nothing is learned."""
-    for index in step_samples(0, len(store), count, 1.0, 10**6, seed):
+    for index in Order(len(store), count, 1.0, max_steps=10**6, seed=seed).samples(0):
         sample = store[int(index)]
         ids = sample.input_ids.tolist()
         yield ids, [token if learned else -100 for token, learned in zip(ids, sample.learned, strict=True)]

@@ -6,16 +6,19 @@ from typing import Any
 import typer
 
 from strop.cli import app
+from strop.errors import EXIT_CODES
 
 PAGE = Path(__file__).with_name("commands.md")
-INTRODUCTION = """# The commands
+INTRODUCTION = f"""# The commands
 
 Made from the code by `python docs/make_command_reference.py`. `strop COMMAND --help` says the same.
 
-Every command ends with one of these exit codes: 0 done, 2 recipe, model or arguments, 3 data, 4 checkpoint or resume
-mismatch, 5 a loss that is not a number, 6 out of memory, 7 stopped at `modal.max_cost`, 8 Modal or an endpoint cannot
-be reached, 9 an export that differs from the trained model, 75 interrupted (the same command goes on; 130 if nothing
-was trained yet), 1 a bug. What a command can end with beside 0, 2 and 1 is listed with it.
+## Exit codes
+
+| code | meaning |
+|---|---|
+{"".join(f"| {code} | {meaning} |{chr(10)}" for code, meaning in EXIT_CODES.items())}
+Every command can end with 0, 1 or 2. Any other code that it can end with is listed with it.
 """
 EXAMPLES: dict[str, tuple[str, str]] = {
     "init": ("strop init my.csv --model HuggingFaceTB/SmolLM2-135M-Instruct -o my.yaml", ""),
@@ -34,7 +37,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "serve": ("strop serve runs/my --on modal", "6, 8"),
     "export": ("strop export runs/my --to merged", "4, 6, 9"),
 }
-"""An example of each command, and its exit codes beside 0, 2 and 1."""
+"""An example of each command, and its exit codes other than 0, 1 and 2."""
 
 
 def render() -> str:

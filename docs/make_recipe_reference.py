@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from strop.gpus import GPUS
 from strop.recipe import DataSection, LoraSection, ModalSection, ModelSection, Section, TrainSection
 from strop.recipe.aliases import ALIASES, TRANSLATED, UNDERSTOOD
 
@@ -37,6 +38,7 @@ def render() -> str:
         parts.append(f"\n## {name}\n\n{schema.__doc__}\n\n| key | default | meaning |\n|---|---|---|\n")
         for key, field in schema.model_fields.items():
             parts.append(f"| `{key}` | {default_of(field)} | {' '.join((field.description or '').split())} |\n")
+    parts.append(f"\nModal's GPU types: {', '.join(f'`{name}`' for name in GPUS)}.\n")
     parts.append(
         "\n## Other tools' names\n\nThe names of Axolotl, TRL, LLaMA-Factory and Unsloth are read as the keys above, "
         "and reported.\nSo are these keys at the top level of a file, without a section.\n\n"

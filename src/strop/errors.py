@@ -1,86 +1,130 @@
-"""What can go wrong, and what a shell sees of it.
+"""What can go wrong, and what a shell sees of it: the one table of exit codes.
 
-    StropError            1   a bug in strop, if nothing below fits
-    ├── RecipeError       2   the recipe: an unknown or contradictory key, a model that cannot be used
-    │   └── ModelError    2   the model folder: unsafe, unreadable or of an unsupported family
-    ├── DataError         3   the rows: faulty, missing, or nothing in them that can be learned
-    ├── CheckpointError   4   no checkpoint verifies, or it belongs to another recipe, data or base model
-    ├── NumericsError     5   a loss or gradient that is not a number; nothing was updated
-    ├── OutOfMemoryError  6   out of memory at the smallest microbatch
-    ├── BudgetReached     7   stopped at the limit the user set; resumable
-    ├── CloudError        8   Modal cannot be reached, or refused; nothing is lost, ask again
-    │   └── EndpointError 8   an endpoint that `strop chat URL` asks cannot be reached, or refused
-    ├── ParityError       9   an export does not answer as the trained model does; nothing was put in place
-    └── Interrupted      75   stopped by SIGINT or SIGTERM after saving; resumable
+    StropError            1   anything else: a full disk, a file that cannot be written, or a bug
+    ├── RecipeError       2   recipe, model or arguments
+    │   └── ModelError    2   recipe, model or arguments
+    ├── DataError         3   data
+    ├── CheckpointError   4   no checkpoint to resume from, or one of another recipe, data or base model
+    ├── NumericsError     5   a loss or gradient that is not a number
+    ├── OutOfMemoryError  6   out of memory
+    ├── BudgetReached     7   stopped at modal.max_cost (raise it to resume)
+    ├── CloudError        8   Modal or an endpoint cannot be reached, or refused
+    │   └── EndpointError 8   Modal or an endpoint cannot be reached, or refused
+    ├── ParityError       9   an export that differs from the trained model
+    └── Interrupted      75   interrupted (run the same command again to resume)
 
-The numbers are a contract: a launcher retries 75 and signals and nothing else. Every message says what is
-wrong, where (file:line or recipe key) and how to put it right; `cli` prints the message and no traceback.
+The numbers are a contract: a launcher retries 75 and signals and nothing else. Help and documentation are made from
+`EXIT_CODES`. Every message says what is wrong, where (file:line or recipe key) and how to fix it; `cli` prints the
+message and no traceback.
 """
+
+from typing import ClassVar
 
 
 class StropError(Exception):
-    """Base of every error that strop raises on purpose."""
+    """Base of every error that strop raises on purpose.
 
-    exit_code = 1
+    Attributes:
+        exit_code: That the command ends with.
+        meaning: Of the exit code, as help and documentation say it.
+    """
+
+    exit_code: ClassVar[int] = 1
+    meaning: ClassVar[str] = "anything else: a full disk, a file that cannot be written, or a bug"
 
 
 class RecipeError(StropError, ValueError):
-    """The recipe cannot be run as written."""
+    """The recipe cannot be run as written: an unknown or contradictory key, or a model that cannot be used."""
 
     exit_code = 2
+    meaning = "recipe, model or arguments"
 
 
 class ModelError(RecipeError):
-    """The model folder is unsafe, incomplete or of a family that strop does not know."""
+    """The model folder is unsafe, unreadable, incomplete or of an unsupported family."""
 
 
 class DataError(StropError, ValueError):
-    """The rows cannot be trained on as they are."""
+    """The rows are faulty or missing, or nothing in them can be learned."""
 
     exit_code = 3
+    meaning = "data"
 
 
 class CheckpointError(StropError, RuntimeError):
-    """A run cannot be continued: nothing verifies, or what was saved belongs to something else."""
+    """A run cannot be resumed: no checkpoint verifies, or it belongs to another recipe, data or base model."""
 
     exit_code = 4
+    meaning = "no checkpoint to resume from, or one of another recipe, data or base model"
 
 
 class NumericsError(StropError, ArithmeticError):
     """A loss or gradient is not finite. Raised before the update, so the weights are those of the last step."""
 
     exit_code = 5
+    meaning = "a loss or gradient that is not a number"
 
 
 class OutOfMemoryError(StropError, MemoryError):
     """Not even the smallest microbatch fits."""
 
     exit_code = 6
+    meaning = "out of memory"
 
 
 class BudgetReached(StropError):
-    """The limit that the user set was reached; a checkpoint was written and the run can go on later."""
+    """The limit that the user set was reached. A checkpoint was written, and the run can be resumed."""
 
     exit_code = 7
+    meaning = "stopped at modal.max_cost (raise it to resume)"
 
 
 class CloudError(StropError):
-    """Modal cannot be reached or refuses; a run there goes on, or is as it was."""
+    """Modal cannot be reached, or refused. Nothing is lost: a run there continues, or is as it was."""
 
     exit_code = 8
+    meaning = "Modal or an endpoint cannot be reached, or refused"
 
 
 class EndpointError(CloudError):
-    """An endpoint of `strop serve`, here or on Modal, cannot be reached or refuses."""
+    """An endpoint of `strop serve`, here or on Modal, cannot be reached, or refused."""
 
 
 class ParityError(StropError):
-    """What was exported gives other tokens or logits than the trained model, or does not stop where it does."""
+    """An export gives other tokens or logits than the trained model, or stops elsewhere. Nothing was put in place."""
 
     exit_code = 9
+    meaning = "an export that differs from the trained model"
 
 
 class Interrupted(StropError):
-    """SIGINT or SIGTERM: a checkpoint was written and `strop train` continues from it."""
+    """SIGINT or SIGTERM: a checkpoint was written, and `strop train` resumes from it."""
 
     exit_code = 75
+    meaning = "interrupted (run the same command again to resume)"
+
+
+_KINDS: tuple[type[StropError], ...] = (
+    StropError,
+    RecipeError,
+    DataError,
+    CheckpointError,
+    NumericsError,
+    OutOfMemoryError,
+    BudgetReached,
+    CloudError,
+    ParityError,
+    Interrupted,
+)
+
+EXIT_CODES = {
+    0: "done",
+    **{kind.exit_code: kind.meaning for kind in _KINDS},
+    130: "interrupted by Ctrl-C before anything was trained",
+}
+"""Every exit code of the command line, in ascending order, and what it means."""
+
+
+def exit_code_help() -> str:
+    """All exit codes as a Markdown list, for `strop --help`."""
+    return "\n".join(f"- {code}: {meaning}" for code, meaning in EXIT_CODES.items())

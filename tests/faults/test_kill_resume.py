@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from strop import api
+import strop
 from strop.errors import StropError
 from strop.evaluation import samples
 from strop.recipe import Recipe, load_recipe
@@ -56,7 +56,7 @@ def in_child(recipe: Recipe, prepare: Callable[[], None] = lambda: None, kill: C
         status = 1
         try:
             prepare()
-            api.train(recipe)
+            strop.train(recipe)
             status = 0
         except StropError as error:
             print(error)

@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from strop.microbatch.inputs import PackedInputs
-from strop.microbatch.pack import Batch
+from strop.microbatch.pack import Microbatch, PackedInputs
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
-from strop.ops.frozen_linear import Float8Weight, Operand, quantise_rows
+from strop.ops.linear import Float8Weight, Operand, quantise_rows
 from strop.recipe import LoraSection, TrainSection
 from strop.training.optim import FlatAdamW
 from strop.training.step import NonFiniteError, train_step
@@ -29,7 +28,7 @@ def adapter_of(folder: Path, dtype: torch.dtype, float8: bool = False) -> LoraAd
     return adapter
 
 
-def plain_gradient(adapter: LoraAdapter, batch: Batch) -> torch.Tensor:
+def plain_gradient(adapter: LoraAdapter, batch: Microbatch) -> torch.Tensor:
     adapter.flat_grad.zero_()
     adapter.decoder.nll_sum(PackedInputs.of(batch, torch.device("cuda"))).backward()
     return adapter.flat_grad.clone()
@@ -41,11 +40,10 @@ def captured(adapter: LoraAdapter):
     return CapturedGradients(adapter)
 
 
-def step_of(gradients, adapter: LoraAdapter, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    gradients.zero()
-    nll = gradients.add(batch, 1.0)
-    gradients.collect()
-    return nll.clone(), adapter.flat_grad.clone()
+def step_of(gradients, adapter: LoraAdapter, batch: Microbatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The summed loss and its gradient."""
+    losses, grad = gradients.of([batch])
+    return losses.sum() * batch.num_loss_tokens, grad * batch.num_loss_tokens
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["tree", "flat"])
@@ -118,11 +116,9 @@ def test_what_is_not_finite_stops_the_device_although_a_later_step_is_in_flight(
     batches = [batch_of(share=True)]
     assert train_step(gradients, optimizer, batches, 1e-3, 1.0).result().grad_norm > 0
     adapter.flat[5] = float("inf")
-    gradients.refresh()
     before = [adapter.flat.clone(), *optimizer.state().values()]
     first = train_step(gradients, optimizer, batches, 1e-3, 1.0)
     adapter.flat[5] = 0.0
-    gradients.refresh()
     second = train_step(gradients, optimizer, batches, 1e-3, 1.0)
     with pytest.raises(NonFiniteError):
         first.result()

@@ -6,21 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from strop import api
+import strop
 from strop.errors import Interrupted, NumericsError
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
 from strop.model.precision import choose_device
 from strop.recipe import LoraSection, TrainSection, load_recipe
 from strop.run.checkpoint import load_newest
-from strop.run.folder import RunFolder
 from strop.run.reporter import Reporter
 from strop.training.loop import Trainer
 from strop.training.step import StepInFlight
 from test_fused_gpu import adapter_of, captured, step_of
 from tiny_models import write_checkpoint
 from tiny_runs import metrics, write_recipe
-from training_doubles import Rows, StopAt
+from training_doubles import StopAt, trainer_of
 from tree_batches import batch_of
 
 pytestmark = [
@@ -40,18 +39,22 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(
     recipe, chosen = write_recipe(tmp_path), held or {"model.precision": precision}
     chosen = chosen | {"lora.lora_dropout": dropout}
     heard = StopAt()
-    whole = api.train(load_recipe(str(recipe), chosen | {"train.output_dir": str(tmp_path / "whole")}), heard)
+    whole = strop.train(
+        load_recipe(str(recipe), chosen | {"train.output_dir": str(tmp_path / "whole")}), reporter=heard
+    )
     assert any(layers in line for line in heard.notes)
     parts = load_recipe(str(recipe), chosen | {"train.output_dir": str(tmp_path / "parts")})
     with pytest.raises(Interrupted):
-        api.train(parts, StopAt(5))
-    resumed = api.train(parts)
+        strop.train(parts, reporter=StopAt(5))
+    resumed = strop.train(parts)
     train = [[record | {"peak_memory_gib": 0} for record in metrics(run.path)] for run in (whole, resumed)]
     assert train[0] == train[1]
-    assert whole.manifest["precision"] == precision
+    assert whole.manifest.precision == precision
     name = "adapter_model.safetensors"
     assert (whole.adapter_path / name).read_bytes() == (resumed.adapter_path / name).read_bytes()
-    other = api.train(load_recipe(str(recipe), chosen | {"train.output_dir": str(tmp_path / "other"), "train.seed": 1}))
+    other = strop.train(
+        load_recipe(str(recipe), chosen | {"train.output_dir": str(tmp_path / "other"), "train.seed": 1})
+    )
     assert (whole.adapter_path / name).read_bytes() != (other.adapter_path / name).read_bytes()
 
 
@@ -62,13 +65,15 @@ class PlantsInfinity(Reporter):
     state: list[torch.Tensor]
 
     def now(self) -> list[torch.Tensor]:
-        return [self.trainer.adapter.flat.detach().cpu().clone(), *self.trainer.optimizer.state().values()]
+        return [
+            self.trainer.engine.adapter.flat.detach().cpu().clone(),
+            *self.trainer.engine.optimizer.state().values(),
+        ]
 
     def on_step(self, record) -> None:
-        if record["step"] == 2:
-            self.trainer.adapter.flat[0] = float("inf")
-            self.trainer.gradients.refresh()
-        if record["step"] == 3:
+        if record.step == 2:
+            self.trainer.engine.adapter.flat[0] = float("inf")
+        if record.step == 3:
             self.state = self.now()
 
 
@@ -79,11 +84,13 @@ def test_an_infinity_names_rows_and_updates_nothing(tmp_path: Path, monkeypatch:
     adapter = LoraAdapter(load_decoder(folder, torch.bfloat16, choose_device()), LoraSection(r=4), seed=0)
     section, reporter = TrainSection(max_steps=8, learning_rate=1e-2, save_steps=0), PlantsInfinity()
     (tmp_path / "run").mkdir()
-    reporter.trainer = Trainer(adapter, Rows(), section, RunFolder(tmp_path / "run"), reporter, None, lambda: None)  # type: ignore[arg-type]
-    assert type(reporter.trainer.gradients).__name__ == "CapturedGradients"
+    reporter.trainer = trainer_of(adapter, section, tmp_path / "run", reporter)
+    assert type(reporter.trainer.engine.gradients).__name__ == "CapturedGradients"
     launched: list[int] = []
-    launch = reporter.trainer._launch
-    monkeypatch.setattr(reporter.trainer, "_launch", lambda step: (launched.append(step), launch(step))[1])
+    launch = reporter.trainer.engine.launch
+    monkeypatch.setattr(
+        reporter.trainer.engine, "launch", lambda step, *rest: (launched.append(step), launch(step, *rest))[1]
+    )
     with pytest.raises(NumericsError, match=r"step 4.*rows\.jsonl:"):
         reporter.trainer.run()
     assert launched == [0, 1, 2, 3, 4]

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from strop.microbatch.tree import Tree
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
 from strop.ops import reference
-from strop.ops.attention import Packing, attention
+from strop.ops.attention import attention
 from strop.ops.elementwise import rms_norm, rotary, swiglu
-from strop.ops.frozen_linear import FrozenWeight
+from strop.ops.linear import FrozenWeight, lora_linear
 from strop.ops.linear_cross_entropy import linear_cross_entropy
-from strop.ops.lora_linear import lora_linear
 from strop.recipe import LoraSection
 from tiny_models import load_oracle, write_checkpoint
 
@@ -49,14 +49,14 @@ def assert_twice(fast, plain, inputs: list[torch.Tensor], bound: float = 1e-6) -
 @pytest.mark.parametrize("window", [None, 50])
 def test_attention(width: int, heads: tuple[int, int], window: int | None) -> None:
     torch.manual_seed(0)
-    tokens, packing = sum(LENGTHS), Packing.of(LENGTHS)
+    tokens, tree = sum(LENGTHS), Tree.of(LENGTHS)
     qkv = [torch.randn(tokens, n, width, device="cuda").bfloat16() for n in (heads[0], heads[1], heads[1])]
     assert_twice(
-        lambda q, k, v: attention(q, k, v, packing, window),
+        lambda q, k, v: attention(q, k, v, tree, window),
         lambda q, k, v: reference.attention(q, k, v, LENGTHS, window),
         qkv,
     )
-    leaky = Packing.of((tokens,))
+    leaky = Tree.of((tokens,))
     with pytest.raises(AssertionError):
         assert_twice(
             lambda q, k, v: attention(q, k, v, leaky, window),
@@ -72,16 +72,16 @@ def test_attention_of_a_prefix_tree(heads: tuple[int, int], window: int | None) 
     parents = (-1, 0, 1, 1, 0)
     qkv = [torch.randn(sum(LENGTHS), n, 96, device="cuda").bfloat16() for n in (heads[0], heads[1], heads[1])]
 
-    def check(packing: Packing) -> None:
+    def check(tree: Tree) -> None:
         assert_twice(
-            lambda q, k, v: attention(q, k, v, packing, window),
+            lambda q, k, v: attention(q, k, v, tree, window),
             lambda q, k, v: reference.attention(q, k, v, LENGTHS, window, parents),
             qkv,
         )
 
-    check(Packing.of(LENGTHS, parents))
+    check(Tree.of(LENGTHS, parents))
     with pytest.raises(AssertionError):
-        check(Packing.of(LENGTHS))
+        check(Tree.of(LENGTHS))
 
 
 def test_the_loss_has_the_same_bits_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +166,7 @@ def test_a_bfloat16_model_is_as_close_as_transformers(family: str, tmp_path: Pat
     with torch.no_grad():
         want = torch.cat([exact(part[None]).logits[0] for part in ids.split(lengths)])
         theirs = torch.cat([rough(part[None].cuda()).logits[0] for part in ids.split(lengths)]).float().cpu()
-        ours = decoder.logits(decoder.packed_hidden_states(ids.cuda(), Packing.of(lengths))).float().cpu()
+        ours = decoder.logits(decoder.packed_hidden_states(ids.cuda(), Tree.of(lengths))).float().cpu()
     assert (ours - want).norm() <= 2 * (theirs - want).norm()
 
 
@@ -177,6 +177,6 @@ def test_float32_equals_the_cpu(tmp_path: Path) -> None:
     with torch.no_grad():
         for device in ("cpu", "cuda"):
             adapter = LoraAdapter(load_decoder(folder, torch.float32, device), LoraSection(r=4), seed=0)
-            hidden = adapter.decoder.packed_hidden_states(ids.to(device), Packing.of(lengths))
+            hidden = adapter.decoder.packed_hidden_states(ids.to(device), Tree.of(lengths))
             logits.append(adapter.decoder.logits(hidden).cpu())
     assert (logits[0] - logits[1]).abs().max() < 1e-4

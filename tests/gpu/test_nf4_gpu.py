@@ -8,7 +8,7 @@ import torch
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
 from strop.ops import adamw_8bit as module
-from strop.ops.adamw_8bit import Moments, Settings, adamw_8bit
+from strop.ops.adamw_8bit import AdamWSettings, Moments, adamw_8bit
 from strop.ops.nf4 import dequantise, dequantise_into, quantise
 from strop.recipe import LoraSection, TrainSection
 from strop.training.gradients import why_plain
@@ -53,7 +53,7 @@ def test_a_matrix_is_quantised_as_on_a_cpu() -> None:
 
 
 def test_8_bit_adamw_has_the_plain_forms_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings, skip = Settings(0.9, 0.999, 1e-8, 0.01), torch.tensor(False, device="cuda")
+    settings, skip = AdamWSettings(0.9, 0.999, 1e-8, 0.01), torch.tensor(False, device="cuda")
     torch.manual_seed(0)
     start, grads = torch.randn(50_000, device="cuda"), torch.randn(5, 50_000, device="cuda") * 1e-3
 

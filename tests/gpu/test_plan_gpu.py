@@ -5,16 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from strop import api
+import strop
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
 from strop.model.precision import choose_device
 from strop.recipe import LoraSection, TrainSection, load_recipe
-from strop.run.folder import RunFolder
 from strop.training.loop import Trainer
 from tiny_models import write_checkpoint
 from tiny_runs import write_recipe
-from training_doubles import Rows, StopAt
+from training_doubles import StopAt, trainer_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,13 +27,13 @@ def test_a_probe_is_kept_for_the_run_on_this_gpu(
 ) -> None:
     monkeypatch.setenv("STROP_CACHE", str(tmp_path / "cache"))
     recipe, heard = load_recipe(str(write_recipe(tmp_path)), {"lora.lora_dropout": dropout}), StopAt()
-    found = api.plan(recipe, heard.note)
+    found = strop.plan(recipe, note=heard.note)
     assert found.here is not None
     assert found.here.source == "measured"
     assert 0 < found.here.peak_gib < found.here.memory_gib
-    run = api.train(recipe, heard)
-    assert run.manifest["plan"]["source"] == "measured"
-    assert {"training_seconds", "tokens_per_second", "peak_gib"} <= set(run.manifest["outcome"])
+    run = strop.train(recipe, reporter=heard)
+    assert run.manifest.plan.source == "measured"
+    assert {"training_seconds", "tokens_per_second", "peak_gib"} <= set(run.manifest.outcome)
     assert any(line.startswith("plan (measured)") for line in heard.notes)
 
 
@@ -46,11 +45,10 @@ def test_captured_graphs_are_dropped_and_the_adapter_is_that_of_the_smaller_micr
         adapter = LoraAdapter(load_decoder(folder, torch.bfloat16, choose_device()), LoraSection(r=4), seed=0)
         section = TrainSection(max_steps=8, learning_rate=1e-2, save_steps=0, max_tokens_per_microbatch=max_tokens)
         (tmp_path / name).mkdir()
-        run = RunFolder(tmp_path / name)
-        return Trainer(adapter, Rows(), section, run, StopAt(), None, lambda: None)  # type: ignore[arg-type]
+        return trainer_of(adapter, section, tmp_path / name, StopAt())
 
     small, large = trainer("small", 50), trainer("large", 100)
-    gradients = large.gradients
+    gradients = large.engine.gradients
     compute = gradients._compute  # type: ignore[attr-defined]
 
     def limited(block: torch.Tensor, capacity) -> torch.Tensor:
@@ -62,6 +60,6 @@ def test_captured_graphs_are_dropped_and_the_adapter_is_that_of_the_smaller_micr
     gradients._compute = limited  # type: ignore[attr-defined]
     small.run()
     large.run()
-    assert large.max_tokens == 50  # the first step has 65 tokens, padded to 128; each half is padded to 64
-    assert torch.equal(small.adapter.flat, large.adapter.flat)
+    assert large.engine.max_tokens == 50  # the first step has 65 tokens, padded to 128; each half is padded to 64
+    assert torch.equal(small.engine.adapter.flat, large.engine.adapter.flat)
     assert sum("out of memory" in line for line in large.reporter.notes) == 1  # type: ignore[attr-defined]

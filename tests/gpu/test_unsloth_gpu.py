@@ -113,6 +113,9 @@ def test_in_bfloat16_the_curve_is_strops(family: str, tmp_path: Path) -> None:
     assert column(got, "learning_rate") == column(want, "learning_rate")
     assert column(got, "num_loss_tokens") == column(want, "num_loss_tokens")
     assert apart(column(want, "eval_loss"), column(got, "eval_loss")) < 0.05
+    samples = [json.loads(line) for line in (got / "samples.jsonl").read_text().splitlines()]
+    assert [sample["step"] for sample in samples] == [10, 10, 20, 20, 30, 30]
+    assert any(sample["text"] for sample in samples)
     adapter = LoraAdapter(load_decoder(tmp_path / "model", torch.float32), LoraSection(r=16), seed=0)
     load_adapter(adapter, got / "adapter")
     manifest = json.loads((got / "run.json").read_text())

@@ -14,11 +14,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from strop import Run
-from strop.api.exporting import _reference
+from strop.commands.export import _reference
 from strop.data.template import load_template
 from strop.errors import ParityError
 from strop.exporting.parity.gate import check_parity
-from strop.model.checkpoint.locate import locate_model
+from strop.model.checkpoint.folder import open_model
 from tiny_runs import environment, strop, write_bfloat16_recipe
 from waiting import until
 
@@ -111,13 +111,13 @@ def test_what_differs_is_said(
     kind: str, spoil: Callable[[Path], None], said: str, workshop: Path, tmp_path: Path
 ) -> None:
     run = Run(workshop / "run")
-    base = locate_model(run.recipe.model.model_name_or_path, None)
-    template = load_template(base, run.recipe.data.template, run.manifest["format"])
+    base = open_model(run.recipe.model)
+    template = load_template(base.path, run.recipe.data.template, run.format)
     shutil.copytree(workshop / kind, tmp_path / "spoilt")
     spoil(tmp_path / "spoilt")
     with pytest.raises(ParityError, match=said):
         check_parity(
-            kind, tmp_path / "spoilt", base if kind == "adapter" else None, _reference(run, base, template, 256)
+            kind, tmp_path / "spoilt", base.path if kind == "adapter" else None, _reference(run, base, template, 256)
         )
 
 
@@ -140,7 +140,7 @@ def test_killed_at_any_moment_it_is_whole_or_absent(workshop: Path) -> None:
     assert not list(workshop.glob(".*killed-*"))
     again = strop("export", workshop / "run", "--to", "merged", "-o", target, cache=workshop / "cache")
     assert again.returncode == 2
-    assert "exists already" in again.stderr
+    assert "already exists" in again.stderr
 
 
 @pytest.mark.slow
@@ -157,7 +157,7 @@ def test_a_4_bit_base_is_merged_onto_only_when_asked(workshop: Path, tmp_path: P
     done = strop("export", run, "-o", tmp_path / "adapter", cache=workshop / "cache")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "adapter" / "parity.json").read_text())["kind"] == "adapter-nf4"
-    base = locate_model(Run(run).recipe.model.model_name_or_path, None)
-    template = load_template(base, "chat", "alpaca")
+    base = open_model(Run(run).recipe.model)
+    template = load_template(base.path, "chat", "alpaca")
     with pytest.raises(ParityError, match="logits"):
-        check_parity("adapter", tmp_path / "adapter", base, _reference(Run(run), base, template, 256))
+        check_parity("adapter", tmp_path / "adapter", base.path, _reference(Run(run), base, template, 256))

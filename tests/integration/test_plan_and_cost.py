@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from strop import api
+from strop import Run, plan, train
 from strop.errors import BudgetReached
 from strop.recipe import load_recipe
-from strop.run.metrics import read_metrics
+from strop.run.records import TrainRecord
 from strop.run.reporter import Reporter
 from tiny_runs import environment, strop, write_recipe
 
@@ -49,25 +49,26 @@ def test_plan_needs_neither_weights_nor_gpu(workshop: Path) -> None:
 
 def test_a_probe_is_kept_and_compared_with_what_the_run_took(workshop: Path) -> None:
     recipe, notes = load_recipe(workshop / "tiny.yaml"), Notes()
-    found = api.plan(recipe, notes.note, probing=True)
+    found = plan(recipe, note=notes.note, probing=True)
     assert found.here is not None
     assert (found.here.gpu, found.here.source, found.here.dollars) == ("CPU", "measured", None)
     assert found.own.source == "scaled"
-    run = api.train(recipe, notes)
-    assert run.manifest["plan"]["source"] == "measured"
-    outcome = run.manifest["outcome"]["tokens_per_second"]
-    assert outcome["predicted"] == pytest.approx(found.here.tokens_per_second, rel=1e-3)
-    assert outcome["off"] == pytest.approx(outcome["predicted"] / outcome["actual"] - 1, abs=1e-3)
+    run = train(recipe, reporter=notes)
+    assert run.manifest.plan
+    assert run.manifest.plan.source == "measured"
+    outcome = run.manifest.outcome["tokens_per_second"]
+    assert outcome.predicted == pytest.approx(found.here.tokens_per_second, rel=1e-3)
+    assert outcome.off == pytest.approx(outcome.predicted / outcome.actual - 1, abs=1e-3)
     assert [line for line in notes.lines if line.startswith("plan (measured): training took")]
-    api.plan(recipe, notes.note, probing=True)
+    plan(recipe, note=notes.note, probing=True)
     assert any("this run has begun" in line for line in notes.lines)
 
 
 def test_another_recipe_s_probe_is_not_this_run_s(workshop: Path) -> None:
-    api.plan(load_recipe(workshop / "tiny.yaml", ["learning_rate=1e-3"]), probing=True)
-    run = api.train(load_recipe(workshop / "tiny.yaml"))
-    assert run.manifest["plan"] is None
-    assert "outcome" not in run.manifest
+    plan(load_recipe(workshop / "tiny.yaml", ["learning_rate=1e-3"]), probing=True)
+    run = train(load_recipe(workshop / "tiny.yaml"))
+    assert run.manifest.plan is None
+    assert run.manifest.outcome == {}
 
 
 def test_a_billed_run_counts_every_attempt_and_ends_at_its_limit(
@@ -77,58 +78,58 @@ def test_a_billed_run_counts_every_attempt_and_ends_at_its_limit(
     rate = 0.001261 + 2 * 0.0000131 + 16 * 0.00000222
     notes = Notes()
     with pytest.raises(
-        BudgetReached, match=r"(before step 1|so far)\. Go on with: strop train .* modal\.max_cost=MORE"
+        BudgetReached, match=r"(before step 1|so far)\. Resume with: strop train .* modal\.max_cost=MORE"
     ):
-        api.train(load_recipe(workshop / "tiny.yaml", [f"modal.max_cost={103 * rate}"]), notes)
-    folder = api.Run(workshop / "run")
-    assert folder.manifest["status"] == "interrupted"
-    (first,) = folder.manifest["costs"]
-    assert first["gpu"] == "H200"
-    assert 100 * rate <= first["dollars"] < 200 * rate
+        train(load_recipe(workshop / "tiny.yaml", [f"modal.max_cost={103 * rate}"]), reporter=notes)
+    folder = Run(workshop / "run")
+    assert folder.manifest.status == "interrupted"
+    (first,) = folder.manifest.costs
+    assert first.gpu == "H200"
+    assert 100 * rate <= first.dollars < 200 * rate
     assert any(line.startswith("H200: $4.76 an hour (stored price list") for line in notes.lines)
 
     billed(monkeypatch)
-    run = api.train(load_recipe(workshop / "tiny.yaml", ["modal.max_cost=5"]), notes)
-    costs = run.manifest["costs"]
-    assert [cost["attempt"] for cost in costs] == [1, 2]
-    assert run.manifest["dollars"] == pytest.approx(sum(cost["dollars"] for cost in costs), abs=2e-4)
-    dollars = [record["dollars"] for record in read_metrics(run.path / "metrics.jsonl") if record["kind"] == "train"]
+    run = train(load_recipe(workshop / "tiny.yaml", ["modal.max_cost=5"]), reporter=notes)
+    costs = run.manifest.costs
+    assert [cost.attempt for cost in costs] == [1, 2]
+    assert run.manifest.dollars == pytest.approx(sum(cost.dollars for cost in costs), abs=2e-4)
+    dollars = [record.dollars or 0.0 for record in run.metrics() if isinstance(record, TrainRecord)]
     assert dollars == sorted(dollars)
-    assert dollars[0] >= first["dollars"]
+    assert dollars[0] >= first.dollars
 
 
 def test_a_limit_that_is_spent_loads_no_model(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     billed(monkeypatch, seconds_ago=1e6)
-    monkeypatch.setattr("strop.api.training.load_model", None)  # would fail if it were called
+    monkeypatch.setattr("strop.commands.train.load_model", None)  # would fail if it were called
     with pytest.raises(BudgetReached, match=r"modal\.max_cost=1"):
-        api.train(load_recipe(workshop / "tiny.yaml", ["modal.max_cost=1"]))
+        train(load_recipe(workshop / "tiny.yaml", ["modal.max_cost=1"]))
 
 
 def test_the_command_ends_with_exit_code_7(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     billed(monkeypatch, seconds_ago=1e6)
     ended = strop("train", workshop / "tiny.yaml", "modal.max_cost=1", cache=workshop / "cache")
     assert ended.returncode == 7, ended.stderr
-    assert "Go on with" in ended.stderr
+    assert "Resume with" in ended.stderr
 
 
 def test_where_nothing_is_billed_the_limit_is_said_to_be_idle(workshop: Path) -> None:
     notes = Notes()
-    run = api.train(load_recipe(workshop / "tiny.yaml", ["modal.max_cost=1"]), notes)
+    run = train(load_recipe(workshop / "tiny.yaml", ["modal.max_cost=1"]), reporter=notes)
     assert any("max_cost=1 is not watched" in line for line in notes.lines)
-    assert "costs" not in run.manifest
-    assert all("dollars" not in record for record in read_metrics(run.path / "metrics.jsonl"))
+    assert run.manifest.costs == ()
+    assert all(record.dollars is None for record in run.metrics() if isinstance(record, TrainRecord))
 
 
 def test_a_halved_microbatch_is_kept_at_resume_unless_the_recipe_s_was_changed(workshop: Path) -> None:
     recipe, notes = load_recipe(workshop / "tiny.yaml"), Notes()
-    api.train(recipe, notes)
+    train(recipe, reporter=notes)
     manifest = json.loads((workshop / "run" / "run.json").read_text())
     manifest |= {"status": "interrupted", "max_tokens_per_microbatch": 60}
     (workshop / "run" / "run.json").write_text(json.dumps(manifest))
     (changed := workshop / "changed").mkdir()
     shutil.copytree(workshop / "run", changed / "run")
-    assert api.train(recipe, notes).manifest["max_tokens_per_microbatch"] == 60
+    assert train(recipe, reporter=notes).manifest.max_tokens_per_microbatch == 60
     asked = load_recipe(
         workshop / "tiny.yaml", ["max_tokens_per_microbatch=100", f"train.output_dir={changed / 'run'}"]
     )
-    assert api.train(asked, notes).manifest["max_tokens_per_microbatch"] == 100
+    assert train(asked, reporter=notes).manifest.max_tokens_per_microbatch == 100

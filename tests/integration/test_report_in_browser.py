@@ -14,7 +14,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 from browser import chromium, complaints, requests, require_browser
 from hostile_texts import HOSTILE
 from run_folders import write_run
-from strop.api import Run, report, watch
+from strop import Run, report
+from strop.commands.report import page_server
 from strop.reporting.page import MOST_RUNS, render
 from strop.reporting.read import read_run
 
@@ -37,7 +38,7 @@ def visit(driver: webdriver.Chrome, address: str) -> None:
 
 
 def text(driver: webdriver.Chrome, selector: str) -> str:
-    """What an element shows, found and read at once: a watched page may replace it in between."""
+    """What an element shows, found and read at once: a page_server page may replace it in between."""
     return str(driver.execute_script("return document.querySelector(arguments[0]).innerText", selector))
 
 
@@ -54,7 +55,9 @@ def touch_everything(driver: webdriver.Chrome) -> None:
 
 
 def test_a_page_draws_its_charts_quietly_and_fetches_nothing(driver: webdriver.Chrome, tmp_path: Path) -> None:
-    page = report([Run(write_run(tmp_path / "a")), Run(write_run(tmp_path / "b", steps=500))], tmp_path / "page.html")
+    page = report(
+        [Run(write_run(tmp_path / "a")), Run(write_run(tmp_path / "b", steps=500))], output=tmp_path / "page.html"
+    )
     visit(driver, page.as_uri())
     assert len(driver.find_elements(By.CSS_SELECTOR, ".chart canvas")) == 7
     drawn = driver.execute_script(
@@ -130,7 +133,7 @@ def test_hostile_texts_on_the_page_of_one_run_run_nothing(driver: webdriver.Chro
     for shift, name in enumerate(("<img src=x onerror=fired()>", "a'\"><svg onload=fired()>", "{{ fired() }}")):
         start = shift * len(HOSTILE) // 3
         run = write_run(tmp_path / name, texts=[*HOSTILE[start:], *HOSTILE[:start]], questions=60)
-        assert_it_is_inert(driver, report([Run(run)], tmp_path / f"page-{shift}.html"))
+        assert_it_is_inert(driver, report([Run(run)], output=tmp_path / f"page-{shift}.html"))
         assert name in driver.find_element(By.CSS_SELECTOR, ".eyebrow").text
 
 
@@ -174,7 +177,7 @@ def test_a_watched_page_follows_its_run_and_keeps_what_the_reader_chose(
     driver: webdriver.Chrome, tmp_path: Path
 ) -> None:
     folder = write_run(tmp_path / "a", questions=40)
-    with watch([Run(folder)]) as server:
+    with page_server([Run(folder)]) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         visit(driver, server.url)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from strop import api
-from strop.errors import Interrupted, RecipeError
+import strop
+from strop.errors import Interrupted
 from strop.evaluation import samples as sampling
 from strop.recipe import load_recipe
-from strop.run.samples import Sample, read_samples
+from strop.run.records import Sample, read_samples
 from tiny_runs import write_recipe
 
 NAME = "adapter_model.safetensors"
@@ -23,7 +23,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def train(file: Path, name: str, *settings: str) -> tuple[bytes, list[Sample]]:
-    run = api.train(load_recipe(str(file), [f"train.output_dir={file.parent / name}", *settings]))
+    run = strop.train(load_recipe(str(file), [f"train.output_dir={file.parent / name}", *settings]))
     return (run.adapter_path / NAME).read_bytes(), read_samples(run.path / "samples.jsonl")
 
 
@@ -58,11 +58,3 @@ def test_a_stop_between_its_tokens_loses_and_repeats_nothing(file: Path, monkeyp
     before = [sample.step for sample in read_samples(file.parent / "stopped" / "samples.jsonl")]
     assert before == [0, 0, 2, 2]
     assert train(file, "stopped") == undisturbed
-
-
-def test_unsloth_has_none_and_says_so(file: Path) -> None:
-    load_recipe(str(file), ["train.engine=unsloth", "train.max_tokens_per_microbatch=null", "sample_rows=0"])
-    with pytest.raises(
-        RecipeError, match=r"train\.sample_rows=3: train\.engine=unsloth has no samples during training"
-    ):
-        load_recipe(str(file), ["train.engine=unsloth", "train.max_tokens_per_microbatch=null", "sample_rows=3"])

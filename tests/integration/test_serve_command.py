@@ -250,7 +250,7 @@ def test_a_signal_in_the_middle_of_an_answer_ends_it_cleanly(workshop: Path) -> 
     [
         (("--host", "0.0.0.0"), "name the variable of a key with --api-key-env"),
         (("--api-key-env", "NO_SUCH_VARIABLE"), "that variable must hold a key"),
-        (("--host", "192.0.2.1", "--api-key-env", "PATH"), "cannot be taken"),
+        (("--host", "192.0.2.1", "--api-key-env", "PATH"), "cannot listen on 192.0.2.1:"),
     ],
 )
 def test_serve_refuses_before_it_loads_anything(workshop: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -263,7 +263,7 @@ def test_serve_refuses_before_it_loads_anything(workshop: Path, arguments: tuple
 def test_a_port_that_is_taken_is_said_so(server: Server, workshop: Path) -> None:
     done = strop("serve", workshop / "run", "--port", server.port, cache=workshop / "cache")
     assert done.returncode == 2
-    assert "give another --port" in done.stderr
+    assert "choose another --port" in done.stderr
 
 
 def test_an_endpoint_that_is_not_there_is_one_message(workshop: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from strop import api
+import strop
 from strop.recipe import load_recipe
+from strop.run.records import TrainRecord
 from tiny_runs import write_model
 
 Row = dict[str, Any]
@@ -78,14 +79,14 @@ def test_trains_and_evaluates(
             }
         )
     )
-    run = api.train(load_recipe(str(tmp_path / "mine.yaml"), settings))
-    assert run.manifest["format"] == shape
-    steps = [record for record in run.metrics() if record["kind"] == "train"]
-    tokens, executed = (sum(step[f"num_{name}tokens"] for step in steps) for name in ("", "executed_"))
-    assert run.manifest["sharing_ratio"] == pytest.approx(tokens / executed, abs=1e-3)  # all three steps are measured
+    run = strop.train(load_recipe(str(tmp_path / "mine.yaml"), settings))
+    assert run.manifest.format == shape
+    steps = [record for record in run.metrics() if isinstance(record, TrainRecord)]
+    tokens, executed = sum(step.num_tokens for step in steps), sum(step.num_executed_tokens or 0 for step in steps)
+    assert run.manifest.sharing_ratio == pytest.approx(tokens / executed, abs=1e-3)  # all three steps are measured
     assert tokens > executed
-    result = api.evaluate(run, num_generated=2, max_new_tokens=3)
+    result = strop.evaluate(run, num_generated=2, max_new_tokens=3)
     assert result.num_generated == (0 if shape == "text" else 2)
     assert result.tuned["nll"] != result.base["nll"]
-    session = api.chat(run, max_new_tokens=3)
+    session = strop.chat(run, max_new_tokens=3)
     assert isinstance("".join(session.stream("Say 5.")), str)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from strop import api
+import strop
 from strop.errors import RecipeError
 from strop.recipe import load_recipe
 from strop.run.trackers import tracker
@@ -20,9 +20,9 @@ def test_a_run_leaves_events_and_a_missing_extra_leaves_nothing(
     with monkeypatch.context() as without:
         without.setitem(tracker.MODULES, "tensorboard", "no_such_module_here")
         with pytest.raises(RecipeError, match="pip install"):
-            api.train(recipe)
+            strop.train(recipe)
     assert not recipe.output_dir.exists()
-    run = api.train(recipe)
+    run = strop.train(recipe)
     (events,) = (run.path / "tensorboard").iterdir()
     assert b"train/loss" in events.read_bytes()
     assert b"eval/loss" in events.read_bytes()

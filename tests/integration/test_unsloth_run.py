@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from strop.run.metrics import read_metrics
+from strop.run.records import read_samples
 from tiny_models import load_oracle
 from tiny_runs import environment, metrics, strop, write_recipe
 from waiting import PATIENCE, until, until_step
@@ -62,6 +62,10 @@ def train(folder: Path, run: str, *overrides: str, engine: str = "unsloth") -> s
     return strop("train", folder / "tiny.yaml", "--engine", engine, *settings, cache=folder / "cache")
 
 
+def answers(run: Path) -> list[tuple[int, str]]:
+    return [(sample.step, sample.text) for sample in read_samples(run / "samples.jsonl")]
+
+
 def column(run: Path, key: str) -> list[float]:
     return [record[key] for record in metrics(run) if key in record]
 
@@ -79,6 +83,13 @@ def test_every_step_has_the_loss_gradient_and_rate_of_strops_own_engine(workshop
     assert column(workshop / "other", "loss") != pytest.approx(column(want, "loss"), abs=1e-1)
 
 
+def test_held_out_questions_get_the_answers_of_strops_own_engine(workshop: Path) -> None:
+    got = answers(workshop / "unsloth")
+    assert got == answers(workshop / "strop")
+    assert [step for step, _ in got] == [0, 0, 2, 2, 4, 4, 6, 6, 7, 7]
+    assert len({text for _, text in got}) > 2  # answers of different models
+
+
 def test_the_held_out_loss_is_strops_during_the_run_and_after_it(workshop: Path) -> None:
     want, got = column(workshop / "strop", "eval_loss"), column(workshop / "unsloth", "eval_loss")
     assert len(want) == 5
@@ -91,7 +102,7 @@ def test_the_held_out_loss_is_strops_during_the_run_and_after_it(workshop: Path)
 
 
 def test_the_run_folder_is_strops(workshop: Path) -> None:
-    want, got = (read_metrics(workshop / engine / "metrics.jsonl") for engine in ("strop", "unsloth"))
+    want, got = (metrics(workshop / engine) for engine in ("strop", "unsloth"))
     assert [record.keys() for record in got] == [record.keys() for record in want]
     run = workshop / "unsloth"
     assert {path.name for path in (run / "adapter").iterdir()} == {

@@ -138,7 +138,7 @@ def test_logs_and_pull_reach_a_run_whose_client_was_killed(
     assert so_far.stdout.count("second 1\n") == 1
     follower = start("logs", "runs/slow", "--follow")
     again = client("train", "slow.yaml", "--on", "modal", "--detach")
-    assert "is running already" in again.stdout
+    assert "is already running" in again.stdout
     assert len(modal.calls) == 1
     next(task.runs.glob("*/run")).joinpath("go-on").touch()
     out, errors = follower.communicate(timeout=PATIENCE)
@@ -170,7 +170,7 @@ def test_the_older_of_two_containers_stops_and_writes_no_more(
     assert client("train", "slow.yaml", "--on", "modal", "--detach").returncode == 0
     out, _ = older.communicate(timeout=PATIENCE)
     assert older.returncode == 75
-    assert "a newer attempt has slow-" in out
+    assert "a newer attempt owns slow-" in out
     _, second = modal.tasks.values()
     run = next(second.runs.glob("*/run"))
     run.joinpath("go-on").touch()
@@ -315,7 +315,7 @@ def test_ctrl_c_in_a_pull_leaves_the_folder_as_it_is(
 def test_modal_run_works_too(
     detach: tuple[str, ...], modal: FakeModal, client: Client, recipe: Callable[..., str], tmp_path: Path
 ) -> None:
-    command = ("run", *detach, "-m", "strop.modal_runs.modal_app", "--recipe", recipe("exit-0"))
+    command = ("run", *detach, "-m", "strop.modal_runs.entrypoint", "--recipe", recipe("exit-0"))
     done = client(*command, "--overrides", "modal.gpu=L4 train.output_dir=runs/mine", module="modal")
     assert done.returncode == 0, done.stdout + done.stderr
     assert gpus(modal) == [("L4", 1)]
@@ -324,9 +324,9 @@ def test_modal_run_works_too(
 
 
 def test_modal_run_ends_with_the_remote_exit_code(modal: FakeModal, client: Client, recipe: Callable[..., str]) -> None:
-    done = client("run", "-m", "strop.modal_runs.modal_app", "--recipe", recipe("exit-3"), module="modal")
+    done = client("run", "-m", "strop.modal_runs.entrypoint", "--recipe", recipe("exit-3"), module="modal")
     assert done.returncode == 3
-    missing = client("run", "-m", "strop.modal_runs.modal_app", "--recipe", "none.yaml", module="modal")
+    missing = client("run", "-m", "strop.modal_runs.entrypoint", "--recipe", "none.yaml", module="modal")
     assert missing.returncode == 2
     assert "Traceback" not in missing.stdout + missing.stderr
 

@@ -15,8 +15,8 @@ from modal_proto import api_pb2
 from fake_modal import SECRETS
 from fake_modal_deployments import FakeDeployments
 from strop.data.template import load_template
-from strop.exporting.carry import write_tokenizer
-from strop.modal_runs.job import Places
+from strop.exporting.prompting import write_tokenizer
+from strop.modal_runs.remote_run import Places
 from strop.modal_runs.vllm import ServingJob, command
 from tiny_runs import write_recipe
 from waiting import PATIENCE
@@ -110,7 +110,7 @@ def test_an_endpoint_is_deployed_called_and_stopped(modal: FakeDeployments, clie
     assert modal.deployed == {}
     gone = client("serve", run, "--on", "modal", "--stop")
     assert gone.returncode == 8
-    assert "Modal does not have it (any more)" in gone.stderr
+    assert "not found on Modal" in gone.stderr
 
 
 def answers(port: int) -> bool:

@@ -44,7 +44,7 @@ def test_an_interrupted_run_ends_in_the_bits_of_one_that_was_not(
     out, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, out + errors
     assert len(modal.tasks) == 3
-    assert out.count("going on from step") == 2
+    assert out.count("resuming from step") == 2
     run = tmp_path / "run"
     assert (run / WEIGHTS).read_bytes() == (tmp_path / "local" / WEIGHTS).read_bytes()
     assert metrics(run) == metrics(tmp_path / "local")

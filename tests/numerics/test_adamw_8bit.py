@@ -9,9 +9,9 @@ from torch import Tensor
 import bitsandbytes_oracle as oracle
 from strop.ops import adamw_8bit as module
 from strop.ops import reference
-from strop.ops.adamw_8bit import Moments, Settings, adamw_8bit
+from strop.ops.adamw_8bit import AdamWSettings, Moments, adamw_8bit
 
-SETTINGS, RATE = Settings(0.9, 0.999, 1e-8, 0.01), 1e-2
+SETTINGS, RATE = AdamWSettings(0.9, 0.999, 1e-8, 0.01), 1e-2
 GO, SKIP = torch.tensor(False), torch.tensor(True)
 COUNT = 5000
 """Nineteen blocks and a part of one."""
@@ -23,7 +23,7 @@ def gradients(steps: int) -> list[Tensor]:
     return [torch.randn(COUNT, generator=generator) * sizes for _ in range(steps)]
 
 
-def run(steps: int, settings: Settings = SETTINGS) -> tuple[Tensor, Moments]:
+def run(steps: int, settings: AdamWSettings = SETTINGS) -> tuple[Tensor, Moments]:
     parameter = torch.randn(COUNT, generator=torch.Generator().manual_seed(0))
     moments = Moments.zeros(parameter)
     for grad in gradients(steps):

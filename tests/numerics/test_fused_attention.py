@@ -16,14 +16,13 @@ pytest.importorskip("triton", reason="Triton has builds for Linux only")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("where there is a GPU the kernels are compiled; tests/gpu has them", allow_module_level=True)
 
+from strop.microbatch.tree import Tree
 from strop.ops import reference
-from strop.ops.attention import Packing
 from strop.ops.fused import attention as fused_attention
 from strop.ops.fused import attention_plan
 from strop.ops.fused.attention import packed_attention, tree_attention, tree_attention_backward
 from strop.ops.fused.attention_plan import plan_attention
-from strop.ops.fused.operand import operand_of
-from strop.ops.fused.thin import LowRank
+from strop.ops.fused.thin import LowRank, operand_of
 
 BOUND, FAR = 1e-5, 1e-3
 
@@ -56,22 +55,22 @@ def worst(got: list[Tensor], want: list[Tensor]) -> float:
 
 
 def check(lengths: tuple[int, ...], parents: tuple[int, ...], heads: tuple[int, int], width: int, window) -> None:
-    total, packing = sum(lengths), Packing.of(lengths, parents)
+    total, tree = sum(lengths), Tree.of(lengths, parents)
     qkv = [torch.randn(total, n, width) for n in (heads[0], heads[1], heads[1])]
     cotangent = torch.randn(total, heads[0], width)
     want = outputs(lambda q, k, v: reference.attention(q, k, v, lengths, window, parents), qkv, cotangent)
 
-    def off(packing: Packing, window: int | None) -> float:
-        return worst(outputs(lambda q, k, v: packed_attention(q, k, v, packing, window), qkv, cotangent), want)
+    def off(tree: Tree, window: int | None) -> float:
+        return worst(outputs(lambda q, k, v: packed_attention(q, k, v, tree, window), qkv, cotangent), want)
 
-    assert off(packing, window) < 10 * BOUND
+    assert off(tree, window) < 10 * BOUND
     if len(lengths) > 1:
         chain = tuple(range(-1, len(lengths) - 1))
-        wrong = [Packing.of(lengths, chain)] if parents != chain else []
-        wrong += [Packing.of(lengths)] if max(parents) >= 0 else []
+        wrong = [Tree.of(lengths, chain)] if parents != chain else []
+        wrong += [Tree.of(lengths)] if max(parents) >= 0 else []
         assert min(off(other, window) for other in wrong) > FAR
     if window and max(lengths) > window:
-        assert min(off(packing, window - 1), off(packing, window + 1)) > FAR
+        assert min(off(tree, window - 1), off(tree, window + 1)) > FAR
 
 
 @pytest.mark.parametrize("tree", TREES)
@@ -84,12 +83,12 @@ def test_trees(tree: str, window: int | None, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(("lengths", "parents"), [((5, 2), (-1, -1)), ((3, 2, 1), (-1, 0, 0))], ids=["flat", "tree"])
 def test_a_window_that_hides_one_token_or_none(lengths: tuple[int, ...], parents: tuple[int, ...]) -> None:
     """The kernels look at the window only where the longest sample, of five tokens, is longer than it."""
-    packing = Packing.of(lengths, parents)
-    assert plan_attention(packing).longest == 5
+    tree = Tree.of(lengths, parents)
+    assert plan_attention(tree).longest == 5
     qkv = [torch.randn(sum(lengths), 1, 16) for _ in range(3)]
     cotangent = torch.randn(sum(lengths), 1, 16)
     found = {
-        window: outputs(lambda q, k, v, window=window: packed_attention(q, k, v, packing, window), qkv, cotangent)
+        window: outputs(lambda q, k, v, window=window: packed_attention(q, k, v, tree, window), qkv, cotangent)
         for window in (4, 5, None)
     }
     want = outputs(lambda q, k, v: reference.attention(q, k, v, lengths, 4, parents), qkv, cotangent)
@@ -106,7 +105,7 @@ def test_head_widths(heads: tuple[int, int], width: int) -> None:
 @pytest.mark.parametrize("window", [None, 50])
 def test_partial_sums(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_plan, "_chunk", lambda tokens: 64)
-    assert plan_attention(Packing.of(*MANY)).num_slots > 0
+    assert plan_attention(Tree.of(*MANY)).num_slots > 0
     check(*MANY, (1, 1), 16, window)
 
 
@@ -115,7 +114,7 @@ def test_terms_on_both_sides() -> None:
     lengths, parents = TREES["two roots"]
     heads, width, total = (2, 1), 24, sum(lengths)
     qkv, thin, grad, dh = (torch.randn(*s) for s in ((total, 96), (48, 16), (total, 48), (total, 16)))
-    plan = plan_attention(Packing.of(lengths, parents)).to("cpu")
+    plan = plan_attention(Tree.of(lengths, parents)).to("cpu")
     out, lse_NT = tree_attention(qkv, plan, heads, None, thin)
     leaf = qkv.clone().requires_grad_()
     q, k, v = leaf.unflatten(1, (4, width)).split([2, 1, 1], 1)
@@ -131,7 +130,7 @@ def test_terms_on_both_sides() -> None:
     assert worst([overwritten], [grad + dh @ thin.t()]) < 10 * BOUND
 
 
-def random_tree(random: np.random.Generator) -> Packing:
+def random_tree(random: np.random.Generator) -> Tree:
     """Up to twelve nodes of up to 150 tokens, in depth-first order."""
     lengths, parents, path = [], [], []
     for node in range(random.integers(1, 13)):
@@ -139,34 +138,34 @@ def random_tree(random: np.random.Generator) -> Packing:
         parents.append(path[-1] if path else -1)
         lengths.append(int(random.choice([1, 5, 63, 64, 65, 150])))
         path = [*path, node]
-    return Packing.of(tuple(lengths), tuple(parents))
+    return Tree.of(tuple(lengths), tuple(parents))
 
 
-def visible(packing: Packing) -> np.ndarray:
+def visible(tree: Tree) -> np.ndarray:
     """The definition: a node's path, and there what comes before."""
-    total = sum(packing.lengths)
+    total = sum(tree.lengths)
     mask = np.zeros((total, total), np.int64)
-    for node, path in enumerate(packing.paths):
-        keys = np.concatenate([packing.starts[a] + np.arange(packing.lengths[a]) for a in path])
-        for i in range(packing.lengths[node]):
-            query = packing.starts[node] + i
-            mask[query, keys[: packing.depths[node] + i + 1]] += 1
+    for node, path in enumerate(tree.paths):
+        keys = np.concatenate([tree.starts[a] + np.arange(tree.lengths[a]) for a in path])
+        for i in range(tree.lengths[node]):
+            query = tree.starts[node] + i
+            mask[query, keys[: tree.depths[node] + i + 1]] += 1
     return mask
 
 
-def by_queries(plan: attention_plan.HostPlan, total: int) -> np.ndarray:
+def by_queries(plan: attention_plan.AttentionPlan, total: int) -> np.ndarray:
     """How often the tiles of queries meet each pair, read as the kernels read them."""
     mask = np.zeros((total, total), np.int64)
     for first, count, before, offset, ancestors in plan.queries.tolist():
         own = first - (before - ancestors)
         for row in range(count):
             last = before + row  # the query's place on its path
-            keys = [*plan.path[offset : offset + ancestors], *range(own, own + last + 1 - ancestors)]
+            keys = [*plan.path[offset : offset + ancestors].tolist(), *range(own, own + last + 1 - ancestors)]
             np.add.at(mask[first + row], keys, 1)
     return mask
 
 
-def by_keys(plan: attention_plan.HostPlan, total: int) -> np.ndarray:
+def by_keys(plan: attention_plan.AttentionPlan, total: int) -> np.ndarray:
     mask = np.zeros((total, total), np.int64)
     for first, count, low, high, _ in plan.keys.tolist():
         for key in range(first, first + count):
@@ -179,11 +178,11 @@ def by_keys(plan: attention_plan.HostPlan, total: int) -> np.ndarray:
 def test_tiles_meet_every_visible_pair_once(seed: int, chunk: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     if chunk:
         monkeypatch.setattr(attention_plan, "_chunk", lambda tokens: chunk)
-    packing = random_tree(np.random.default_rng(seed))
-    plan, total, want = plan_attention(packing), sum(packing.lengths), visible(packing)
+    tree = random_tree(np.random.default_rng(seed))
+    plan, total, want = plan_attention(tree), sum(tree.lengths), visible(tree)
     assert (by_queries(plan, total) == want).all()
     assert (by_keys(plan, total) == want).all()
-    assert plan.positions.tolist() == packing.positions().tolist()
+    assert plan.positions.tolist() == tree.positions().tolist()
     assert plan.queries[:, 1].max() <= attention_plan.QUERIES
     assert plan.keys[:, 1].max() <= attention_plan.KEYS
     wrong = replace(plan, keys=plan.keys[1:])
@@ -206,7 +205,7 @@ def test_tiles_without_tokens_do_nothing() -> None:
     lengths, parents = MANY
     total, heads, width = sum(lengths), (2, 1), 16
     qkv, grad, thin = torch.randn(total, 4 * width), torch.randn(total, 2 * width), torch.zeros(2 * width, 16)
-    plan = plan_attention(Packing.of(lengths, parents)).to("cpu")
+    plan = plan_attention(Tree.of(lengths, parents)).to("cpu")
     pad = {name: torch.nn.functional.pad(getattr(plan, name), (0, 0, 0, 3)) for name in ("queries", "keys", "sums")}
     padded = replace(plan, **pad, path=torch.nn.functional.pad(plan.path, (0, 5)), num_slots=plan.num_slots + 2)
     nothing, both = LowRank(torch.zeros(total, 16), thin), []

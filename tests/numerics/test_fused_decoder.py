@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from strop.fused.decoder import FusedDecoder
-from strop.fused.inputs import InputBlock, Padding, read_inputs
-from strop.microbatch.inputs import PackedInputs
-from strop.microbatch.pack import Batch
+from strop.fused.inputs import Padding, lay_out, read_inputs
+from strop.microbatch.pack import Microbatch, PackedInputs
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
 from strop.recipe import LoraSection
@@ -27,27 +26,25 @@ def fresh(folder: Path) -> LoraAdapter:
     return adapter
 
 
-def plain(adapter: LoraAdapter, batch: Batch) -> tuple[float, torch.Tensor]:
+def plain(adapter: LoraAdapter, batch: Microbatch) -> tuple[float, torch.Tensor]:
     adapter.flat_grad.zero_()
     nll = adapter.decoder.nll_sum(PackedInputs.of(batch, torch.device("cpu")))
     nll.backward()
     return nll.item(), adapter.flat_grad.clone()
 
 
-def fused(adapter: LoraAdapter, batch: Batch, padding: Padding) -> tuple[float, torch.Tensor]:
+def fused(adapter: LoraAdapter, batch: Microbatch, padding: Padding) -> tuple[float, torch.Tensor]:
     model = FusedDecoder(adapter)
-    block = InputBlock.of(batch, padding)
-    nll = model.nll_sum(read_inputs(torch.from_numpy(block.numbers), block.capacity))
+    nll = model.nll_sum(read_inputs(*lay_out(batch, padding)))
     nll.backward()
-    model.work.collect()
-    return nll.item(), adapter.flat_grad.clone()
+    return nll.item(), model.work.collect()
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def check(folder: Path, family: str, batch: Batch, padding: Padding) -> None:
+def check(folder: Path, family: str, batch: Microbatch, padding: Padding) -> None:
     adapter = fresh(write_checkpoint(folder, family, num_hidden_layers=2))
     expected, expected_grad = plain(adapter, batch)
     nll, grad = fused(adapter, batch, padding)

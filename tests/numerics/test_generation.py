@@ -3,17 +3,18 @@
 import contextlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import emulated_cuda_graphs
-from strop.evaluation import decode_step, prefill
-from strop.evaluation.generate import Answer, generate, stream
+from strop.evaluation import decode_step
+from strop.evaluation.generate import GeneratedAnswer, generate, stream
 from strop.evaluation.kv_cache import KVCache
+from strop.microbatch.tree import Tree
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.decoder import Decoder, attend_packed
 from strop.model.lora import LoraAdapter
-from strop.ops.attention import Packing
 from strop.recipe import LoraSection
 from tiny_models import FAMILIES, load_oracle, write_checkpoint
 
@@ -36,10 +37,10 @@ def without_cache(decoder: Decoder, prompt: list[int], count: int, stop_ids: set
     ids = list(prompt)
     for _ in range(count):
         tokens = torch.tensor(ids)
-        packing = Packing.of((len(ids),))
+        tree = Tree.of((len(ids),))
         final = torch.full_like(tokens, len(prompt) + count)
         with torch.no_grad():
-            hidden = decoder.hidden_states(tokens, torch.arange(len(ids)), final, attend_packed(packing))
+            hidden = decoder.hidden_states(tokens, torch.arange(len(ids)), final, attend_packed(tree))
             token = int(decoder.logits(hidden[-1:]).argmax())
         if token in stop_ids:
             break
@@ -91,18 +92,18 @@ def decoder(tmp_path: Path) -> Decoder:
 
 
 @pytest.fixture
-def want(decoder: Decoder) -> list[Answer]:
+def want(decoder: Decoder) -> list[GeneratedAnswer]:
     stops = {without_cache(decoder, PROMPTS[0], 12, set())[3]}
     texts = [without_cache(decoder, prompt, 12, stops) for prompt in PROMPTS]
-    return [Answer(text, len(text) < 12) for text in texts]
+    return [GeneratedAnswer(text, len(text) < 12) for text in texts]
 
 
-def answers(decoder: Decoder, slots: int) -> list[Answer]:
+def answers(decoder: Decoder, slots: int) -> list[GeneratedAnswer]:
     return generate(decoder, PROMPTS, {without_cache(decoder, PROMPTS[0], 12, set())[3]}, 12, slots)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5, 9, 40])
-def test_the_number_of_slots_changes_nothing(slots: int, decoder: Decoder, want: list[Answer]) -> None:
+def test_the_number_of_slots_changes_nothing(slots: int, decoder: Decoder, want: list[GeneratedAnswer]) -> None:
     assert 0 < sum(answer.stopped for answer in want) < len(want)
     assert answers(decoder, slots) == want
 
@@ -112,23 +113,23 @@ def test_the_number_of_slots_changes_nothing(slots: int, decoder: Decoder, want:
     [
         (KVCache, "move", lambda self, source, target, length: None),
         (KVCache, "move", lambda self, source, target, length: self._k[:, target].copy_(self._k[:, source])),
-        (prefill, "_places", lambda tree, packing, sample: prefill_places(tree, packing, 0)),
+        (Tree, "places", lambda self: np.roll(tree_places(self), 1)),
         (decode_step, "compute", lambda decoder, cache, block, width: compute(decoder, cache, block, width - 1)),
     ],
 )
 def test_each_part_can_be_seen_to_fail(
-    sabotage: tuple[object, str, object], decoder: Decoder, want: list[Answer], monkeypatch: pytest.MonkeyPatch
+    sabotage: tuple[object, str, object], decoder: Decoder, want: list[GeneratedAnswer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(*sabotage)
     with contextlib.suppress(IndexError, RuntimeError):  # torch itself saw it
         assert answers(decoder, 5) != want
 
 
-prefill_places, compute = prefill._places, decode_step.compute
+tree_places, compute = Tree.places, decode_step.compute
 
 
 def test_captured_steps_are_the_same_steps(
-    decoder: Decoder, want: list[Answer], monkeypatch: pytest.MonkeyPatch
+    decoder: Decoder, want: list[GeneratedAnswer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graphs = emulated_cuda_graphs.emulate_decode_graphs(monkeypatch)
     assert answers(decoder, 4) == want
@@ -137,7 +138,7 @@ def test_captured_steps_are_the_same_steps(
 
 
 def test_a_graph_that_reads_other_tensors_is_seen(
-    decoder: Decoder, want: list[Answer], monkeypatch: pytest.MonkeyPatch
+    decoder: Decoder, want: list[GeneratedAnswer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The emulation's control: a replay computes from the block that was captured, not from the caller's."""
     emulated_cuda_graphs.emulate_decode_graphs(monkeypatch)

@@ -12,22 +12,20 @@ import torch
 from torch import Tensor
 
 from one_core import one_core
-from strop.api.trying import ask
 from strop.data.examples import Alpaca
 from strop.data.prompts import as_turns
 from strop.data.template import Template, load_template
 from strop.errors import ParityError, RecipeError
 from strop.exporting.adapter import save_adapter
 from strop.exporting.gguf import file as gguf_file
-from strop.exporting.gguf import shape as gguf_shape
-from strop.exporting.gguf.file import write_gguf
-from strop.exporting.gguf.quantise import quantise
+from strop.exporting.gguf import metadata as gguf_shape
+from strop.exporting.gguf.file import quantise, write_gguf
 from strop.exporting.merge import merged_model
 from strop.exporting.parity import gate
 from strop.exporting.parity.gate import Limits, Parity, Question, check_parity
-from strop.model.checkpoint.vet import vet_model_folder
+from strop.exporting.parity.reference import ask
+from strop.model.checkpoint.folder import ModelFolder
 from strop.model.checkpoint.weights import load_decoder
-from strop.model.config import read_config
 from strop.model.lora import LoraAdapter
 from strop.recipe import LoraSection
 from tiny_models import write_checkpoint
@@ -98,8 +96,9 @@ def conversations(template: Template) -> list[Question]:
 def export(folder: Path, adapter: LoraAdapter, template: Template, questions: list[Question]) -> Parity:
     """Write the file, try it out in llama.cpp."""
     (folder / "out").mkdir()
-    context = gguf_shape.usable_context(read_config(vet_model_folder(folder / "base")), 100)
-    with merged_model(folder / "base", folder / "adapter", nf4=False) as model:
+    base = ModelFolder.vetted(folder / "base")
+    context = gguf_shape.usable_context(base.config, 100)
+    with merged_model(base, folder / "adapter", nf4=False) as model:
         write_gguf(model, template, folder / "out" / "model.gguf", "f16", "tiny", context)
     return check_parity("gguf-f16", folder / "out", None, ask(adapter.decoder, template, questions))
 
@@ -162,7 +161,7 @@ def test_what_is_left_out_shows(
     [("mistral-window", 7, "up to 6 tokens"), ("phi3-longrope", 17, "up to 16 tokens"), ("qwen2-window", 7, "up to 6")],
 )
 def test_what_llama_cpp_computes_otherwise_is_refused(family: str, longest: int, said: str, tmp_path: Path) -> None:
-    config = read_config(vet_model_folder(write_checkpoint(tmp_path / "base", family)))
+    config = ModelFolder.vetted(write_checkpoint(tmp_path / "base", family)).config
     assert gguf_shape.usable_context(config, longest - 1) == longest - 1
     with pytest.raises(RecipeError, match=said):
         gguf_shape.usable_context(config, longest)

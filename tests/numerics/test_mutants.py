@@ -26,16 +26,15 @@ from strop.fused import layer as fused_layer
 from strop.fused import lora_work
 from strop.fused.capture import CapturedGradients
 from strop.fused.decoder import FusedDecoder
-from strop.fused.inputs import FusedInputs, InputBlock, read_inputs
-from strop.microbatch.inputs import PackedInputs
-from strop.microbatch.pack import Batch, pack
+from strop.fused.inputs import FusedInputs, lay_out, read_inputs
+from strop.microbatch.pack import Microbatch, PackedInputs, pack
+from strop.microbatch.tree import Tree
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
-from strop.ops import frozen_linear
-from strop.ops.attention import Packing
-from strop.ops.frozen_linear import Float8Weight, Operand
+from strop.ops import linear
 from strop.ops.fused import attention as fused_attention
 from strop.ops.fused import attention_plan
+from strop.ops.linear import Float8Weight, Operand
 from strop.recipe import LoraSection, TrainSection
 from strop.training.gradients import Gradients, PlainGradients
 from strop.training.optim import FlatAdamW
@@ -60,7 +59,7 @@ def samples(shift: int = 0) -> list[Sample]:
     return [Sample(row, np.arange(len(row)) > 14) for row in rows]
 
 
-def batch_of(shift: int = 0, share: bool = True) -> Batch:
+def batch_of(shift: int = 0, share: bool = True) -> Microbatch:
     rows = samples(shift)
     (batch,) = pack(rows, range(len(rows)), 10_000, share=share)
     return batch
@@ -97,13 +96,13 @@ def plain(adapter: LoraAdapter, share: bool = False) -> Measured:
 
 
 def fused(
-    adapter: LoraAdapter, batch: Batch | None = None, change: Callable[[FusedInputs], FusedInputs] = lambda x: x
+    adapter: LoraAdapter, batch: Microbatch | None = None, change: Callable[[FusedInputs], FusedInputs] = lambda x: x
 ) -> Measured:
-    model, block = FusedDecoder(adapter), InputBlock.of(batch or batch_of(), "graph")
-    nll = model.nll_sum(change(read_inputs(torch.from_numpy(block.numbers), block.capacity)))
+    model = FusedDecoder(adapter)
+    inputs = read_inputs(*lay_out(batch or batch_of(), "graph"))
+    nll = model.nll_sum(change(inputs))
     nll.backward()
-    model.work.collect()
-    return nll.detach(), adapter.flat_grad.clone()
+    return nll.detach(), model.work.collect()
 
 
 def distance(got: Measured, want: Measured) -> float:
@@ -117,11 +116,11 @@ def exact(folder: Path) -> Measured:
 
 def test_the_sound_code(folder: Path, exact: Measured) -> None:
     batch = batch_of()
-    plan = attention_plan.plan_attention(Packing.of(batch.lengths, batch.parents))
-    assert max(batch.parents) > 0, "nested"
+    plan = attention_plan.plan_attention(batch.tree)
+    assert max(batch.tree.parents) > 0, "nested"
     assert plan.num_slots > 0
     assert batch.weights.max() > 1
-    assert InputBlock.of(batch, "graph").capacity.tokens > len(batch.input_ids)
+    assert lay_out(batch, "graph")[1].tokens > batch.num_tokens
     assert distance(fused(adapter_of(folder)), exact) < BOUND
 
 
@@ -129,30 +128,28 @@ Patch = pytest.MonkeyPatch
 
 
 def positions_begin_again_in_each_node(patch: Patch) -> None:
-    def wrong(packing: Packing) -> attention_plan.HostPlan:
-        positions = Packing.of(packing.lengths).positions().numpy().astype(np.int32)
-        return replace(attention_plan.plan_attention(packing), positions=positions)
+    def wrong(tree: Tree) -> attention_plan.AttentionPlan:
+        positions = torch.from_numpy(Tree.of(tree.lengths).positions().astype(np.int32))
+        return replace(attention_plan.plan_attention(tree), positions=positions)
 
     patch.setattr(fused_inputs, "plan_attention", wrong)
 
 
 def a_sibling_is_seen(patch: Patch) -> None:
-    def wrong(packing: Packing) -> attention_plan.HostPlan:
+    def wrong(tree: Tree) -> attention_plan.AttentionPlan:
         """The second of two siblings hangs on the first."""
-        right, parents = attention_plan.plan_attention(packing), list(packing.parents)
+        right, parents = attention_plan.plan_attention(tree), list(tree.parents)
         second = next(i for i in range(1, len(parents)) if parents[i] == parents[i - 1] >= 0)
         parents[second] = second - 1
-        return replace(
-            attention_plan.plan_attention(Packing.of(packing.lengths, tuple(parents))), positions=right.positions
-        )
+        return replace(attention_plan.plan_attention(Tree.of(tree.lengths, tuple(parents))), positions=right.positions)
 
     patch.setattr(fused_inputs, "plan_attention", wrong)
 
 
 def a_prefix_hears_nothing_of_what_follows(patch: Patch) -> None:
-    def wrong(packing: Packing) -> attention_plan.HostPlan:
+    def wrong(tree: Tree) -> attention_plan.AttentionPlan:
         """Keys are met by the queries of their own node alone; the forward is right."""
-        right, flat = attention_plan.plan_attention(packing), attention_plan.plan_attention(Packing.of(packing.lengths))
+        right, flat = attention_plan.plan_attention(tree), attention_plan.plan_attention(Tree.of(tree.lengths))
         return replace(right, keys=flat.keys, sums=flat.sums, num_slots=flat.num_slots)
 
     patch.setattr(fused_inputs, "plan_attention", wrong)
@@ -238,14 +235,14 @@ def test_learned_padding_shows(folder: Path, exact: Measured) -> None:
 
 
 def float32_product(x: Operand, weight_OI: Tensor, scale_O: Tensor) -> Tensor:
-    """`frozen_linear._scaled_product` without rounding its result to bfloat16."""
+    """`linear._scaled_product` without rounding its result to bfloat16."""
     assert x.scale_T is not None
     return (x.values.float() @ weight_OI.float().t()) * x.scale_T[:, None] * scale_O
 
 
 def test_a_forgotten_float8_scale_shows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     round_as_hardware(monkeypatch)
-    monkeypatch.setattr(frozen_linear, "_scaled_product", float32_product)
+    monkeypatch.setattr(linear, "_scaled_product", float32_product)
     adapter = adapter_of(folder, float8=True)
     assert adapter.decoder.precision == "float8"
     want = plain(adapter, share=True)  # apart, gradients are rounded before they are added up: 3% of difference

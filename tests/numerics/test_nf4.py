@@ -9,8 +9,19 @@ from torch import Tensor
 import bitsandbytes_oracle as oracle
 from strop.ops import nf4, reference
 from strop.ops.blockwise import dequantise_blockwise, dynamic_code, quantise_blockwise
-from strop.ops.frozen_linear import Operand
-from strop.ops.nf4 import Nested, Nf4, Nf4Weight, Scratch, dequantise, dequantise_into, magnitudes, quantise
+from strop.ops.linear import Operand
+from strop.ops.nf4 import (
+    BLOCK,
+    Nested,
+    Nf4,
+    Nf4Weight,
+    Scratch,
+    dequantise,
+    dequantise_into,
+    levels,
+    magnitudes,
+    quantise,
+)
 
 CPU = torch.device("cpu")
 SHAPES = [(96, 128), (48, 80), (320, 256), (33, 50), (1, 64), (3, 5)]
@@ -109,11 +120,11 @@ def test_the_kernel_has_the_plain_forms_bits(shape: tuple[int, int], double: boo
     kernels = pytest.importorskip("strop.ops.kernels", reason="Triton has builds for Linux only")
     packed = quantise(matrix(shape), double)
     out = torch.full((shape[0] + 1, shape[1]), 7.0)
-    kernels.nf4_dequantise(packed, out[:-1])
+    kernels.nf4_dequantise(*packed[:3], levels(out.device), BLOCK, out[:-1])
     assert torch.equal(out[:-1], dequantise(packed, torch.float32))
     assert (out[-1] == 7).all()  # nothing behind the matrix is touched
     wrong = packed._replace(absmax_B=packed.absmax_B.roll(1))
-    kernels.nf4_dequantise(wrong, out[:-1])
+    kernels.nf4_dequantise(*wrong[:3], levels(out.device), BLOCK, out[:-1])
     assert len(packed.absmax_B) == 1 or not torch.equal(out[:-1], dequantise(packed, torch.float32))
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 import bitsandbytes_oracle as oracle
 from strop.errors import ModelError, RecipeError
-from strop.microbatch.inputs import PackedInputs
+from strop.microbatch.pack import PackedInputs
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter, projections
-from strop.ops.frozen_linear import Float8Weight, FrozenWeight
+from strop.ops.linear import Float8Weight, FrozenWeight
 from strop.ops.nf4 import Nf4Weight, dequantise, quantise
 from strop.recipe import LoraSection
 from tiny_models import write_checkpoint
@@ -184,9 +184,9 @@ def test_a_module_that_was_left_dense_stays_dense(tmp_path: Path) -> None:
 
 SPOILT = {
     "other levels": ("quant_map", lambda x: x * 1.01, "levels"),
-    "a scale too few": ("absmax", lambda x: x[:-1].clone(), "scales do not fit"),
+    "a scale too few": ("absmax", lambda x: x[:-1].clone(), "scales do not match"),
     "another 8-bit code": ("nested_quant_map", lambda x: x.flip(0), "another code"),
-    "nested scales too few": ("nested_absmax", lambda x: torch.cat((x, x)), "do not fit"),
+    "nested scales too few": ("nested_absmax", lambda x: torch.cat((x, x)), "scales do not match each other"),
     "other blocks": (
         "quant_state.bitsandbytes__nf4",
         lambda x: torch.tensor(list(bytes(x.tolist()).replace(b'"blocksize": 64', b'"blocksize":128')), dtype=x.dtype),
@@ -195,14 +195,18 @@ SPOILT = {
     "another shape": (
         "quant_state.bitsandbytes__nf4",
         lambda x: torch.tensor(list(bytes(x.tolist()).replace(b"[64, 64]", b"[32, 64]")), dtype=x.dtype),
-        "bytes do not fit",
+        "bytes do not match",
     ),
-    "no mean": (
+    "the mean of its scales is missing": (
         "quant_state.bitsandbytes__nf4",
         lambda x: torch.tensor(list(bytes(x.tolist()).replace(b"nested_offset", b"other__offset")), dtype=x.dtype),
-        "no mean",
+        "the mean of its scales is missing",
     ),
-    "no object": ("quant_state.bitsandbytes__nf4", lambda x: torch.tensor(list(b"[1]"), dtype=x.dtype), "no object"),
+    "no object": (
+        "quant_state.bitsandbytes__nf4",
+        lambda x: torch.tensor(list(b"[1]"), dtype=x.dtype),
+        "not an object",
+    ),
     "no JSON": ("quant_state.bitsandbytes__nf4", lambda x: x[:-1].clone(), "model.layers.0.self_attn.q_proj.weight"),
 }
 

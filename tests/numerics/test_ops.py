@@ -6,12 +6,12 @@ The control of each is the same comparison with one thing wrong; it must miss by
 import pytest
 import torch
 
+from strop.microbatch.tree import Tree
 from strop.ops import reference
-from strop.ops.attention import Packing, attention
+from strop.ops.attention import attention
 from strop.ops.elementwise import rms_norm, rotary, swiglu
-from strop.ops.frozen_linear import FrozenWeight, frozen_linear
+from strop.ops.linear import FrozenWeight, frozen_linear, lora_linear
 from strop.ops.linear_cross_entropy import linear_cross_entropy
-from strop.ops.lora_linear import lora_linear
 
 BOUND = 1e-12
 ROWS = ((0, 24), (24, 32), (40, 48))  # three modules; output rows 32..39 belong to none
@@ -68,11 +68,11 @@ def test_attention_of_samples(lengths: tuple[int, ...], window: int | None, head
     tokens = sum(lengths)
     q, k, v = randn(tokens, heads[0], 16), randn(tokens, heads[1], 16), randn(tokens, heads[1], 16)
     want = gradients(reference.attention(q, k, v, lengths, window), [q, k, v])
-    got = gradients(attention(q, k, v, Packing.of(lengths), window), [q, k, v])
+    got = gradients(attention(q, k, v, Tree.of(lengths), window), [q, k, v])
     # q and k of a one-token sample have gradient zero, so compare absolutely against the value's scale
     assert max((a - b).abs().max().item() for a, b in zip(got, want, strict=True)) < BOUND
     if len(lengths) > 1:
-        leaky = gradients(attention(q, k, v, Packing.of((tokens,)), window), [q, k, v])
+        leaky = gradients(attention(q, k, v, Tree.of((tokens,)), window), [q, k, v])
         assert worst(leaky, want) > 1e-2
 
 
@@ -88,12 +88,12 @@ TREES = {
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
 def test_attention_of_a_tree(tree: str, window: int | None, heads: tuple[int, int]) -> None:
     lengths, parents = TREES[tree]
-    tokens, packing = sum(lengths), Packing.of(lengths, parents)
+    tokens, tree = sum(lengths), Tree.of(lengths, parents)
     q, k, v = randn(tokens, heads[0], 16), randn(tokens, heads[1], 16), randn(tokens, heads[1], 16)
     want = gradients(reference.attention(q, k, v, lengths, window, parents), [q, k, v])
-    assert worst(gradients(attention(q, k, v, packing, window), [q, k, v]), want) < BOUND
-    assert worst(gradients(attention(q, k, v, Packing.of(lengths), window), [q, k, v]), want) > 1e-2
-    chain = Packing.of(lengths, tuple(range(-1, len(lengths) - 1)))  # siblings see each other
+    assert worst(gradients(attention(q, k, v, tree, window), [q, k, v]), want) < BOUND
+    assert worst(gradients(attention(q, k, v, Tree.of(lengths), window), [q, k, v]), want) > 1e-2
+    chain = Tree.of(lengths, tuple(range(-1, len(lengths) - 1)))  # siblings see each other
     assert worst(gradients(attention(q, k, v, chain, window), [q, k, v]), want) > 1e-2
 
 
@@ -104,29 +104,32 @@ def test_a_tree_is_its_samples_one_by_one(tree: str, window: int | None) -> None
     lengths, parents = TREES[tree]
     q, k, v = (randn(sum(lengths), 2, 16, grad=False) for _ in range(3))
     got = reference.attention(q, k, v, lengths, window, parents).split(lengths)
-    packing = Packing.of(lengths, parents)
-    for node, path in enumerate(packing.paths):
+    tree = Tree.of(lengths, parents)
+    for node, path in enumerate(tree.paths):
         one = [torch.cat([x.split(lengths)[above] for above in path]) for x in (q, k, v)]
         sample = reference.attention(*one, (len(one[0]),), window)
         assert (sample[-lengths[node] :] - got[node]).abs().max() < BOUND
-        assert packing.positions().split(lengths)[node].tolist() == list(range(len(sample)))[-lengths[node] :]
+        assert (
+            torch.from_numpy(tree.positions()).split(lengths)[node].tolist()
+            == list(range(len(sample)))[-lengths[node] :]
+        )
 
 
 @pytest.mark.parametrize("tree", TREES)
 def test_ends_of_subtrees_say_who_sees_whom(tree: str) -> None:
     lengths, parents = TREES[tree]
-    packing, total = Packing.of(lengths, parents), sum(lengths)
+    tree, total = Tree.of(lengths, parents), sum(lengths)
     node = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     place = torch.arange(total)
-    by_ends = (place[:, None] >= place) & (place[:, None] < torch.tensor(packing.subtree_ends)[node])
-    by_paths = [[k <= q and node[k] in packing.paths[node[q]] for k in range(total)] for q in range(total)]
+    by_ends = (place[:, None] >= place) & (place[:, None] < torch.tensor(tree.ends)[node])
+    by_paths = [[k <= q and node[k] in tree.paths[node[q]] for k in range(total)] for q in range(total)]
     assert by_ends.tolist() == by_paths
 
 
 def test_nodes_out_of_order_are_refused() -> None:
     for parents in [(0, -1), (-1, 2, 0), (-1, -1, 0), (-1, 0, 0, 1)]:
         with pytest.raises(ValueError, match="is not on the path to the node before it"):
-            Packing.of((3,) * len(parents), parents)
+            Tree.of((3,) * len(parents), parents)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from strop.data.store import Sample
-from strop.microbatch.inputs import PackedInputs
-from strop.microbatch.pack import pack
+from strop.microbatch.pack import PackedInputs, pack
+from strop.microbatch.tree import Tree
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.decoder import Decoder
 from strop.model.lora import LoraAdapter
-from strop.ops.attention import Packing
 from strop.recipe import LoraSection
 from tiny_models import FAMILIES, load_oracle, write_checkpoint
 
@@ -26,7 +25,7 @@ def tokens(seed: int = 1) -> torch.Tensor:
 
 
 def packed_logits(decoder: Decoder, ids: torch.Tensor) -> torch.Tensor:
-    return decoder.logits(decoder.packed_hidden_states(ids, Packing.of(LENGTHS)))
+    return decoder.logits(decoder.packed_hidden_states(ids, Tree.of(LENGTHS)))
 
 
 def separate_logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from strop.data.store import Sample
 from strop.evaluation import loss
 from strop.evaluation.loss import held_out_loss, row_losses
-from strop.microbatch.pack import Batch, labels_of, pack
+from strop.microbatch.pack import Microbatch, labels_of, pack
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.decoder import Decoder
 from tiny_models import write_checkpoint
@@ -56,7 +56,7 @@ def test_each_row_has_the_loss_that_it_has_alone(max_tokens: int, decoder: Decod
 
 
 def test_labels_of_the_wrong_rows_are_seen(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def shifted(batch: Batch, samples: list[Sample]) -> tuple[np.ndarray, np.ndarray]:
+    def shifted(batch: Microbatch, samples: list[Sample]) -> tuple[np.ndarray, np.ndarray]:
         sample_M, label_M = labels_of(batch, samples)
         return (sample_M + 1) % len(samples), label_M
 

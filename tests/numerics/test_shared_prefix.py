@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from strop.data.store import Sample
-from strop.microbatch.inputs import PackedInputs
-from strop.microbatch.pack import Batch, pack
+from strop.microbatch.pack import Microbatch, PackedInputs, pack
+from strop.microbatch.tree import Tree
 from strop.model.lora import LoraAdapter
 from strop.ops import attention as ops_attention
-from strop.ops.attention import Packing
 from tiny_models import write_checkpoint
 from training_doubles import adapter_with_b
 
@@ -63,7 +62,7 @@ Change = Callable[[PackedInputs], PackedInputs]
 
 
 def loss_and_gradients(
-    adapter: LoraAdapter, batches: list[Batch], change: Change = lambda inputs: inputs
+    adapter: LoraAdapter, batches: list[Microbatch], change: Change = lambda inputs: inputs
 ) -> dict[str, torch.Tensor]:
     adapter.flat_grad.zero_()
     total = torch.zeros((), dtype=torch.float64)
@@ -82,13 +81,13 @@ def errors(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> dict[
     return {name: ((got[name] - want[name]).norm() / want[name].norm()).item() for name in want}
 
 
-def separate(rows: list[Sample]) -> list[Batch]:
+def separate(rows: list[Sample]) -> list[Microbatch]:
     return [batch for i, row in enumerate(rows) for batch in pack([row], [i], 10_000, share=False)]
 
 
-def shared(rows: list[Sample], budget: int = 10_000, long_from: int | None = None) -> list[Batch]:
+def shared(rows: list[Sample], budget: int = 10_000, long_from: int | None = None) -> list[Microbatch]:
     batches = pack(rows, range(len(rows)), budget, long_from=long_from)
-    assert sum(len(batch.input_ids) for batch in batches) < sum(len(row.input_ids) for row in rows), "nothing is shared"
+    assert sum(batch.num_tokens for batch in batches) < sum(len(row.input_ids) for row in rows), "nothing is shared"
     return batches
 
 
@@ -136,7 +135,7 @@ def test_longrope_with_samples_of_both_classes(folders: Callable[[str], Path]) -
     assert adapter.decoder.config.rope.long_from == LONG
     want = loss_and_gradients(adapter, separate(rows))
     batches = shared(rows, long_from=LONG)
-    assert [batch.parents.count(-1) for batch in batches] == [2], "one tree for each class"
+    assert [batch.tree.parents.count(-1) for batch in batches] == [2], "one tree for each class"
     assert max(errors(loss_and_gradients(adapter, batches), want).values()) < BOUND
     # the control: classes that share turn a short sample's prefix as a long one's
     assert errors(loss_and_gradients(adapter, shared(rows)), want)["loss"] > FAR
@@ -144,21 +143,21 @@ def test_longrope_with_samples_of_both_classes(folders: Callable[[str], Path]) -
 
 def in_node(inputs: PackedInputs) -> PackedInputs:
     """Positions that begin again with each node."""
-    flat = Packing.of(inputs.packing.lengths)
-    return replace(inputs, positions_T=flat.positions())
+    flat = Tree.of(inputs.tree.lengths)
+    return replace(inputs, positions_T=torch.from_numpy(flat.positions()))
 
 
 def leaked(inputs: PackedInputs) -> PackedInputs:
     """The last node hangs on the one before it, its sibling."""
-    parents = inputs.packing.parents
+    parents = inputs.tree.parents
     assert parents[-1] == parents[-2] >= 0
-    return replace(inputs, packing=Packing.of(inputs.packing.lengths, (*parents[:-1], len(parents) - 2)))
+    return replace(inputs, tree=Tree.of(inputs.tree.lengths, (*parents[:-1], len(parents) - 2)))
 
 
 def cut_off(inputs: PackedInputs) -> PackedInputs:
     """The last node sees no ancestors."""
-    packing = Packing.of(inputs.packing.lengths, (*inputs.packing.parents[:-1], -1))
-    return replace(inputs, packing=packing)
+    packing = Tree.of(inputs.tree.lengths, (*inputs.tree.parents[:-1], -1))
+    return replace(inputs, tree=packing)
 
 
 def unweighted(inputs: PackedInputs) -> PackedInputs:

@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from strop.data.store import Sample
-from strop.microbatch.inputs import PackedInputs
-from strop.microbatch.pack import Batch, pack
+from strop.microbatch.pack import Microbatch, PackedInputs, pack
+from strop.microbatch.tree import Tree
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.decoder import Decoder
 from strop.model.lora import LoraAdapter
-from strop.ops.attention import Packing
 from strop.recipe import TrainSection
 from strop.training.gradients import PlainGradients
 from strop.training.optim import FlatAdamW
@@ -49,12 +49,12 @@ def samples(count: int = 16) -> list[Sample]:
     return made
 
 
-def batches(rows: Sequence[Sample], groups: Sequence[Sequence[int]]) -> list[Batch]:
+def batches(rows: Sequence[Sample], groups: Sequence[Sequence[int]]) -> list[Microbatch]:
     """Each group as one microbatch, in its order and with nothing shared."""
     return [batch for group in groups for batch in pack([rows[i] for i in group], group, 10_000, share=False)]
 
 
-def gradient(adapter: LoraAdapter, parts: list[Batch]) -> torch.Tensor:
+def gradient(adapter: LoraAdapter, parts: list[Microbatch]) -> torch.Tensor:
     adapter.flat_grad.zero_()
     count = sum(batch.num_loss_tokens for batch in parts)
     for batch in parts:
@@ -134,7 +134,7 @@ def test_packed_samples_do_not_see_each_other(folder: Path, dtype: torch.dtype) 
 
 def logits(decoder: Decoder, ids: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
     with torch.no_grad():
-        return decoder.logits(decoder.packed_hidden_states(ids, Packing.of(lengths)))
+        return decoder.logits(decoder.packed_hidden_states(ids, Tree.of(lengths)))
 
 
 def test_a_step_leaves_the_base_alone(adapter: LoraAdapter) -> None:
@@ -156,11 +156,11 @@ class Spoilt(PlainGradients):
 
     what: str | None = None
 
-    def add(self, batch: Batch, scale: float) -> torch.Tensor:
-        nll = super().add(batch, scale)
+    def of(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        losses, grad = super().of(*arguments)
         if self.what == "gradient":
-            self._adapter.flat_grad[3] = float("inf")
-        return nll * float("nan") if self.what == "loss" else nll
+            grad[3] = float("inf")
+        return losses * float("nan") if self.what == "loss" else losses, grad
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

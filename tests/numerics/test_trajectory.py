@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from strop.data.store import Sample
-from strop.microbatch.order import step_samples
+from strop.microbatch.order import Order
 from strop.microbatch.pack import pack
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
@@ -20,6 +20,7 @@ from strop.training.step import train_step
 from tiny_models import load_oracle, write_checkpoint
 
 STEPS, BATCH, COUNT = 50, 8, 90
+ORDER = Order(COUNT, BATCH, 1.0, STEPS, seed=0)
 SECTION = TrainSection(
     learning_rate=5e-3, weight_decay=0.1, warmup_steps=5, lr_scheduler_type="cosine", max_grad_norm=0.5
 )
@@ -44,7 +45,7 @@ def ours(folder: Path, samples: list[Sample], section: TrainSection) -> tuple[li
     adapter = LoraAdapter(load_decoder(folder, torch.float64), LoraSection(r=4), seed=0)
     optimizer, losses = FlatAdamW(adapter, section), []
     for step in range(STEPS):
-        chosen = step_samples(step, COUNT, BATCH, 1.0, STEPS, 0).tolist()
+        chosen = ORDER.samples(step).tolist()
         batches = pack([samples[i] for i in chosen], chosen, 60)
         rate = learning_rate(step, section, STEPS)
         losses.append(
@@ -65,7 +66,7 @@ def theirs(folder: Path, samples: list[Sample], adapter: LoraAdapter) -> tuple[l
     scheduler = transformers.get_cosine_schedule_with_warmup(optimizer, SECTION.warmup_steps, STEPS)
     losses = []
     for step in range(STEPS):
-        chosen = [samples[i] for i in step_samples(step, COUNT, BATCH, 1.0, STEPS, 0)]
+        chosen = [samples[i] for i in ORDER.samples(step)]
         labels = [np.where(s.learned, s.input_ids, -100) for s in chosen]
         count = sum(int((label[1:] != -100).sum()) for label in labels)
         total = torch.zeros((), dtype=torch.float64)

@@ -10,7 +10,7 @@ from modal._runtime import asgi
 
 from strop.modal_runs import modal_app, serving_app
 from strop.modal_runs.attempt import Pace, run_attempt
-from strop.modal_runs.job import Places
+from strop.modal_runs.remote_run import Places
 
 modal_app.PLACES = Places(Path(os.environ["FAKE_MODAL_ROOT"]))
 program = (sys.executable, os.environ["FAKE_STROP"]) if "FAKE_STROP" in os.environ else (sys.executable, "-m", "strop")

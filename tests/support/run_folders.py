@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from strop.run.records import TrainRecord
+
 
 def interval(value: float, half: float = 0.1, count: int = 4) -> dict[str, float]:
     return {"value": value, "low": value - half, "high": value + half, "count": count}
@@ -50,6 +52,21 @@ def write_run(
     return folder
 
 
+def train_record(step: int, **figures: Any) -> TrainRecord:
+    """A step's record, for a loss that falls."""
+    known = {
+        "loss": 1 / step,
+        "learning_rate": 2e-4,
+        "grad_norm": 0.523,
+        "num_tokens": 100,
+        "num_executed_tokens": 80,
+        "num_loss_tokens": 20,
+        "tokens_per_second": 1234.4,
+        "samples_per_second": 12.34,
+    }
+    return TrainRecord(step=step, **known | figures)
+
+
 def records(steps: int) -> Iterable[dict[str, Any]]:
     """What metrics.jsonl holds, for a loss that falls."""
     for step in range(1, steps + 1):
@@ -72,7 +89,7 @@ def records(steps: int) -> Iterable[dict[str, Any]]:
 
 
 def _manifest(text: Callable[[], str], steps: int) -> dict[str, Any]:
-    plan = {"problem": None, "training_seconds": 70.0, "dollars": 0.4, "peak_gib": 2.0, "tokens_per_second": 450.0}
+    plan = {"gpu": text(), "source": "scaled", "problem": None, "training_seconds": 70.0, "dollars": 0.4}
     return {
         **{key: text() for key in ("run_id", "created", "strop", "python", "torch", "platform", "device", "precision")},
         **{key: text() for key in ("format", "template")},
@@ -81,7 +98,7 @@ def _manifest(text: Callable[[], str], steps: int) -> dict[str, Any]:
         "fingerprints": {text(): text()},
         "notes": [text(), text()],
         "limit": {"gpu": text(), "seconds_per_token": 1e-3, "seconds_per_learned_token": 1e-3},
-        "plan": plan,
+        "plan": plan | {"peak_gib": 2.0, "tokens_per_second": 450.0},
         "dollars": 0.3,
         "data": {
             "rows": 9,
@@ -99,6 +116,9 @@ def _evaluation(text: Callable[[], str], questions: int) -> dict[str, Any]:
     base, tuned = scores(1.5, 0.25), scores(0.5, 0.75)
     return {
         "num_rows": questions,
+        "num_loss_tokens": 40,
+        "num_generated": questions,
+        "settings": {"max_new_tokens": 96, "numeric_tolerance": 0.0},
         "base": base,
         "tuned": tuned,
         "difference": scores(-1.0, 0.5),

@@ -55,11 +55,11 @@ class SourceTree:
         """Imports within the package."""
         return [found for found in self.imports if found.when in when and self.is_own(found.imported)]
 
-    def circles(self, *when: When, without: frozenset[tuple[str, str]] = frozenset()) -> list[list[str]]:
-        """Sets of modules that reach each other by imports, `without` these pairs of importer and imported."""
+    def circles(self, *when: When) -> list[list[str]]:
+        """Sets of modules that reach each other by imports."""
         edges: dict[str, set[str]] = {module: set() for module in self.files}
         for found in self.own_imports(*when):
-            if found.imported in edges and (found.importer, found.imported) not in without:
+            if found.imported in edges:
                 edges[found.importer].add(found.imported)
         reached = {module: _reachable(edges, module) for module in edges}
         circles = {

@@ -5,12 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from strop.run.metrics import read_metrics
+from strop.run.records import read_metrics
 from tiny_models import write_checkpoint
 from waiting import PATIENCE
 
@@ -96,4 +97,5 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     """The records of a run without what depends on the clock."""
     timed = {"tokens_per_second", "samples_per_second", "dollars"}
     records = read_metrics(run / "metrics.jsonl")  # tolerates the line that is being written
-    return [{key: value for key, value in record.items() if key not in timed} for record in records]
+    plain = [{"kind": record.kind, **asdict(record)} for record in records]
+    return [{key: value for key, value in record.items() if key not in timed and value is not None} for record in plain]

@@ -10,8 +10,11 @@ from strop.data.store import Sample
 from strop.errors import Interrupted
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
-from strop.recipe import LoraSection
+from strop.recipe import LoraSection, TrainSection
+from strop.run.folder import RunFolder
 from strop.run.reporter import Reporter
+from strop.training.engine import StropEngine
+from strop.training.loop import Trainer
 
 
 class Rows:
@@ -43,8 +46,24 @@ class StopAt(Reporter):
         self.notes.append(line)
 
     def on_step(self, record) -> None:
-        if record["step"] == self.step:
+        if record.step == self.step:
             raise Interrupted("stopped by the test")
+
+
+def trainer_of(
+    adapter: LoraAdapter,
+    section: TrainSection,
+    folder: Path,
+    reporter: Reporter | None = None,
+    rows: Rows | None = None,
+    most_tokens: int | None = None,
+    **more: object,
+) -> Trainer:
+    """A trainer on strop's own engine; `more` goes to `Trainer`."""
+    rows, run = rows or Rows(), RunFolder(folder)
+    engine = StropEngine(adapter, rows, section, run, most_tokens)  # type: ignore[arg-type]
+    more = {"check_stop": lambda: None} | more
+    return Trainer(engine, rows, section, run, reporter or Reporter(), **more)  # type: ignore[arg-type]
 
 
 def adapter_with_b(folder: Path) -> LoraAdapter:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from strop.data.store import Sample
-from strop.microbatch.pack import Batch, pack
+from strop.microbatch.pack import Microbatch, pack
 
 
 def samples(seed: int = 0, vocab: int = 60) -> list[Sample]:
@@ -21,9 +21,9 @@ def samples(seed: int = 0, vocab: int = 60) -> list[Sample]:
     return [Sample(row.astype(np.int32), np.arange(len(row)) % 3 < 2) for row in rows]
 
 
-def batch_of(share: bool, seed: int = 0) -> Batch:
+def batch_of(share: bool, seed: int = 0) -> Microbatch:
     """The samples as one microbatch, with shared prefixes or without."""
     rows = samples(seed)
     (batch,) = pack(rows, range(len(rows)), 10_000, share=share)
-    assert (max(batch.parents) >= 0) == share
+    assert (max(batch.tree.parents) >= 0) == share
     return batch

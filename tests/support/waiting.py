@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from strop.run.metrics import read_metrics
+from strop.run.records import read_metrics
 
 T = TypeVar("T")
 PATIENCE = 600.0
@@ -36,7 +36,7 @@ def until_step(run: Path, step: int = 1, is_alive: Callable[[], bool] = lambda: 
     def is_made() -> bool:
         alive = is_alive()  # before looking: what a process wrote last counts
         path = run / "metrics.jsonl"
-        made = path.exists() and any(record["step"] >= step for record in read_metrics(path))
+        made = path.exists() and any(record.step >= step for record in read_metrics(path))
         assert made or alive, f"it ended before step {step}"
         return made
 

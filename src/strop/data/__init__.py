@@ -1,1 +1,1 @@
-"""Rows of files -> tokenised samples -> packed microbatches."""
+"""Data files -> rows -> tokenised samples, cached on disk."""

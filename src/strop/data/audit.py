@@ -1,6 +1,6 @@
-"""What is really in the samples, counted over every one of them after truncation, and what stops a run.
+"""Counts over every sample after truncation, and what in them stops a run.
 
-Counted from the store in blocks: memory does not grow with the data, but for three numbers a sample.
+The store is counted in blocks, so memory does not grow with the data, except for three numbers per sample.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _ORIGINS_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens a sample: extremes, percentiles, and a histogram; bin i holds lengths from edges[i] up to edges[i + 1]."""
+    """Tokens per sample: extremes, percentiles, and a histogram; bin i counts edges[i] <= length < edges[i + 1]."""
 
     min: int
     median: float
@@ -33,22 +33,22 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class StoreReport:
-    """One store, counted.
+    """Counts over one store.
 
     Attributes:
-        rows_read: Good and bad rows.
-        rows_kept: Samples.
-        skipped: Rows left out, by kind of fault.
-        num_tokens: Over all samples.
+        rows_read: Rows read, good and bad.
+        rows_kept: Rows that became samples.
+        skipped: Rows skipped, by kind of fault.
+        num_tokens: In all samples.
         num_loss_tokens: Learned tokens among them.
-        lengths: Of the samples.
+        lengths: Tokens per sample.
         truncated: Samples cut at max_seq_length.
-        stop_cut: Those among them that lost a stop token they would have learned.
+        stop_cut: Truncated samples that lost a stop token they would have learned.
         stop_learned: Samples in which at least one stop token is learned.
-        double_bos: Samples that begin with two BOS.
-        shared_prefix: Tokens that all samples begin with alike.
-        special_text: Rows whose text holds a control token, such as `<|im_end|>`, which becomes that token.
-        special_text_origins: The first of them.
+        double_bos: Samples that begin with two BOS tokens.
+        shared_prefix: Length of the prefix that all samples share, in tokens.
+        special_text: Rows whose text contains a control token, such as `<|im_end|>`, which becomes that token.
+        special_text_origins: Where the first of these rows are.
         duplicates: Rows that repeat an earlier row's prompt and answer.
     """
 
@@ -70,7 +70,7 @@ class StoreReport:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Validation rows that training has too: with the same answer, and with any (by 64-bit hashes)."""
+    """Validation rows that are training rows too: with the same answer, and with any answer (by 64-bit hashes)."""
 
     rows: int
     prompts: int
@@ -78,7 +78,7 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True)
 class PreviewRow:
-    """A sample as the model sees it: tokens as the vocabulary writes them, and which are learned."""
+    """A sample as the model sees it: its tokens as the vocabulary writes them, and which ones are learned."""
 
     origin: Origin
     input_ids: tuple[int, ...]
@@ -99,17 +99,46 @@ class AuditReport:
     overlap: Overlap | None
     preview: tuple[PreviewRow, ...]
 
+    def refuse(self) -> None:
+        """Stop a run that would train on nothing, never learn to stop, or begin every sample wrongly.
+
+        Raises:
+            DataError: With what is wrong and how to put it right.
+        """
+        for name, part in (("training", self.train), ("validation", self.validation)):
+            if part is None:
+                continue
+            if not part.rows_kept:
+                raise DataError(f"there are no {name} rows")
+            if not part.num_loss_tokens:
+                raise DataError(f"no token of the {name} rows is learned; check that data.template fits them")
+            if part.double_bos:
+                raise DataError(
+                    f"{part.double_bos:,} of {part.rows_kept:,} {name} samples begin with two BOS tokens, "
+                    "because the text of the rows already begins with one; remove it from the rows"
+                )
+        if not self.train.stop_learned:
+            why = (
+                f"model.max_seq_length={self.max_seq_length} cuts it off in every sample; raise it"
+                if self.train.stop_cut
+                else "the chat template ends no answer with one; use another data.template or model"
+            )
+            raise DataError(
+                f"no training sample teaches a stop token ({', '.join(self.stop_tokens)}), "
+                f"so the model would never end an answer: {why}"
+            )
+
 
 def audit(
     train: SampleStore, template: Template, validation: SampleStore | None = None, num_preview: int = 3
 ) -> AuditReport:
-    """Count everything; refuses nothing (see `refuse`).
+    """Count everything; `refuse` decides what stops a run.
 
     Args:
         train: The training samples.
-        template: What rendered them.
+        template: The template that rendered them.
         validation: The held-out samples, or None.
-        num_preview: Samples shown in full, from the beginning of `train`.
+        num_preview: How many samples to show in full, from the start of `train`.
     """
     tokenizer = template.tokenizer
     return AuditReport(
@@ -122,36 +151,6 @@ def audit(
         overlap=_overlap(train, validation) if validation is not None else None,
         preview=tuple(_preview(train, template, i) for i in range(min(num_preview, len(train)))),
     )
-
-
-def refuse(report: AuditReport) -> None:
-    """Stop a run that would train on nothing, never learn to stop, or begin every sample wrongly.
-
-    Raises:
-        DataError: With what is wrong and how to put it right.
-    """
-    for name, part in (("training", report.train), ("validation", report.validation)):
-        if part is None:
-            continue
-        if not part.rows_kept:
-            raise DataError(f"there are no {name} rows")
-        if not part.num_loss_tokens:
-            raise DataError(f"no token of the {name} rows is learned; is data.template right for them?")
-        if part.double_bos:
-            raise DataError(
-                f"{part.double_bos:,} of {part.rows_kept:,} {name} samples begin with two BOS tokens: "
-                "the text of the rows begins with one; remove it there"
-            )
-    if not report.train.stop_learned:
-        why = (
-            f"model.max_seq_length={report.max_seq_length} cuts it off everywhere; raise it"
-            if report.train.stop_cut
-            else "the chat template ends answers with none; use another data.template or model"
-        )
-        raise DataError(
-            f"no training sample teaches a stop token ({', '.join(report.stop_tokens)}), "
-            f"so the model would never end an answer: {why}"
-        )
 
 
 def _report(store: SampleStore, template: Template) -> StoreReport:
@@ -204,7 +203,7 @@ def _lengths(lengths: NDArray[np.int32]) -> Lengths:
 
 
 def _shared_prefix(store: SampleStore) -> int:
-    """Longest run of tokens that every sample begins with."""
+    """Length of the longest prefix that all samples share, in tokens."""
     prefix = store[0].input_ids[: int(store.lengths.min())]
     for ids, _, starts in _blocks(store):
         for position, token in enumerate(prefix):

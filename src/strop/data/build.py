@@ -1,4 +1,4 @@
-"""Rows -> the folder of a SampleStore: one pass, constant memory, nothing visible before it is whole."""
+"""Rows -> the folder of a SampleStore, in one pass and constant memory; nothing is visible until it is complete."""
 
 import hashlib
 import json
@@ -25,8 +25,8 @@ from strop.data.store import (
     STOP_CUT,
     TRUNCATED,
     BadRowsError,
-    Settings,
     Split,
+    StoreSettings,
     read_manifest,
     seal_of,
 )
@@ -40,11 +40,11 @@ _ABANDONED_AFTER = 24 * 3600  # seconds
 Row = tuple[Origin, Example]
 
 
-def build(folder: Path, files: Sequence[Path], template: Template, settings: Settings) -> None:
-    """Tokenise the files into `folder`, which replaces a damaged one.
+def build(folder: Path, files: Sequence[Path], template: Template, settings: StoreSettings) -> None:
+    """Tokenise the files into `folder`, replacing it if it is damaged.
 
     Raises:
-        BadRowsError, DataError: See `strop.data.store.open_or_build`.
+        BadRowsError, DataError: See `strop.data.dataset.open_or_build`.
         OSError: The cache cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def build(folder: Path, files: Sequence[Path], template: Template, settings: Set
 class _Builder:
     """The state of one pass over the rows."""
 
-    def __init__(self, work: Path, files: Sequence[Path], template: Template, settings: Settings) -> None:
+    def __init__(self, work: Path, files: Sequence[Path], template: Template, settings: StoreSettings) -> None:
         self.work = work
         self.template = template
         self.settings = settings
@@ -99,7 +99,7 @@ class _Builder:
         split = self.settings.split
         for row in read_examples(self.files, self.settings.format):
             if isinstance(row, Fault):
-                # A row that does not parse has no hash: it counts once, on the side of the training rows.
+                # A row that does not parse has no hash, so it is counted once, with the training rows.
                 if split is None or split.part == "train" or self.settings.on_bad_row == "error":
                     self.faults.append(row)
             elif split is None or _falls_into(split, row[1]):
@@ -117,7 +117,7 @@ class _Builder:
             self._write(kept)
 
     def _encode(self, block: list[Row]) -> list[tuple[Row, Encoded]]:
-        """All at once; only if a row among them cannot be rendered, one by one to find out which."""
+        """Encode the block at once; if a row cannot be rendered, encode one by one to find out which."""
         try:
             return list(zip(block, self.template.encode([example for _, example in block]), strict=True))
         except DataError:
@@ -134,12 +134,12 @@ class _Builder:
         limit = self.settings.max_seq_length
         ids, learned = encoded.input_ids, encoded.learned
         if not learned.any():
-            return "no token is learned: the answer is empty once it is tokenised"
+            return "no token is learned: the answer is empty after tokenisation"
         if len(ids) <= limit:
             return encoded, 0
         if not learned[:limit].any():
             prompt = int(learned.argmax())
-            return f"no answer token is left: the prompt alone has {prompt:,} tokens, max_seq_length is {limit:,}"
+            return f"no answer token is left: the prompt alone has {prompt:,} tokens and max_seq_length is {limit:,}"
         stop_cut = np.isin(ids[limit:][learned[limit:]], self._stop_ids).any()
         return Encoded(ids[:limit], learned[:limit]), TRUNCATED | (STOP_CUT if stop_cut else 0)
 
@@ -163,7 +163,7 @@ class _Builder:
         self.num_loss_tokens += int(learned.sum())
 
     def finish(self) -> None:
-        """Close the files and write the manifest, last."""
+        """Close the files, then write the manifest."""
         (self.work / "faults.txt").write_text("".join(f"{fault}\n" for fault in self.faults), "utf-8")
         manifest: dict[str, Any] = {
             "code_version": CODE_VERSION,
@@ -185,7 +185,7 @@ class _Builder:
 
 
 class _HashedFile:
-    """A file that knows the SHA-256 of what was written to it."""
+    """A file that hashes what is written to it."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
@@ -214,7 +214,7 @@ def _falls_into(split: Split, example: Example) -> bool:
 
 
 def _publish(work: Path, folder: Path) -> None:
-    """Rename into place; whoever was first with a sound folder under this name wins."""
+    """Rename into place, unless another process has already put an intact folder there."""
     if folder.exists():
         if read_manifest(folder) is not None:
             return
@@ -235,23 +235,23 @@ def _bad_rows(builder: _Builder, folder: Path) -> BadRowsError:
     listing.write_text("".join(f"{fault}\n" for fault in faults), "utf-8")
     shown = "\n".join(f"  {fault}" for fault in faults[:_FAULTS_SHOWN])
     more = len(faults) - _FAULTS_SHOWN
-    rest = f"\n  and {more:,} more; all of them are in {listing}" if more > 0 else ""
+    rest = f"\n  and {more:,} more; the full list is in {listing}" if more > 0 else ""
     return BadRowsError(
         f"{len(faults):,} of {builder.rows_read:,} rows cannot be used:\n{shown}{rest}\n"
-        "Correct them, or leave them out with data.on_bad_row=skip",
+        "Fix them, or skip them with data.on_bad_row=skip",
         faults,
     )
 
 
-def _no_rows_left(builder: _Builder, settings: Settings) -> str:
+def _no_rows_left(builder: _Builder, settings: StoreSettings) -> str:
     names = ", ".join(str(file) for file in builder.files)
     if builder.faults:
         kinds = Counter(fault.kind for fault in builder.faults)
         reasons = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common())
         return f"no row of {names} can be used: {reasons}; the first: {builder.faults[0]}"
     if settings.split is None:
-        return f"{names}: there is no row"
+        return f"{names}: there are no rows"
     return (
-        f"{names}: there are so few rows that none fell to {settings.split.part}; raise "
-        f"data.validation_split_percentage={settings.split.percentage:g}, or name a data.validation_file"
+        f"{names}: with so few rows, none were assigned to {settings.split.part}; raise "
+        f"data.validation_split_percentage={settings.split.percentage:g}, or set data.validation_file"
     )

@@ -1,8 +1,8 @@
-"""Conversations -> the text of the model's own chat template, cut into what is prompt and what is answer.
+"""Conversations -> text in the model's own chat template, split into prompts and answers.
 
 The cuts come from rendering the conversation turn by turn, never from searching the text for markers:
 
-    prompt = render(turns before the answer, with a generation prompt)      must be the beginning of
+    prompt = render(turns before the answer, with a generation prompt)      must be a prefix of
     whole  = render(all turns)
 """
 
@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from strop.errors import DataError, ModelError
+from strop.resolve import cache_dir
 
 Turns = Sequence[dict[str, str]]
-Segment = tuple[str, bool]  # text; is it an answer?
+Segment = tuple[str, bool]  # text, and whether it is an answer
 
-# Llama 3's templates print today's date unless told one; rows that change overnight cannot be cached.
+# Llama 3's templates print today's date unless given one; rows that change overnight cannot be cached.
 DATE = {"date_string": "26 Jul 2024"}
 _PROBE_SECONDS = 60
 _PROBE_CODE = """
@@ -43,14 +44,14 @@ for chat in chats:
 
 
 class ChatTemplate:
-    """A tokenizer's chat template, tried out once in a child process before it may run in this one.
+    """A tokenizer's chat template, tried once in a child process before it runs in this one.
 
     Args:
         tokenizer: A fast tokenizer.
         source: The Jinja template. It is untrusted: transformers renders it in its sandbox.
 
     Raises:
-        ModelError: The template does not compile, does not end, or cannot render a question and its answer.
+        ModelError: The template does not compile, does not finish, or cannot render a question and its answer.
     """
 
     def __init__(self, tokenizer: Any, source: str) -> None:
@@ -60,13 +61,13 @@ class ChatTemplate:
         try:
             [self.probe] = self.split([_turns("user", "assistant")])
         except DataError as error:
-            raise ModelError(f"the model's chat template cannot be trained on: {error}") from error
+            raise ModelError(f"cannot train with the model's chat template: {error}") from error
 
     def render(self, chats: Sequence[Turns], generation_prompt: bool) -> list[str]:
         """The template's text for each conversation.
 
         Raises:
-            DataError: The template refuses one of them; which one is not said.
+            DataError: The template rejects one of them; the error does not say which.
         """
         if not chats:
             return []
@@ -79,14 +80,14 @@ class ChatTemplate:
                 **DATE,
             )
         except Exception as error:  # a template may raise anything
-            raise DataError(f"the chat template refuses this row: {error}") from error
+            raise DataError(f"the chat template rejects this row: {error}") from error
         return texts
 
     def split(self, chats: Sequence[Turns]) -> list[list[Segment]]:
-        """Each conversation's text in segments, prompt and answer in turn; joined they are the whole.
+        """Each conversation's text as alternating prompt and answer segments; joined, they give the whole text.
 
         Raises:
-            DataError: The template refuses a conversation, or rewrites earlier turns later.
+            DataError: The template rejects a conversation, or changes earlier turns when more follow.
         """
         answers = [(i, k) for i, chat in enumerate(chats) for k, t in enumerate(chat) if t["role"] == "assistant"]
         inner = [(i, k) for i, k in answers if k + 1 < len(chats[i])]
@@ -108,19 +109,19 @@ class ChatTemplate:
     def _start(self, whole: str, prompt: str, done: int, turn: int) -> int:
         if not whole.startswith(prompt) or len(prompt) < done:
             raise DataError(
-                f"the chat template writes turn {turn + 1} otherwise than its own generation prompt: after "
-                f"{_tail(prompt, whole)!r} the model would go on differently than in training"
+                f"the chat template does not begin turn {turn + 1} with its own generation prompt: after "
+                f"{_tail(prompt, whole)!r} the model would see other text than in training"
             )
         return len(prompt)
 
     def _end(self, whole: str, up_to_here: str, start: int, turn: int) -> int:
-        """Where an answer ends that has turns after it; Phi-3's template puts eos after whatever is last."""
+        """Where an answer ends when turns follow it; Phi-3's template puts eos after whichever turn is last."""
         for text in (up_to_here, up_to_here.removesuffix(self._tokenizer.eos_token or "")):
             if whole.startswith(text) and len(text) >= start:
                 return len(text)
         raise DataError(
-            f"the chat template writes the answer in turn {turn + 1} otherwise when more turns follow "
-            "(thinking models drop their reasoning there); make one row for each answer, that answer last"
+            f"the chat template changes the answer in turn {turn + 1} when more turns follow "
+            "(thinking models drop their reasoning then); make one row per answer, with that answer last"
         )
 
 
@@ -134,9 +135,7 @@ def _turns(*roles: str) -> list[dict[str, str]]:
 
 
 def _try_in_child(source: str, special_tokens: dict[str, Any]) -> None:
-    """Render a few conversations with limits on time and memory, once for each template on this machine."""
-    from strop.resolve import cache_dir
-
+    """Render a few conversations within limits on time and memory, once per template on this machine."""
     marker = cache_dir() / "templates" / hashlib.sha256(source.encode("utf-8", "replace")).hexdigest()
     if marker.exists():
         return
@@ -156,11 +155,11 @@ def _try_in_child(source: str, special_tokens: dict[str, Any]) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise ModelError(f"the chat template did not end within {_PROBE_SECONDS} s; it is not used") from error
+        raise ModelError(f"the chat template did not finish within {_PROBE_SECONDS} s, so it is not used") from error
     if child.returncode == 3 or child.returncode < 0:
-        raise ModelError("the chat template used more than 10 s or 4 GiB for a short conversation; it is not used")
+        raise ModelError("the chat template used more than 10 s or 4 GiB for a short conversation, so it is not used")
     if child.returncode != 0:
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ModelError(f"the chat template could not be tried out: {last}")
+        raise ModelError(f"the chat template could not be tried: {last}")
     marker.parent.mkdir(parents=True, exist_ok=True)
     marker.touch()

@@ -1,4 +1,4 @@
-"""What a row of data means once it is read, and what is said about a row that cannot be used."""
+"""What a row means once it has been read, and the fault of a row that cannot be used."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -26,7 +26,7 @@ class Fault:
 
     @property
     def kind(self) -> str:
-        """The part of the reason that is the same for all faults of this sort."""
+        """The part of the reason that all faults of this kind share."""
         return self.reason.partition(":")[0]
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Alpaca:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """System message (or none), then user and assistant in turn."""
+    """An optional system message, then user and assistant in turn."""
 
     messages: tuple[Message, ...]
 
@@ -67,7 +67,7 @@ class PromptCompletion:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A document that is learned as a whole."""
+    """A document, learned as a whole."""
 
     text: str
 
@@ -78,7 +78,7 @@ Example = Alpaca | Conversation | PromptCompletion | Text
 def split_answer(example: Example) -> tuple[tuple[str, ...], str]:
     """The parts that come before the (last) answer, and the answer; a Text is all answer.
 
-    Two examples have the same prompt exactly if the first parts are equal.
+    Two examples have the same prompt exactly when the first parts are equal.
     """
     match example:
         case Alpaca():

@@ -28,7 +28,7 @@ _FORMATS: dict[TemplateName, tuple[Format, ...]] = {
 
 
 def resolve_template(name: str, format: Format, has_chat_template: bool) -> TemplateName:
-    """The template that `auto` means, or the named one if it can render this format.
+    """The template that `auto` stands for, or the named one if it can render this format.
 
     Raises:
         RecipeError: The template cannot render rows of this format, or there is no chat template.
@@ -41,14 +41,14 @@ def resolve_template(name: str, format: Format, has_chat_template: bool) -> Temp
         if known != name:
             continue
         if format not in formats:
-            raise RecipeError(f"data.template={name} renders {', '.join(formats)} rows, these are {format}")
+            raise RecipeError(f"data.template={name} renders {', '.join(formats)} rows, but these are {format}")
         if known == "chat" and not has_chat_template:
             raise RecipeError(
-                f"data.template=chat: {format} rows need a chat template, and this tokenizer has none; "
+                f"data.template=chat: {format} rows need a chat template, but this tokenizer has none; "
                 "use the instruct version of the model, or rows with prompt and completion"
             )
         return known
-    raise RecipeError(f"data.template={name!r} is unknown; known are auto, {', '.join(_FORMATS)}")
+    raise RecipeError(f"data.template={name!r} is unknown; choose one of auto, {', '.join(_FORMATS)}")
 
 
 def as_turns(example: Example) -> list[dict[str, str]]:
@@ -88,7 +88,7 @@ def as_segments(name: TemplateName, example: Example) -> list[Segment]:
 
 
 def as_question(name: TemplateName, question: str) -> Example:
-    """A single question as the template's rows have it; an alpaca row's input follows after a blank line."""
+    """A single question as one of the template's rows; for alpaca, the input follows after a blank line."""
     if name == "alpaca":
         instruction, _, given = question.partition("\n\n")
         return Alpaca(instruction, given, "")

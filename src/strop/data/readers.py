@@ -1,7 +1,7 @@
 """Files -> raw rows: JSON Lines, JSON, CSV and Parquet, in constant memory except for a JSON array.
 
 A row is bytes between b"\\n" and nothing else: `str.splitlines` and text mode also split at U+2028 and
-U+0085, which are legal inside a JSON string, and decoding a whole file loses the place of one bad byte.
+U+0085, which are legal inside a JSON string, and decoding a whole file would lose the position of a bad byte.
 """
 
 import csv
@@ -17,7 +17,7 @@ from strop.errors import DataError
 BOM = b"\xef\xbb\xbf"
 MAX_ROW_BYTES = 16 << 20
 MAX_JSON_ARRAY_BYTES = 1 << 30
-_MAX_DIGITS = 1000  # far from any real number; Python itself gives up at 4,300 with a plain ValueError
+_MAX_DIGITS = 1000  # far more than any real number has; Python itself gives up at 4,300 with a plain ValueError
 _PARQUET_ROWS_AT_A_TIME = 1024
 _OTHER_ENCODINGS = {
     b"\xff\xfe": "UTF-16 or UTF-32",
@@ -33,7 +33,7 @@ class _BadRowError(ValueError):
 
 
 def read_rows(path: Path) -> Iterator[RawRow]:
-    """Every row of a file as a dict with text keys, or as a Fault that says why it is none.
+    """Every row of a file as a dict with text keys, or as a Fault that says why it is not.
 
     Raises:
         DataError: The file as a whole cannot be read: wrong encoding, no header, damaged, pyarrow missing.
@@ -51,7 +51,7 @@ def read_rows(path: Path) -> Iterator[RawRow]:
 
 
 def _read_json(path: Path) -> Iterator[RawRow]:
-    """JSON Lines, or one array of objects; decided by the first character, because both are called .json."""
+    """JSON Lines, or one array of objects; the first character decides, because both are called .json."""
     with path.open("rb") as file:
         _skip_bom(file, path)
         start = file.tell()
@@ -79,7 +79,7 @@ def _skip_bom(file: BinaryIO, path: Path) -> None:
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """Line numbers from 1 and lines without their end; None for a line over the limit."""
+    """Line numbers from 1, and lines without their newline; None for a line over the limit."""
     number = 0
     while raw := file.readline(MAX_ROW_BYTES + 1):
         number += 1
@@ -107,7 +107,7 @@ def _parse_line(origin: Origin, raw: bytes) -> RawRow:
 def _read_json_array(file: BinaryIO, path: Path) -> Iterator[RawRow]:
     raw = file.read(MAX_JSON_ARRAY_BYTES + 1)
     if len(raw) > MAX_JSON_ARRAY_BYTES:
-        raise DataError(f"{path} is a JSON array over 1 GiB; write one object a line (JSONL) instead")
+        raise DataError(f"{path} is a JSON array over 1 GiB; write one object per line (JSONL) instead")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -121,9 +121,9 @@ def _read_json_array(file: BinaryIO, path: Path) -> Iterator[RawRow]:
         try:
             value, at = _DECODER.raw_decode(text, at)
         except (json.JSONDecodeError, _BadRowError, RecursionError) as error:
-            # There is no telling where the next element starts: unlike a line, an array ends here.
+            # Nothing marks where the next element starts: unlike JSON Lines, an array cannot be read any further.
             reason = "bad JSON: nested too deeply" if isinstance(error, RecursionError) else str(error)
-            raise DataError(f"{origin}: {reason}; a JSON array cannot be read past it") from error
+            raise DataError(f"{origin}: {reason}; a JSON array cannot be read past this point") from error
         try:
             yield origin, _as_object(value, may_hold_surrogates=True)
         except _BadRowError as error:
@@ -133,7 +133,7 @@ def _read_json_array(file: BinaryIO, path: Path) -> Iterator[RawRow]:
         if more:
             at = _skip_space(text, at + 1)
         elif text[at : at + 1] != "]":
-            raise DataError(f"{origin}: bad JSON: no ',' or ']' after this element; is the file cut short?")
+            raise DataError(f"{origin}: bad JSON: no ',' or ']' after this element; the file may be cut short")
     if _skip_space(text, at + 1) != len(text):
         raise DataError(f"{path}: bad JSON: there is text after the array")
 
@@ -171,7 +171,7 @@ def _refuse_surrogates(value: Any) -> None:
 
 
 def _type_name(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), f"the number {str(value)[:20]}")
 
 
@@ -207,7 +207,7 @@ _DECODER = json.JSONDecoder(
 
 
 def _read_csv(path: Path) -> Iterator[RawRow]:
-    # The limit is global in the csv module; its default of 128 KiB would refuse long answers.
+    # The limit is global in the csv module; its default of 128 KiB would reject long answers.
     csv.field_size_limit(MAX_ROW_BYTES)
     with path.open("rb") as file:
         _skip_bom(file, path)
@@ -230,7 +230,7 @@ def _text_lines(file: BinaryIO, path: Path) -> Iterator[str]:
     for line, raw in _lines(file):
         if raw is None:
             raise DataError(f"{path}:{line}: row too long: over {MAX_ROW_BYTES >> 20} MiB")
-        # Bytes that are not UTF-8 become surrogates, which _csv_row refuses for the row that holds them.
+        # Bytes that are not UTF-8 become surrogates, and _csv_row rejects the row they are in.
         yield raw.decode("utf-8", errors="surrogateescape") + "\n"
 
 
@@ -247,11 +247,11 @@ def _csv_header(reader: Any, path: Path) -> list[str]:
 
 def _csv_row(origin: Origin, header: list[str], values: list[str]) -> RawRow:
     if len(values) != len(header):
-        return Fault(origin, f"bad CSV: {len(values)} values, the header has {len(header)} columns")
+        return Fault(origin, f"bad CSV: {len(values)} values, but the header has {len(header)} columns")
     try:
         "".join(values).encode("utf-8")
     except UnicodeEncodeError:
-        return Fault(origin, "not UTF-8: a byte that is no character")
+        return Fault(origin, "not UTF-8: an invalid byte")
     return origin, dict(zip(header, values, strict=True))
 
 

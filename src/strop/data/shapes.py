@@ -7,7 +7,7 @@ from strop.data.examples import Alpaca, Conversation, Example, Message, PromptCo
 
 Format = Literal["alpaca", "messages", "sharegpt", "prompt_completion", "text"]
 
-# In order of precedence: tatsu-lab/alpaca also has a `text` column, chat data sets often a `prompt`.
+# In order of precedence: tatsu-lab/alpaca also has a `text` column, chat data sets often have a `prompt`.
 _KEYS: dict[Format, tuple[str, ...]] = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
@@ -25,7 +25,7 @@ class RowError(ValueError):
 
 
 def shape_of(row: dict[str, Any]) -> Format | None:
-    """The shape that a row's keys speak for, or None."""
+    """The shape that a row's keys indicate, or None."""
     return next((shape for shape, keys in _KEYS.items() if any(key in row for key in keys)), None)
 
 
@@ -35,13 +35,13 @@ def describe_shapes() -> str:
 
 
 def to_example(row: dict[str, Any], shape: Format) -> Example:
-    """A row as an example of a given shape; keys that the shape does not know are left alone.
+    """A row as an example of a given shape; keys that the shape does not know are ignored.
 
     Raises:
         RowError: A field is missing, null, not text or empty where it must not be; turns out of order.
     """
     if not any(key in row for key in _KEYS[shape]) and (other := shape_of(row)):
-        raise RowError(f"mixed shapes: this row has the keys of {other}, the data is read as {shape}")
+        raise RowError(f"mixed shapes: this row has the keys of {other}, but the data is read as {shape}")
     return _CONVERTERS[shape](row)
 
 
@@ -87,10 +87,10 @@ def _turn(turn: Any, number: int, who: str, what: str, roles: dict[str, Role]) -
         raise RowError(f"not an object: turn {number}")
     speaker = _text(turn, who, where=f" in turn {number}")
     if speaker not in roles:
-        raise RowError(f"unknown role: '{who}' is {speaker!r} in turn {number}; known are {', '.join(roles)}")
+        raise RowError(f"unknown role: '{who}' is {speaker!r} in turn {number}; known roles are {', '.join(roles)}")
     role = roles[speaker]
     if turn.get("weight") == 0:
-        raise RowError(f"weight 0: turn {number} asks not to be learned; strop cannot do that for one turn")
+        raise RowError(f"weight 0: turn {number} asks not to be learned, which strop cannot do for a single turn")
     empty = {"assistant": "empty answer", "user": "empty question", "system": None}[role]
     return Message(role, _text(turn, what, empty, where=f" in turn {number}"))
 
@@ -103,10 +103,10 @@ def _check_order(messages: tuple[Message, ...]) -> None:
             raise RowError(f"turns out of order: turn {number} is from system, which may only come first")
         if message.role != expected:
             turn = "the first turn" if number == start + 1 else f"turn {number}"
-            raise RowError(f"turns out of order: {turn} is from {message.role}, it must be from {expected}")
+            raise RowError(f"turns out of order: {turn} is from {message.role}, but must be from {expected}")
         expected = "assistant" if expected == "user" else "user"
     if not any(message.role == "assistant" for message in messages):
-        raise RowError("no answer: there is no turn from assistant")
+        raise RowError("no answer: no turn is from assistant")
 
 
 def _field(row: dict[str, Any], key: str, where: str = "") -> Any:
@@ -125,7 +125,7 @@ def _text(row: dict[str, Any], key: str, if_empty: str | None = None, where: str
     value = _field(row, key, where)
     if not isinstance(value, str):
         hint = "; put it in quotes" if isinstance(value, (int, float)) else ""
-        raise RowError(f"not text: '{key}'{where} is a {type(value).__name__}, it must be text{hint}")
+        raise RowError(f"not text: '{key}'{where} is of type {type(value).__name__}, but must be text{hint}")
     if if_empty and not value.strip():
         raise RowError(f"{if_empty}: '{key}'{where}")
     return value

@@ -1,6 +1,6 @@
-"""Which files a recipe means, and the examples in them, each with its file:line.
+"""The files that a recipe names, and the examples in them, each with its file:line.
 
-Paths, globs, `package:` paths and hub ids come in a fixed order; rows that cannot be used come out as Faults, in order.
+Paths, globs, `package:` paths and hub ids keep a fixed order; rows that cannot be used appear among the rest as Faults.
 """
 
 import glob
@@ -21,14 +21,14 @@ _ROWS_LOOKED_AT = 100
 
 
 def find_files(specs: Sequence[str], key: str = "data.train_file") -> list[Path]:
-    """The data files behind a recipe's list, each of them readable and of a known type.
+    """The data files that a recipe's list names, each readable and of a known type.
 
     Args:
         specs: Files, globs (`**` included), `package:PKG/path` references and hub ids (`org/name[:split]`).
         key: The recipe key they come from, for messages.
 
     Raises:
-        DataError: A file is missing, unreadable, a folder, of an unknown type or named twice; a glob that
+        DataError: A file is missing, unreadable, a folder, of an unknown type or listed twice; or a glob
             matches nothing.
     """
     if not specs:
@@ -39,7 +39,9 @@ def find_files(specs: Sequence[str], key: str = "data.train_file") -> list[Path]
         _require_readable(path, key)
         first = seen.setdefault(os.path.realpath(path), path)
         if first is not path:
-            raise DataError(f"{key}: {path} is named twice (also as {first}); its rows would count double")
+            raise DataError(
+                f"{key}: {path} is listed twice (also as {first}), so its rows would count double; remove one"
+            )
     return found
 
 
@@ -53,19 +55,19 @@ def _expand(spec: str, key: str) -> list[Path]:
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
         files = [match for match in matches if not match.is_dir()]
         if not files:
-            raise DataError(f"{key}: no file matches {spec} (looked from {Path.cwd()})")
+            raise DataError(f"{key}: no file matches {spec} (looked in {Path.cwd()})")
         return files
     hub_id, _, split = spec.partition(":")
     if is_hub_id(hub_id) and path.suffix not in DATA_SUFFIXES and not _exists(path.parent, key):
         return resolve_dataset(hub_id, split or None)
-    raise DataError(f"{key}: there is no file {spec} (looked from {Path.cwd()})")
+    raise DataError(f"{key}: there is no file {spec} (looked in {Path.cwd()})")
 
 
 def _exists(path: Path, key: str) -> bool:
     try:
         return path.exists()
     except OSError as error:
-        raise DataError(f"{key}: cannot look up {path}: {error.strerror}") from error
+        raise DataError(f"{key}: cannot access {path}: {error.strerror}") from error
 
 
 def _require_readable(path: Path, key: str) -> None:
@@ -80,11 +82,11 @@ def _require_readable(path: Path, key: str) -> None:
     except OSError as error:
         raise DataError(f"{key}: cannot read {path}: {error.strerror}") from error
     if path.suffix.lower() not in DATA_SUFFIXES:
-        raise DataError(f"{key}: {path} is of an unknown type; known are {', '.join(DATA_SUFFIXES)}")
+        raise DataError(f"{key}: {path} has an unknown type; known types are {', '.join(DATA_SUFFIXES)}")
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content; a UTF-8 byte order mark does not count, because it changes no row."""
+    """SHA-256 of a file's content; a UTF-8 byte order mark is not hashed, because it changes no row."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         head = file.read(len(BOM))
@@ -95,17 +97,17 @@ def hash_file(path: Path) -> str:
 
 
 def detect_format(files: Sequence[Path]) -> Format:
-    """The shape of the data, from the keys of the first row of each file that has any known ones.
+    """Detect the shape of the data from the first row in each file that has known keys.
 
     Raises:
-        DataError: No known keys in the first rows, or two files of different shapes.
+        DataError: The first rows have no known keys, or two files have different shapes.
     """
     found: tuple[Format, Path] | None = None
     for path in files:
         shape = _shape_of_file(path)
         if found and shape != found[0]:
             raise DataError(
-                f"{path} has the keys of {shape}, {found[1]} those of {found[0]}; "
+                f"{path} has the keys of {shape}, but {found[1]} those of {found[0]}; "
                 "train on files of one shape, or set data.format if both can be read as one"
             )
         found = (shape, path)
@@ -133,14 +135,14 @@ def _shape_of_file(path: Path) -> Format:
         )
     if faults:
         raise DataError(f"{path}: none of the first {len(faults)} rows can be read; the first: {faults[0]}")
-    raise DataError(f"{path} holds no rows")
+    raise DataError(f"{path} has no rows")
 
 
 def read_examples(files: Sequence[Path], format: Format) -> Iterator[tuple[Origin, Example] | Fault]:
-    """Every row of every file, in order, as an example of the given shape or as a Fault. Constant memory.
+    """Every row of every file, in order, as an example of the given shape or as a Fault, in constant memory.
 
     Raises:
-        DataError: A file holds no rows or cannot be read at all.
+        DataError: A file has no rows or cannot be read at all.
     """
     for path in files:
         row = None
@@ -154,4 +156,4 @@ def read_examples(files: Sequence[Path], format: Format) -> Iterator[tuple[Origi
             except RowError as error:
                 yield Fault(origin, str(error))
         if row is None:
-            raise DataError(f"{path} holds no rows")
+            raise DataError(f"{path} has no rows")

@@ -8,13 +8,13 @@
         faults.txt              rows that were skipped, with their reasons
         manifest.json           counts, report and SHA-256 of the files; written last
 
-A folder whose manifest does not fit its files is not used and is built again.
+A folder whose manifest does not match its files is not used but rebuilt.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 
 from strop.data.examples import Fault, Origin
 from strop.data.shapes import Format
-from strop.data.sources import hash_file
-from strop.data.template import Template
 from strop.errors import DataError
 
 CODE_VERSION = 1  # raise it when the same rows and settings would give other tokens
@@ -49,7 +47,7 @@ class BadRowsError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One side of a division of the rows by hash: their order does not count, duplicates stay together."""
+    """One side of a split of the rows by hash: their order does not matter, and duplicates stay together."""
 
     part: Literal["train", "validation"]
     percentage: float
@@ -57,15 +55,15 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What decides which samples come out of some files.
+class StoreSettings:
+    """What determines the samples that some files give.
 
     Attributes:
         format: Shape of the rows.
         max_seq_length: Tokens; longer samples are cut at their end.
         on_bad_row: `error` or `skip`.
-        max_samples: Keep the first so many good rows, or None for all.
-        split: Which side of a division, or None for all rows.
+        max_samples: How many good rows to keep, from the start; None keeps all.
+        split: Which side of a split, or None for all rows.
     """
 
     format: Format
@@ -84,7 +82,7 @@ class Sample:
 
 
 class SampleStore:
-    """Samples on disk, one at a time in memory.
+    """Samples on disk, read one at a time.
 
     Args:
         folder: Verified with `read_manifest`.
@@ -94,10 +92,10 @@ class SampleStore:
     Attributes:
         lengths: int32 (len(self),), tokens of each sample.
         rows: ROW (len(self),), see `ROW`.
-        num_tokens: Over all samples.
-        num_loss_tokens: Learned ones among them.
-        rows_read: Good and bad rows that were looked at.
-        skipped: Number of rows left out, by kind of fault.
+        num_tokens: In all samples.
+        num_loss_tokens: Learned tokens among them.
+        rows_read: Rows read, good and bad.
+        skipped: Number of skipped rows, by kind of fault.
         max_seq_length: Tokens; no sample is longer.
         fingerprint: SHA-256 over all ids and labels, in order.
     """
@@ -135,42 +133,6 @@ class SampleStore:
         """The file and line a sample comes from."""
         row = self.rows[index]
         return Origin(self._files[int(row["file"])], int(row["line"]))
-
-
-def open_or_build(files: Sequence[Path], template: Template, settings: Settings) -> SampleStore:
-    """The samples of these files, from the cache if they are there and whole, else built now.
-
-    Args:
-        files: From `find_files`.
-        template: Renders and tokenises; its fingerprint is part of the cache's key.
-        settings: The rest of what decides the samples.
-
-    Raises:
-        BadRowsError: Under on_bad_row=error, with every faulty row of the files in `faults`.
-        DataError: No row is left, a file cannot be read, or the cache cannot be written.
-    """
-    from strop.data.build import build
-    from strop.resolve import cache_dir
-
-    folder = cache_dir() / "tokens" / _key(files, template, settings)
-    manifest = read_manifest(folder)
-    if manifest is None:
-        try:
-            build(folder, files, template, settings)
-        except OSError as error:
-            raise DataError(
-                f"cannot write the token cache {folder}: {error}; STROP_CACHE names another place"
-            ) from error
-        manifest = read_manifest(folder)
-        if manifest is None:
-            raise DataError(f"the token cache {folder} was damaged while it was written; is the disk sound?")
-    return SampleStore(folder, manifest, files)
-
-
-def _key(files: Sequence[Path], template: Template, settings: Settings) -> str:
-    contents = [(hash_file(file), file.suffix.lower()) for file in files]
-    parts = [CODE_VERSION, contents, template.fingerprint, asdict(settings)]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

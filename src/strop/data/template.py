@@ -1,7 +1,7 @@
 """Examples -> token ids, and which of them are learned.
 
-A text is tokenised segment by segment and the segments are labelled, so nothing is ever searched for in ids.
-The prompt's ids are those of the prompt alone, which is what generation will start from.
+Text is tokenised and labelled segment by segment, so ids are never searched for markers. The prompt's ids are those of
+the prompt alone, because generation starts from exactly these.
 """
 
 import hashlib
@@ -33,8 +33,6 @@ from strop.data.tokenizer import (
     special_text_pattern,
 )
 from strop.errors import ModelError
-
-__all__ = ["Encoded", "Template", "load_template", "load_tokenizer", "resolve_template"]
 
 TrainOn = Literal["completion", "all"]
 
@@ -70,14 +68,14 @@ class Template:
         tokenizer: From `load_tokenizer`.
         name: `chat`, `alpaca` or `plain`.
         train_on: `completion` learns each answer up to its last stop token, `all` learns everything but BOS.
-        stop_ids: Ids that end generation (`read_stop_ids`); under `chat` the token that
-            ends a turn joins them.
+        stop_ids: Ids that end generation (`read_stop_ids`); `chat` adds the token that
+            ends a turn.
 
     Attributes:
         chat: The model's chat template; None under `alpaca` and `plain`.
         stop_ids: All ids that end generation.
-        bos_id: The id that every sample starts with exactly once, or None if the model wants none.
-        fingerprint: SHA-256 over everything here that decides ids and labels, the tokenizer included.
+        bos_id: The id that every sample starts with exactly once, or None if the model uses none.
+        fingerprint: SHA-256 over everything that determines ids and labels, including the tokenizer.
 
     Raises:
         ModelError: The tokenizer lacks an eos or a usable chat template.
@@ -98,7 +96,7 @@ class Template:
             self.chat = ChatTemplate(tokenizer, source)
             self.stop_ids |= self._turn_end(self.chat.probe)
         elif tokenizer.eos_token_id is None:
-            raise ModelError(f"the tokenizer names no eos token, which the {name} template ends answers with")
+            raise ModelError(f"the tokenizer has no eos token, but the {name} template ends answers with one")
         else:
             self.stop_ids |= {int(tokenizer.eos_token_id)}
         self.fingerprint = self._fingerprint()
@@ -107,7 +105,7 @@ class Template:
         """Tokens and labels of each example; faster for many at once.
 
         Raises:
-            DataError: An example cannot be rendered; with several, which one is not said.
+            DataError: An example cannot be rendered; with several, the error does not say which.
         """
         segments = self._segments(examples)
         ids = self._encode_segments(segments)
@@ -132,7 +130,7 @@ class Template:
         return self.encode_text(text)
 
     def encode_text(self, text: str) -> list[int]:
-        """The ids of a text that stands by itself, after BOS where the model wants one."""
+        """The ids of a text on its own, after BOS if the model uses one."""
         return self._with_bos(self._encode_texts([text])[0])
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -151,9 +149,9 @@ class Template:
     def _encode_segments(self, rows: list[list[Segment]]) -> list[list[list[int]]]:
         """Ids of every segment, each as the continuation of the one before it.
 
-        ids(before + segment) minus ids(before), so that SentencePiece puts no space before an answer. Where a
-        token would span the cut (generation could not produce it), the segment goes after a newline instead,
-        and if that merges too, by itself.
+        ids(before + segment) minus ids(before), so that SentencePiece puts no space before an answer. If a token
+        would span the cut (generation could not produce it), the segment is tokenised after a newline instead, and if
+        that merges too, on its own.
         """
         texts = dict.fromkeys(
             text
@@ -188,7 +186,7 @@ class Template:
         if self.train_on == "all":
             learned = [True] * len(tokens)
         else:
-            # Tokens after the last learned one teach nothing and nothing looks at them.
+            # Tokens after the last learned one teach nothing, and no earlier token attends to them.
             end = max((i + 1 for i, is_learned in enumerate(learned) if is_learned), default=0)
             tokens, learned = tokens[:end], learned[:end]
         with_bos = self._with_bos(tokens)
@@ -207,7 +205,7 @@ class Template:
         return ids if self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 
     def _turn_end(self, probe: list[Segment]) -> frozenset[int]:
-        """The control token that follows an answer: the first one behind the probe's own text."""
+        """The control token that follows an answer: the first one after the probe's own text."""
         _, found, tail = probe[-1][0].rpartition("assistant text")
         added = self.tokenizer.backend_tokenizer.get_added_tokens_decoder()
         ids = self._encode_texts([tail])[0] if found else []

@@ -1,19 +1,21 @@
-"""The tokenizer of a model folder, read the one way that cannot differ from its file."""
+"""The tokenizer of a model folder, loaded exactly as its file defines it."""
 
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerFast
+
 from strop.errors import ModelError
 from strop.resolve import MAX_CHAT_TEMPLATE_BYTES
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The fast tokenizer of a folder, exactly as its tokenizer.json says.
+    """The fast tokenizer of a folder, exactly as its tokenizer.json defines it.
 
-    AutoTokenizer is not used on purpose: for folders that name LlamaTokenizer, transformers 5 throws away the
-    file's normaliser and builds its own, and Phi-3's prompts then hold `What` where the model knows `▁What`.
+    AutoTokenizer is deliberately not used: for folders that name LlamaTokenizer, transformers 5 discards the file's
+    normaliser and builds its own, and Phi-3's prompts then contain `What` where the model knows `▁What`.
 
     Args:
         folder: A vetted local folder with tokenizer.json and tokenizer_config.json.
@@ -24,8 +26,6 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         ModelError: No tokenizer.json, an unreadable one, or a chat template over 64 KiB.
     """
-    from transformers import PreTrainedTokenizerFast
-
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"{folder} has no tokenizer.json; strop reads fast tokenizers only (convert it first)")
     try:
@@ -34,8 +34,8 @@ def load_tokenizer(folder: Path) -> Any:
         raise ModelError(f"{folder}: the tokenizer cannot be read: {error}") from error
     source = chat_template_of(tokenizer)
     if source is not None and len(source.encode("utf-8", "replace")) > MAX_CHAT_TEMPLATE_BYTES:
-        raise ModelError(f"{folder}: the chat template is over 64 KiB, which no honest template is")
-    # transformers drops this key while it loads, and bos_to_prepend needs to know if the folder says it.
+        raise ModelError(f"{folder}: the chat template is over 64 KiB, more than any honest template has")
+    # transformers drops this key while loading, but bos_to_prepend needs to know whether the folder sets it.
     tokenizer.init_kwargs["add_bos_token"] = _read_json(folder / "tokenizer_config.json").get("add_bos_token")
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
@@ -54,7 +54,7 @@ def read_stop_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
     """Ids that end generation: the tokenizer's eos and the ones that generation_config.json lists.
 
     Raises:
-        ModelError: generation_config.json cannot be read, or lists something that is no token id.
+        ModelError: generation_config.json cannot be read, or lists something that is not a token id.
     """
     ids = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
     path = folder / "generation_config.json"
@@ -63,13 +63,13 @@ def read_stop_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
         if token is None:
             continue
         if type(token) is not int or not 0 <= token < len(tokenizer):
-            raise ModelError(f"{path}: eos_token_id holds {token!r}; token ids are 0 to {len(tokenizer) - 1}")
+            raise ModelError(f"{path}: eos_token_id contains {token!r}; token ids are 0 to {len(tokenizer) - 1}")
         ids.add(token)
     return frozenset(ids)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is no file."""
+    """A JSON object, or an empty one if there is no file."""
     if not path.is_file():
         return {}
     try:
@@ -77,15 +77,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
-        raise ModelError(f"{path} does not hold a JSON object")
+        raise ModelError(f"{path} does not contain a JSON object")
     return value
 
 
 def bos_to_prepend(tokenizer: Any) -> int | None:
-    """The BOS id if this tokenizer puts one before a text by itself, else None.
+    """The BOS id if this tokenizer prepends one to a text of its own accord, else None.
 
-    `add_bos_token` of tokenizer_config.json counts more than tokenizer.json's post-processor: that is how
-    the Llama tokenizers have always been switched.
+    tokenizer_config.json's `add_bos_token` overrides tokenizer.json's post-processor: this is how Llama tokenizers
+    have always been configured.
     """
     bos = tokenizer.bos_token_id
     says = tokenizer.init_kwargs.get("add_bos_token")

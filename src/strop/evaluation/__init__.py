@@ -1,1 +1,1 @@
-"""What a model does on rows that it has not seen."""
+"""How well a model does on rows that it has not seen."""

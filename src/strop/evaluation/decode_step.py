@@ -1,11 +1,12 @@
-"""One more token for every running sequence: as it comes, or as CUDA graphs.
+"""One more token for every running sequence: its logits, computed eagerly or by CUDA graphs, and its choice from them.
 
 A step of a small model is a few milliseconds of kernels and, launched one by one, ten times that of Python. So on a GPU
-a step has one of a few shapes (slots rounded up to a power of two, positions to a multiple of `_WIDTH`); the first of a
-shape runs as it is, which also compiles its kernels, the second is captured, and from then on the graph is replayed.
-What changes between steps is one small block of numbers, which is copied to where the graph reads it.
+a step has one of a few shapes (slots rounded up to a power of two, positions to a multiple of `_WIDTH`). The first step
+of a shape runs eagerly, which also compiles its kernels, the second is captured, and later ones replay the graph. Only
+a small block of numbers changes between steps; it is copied to where the graph reads it.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,21 +17,21 @@ from strop.evaluation.kv_cache import KVCache
 from strop.model.decoder import Decoder
 
 _WIDTH = 128
-"""Positions by which a captured step's view of the cache grows. Each costs a graph of some 50 ms and 20 MiB."""
+"""Positions by which a captured step's view of the cache grows. Each size costs a graph of about 50 ms and 20 MiB."""
 
 
 class Steps(Protocol):
     """Computes decode steps on the first slots of a cache."""
 
     def shape(self, batch: int, filled: int) -> tuple[int, int]:
-        """The slots and positions that a step really computes for so many slots and filled positions."""
+        """The slots and positions that a step actually computes, given the slots and positions in use."""
 
     def __call__(self, block_3B: Tensor, width: int) -> Tensor:
         """Logits (B, V), valid until the next step.
 
         Args:
             block_3B: int64 on the host: token, its position and the sequence's final length, for the first B slots.
-            width: Positions that are looked at.
+            width: Positions of the cache that are read.
         """
 
 
@@ -41,7 +42,7 @@ class EagerSteps:
         self._decoder, self._cache = decoder, cache
 
     def shape(self, batch: int, filled: int) -> tuple[int, int]:
-        """As asked for."""
+        """Exactly those given."""
         return batch, filled
 
     def __call__(self, block_3B: Tensor, width: int) -> Tensor:
@@ -57,10 +58,10 @@ class _Graph:
 
 
 class CapturedSteps:
-    """Steps of a few shapes, each a CUDA graph once it has come up twice.
+    """Steps of a few shapes, each replayed as a CUDA graph from its second use on.
 
-    A graph holds what was computed when it was captured, an enabled adapter included: it lives as long as one call of
-    `generate` or `stream`.
+    A graph repeats exactly what it captured, including whether the adapter was enabled, so it lives only as long as one
+    call of `generate` or `stream`.
     """
 
     def __init__(self, decoder: Decoder, cache: KVCache) -> None:
@@ -106,3 +107,48 @@ def compute(decoder: Decoder, cache: KVCache, block_3B: Tensor, width: int) -> T
     token_B, position_B, final_B = block_3B
     hidden_BD = decoder.hidden_states(token_B, position_B, final_B, cache.writing(position_B, width))
     return decoder.logits(hidden_BD)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        temperature: 0 takes the likeliest token; above 0, draws from softmax(logits / temperature).
+        top_p: Draw only from the smallest set of likeliest tokens whose probabilities add up to this (Holtzman et
+            al. 2020, nucleus sampling); 1 draws from all.
+        seed: Seed of the draws. Each prompt has its own stream, so its answer does not depend on its neighbours.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"temperature {self.temperature} must be 0 or more, top_p {self.top_p} in (0, 1]")
+
+    def generator(self, row: int) -> torch.Generator:
+        """The random number generator of a prompt, by its index."""
+        # torch takes 32 bits of a seed; a digest keeps neighbouring seeds and rows apart.
+        digest = hashlib.sha256(f"{self.seed} {row}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:4]))
+
+    def choose(self, logits_BV: Tensor, generators: list[torch.Generator]) -> list[int]:
+        """A token for each row."""
+        if self.temperature == 0.0:
+            return logits_BV.argmax(-1).tolist()
+        probabilities_BV = nucleus((logits_BV.float() / self.temperature).softmax(-1), self.top_p).cpu()
+        return [
+            int(torch.multinomial(row_V, 1, generator=generator))
+            for row_V, generator in zip(probabilities_BV, generators, strict=True)
+        ]
+
+
+def nucleus(probabilities_BV: Tensor, top_p: float) -> Tensor:
+    """Probabilities with all but the likeliest tokens of mass `top_p` set to zero; rows need not sum to one."""
+    if top_p == 1.0:
+        return probabilities_BV
+    sorted_BV, order_BV = probabilities_BV.sort(-1, descending=True)
+    before_BV = sorted_BV.cumsum(-1) - sorted_BV
+    return torch.zeros_like(probabilities_BV).scatter_(-1, order_BV, sorted_BV.masked_fill(before_BV >= top_p, 0.0))

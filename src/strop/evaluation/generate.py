@@ -1,4 +1,4 @@
-"""Text generation by continuous batching: a fixed pool of slots, and a waiting prompt for each that becomes free."""
+"""Text generation by continuous batching: a fixed pool of slots, refilled with waiting prompts as they become free."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -6,33 +6,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from strop.data.prompts import as_question
+from strop.data.template import Template
 from strop.errors import OutOfMemoryError
-from strop.evaluation.decode_step import choose_steps
-from strop.evaluation.kv_cache import KVCache
-from strop.evaluation.prefill import read_prompts
-from strop.evaluation.sampling import Sampling
+from strop.evaluation.decode_step import Sampling, choose_steps
+from strop.evaluation.kv_cache import KVCache, read_prompts
 from strop.model.decoder import Decoder
+from strop.model.lora import LoraAdapter
 
 _CPU_SLOTS, _CPU_BYTES = 32, 2 << 30
-"""A CPU gains little from more sequences at once than this, and its memory is not strop's alone."""
+"""A CPU gains little from more sequences at once than this, and strop shares its memory with other programs."""
 
 _GPU_SLOTS, _GPU_SHARE = 256, 0.6
 """On a GPU a step takes about as long for 256 sequences as for one, apart from reading the cache. The share is of the
-free memory: prompts and graphs need some, too."""
+free memory, because prompts and graphs need some too."""
 
 _CAPACITY = 128
-"""Positions of a slot come in multiples of this, so that captured steps have few shapes."""
+"""A slot has a multiple of this many positions, so that captured steps have few shapes."""
 
 _PREFILL_TOKENS = 8192
 """Prompt tokens read at a time, unless one prompt has more."""
 
 _REFILL = 8
-"""Free slots are filled once they are this part of the pool: reading few prompts costs as much as reading some."""
+"""Free slots are refilled once they are an eighth of the pool: reading one prompt costs as much as reading several."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What was generated for one prompt: its ids without the stop token, and whether it stopped by itself."""
+class GeneratedAnswer:
+    """What was generated for one prompt: its ids without the stop token, and whether it ended with one."""
 
     ids: list[int]
     stopped: bool
@@ -44,7 +45,7 @@ def generate(
     stop_ids: Collection[int],
     max_new_tokens: int,
     slots: int | None = None,
-) -> list[Answer]:
+) -> list[GeneratedAnswer]:
     """Answer every prompt greedily; results in the given order, whatever the number of slots."""
     written: list[list[int]] = [[] for _ in prompts]
     stopped = [False] * len(prompts)
@@ -53,7 +54,7 @@ def generate(
             stopped[row] = True
         else:
             written[row].append(token)
-    return [Answer(*pair) for pair in zip(written, stopped, strict=True)]
+    return [GeneratedAnswer(*pair) for pair in zip(written, stopped, strict=True)]
 
 
 def stream(
@@ -70,13 +71,13 @@ def stream(
 
     Args:
         decoder: With or without its LoRA terms enabled; both must stay as they are until the last token.
-        prompts: Token ids, at least one each. Where there are more than slots, the longest begin.
+        prompts: Token ids, at least one each. If there are more prompts than slots, the longest go first.
         stop_ids: Tokens that end an answer.
-        max_new_tokens: At most so many tokens for each prompt.
-        temperature: 0 takes the likeliest token; above, samples from softmax(logits / temperature).
-        seed: Of the sampling; a prompt's answer depends on it and on the prompt's index alone.
+        max_new_tokens: Longest answer to each prompt, in tokens.
+        temperature: 0 takes the likeliest token; above 0, samples from softmax(logits / temperature).
+        seed: Seed of the sampling; a prompt's draws depend only on it and on the prompt's index.
         top_p: Sample from the likeliest tokens of this mass only.
-        slots: Sequences that run at a time; None takes what memory allows.
+        slots: Sequences that run at once; None takes as many as memory allows.
 
     Raises:
         OutOfMemoryError: There is no room for a single sequence.
@@ -92,7 +93,7 @@ def stream(
 
 
 def slots_that_fit(decoder: Decoder, capacity: int) -> int:
-    """How many sequences of `capacity` tokens may run at a time, by the memory that is free.
+    """How many sequences of `capacity` tokens can run at once in the memory that is free.
 
     Raises:
         OutOfMemoryError: Not even one.
@@ -106,7 +107,7 @@ def slots_that_fit(decoder: Decoder, capacity: int) -> int:
     if (fit := int(_GPU_SHARE * free) // bytes_per_slot) < 1:
         raise OutOfMemoryError(
             f"a sequence of {capacity:,} tokens needs {bytes_per_slot / 2**30:.1f} GiB for its keys and values, "
-            f"{free / 2**30:.1f} GiB are free; ask for fewer new tokens or take a GPU with more memory"
+            f"but only {free / 2**30:.1f} GiB are free; ask for fewer new tokens or use a GPU with more memory"
         )
     return min(_GPU_SLOTS, fit)
 
@@ -122,7 +123,7 @@ class _Sequence:
 
 
 class _Pool:
-    """The slots, what runs in them, and what waits."""
+    """The slots, the sequences that run in them, and the prompts that wait."""
 
     def __init__(
         self,
@@ -140,7 +141,7 @@ class _Pool:
         self._waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # the longest is taken first
 
     def run(self) -> Iterator[tuple[int, int]]:
-        """Every token of every prompt; inference mode never spans a yield, where it would reach the caller."""
+        """Every token of every prompt; inference mode never spans a yield, because it would leak into the caller."""
         while self._waiting or self._running:
             free = self._cache.slots - len(self._running)
             if self._waiting and (not self._running or free * _REFILL >= self._cache.slots):
@@ -172,7 +173,7 @@ class _Pool:
 
     @torch.inference_mode()
     def _step(self) -> list[tuple[int, int]]:
-        """One more token for all that run."""
+        """One more token for every running sequence."""
         filled = max(sequence.length for sequence in self._running.values()) + 1
         self._close_ranks()
         batch, width = self._steps.shape(max(self._running) + 1, filled)
@@ -185,7 +186,7 @@ class _Pool:
         return self._choose(logits if slots == list(range(batch)) else logits[slots], slots)
 
     def _close_ranks(self) -> None:
-        """Move the last sequences into the gaps before them where that makes the step smaller."""
+        """Move the last sequences into the gaps before them if that makes the step smaller."""
         wanted, _ = self._steps.shape(len(self._running), 1)
         gaps = [slot for slot in range(len(self._running)) if slot not in self._running]
         for gap in gaps:
@@ -200,9 +201,46 @@ class _Pool:
         return list(zip(slots, self._sampling.choose(logits, generators), strict=True))
 
     def _take(self, slot: int, token: int) -> tuple[int, int]:
-        """Write a token down; a sequence that is complete leaves its slot."""
+        """Record a token; a finished sequence leaves its slot."""
         sequence = self._running[slot]
         sequence.token = token
         if token in self._stop_ids or sequence.length + 1 == sequence.final:
             del self._running[slot]
         return sequence.row, token
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSession:
+    """A loaded model that answers single questions, each on its own.
+
+    Attributes:
+        max_new_tokens: Longest answer.
+        temperature: 0 always takes the likeliest token.
+    """
+
+    adapter: LoraAdapter
+    template: Template
+    max_new_tokens: int
+    temperature: float
+
+    def stream(self, prompt: str, tuned: bool = True) -> Iterator[str]:
+        """The answer to a prompt, piece by piece.
+
+        Args:
+            prompt: The user's words; under the alpaca template an instruction and, after a blank line, its input.
+            tuned: False asks the base model.
+        """
+        self.adapter.enable(tuned)
+        prompt_ids = self.template.encode_prompt(as_question(self.template.name, prompt))
+        ids: list[int] = []
+        shown = ""
+        for _, token in stream(
+            self.adapter.decoder, [prompt_ids], self.template.stop_ids, self.max_new_tokens, self.temperature
+        ):
+            if token in self.template.stop_ids:
+                return
+            ids.append(token)
+            text = self.template.tokenizer.decode(ids, skip_special_tokens=True)
+            if not text.endswith("\ufffd"):  # a character whose last bytes are still to come
+                yield text[len(shown) :]
+                shown = text

@@ -1,16 +1,16 @@
 """95% intervals: what another sample of held-out rows of the same size would plausibly have shown.
 
-Rows are the units that are drawn; the tokens of one row are not independent of each other, so nothing here counts
-tokens. Which method stands where:
+Rows are the unit of sampling; the tokens of one row are not independent of each other, so nothing here counts tokens.
+The methods:
 
 - proportions (exact match, numeric match, stopped) and means of numbers in [0, 1] (token F1): Wilson's score interval
   (Wilson 1927, JASA 22), which keeps its coverage near 0 and 1, where p +- 2 SE fails (Brown, Cai and DasGupta 2001,
   Stat. Sci. 16). For means the count is the effective one, n p (1 - p) / s^2 (z / t)^2 (Korn and Graubard 1998, Surv.
-  Methodol. 24): as many yes-or-no rows as would vary as little, fewer where s itself is seen from few.
+  Methodol. 24): as many yes-or-no rows as would vary as little, and fewer if s is itself estimated from few.
 - loss, a ratio of sums over rows: linearisation (Cochran 1977, Sampling Techniques, ch. 6), which is the standard error
   clustered by row that Miller 2024 (arXiv 2411.00640) asks for; Student's t with n - 1 degrees of freedom.
-- differences tuned minus base: paired by row, for both models answer the same rows. Scores in [0, 1]: the adjusted
-  Wald interval of Agresti and Min 2005 (Stat. Med. 24), two imagined rows added, of which half a row speaks for either
+- differences, tuned minus base: paired by row, because both models answer the same rows. Scores in [0, 1]: the adjusted
+  Wald interval of Agresti and Min 2005 (Stat. Med. 24), with two pseudo-rows added, half a row in favour of each
   model. Loss and perplexity: linearisation of the difference.
 """
 
@@ -21,31 +21,16 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from strop.evaluation.result import Interval
+
 _LEVEL = 0.95
 _Z = NormalDist().inv_cdf((1 + _LEVEL) / 2)
 _MAX_EXPONENT = 700.0
-"""exp of more is no number that a file can hold; a perplexity of 10^304 is none that a reader can use."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A figure and the 95% interval around it.
-
-    Attributes:
-        value: The figure itself.
-        low: Lower end.
-        high: Upper end.
-        count: Rows that it was made from.
-    """
-
-    value: float
-    low: float
-    high: float
-    count: int
+"""Not far above it exp overflows float64, and a perplexity of 10^304 is of no use to a reader."""
 
 
 def score_interval(scores: ArrayLike) -> Interval | None:
-    """Of the mean of numbers in [0, 1], or of bools: Wilson's interval. None without rows."""
+    """Wilson's interval for the mean of numbers in [0, 1], or of bools; None without rows."""
     scores_N = np.asarray(scores, np.float64)
     count = len(scores_N)
     if not count:
@@ -60,13 +45,13 @@ def score_interval(scores: ArrayLike) -> Interval | None:
 
 
 def score_difference(tuned: ArrayLike, base: ArrayLike) -> Interval | None:
-    """Of the mean of tuned - base, two scores in [0, 1] for each row: Agresti and Min's. None without rows."""
+    """Agresti and Min's interval for the mean of tuned - base, both scores in [0, 1]; None without rows."""
     differences_N = np.asarray(tuned, np.float64) - np.asarray(base, np.float64)
     count = len(differences_N)
     if not count:
         return None
     mean = float(differences_N.mean())
-    # Half an imagined row each for +1 and -1, one for 0: the sum stays, squares grow by 1, rows by 2.
+    # Half a pseudo-row each for +1 and -1, one for 0: the sum stays, squares grow by 1, rows by 2.
     centre = float(differences_N.sum()) / (count + 2)
     variance = (float(differences_N @ differences_N) + 1) / (count + 2) - centre**2
     spread = _Z * math.sqrt(variance / (count + 2))
@@ -86,7 +71,7 @@ class RowSums:
         return float(self.nll_N.sum() / self.tokens_N.sum())
 
     def of(self, rows: NDArray[np.bool_]) -> "RowSums":
-        """The rows that a mask picks."""
+        """The rows that a mask selects."""
         return RowSums(self.nll_N[rows], self.tokens_N[rows])
 
     def influence(self) -> NDArray[np.float64]:
@@ -96,25 +81,25 @@ class RowSums:
 
 
 def nll_interval(sums: RowSums) -> Interval | None:
-    """Of the mean loss of a token. None where there are not two rows to see a spread from."""
+    """The interval for the mean loss of a token; None with fewer than two rows, which have no spread."""
     return _linearised(sums.nll, sums.influence()) if len(sums.nll_N) > 1 else None
 
 
 def perplexity_interval(sums: RowSums) -> Interval | None:
-    """Exp of the loss's interval, end by end."""
+    """The loss's interval, with exp taken of the value and both ends."""
     loss = nll_interval(sums)
     return loss and Interval(perplexity(loss.value), perplexity(loss.low), perplexity(loss.high), loss.count)
 
 
 def nll_difference(tuned: RowSums, base: RowSums) -> Interval | None:
-    """Of tuned - base, on the same rows."""
+    """The interval for the loss of tuned - base, on the same rows."""
     if len(tuned.nll_N) < 2:
         return None
     return _linearised(tuned.nll - base.nll, tuned.influence() - base.influence())
 
 
 def perplexity_difference(tuned: RowSums, base: RowSums) -> Interval | None:
-    """Of tuned - base, on the same rows; the slope of exp(x) is exp(x)."""
+    """The interval for the perplexity of tuned - base, on the same rows; the slope of exp(x) is exp(x)."""
     if len(tuned.nll_N) < 2:
         return None
     high, low = perplexity(tuned.nll), perplexity(base.nll)

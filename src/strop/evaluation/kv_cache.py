@@ -1,21 +1,26 @@
-"""Keys and values of what has been read so far, in a fixed pool of slots that sequences come and go from."""
+"""Keys and values of the tokens read so far, in a fixed pool of slots that sequences enter and leave.
 
-from collections.abc import Iterator
+Prompts enter packed: a prefix that several share is read once.
+"""
+
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from strop.microbatch.tree import Tree, grow, sort_by_prefix
 from strop.model.config import DecoderConfig
-from strop.model.decoder import Attend
-from strop.ops.attention import Packing, attention
+from strop.model.decoder import Attend, Decoder
+from strop.ops.attention import attention
 
 
 class KVCache:
     """Room for S sequences of up to `capacity` tokens in every layer; a sequence starts at position 0 of its slot.
 
-    Nothing here knows which slots are in use: the caller says where to write and how much is to be seen. Its tensors
+    It does not track which slots are in use: the caller says where to write and how much to read. Its tensors
     never move, so a step that reads and writes them can be captured as a CUDA graph.
     """
 
@@ -36,12 +41,12 @@ class KVCache:
         for held in (self._k, self._v):
             held[:, target, :, :length] = held[:, source, :, :length]
 
-    def reading(self, packing: Packing, place_L: Tensor, slot_L: Tensor, position_L: Tensor) -> Attend:
-        """Attention for packed prompts, which fills their slots on the way.
+    def reading(self, tree: Tree, place_L: Tensor, slot_L: Tensor, position_L: Tensor) -> Attend:
+        """Attention for packed prompts, which also fills their slots.
 
         Args:
-            packing: The prompts' prefix tree, T tokens.
-            place_L: For each token of each prompt, those of shared prefixes repeated, its index among the T.
+            tree: The prompts' prefix tree, T tokens.
+            place_L: For each token of each prompt, with those of a shared prefix repeated, its index among the T.
             slot_L: The slot it goes to.
             position_L: Its position there.
         """
@@ -49,18 +54,18 @@ class KVCache:
         def attend(layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, window: int | None) -> Tensor:
             self._k[layer][slot_L, :, position_L] = k_TKH[place_L]
             self._v[layer][slot_L, :, position_L] = v_TKH[place_L]
-            return attention(q_TNH, k_TKH, v_TKH, packing, window)
+            return attention(q_TNH, k_TKH, v_TKH, tree, window)
 
         return attend
 
     def writing(self, position_B: Tensor, width: int) -> Attend:
-        """Attention for one new token of each of the first B slots: it is stored, and sees what is stored before it.
+        """Attention for one new token of each of the first B slots: it is stored, and sees what was stored before it.
 
-        Query heads that share a key head are rows of one small matrix, so no kernel has to know of grouped heads.
+        Query heads that share a key head are rows of one small matrix, so no kernel has to support grouped heads.
 
         Args:
             position_B: int64, where each new token goes.
-            width: Positions that are looked at; greater than all of `position_B`.
+            width: Positions that are read; greater than all of `position_B`.
         """
         batch = len(position_B)
         rows = torch.arange(batch, device=position_B.device)
@@ -82,7 +87,7 @@ class KVCache:
 
 
 def _bias(distance_BW: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
-    """0 where a position is seen and -inf where not, (B, 1, 1, W), made once for all layers."""
+    """0 where a position is visible and -inf elsewhere, (B, 1, 1, W), made once for all layers."""
     visible_BW = distance_BW >= 0 if window is None else (distance_BW >= 0) & (distance_BW < window)
     bias_BW = torch.zeros(distance_BW.shape, dtype=dtype, device=distance_BW.device)
     return bias_BW.masked_fill_(~visible_BW, float("-inf"))[:, None, None]
@@ -90,9 +95,44 @@ def _bias(distance_BW: Tensor, window: int | None, dtype: torch.dtype) -> Tensor
 
 @contextmanager
 def _kernels(device: torch.device) -> Iterator[None]:
-    """On a GPU no cuDNN attention: it plans for each new shape by itself, for longer than a step takes."""
+    """Avoid cuDNN attention on a GPU: it plans anew for each shape, which takes longer than a step."""
     if device.type != "cuda":
         yield
         return
     with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
         yield
+
+
+def read_prompts(
+    decoder: Decoder, cache: KVCache, prompts: Sequence[Sequence[int]], slots: Sequence[int], max_new_tokens: int
+) -> Tensor:
+    """Put each prompt into its slot and return the logits after its last token, (prompts, V).
+
+    Args:
+        decoder: With or without its LoRA terms enabled.
+        cache: Filled on the way; each slot's positions from the prompt's length on keep what they held.
+        prompts: Token ids, at least one each.
+        slots: One for each prompt, no two alike.
+        max_new_tokens: What will follow, which decides LongRoPE's frequencies.
+    """
+    device = decoder.device
+    arrays = [np.asarray(prompt, np.int32) for prompt in prompts]
+    long_from = decoder.config.rope.long_from
+    order, shared = sort_by_prefix(arrays, None if long_from is None else long_from - max_new_tokens)
+    sizes = [len(arrays[i]) for i in order]
+    tree = grow(sizes, shared)
+    place_L = tree.places()
+    ids_T = np.empty(tree.num_tokens, np.int64)
+    ids_T[place_L] = np.concatenate([arrays[i] for i in order])
+    final_T = np.repeat(np.array(tree.sample_lengths) + max_new_tokens, tree.lengths)
+    slot_L = np.repeat([slots[i] for i in order], sizes)
+    position_L = np.concatenate([np.arange(size) for size in sizes])
+
+    def put(array: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    attend = cache.reading(tree, put(place_L), put(slot_L), put(position_L))
+    hidden_TD = decoder.hidden_states(put(ids_T), put(tree.positions()), put(final_T), attend)
+    last = np.empty(len(order), np.int64)
+    last[order] = place_L[np.cumsum(sizes) - 1]
+    return decoder.logits(hidden_TD[put(last)])

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from strop.data.store import Sample, SampleStore
 from strop.evaluation.intervals import RowSums
-from strop.microbatch.inputs import HostBatch, PackedInputs
-from strop.microbatch.pack import Batch, labels_of, pack
+from strop.microbatch.pack import Microbatch, PackedInputs, labels_of, pack
 from strop.model.decoder import Decoder
 
 _SAMPLES_AT_A_TIME = 1024
@@ -33,7 +32,7 @@ def held_out_loss(
     store: Samples,
     max_tokens: int,
     check_stop: Callable[[], None] = lambda: None,
-    nll_of: Callable[[HostBatch], Tensor] | None = None,
+    nll_of: Callable[[Microbatch], Tensor] | None = None,
 ) -> HeldOutLoss:
     """Evaluate every sample of `store`, packed under `max_tokens` computed tokens a microbatch.
 
@@ -47,12 +46,14 @@ def held_out_loss(
     was_training = decoder.training
     decoder.eval()
     total, count = 0.0, 0
-    for batch, _ in _microbatches(decoder, store, max_tokens):
-        check_stop()
-        nll = nll_of(batch) if nll_of else decoder.nll_sum(PackedInputs.of(batch, decoder.device))
-        total += nll.item()
-        count += batch.num_loss_tokens
-    decoder.train(was_training)
+    try:
+        for microbatch, _ in _microbatches(decoder, store, max_tokens):
+            check_stop()
+            nll = nll_of(microbatch) if nll_of else decoder.nll_sum(PackedInputs.of(microbatch, decoder.device))
+            total += nll.item()
+            count += microbatch.num_loss_tokens
+    finally:
+        decoder.train(was_training)
     return HeldOutLoss(total / count, count)
 
 
@@ -73,20 +74,20 @@ def token_losses(decoder: Decoder, store: Samples, max_tokens: int) -> tuple[Row
     """`row_losses`, and how many of each row's learned tokens greedy decoding would not have chosen, (N,)."""
     decoder.eval()
     nll_N, tokens_N, missed_N = np.zeros(len(store)), np.zeros(len(store)), np.zeros(len(store), np.int64)
-    for batch, samples in _microbatches(decoder, store, max_tokens):
-        nll_E, likeliest_E = (x.cpu() for x in decoder.label_nll(PackedInputs.of(batch, decoder.device)))
-        sample_M, label_M = labels_of(batch, samples)
-        rows = list(batch.samples)
+    for microbatch, samples in _microbatches(decoder, store, max_tokens):
+        nll_E, likeliest_E = (x.cpu() for x in decoder.label_nll(PackedInputs.of(microbatch, decoder.device)))
+        sample_M, label_M = labels_of(microbatch, samples)
+        rows = list(microbatch.samples)
         nll_N[rows] = np.bincount(sample_M, nll_E.double().numpy()[label_M], len(rows))
         tokens_N[rows] = np.bincount(sample_M, minlength=len(rows))
         missed_N[rows] = np.bincount(sample_M[~likeliest_E.numpy()[label_M]], minlength=len(rows))
     return RowSums(nll_N, tokens_N), missed_N
 
 
-def _microbatches(decoder: Decoder, store: Samples, max_tokens: int) -> Iterator[tuple[Batch, list[Sample]]]:
+def _microbatches(decoder: Decoder, store: Samples, max_tokens: int) -> Iterator[tuple[Microbatch, list[Sample]]]:
     """Each microbatch with its samples."""
     for start in range(0, len(store), _SAMPLES_AT_A_TIME):
         indices = range(start, min(start + _SAMPLES_AT_A_TIME, len(store)))
         samples = [store[i] for i in indices]
-        for batch in pack(samples, indices, max_tokens, long_from=decoder.config.rope.long_from):
-            yield batch, [samples[i - start] for i in batch.samples]
+        for microbatch in pack(samples, indices, max_tokens, long_from=decoder.config.rope.long_from):
+            yield microbatch, [samples[i - start] for i in microbatch.samples]

@@ -1,17 +1,17 @@
-"""The same model with and without its adapter, side by side on rows that it has not seen."""
+"""The same model with and without its adapter, compared on rows that it has not seen."""
 
+import re
+import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from strop.data.store import Sample, SampleStore
-from strop.evaluation.generate import Answer, generate
+from strop.evaluation.generate import GeneratedAnswer, generate
 from strop.evaluation.intervals import (
-    Interval,
     RowSums,
     nll_difference,
     nll_interval,
@@ -21,35 +21,77 @@ from strop.evaluation.intervals import (
     score_interval,
 )
 from strop.evaluation.loss import row_losses
-from strop.evaluation.matching import exact_match, numeric_match, token_f1
+from strop.evaluation.result import METRICS, AnswerPair, Evaluation, Group, JudgedAnswer, Scores, ScoreSettings
 from strop.model.lora import LoraAdapter
 
-Scores = Mapping[str, Interval | None]
-"""By metric: nll (mean -log p of the reference answers' tokens, nats), perplexity, and of the generated answers
-exact_match, numeric_match, token_f1 and stopped (by a stop token instead of the limit). None where no row has it."""
+_SPACES = "\u202f\u00a0"
+_NUMBER = re.compile(
+    rf"(?:(?<![\w.])[-+\u2212])?"
+    rf"(?:(?:\d{{1,3}}(?:[,'{_SPACES}]\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)(?:[eE][-+]?\d+(?!\w))?"
+)
+_SEPARATORS = re.compile(rf"[,'{_SPACES}]")
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
-_OF_ANSWERS = ("exact_match", "numeric_match", "token_f1", "stopped")
+
+def exact_match(answer: str, reference: str) -> bool:
+    """Whether the two are equal after normalising white space."""
+    return answer.split() == reference.split()
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How answers are generated and judged.
+def numbers(text: str) -> list[float]:
+    """The numbers in a text, in order.
 
-    Attributes:
-        max_new_tokens: Longest answer.
-        numeric_tolerance: Relative; see `matching.numeric_match`.
+    Commas, apostrophes and no-break spaces between groups of three digits are dropped; any other comma ends a number,
+    so `3,5` is 3 and 5. A minus (also U+2212) counts if no word or number comes right before it: `2014-2024` is
+    2014 and 2024. A percent sign is a unit like any other: `12%` is 12.
     """
+    return [float(_SEPARATORS.sub("", match).replace("\u2212", "-")) for match in _NUMBER.findall(text)]
 
-    max_new_tokens: int = 96
-    numeric_tolerance: float = 0.0
+
+def numeric_match(answer: str, reference: str, tolerance: float) -> bool | None:
+    """Whether the answer has exactly the reference's numbers, in the same order.
+
+    Args:
+        answer: The generated answer.
+        reference: The right answer.
+        tolerance: Relative: a number is right if it is off by at most `tolerance` times the reference's; 0 asks for
+            equal numbers, however they are written (`1,670` and `1670.0`).
+
+    Returns:
+        None if the reference has no number.
+    """
+    wanted, found = numbers(reference), numbers(answer)
+    if not wanted:
+        return None
+    return len(found) == len(wanted) and all(
+        abs(a - b) <= tolerance * abs(b) for a, b in zip(found, wanted, strict=True)
+    )
+
+
+def token_f1(answer: str, reference: str) -> float:
+    """SQuAD's F1 (Rajpurkar et al. 2016): the harmonic mean of the precision and recall of the answer's words.
+
+    Words are compared as SQuAD's evaluation script does: lower case, without ASCII punctuation and without a, an, the.
+    If one side has no words left, the score is 1 if the other has none either, else 0.
+    """
+    found, wanted = _words(answer), _words(reference)
+    if not found or not wanted:
+        return float(found == wanted)
+    common = (Counter(found) & Counter(wanted)).total()
+    return 2 * common / (len(found) + len(wanted))
+
+
+def _words(text: str) -> list[str]:
+    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """A held-out row that is asked.
+class HeldOutQuestion:
+    """A held-out row to be answered.
 
     Attributes:
-        index: In the store.
+        index: Its place in the store.
         text: What the user asks, in the row's own words.
         prompt: Token ids of everything before the reference answer.
         reference: The right answer.
@@ -61,86 +103,14 @@ class Question:
     reference: str
 
 
-@dataclass(frozen=True, slots=True)
-class JudgedAnswer:
-    """What one model answered, and how right that is; the metrics as in `matching`."""
-
-    text: str
-    exact_match: bool
-    numeric_match: bool | None
-    token_f1: float
-    stopped: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A held-out question and what both models made of it.
-
-    Attributes:
-        row: Its file and line.
-        group: Of rows, where they have groups.
-        question: What the user asks, in the row's own words.
-        reference: The right answer.
-        base: The base model's answer.
-        tuned: The tuned model's.
-    """
-
-    row: str
-    group: str | None
-    question: str
-    reference: str
-    base: JudgedAnswer
-    tuned: JudgedAnswer
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Both models on the rows of one group."""
-
-    num_rows: int
-    base: Scores
-    tuned: Scores
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Base beside tuned on the same held-out rows.
-
-    Attributes:
-        num_rows: Held-out rows; all of them make the loss.
-        num_loss_tokens: Tokens of their answers.
-        num_generated: Rows that were answered.
-        settings: How.
-        base: The base model's scores.
-        tuned: The tuned model's.
-        difference: Tuned minus base, row by row.
-        groups: The same scores for each group of rows; empty where there are none.
-        examples: Every answer.
-    """
-
-    num_rows: int
-    num_loss_tokens: int
-    num_generated: int
-    settings: Settings
-    base: Scores
-    tuned: Scores
-    difference: Scores
-    groups: Mapping[str, Group]
-    examples: list[Example]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, as evaluation.json holds it."""
-        return asdict(self)
-
-
 def evaluate(
     adapter: LoraAdapter,
     store: SampleStore,
-    questions: Sequence[Question],
+    questions: Sequence[HeldOutQuestion],
     decode: Callable[[Sequence[int]], str],
     stop_ids: frozenset[int],
     max_tokens: int,
-    settings: Settings,
+    settings: ScoreSettings,
     groups: Sequence[str] | None = None,
 ) -> Evaluation:
     """Score the base model and the tuned one on every row's loss and on some rows' generated answers.
@@ -172,7 +142,7 @@ def evaluate(
 
     everyone = np.ones(len(store), np.bool_)
     examples = [
-        Example(str(store.origin(q.index)), groups[q.index] if groups else None, q.text, q.reference, base, tuned)
+        AnswerPair(str(store.origin(q.index)), groups[q.index] if groups else None, q.text, q.reference, base, tuned)
         for q, base, tuned in zip(questions, judged["base"], judged["tuned"], strict=True)
     ]
     return Evaluation(
@@ -192,7 +162,7 @@ def evaluate(
 
 
 def split_question(sample: Sample, stop_ids: frozenset[int]) -> tuple[list[int], list[int]]:
-    """A sample's last answer without its stop tokens, and everything before it."""
+    """Everything before a sample's last answer, and that answer without its stop tokens."""
     learned = np.flatnonzero(sample.learned)
     breaks = np.flatnonzero(np.diff(learned) > 1)
     first = int(learned[breaks[-1] + 1] if len(breaks) else learned[0])
@@ -200,7 +170,7 @@ def split_question(sample: Sample, stop_ids: frozenset[int]) -> tuple[list[int],
     return sample.input_ids[:first].tolist(), answer
 
 
-def _judge(answer: Answer, text: str, reference: str, tolerance: float) -> JudgedAnswer:
+def _judge(answer: GeneratedAnswer, text: str, reference: str, tolerance: float) -> JudgedAnswer:
     return JudgedAnswer(
         text=text,
         exact_match=exact_match(text, reference),
@@ -212,7 +182,7 @@ def _judge(answer: Answer, text: str, reference: str, tolerance: float) -> Judge
 
 def _scores(sums: RowSums, judged: Sequence[JudgedAnswer]) -> Scores:
     losses = {"nll": nll_interval(sums), "perplexity": perplexity_interval(sums)}
-    return losses | {metric: score_interval(_values(judged, metric)) for metric in _OF_ANSWERS}
+    return losses | {metric: score_interval(_values(judged, metric)) for metric in _of_answers()}
 
 
 def _differences(sums: Mapping[str, RowSums], judged: Mapping[str, list[JudgedAnswer]]) -> Scores:
@@ -220,12 +190,19 @@ def _differences(sums: Mapping[str, RowSums], judged: Mapping[str, list[JudgedAn
     losses = {"nll": nll_difference(*pairs), "perplexity": perplexity_difference(*pairs)}
     return losses | {
         metric: score_difference(_values(judged["tuned"], metric), _values(judged["base"], metric))
-        for metric in _OF_ANSWERS
+        for metric in _of_answers()
     }
 
 
+def _of_answers() -> list[str]:
+    return [key for key, metric in METRICS.items() if metric.of_answers]
+
+
 def _values(judged: Sequence[JudgedAnswer], metric: str) -> list[float]:
-    """A metric of each answer that has it; which those are the references decide, alike for both models."""
+    """The metric for every answer that has one.
+
+    The references decide which do, so both models are scored on the same rows.
+    """
     values = [getattr(answer, metric) for answer in judged]
     return [float(value) for value in values if value is not None]
 

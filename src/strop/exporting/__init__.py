@@ -1,1 +1,1 @@
-"""What leaves a run: the adapter, as other tools read it."""
+"""Exports of a run for other programs: adapter, merged checkpoint and GGUF file, each tested in its consumer."""

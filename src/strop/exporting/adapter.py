@@ -1,4 +1,4 @@
-"""The adapter as PEFT writes it, for the base's own layout, and the proof that what was written is what was trained."""
+"""The adapter in PEFT's format, in the base's own layout, and the check that what was written is what was trained."""
 
 import json
 import shutil
@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from strop.errors import StropError
+from strop.microbatch.tree import Tree
 from strop.model.lora import LoraAdapter
-from strop.ops.attention import Packing
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 
@@ -20,24 +20,24 @@ WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 def save_adapter(
     adapter: LoraAdapter, folder: Path, base: str, revision: str | None, carry: Callable[[Path], None]
 ) -> None:
-    """Write a PEFT adapter folder in one rename.
+    """Write a PEFT adapter folder and rename it into place.
 
     Args:
         adapter: The trained adapter; written in float32, as it was trained.
-        folder: Where it goes; replaced if it exists.
-        base: What `base_model_name_or_path` shall say.
+        folder: The target folder; replaced if it exists.
+        base: The value of `base_model_name_or_path`.
         revision: The base's revision, if the recipe pins one.
-        carry: Writes what goes with it, such as the tokenizer, into the folder that it is given.
+        carry: Writes what belongs with the adapter, such as the tokenizer, to the folder it is given.
 
     Raises:
-        StropError: What was written does not read back as what was trained; the folder is not put in place.
+        StropError: The written files do not read back as what was trained; the target is left unchanged.
     """
     staging = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in adapter.state_dict().items()}
     save_file(tensors, staging / WEIGHTS_FILE, metadata={"format": "pt"})
-    (staging / WEIGHTS_FILE).chmod(0o644)  # safetensors makes it private to its owner
+    (staging / WEIGHTS_FILE).chmod(0o644)  # safetensors creates it readable by its owner only
     config = json.dumps(peft_config(adapter, base, revision), indent=2, sort_keys=True)
     (staging / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
     carry(staging)
@@ -76,8 +76,14 @@ def load_adapter(adapter: LoraAdapter, folder: Path) -> None:
     fill_adapter(adapter, load_file(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
 
 
+def copy_adapter(folder: Path, target: Path) -> None:
+    """Copy weights and configuration from one PEFT folder into another, and nothing else."""
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        shutil.copyfile(folder / name, target / name)
+
+
 def fill_adapter(adapter: LoraAdapter, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Fill an attached adapter from tensors under PEFT's names; `source` is where they are from, for messages.
+    """Fill an attached adapter from tensors with PEFT's names; error messages name `source` as their origin.
 
     Raises:
         StropError: Keys or shapes differ from what the adapter expects.
@@ -85,33 +91,35 @@ def fill_adapter(adapter: LoraAdapter, tensors: Mapping[str, Tensor], source: st
     expected = adapter.state_dict()
     if tensors.keys() != expected.keys():
         differ = sorted(tensors.keys() ^ expected.keys())
-        raise StropError(f"{source}: {len(differ)} tensors missing or unexpected, such as {differ[0]}")
+        raise StropError(f"{source}: {len(differ)} tensors are missing or unexpected, such as {differ[0]}")
     for name, tensor in expected.items():
         if tensors[name].shape != tensor.shape:
-            raise StropError(f"{source}: {name} has shape {tuple(tensors[name].shape)}")
+            raise StropError(f"{source}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}")
         tensor.copy_(tensors[name])
 
 
 def check_adapter(adapter: LoraAdapter, folder: Path) -> None:
-    """Read a written adapter afresh and hold it against the model in memory.
+    """Read a written adapter back and compare it with the model in memory.
 
-    Every expected key is there, no lora_B is all zero, the configuration gives the same scaling, and a probe's
-    logits are the same with the file's tensors as with the trained ones.
+    Every expected key must be there, no lora_B may be all zero, the configuration must give the same scaling, and the
+    file's tensors must give the same logits on a probe as the trained ones.
 
     Raises:
-        StropError: One of these does not hold; says which.
+        StropError: One of these fails; the message says which.
     """
     written = load_file(folder / WEIGHTS_FILE)
     zero = [name for name, tensor in written.items() if ".lora_B." in name and not tensor.any()]
     if zero:
         raise StropError(
             f"{folder / WEIGHTS_FILE}: {len(zero)} lora_B matrices are all zero, such as {zero[0]}: these modules were "
-            "not trained. Did the run make any step with a learning rate above 0?"
+            "not trained. Did the run take any step with a learning rate above 0?"
         )
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     rank = config["r"] ** 0.5 if config["use_rslora"] else config["r"]
     if config["lora_alpha"] / rank != adapter.scaling:
-        raise StropError(f"{folder / CONFIG_FILE}: lora_alpha and r give another scaling than {adapter.scaling}")
+        raise StropError(
+            f"{folder / CONFIG_FILE}: lora_alpha and r give a scaling other than the trained {adapter.scaling}"
+        )
     trained = adapter.flat.clone()
     before = _probe(adapter)
     try:
@@ -132,6 +140,6 @@ def _probe(adapter: LoraAdapter) -> Tensor:
     training = decoder.training
     decoder.eval()
     ids_T = torch.arange(16, device=decoder.device) * 7 % decoder.config.vocab_size
-    logits_TV = decoder.logits(decoder.packed_hidden_states(ids_T, Packing.of((16,))))
+    logits_TV = decoder.logits(decoder.packed_hidden_states(ids_T, Tree.of((16,))))
     decoder.train(training)
     return logits_TV

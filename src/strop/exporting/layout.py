@@ -1,16 +1,16 @@
-"""An adapter rewritten for the other layout of its base: q, k, v and gate, up apart, or each group in one matrix.
+"""Converts an adapter to the other layout of its base: q, k, v and gate, up as separate matrices, or each group fused.
 
-Phi-3 exists both ways (microsoft's checkpoint has qkv_proj and gate_up_proj, unsloth's has them split), and an adapter
-fits the layout it was trained on. Both ways are exact:
+Phi-3 exists in both (microsoft's checkpoint has qkv_proj and gate_up_proj, unsloth's has them split), and an adapter
+fits only the layout it was trained on. Both conversions are exact:
 
-split -> fused: one A serves all parts of a fused module. So the parts' As are stacked and each part's rows of B have
-columns of their own: [B_q A_q; B_k A_k; B_v A_v] = diag(B_q, B_k, B_v) [A_q; A_k; A_v], of rank 3 r.
+split -> fused: a fused module has one A for all its parts. So the As of the parts are stacked, and in B each part's
+rows get their own columns: [B_q A_q; B_k A_k; B_v A_v] = diag(B_q, B_k, B_v) [A_q; A_k; A_v], of rank 3 r.
 
-fused -> split: every part takes the whole A and its rows of B, less the columns that are zero in them. So there and
-back again is where one started.
+fused -> split: every part takes the whole A and its own rows of B, without the columns that are zero in those rows. So
+converting there and back gives the original.
 
-All modules get one rank, padded with zeros, and lora_alpha grows with it so that the scaling stays. PEFT could hold a
-rank for each module, but vLLM reads one.
+All modules are padded with zeros to one rank, and lora_alpha grows with the rank so that the scaling stays the same.
+PEFT allows a rank per module, but vLLM reads only one.
 """
 
 import json
@@ -31,7 +31,7 @@ from strop.model.config import DecoderConfig
 
 Layout = Literal["fused", "split"]
 Factors = dict[str, tuple[Tensor, Tensor]]
-"""A (r, I) and B (O, r) of each adapted module, by its full name."""
+"""A (r, I) and B (O, r) of each adapted module, by full name."""
 
 PARTS = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
 _FUSED_FAMILIES = ("phi3", "llama", "mistral")
@@ -39,26 +39,26 @@ _ERROR = 1e-9
 
 
 def convert_layout(source: Path, target: Path, layout: Layout, config: DecoderConfig, base: str | None) -> None:
-    """Write the adapter of `source` for a base of the other layout.
+    """Write the adapter of `source` for a base with the other layout.
 
     Args:
         source: A PEFT adapter folder.
-        target: Where the new one goes; must not exist.
-        layout: The other base's.
-        config: Of the model it was trained on, or of the other: they are the same but for the layout.
-        base: Name of the other base for the adapter's own record; None leaves the record open.
+        target: The folder to create; it must not exist.
+        layout: The layout of the other base.
+        config: Config of either base; they differ only in the layout.
+        base: Name of the other base, recorded in adapter_config.json; None records no base.
 
     Raises:
         RecipeError: There is nothing to convert, or the target exists.
-        StropError: What was written does not compute what `source` does; nothing is put in place.
+        StropError: The result does not compute the same as `source`; the target is not created.
     """
     if target.exists():
-        raise RecipeError(f"{target} exists already; name another folder with --output")
+        raise RecipeError(f"{target} already exists; choose another folder with --output")
     old = read_factors(source)
     if any(_leaf(name) in _names(layout) for name in old) or not any(_leaf(name) in _names(None) for name in old):
-        raise RecipeError(f"{source}: nothing in this adapter is to be {layout}: it adapts {', '.join(_leaves(old))}")
+        raise RecipeError(f"{source}: nothing to convert to the {layout} layout: it adapts {', '.join(_leaves(old))}")
     if layout == "fused" and config.family not in _FUSED_FAMILIES:
-        raise RecipeError(f"{source}: {config.family} has no fused layout; Phi-3 has")
+        raise RecipeError(f"{source}: {config.family} models have no fused layout; only Phi-3 has one")
     rows = part_rows(config)
     new = padded(dict(fuse(old, rows) if layout == "fused" else split(old, rows)))
     settings = json.loads((source / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -71,14 +71,14 @@ def convert_layout(source: Path, target: Path, layout: Layout, config: DecoderCo
 
 
 def read_factors(folder: Path) -> Factors:
-    """The matrices of a PEFT adapter folder."""
+    """Read the matrices of a PEFT adapter folder."""
     tensors = load_file(folder / WEIGHTS_FILE)
     names = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
     return {name: (tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]) for name in names}
 
 
 def fuse(factors: Factors, rows: dict[str, tuple[tuple[int, int], ...]]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    """Parts put together: the As stacked, the Bs along a diagonal; a part without LoRA has rows of zeros."""
+    """Join parts: stack the As, put the Bs on a diagonal; a part without LoRA gets rows of zeros."""
     fused: dict[str, list[tuple[int, tuple[Tensor, Tensor]]]] = {}
     for name, pair in factors.items():
         if group := _group_of(name):
@@ -98,7 +98,7 @@ def fuse(factors: Factors, rows: dict[str, tuple[tuple[int, int], ...]]) -> Iter
 def split(
     factors: Factors, rows: dict[str, tuple[tuple[int, int], ...]]
 ) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    """Parts taken apart; one whose rows of B are zero in all layers was not trained and is left out."""
+    """Separate the parts; one whose rows of B are zero in all layers was not trained and is dropped."""
     idle = {
         part
         for group, parts in PARTS.items()
@@ -116,13 +116,13 @@ def split(
 
 
 def _trimmed(a_RI: Tensor, b_OR: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product without the columns of B that are zero."""
+    """The same product without the zero columns of B."""
     used = b_OR.any(dim=0)
     return a_RI[used], b_OR[:, used]
 
 
 def padded(factors: Factors) -> Factors:
-    """All of one rank, that of the largest."""
+    """Pad all modules to the largest rank."""
     rank = max(len(a) for a, _ in factors.values())
     pad = torch.nn.functional.pad
     return {
@@ -148,12 +148,12 @@ def _write(
     for name in before.keys() | after.keys():
         want, got = (answers.get(name, torch.zeros(())) for answers in (before, after))
         if (got - want).norm() > _ERROR * want.norm():
-            raise StropError(f"{staging}: {name} computes something else than in {source}; this is a bug in strop")
+            raise StropError(f"{staging}: {name} does not compute the same as in {source}; this is a bug in strop")
     staging.rename(target)
 
 
 def _answers(folder: Path, rows: dict[str, tuple[tuple[int, int], ...]]) -> dict[str, Tensor]:
-    """What each part of an adapter adds for a few random inputs, in float64, by the part's split name."""
+    """What each part of an adapter adds for a few random inputs, in float64, by the part's name when split."""
     settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     scaling = settings["lora_alpha"] / (math.sqrt(settings["r"]) if settings["use_rslora"] else settings["r"])
     answers: dict[str, Tensor] = {}
@@ -171,7 +171,7 @@ def _answers(folder: Path, rows: dict[str, tuple[tuple[int, int], ...]]) -> dict
 
 
 def _names(layout: Layout | None) -> set[str]:
-    """Module names that only checkpoints of this layout have; of either layout."""
+    """Module names that only checkpoints of this layout have; None gives those of both."""
     fused, apart = {f"{group}_proj" for group in PARTS}, {part for parts in PARTS.values() for part in parts}
     return {"fused": fused, "split": apart, None: fused | apart}[layout]
 

@@ -1,6 +1,6 @@
-"""Base + adapter = one checkpoint in the base's own layout, a tensor at a time.
+"""Merges base and adapter into one checkpoint in the base's own layout, one tensor at a time.
 
-W + scaling B A is computed in float32 and rounded once. Memory holds one tensor, never the model.
+W + scaling B A is computed in float32 and rounded once. Only one tensor is in memory at a time, never the model.
 """
 
 import json
@@ -15,12 +15,10 @@ from torch import Tensor
 
 from strop.errors import StropError
 from strop.exporting.adapter import CONFIG_FILE
-from strop.exporting.carry import write_json
 from strop.exporting.layout import Factors, read_factors
-from strop.model.checkpoint.nf4 import holds_nf4
-from strop.model.checkpoint.vet import vet_model_folder
-from strop.model.checkpoint.weights import Checkpoint, group_modules, module_path
-from strop.model.config import read_config
+from strop.exporting.staged import write_json
+from strop.model.checkpoint.folder import ModelFolder
+from strop.model.checkpoint.weights import CheckpointReader, group_modules, module_path
 from strop.ops.nf4 import Nf4, dequantise
 
 SHARD_BYTES = 5 * 10**9
@@ -28,18 +26,18 @@ _PREFIX = "base_model.model."
 
 
 class MergedModel:
-    """The tensors of a base checkpoint with an adapter merged in; open while `opened` is.
+    """The tensors of a base checkpoint with an adapter merged in; usable while the checkpoint is open.
 
     Attributes:
-        names: Of every tensor, as in the base.
-        settings: The base's config.json.
+        names: Names of all tensors, as in the base.
+        base: The base's folder.
     """
 
-    def __init__(self, read: Checkpoint, settings: dict[str, Any], factors: Factors, scaling: float, nf4: bool) -> None:
+    def __init__(self, read: CheckpointReader, base: ModelFolder, factors: Factors, scaling: float, nf4: bool) -> None:
         self._read, self._factors, self._scaling, self._nf4 = read, factors, scaling, nf4
-        self.settings = settings
+        self.base = base
         self.names = read.names()
-        config = read_config(settings)
+        config = base.config
         self._matrices = {
             f"{module_path(layer, group, module)}.weight"
             for layer in range(config.num_layers)
@@ -47,15 +45,17 @@ class MergedModel:
             for module in modules
         }
         if lost := sorted(factors.keys() - {name.removesuffix(".weight") for name in self.names}):
-            raise StropError(f"the adapter adapts {lost[0]}, which the base does not have; is it this base's adapter?")
+            raise StropError(
+                f"the adapter adapts {lost[0]}, which the base does not have; was it trained on this base?"
+            )
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor."""
-        stored = holds_nf4(self.settings) and name in self._matrices
+        """The shape of a tensor."""
+        stored = self.base.holds_nf4 and name in self._matrices
         return tuple((self._read.matrix(name) if stored else self._read(name)).shape)
 
     def __getitem__(self, name: str) -> Tensor:
-        """A tensor in float32, the adapter merged in."""
+        """A tensor in float32, with the adapter merged in."""
         matrix = self._read.matrix(name) if self._nf4 and name in self._matrices else self._read(name)
         tensor = dequantise(matrix, torch.float32) if isinstance(matrix, Nf4) else matrix
         if (pair := self._factors.get(name.removesuffix(".weight"))) is None or not name.endswith(".weight"):
@@ -65,28 +65,27 @@ class MergedModel:
 
 
 @contextmanager
-def merged_model(base: Path, adapter: Path, nf4: bool) -> Iterator[MergedModel]:
-    """The merge of a base's folder and a PEFT folder.
+def merged_model(base: ModelFolder, adapter: Path, nf4: bool) -> Iterator[MergedModel]:
+    """Open a base model folder and a PEFT adapter folder as one merged model.
 
     Args:
-        base: A model folder.
-        adapter: Of the same layout.
-        nf4: Merge onto the weights as NF4 rounds them, which is what an adapter of a 4-bit run was trained on.
+        base: The base's folder.
+        adapter: A PEFT adapter folder of the same layout.
+        nf4: Merge onto the weights as NF4 rounds them, which is what the adapter of a 4-bit run was trained on.
 
     Raises:
-        ModelError: The base cannot be read.
+        ModelError: A tensor of the base is missing or damaged.
         StropError: The adapter belongs to another base.
     """
-    settings = vet_model_folder(base)
     config = json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))
     scaling = config["lora_alpha"] / (math.sqrt(config["r"]) if config["use_rslora"] else config["r"])
     factors = {name.removeprefix(_PREFIX): pair for name, pair in read_factors(adapter).items()}
-    with Checkpoint(base, torch.float32, torch.device("cpu"), holds_nf4(settings)) as read:
-        yield MergedModel(read, settings, factors, scaling, nf4)
+    with CheckpointReader(base, torch.float32, torch.device("cpu")) as read:
+        yield MergedModel(read, base, factors, scaling, nf4)
 
 
 def write_merged(model: MergedModel, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write bfloat16 safetensors, in shards with an index if there is more than one, and config.json."""
+    """Write config.json and the weights as bfloat16 safetensors; several shards get an index."""
     shapes = {name: model.shape(name) for name in model.names}
     shards = plan_shards(shapes, shard_bytes)
     total = 0
@@ -100,12 +99,13 @@ def write_merged(model: MergedModel, folder: Path, shard_bytes: int = SHARD_BYTE
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_json(folder / "model.safetensors.index.json", index)
-    config = {key: value for key, value in model.settings.items() if key not in ("quantization_config", "torch_dtype")}
+    dropped = ("quantization_config", "torch_dtype")
+    config = {key: value for key, value in model.base.settings.items() if key not in dropped}
     write_json(folder / "config.json", config | {"dtype": "bfloat16"})
 
 
 def plan_shards(shapes: Mapping[str, tuple[int, ...]], shard_bytes: int) -> list[list[str]]:
-    """Tensors by file, in order, each file as full as it may be in bfloat16."""
+    """Assign tensors to files, in order, filling each file as far as `shard_bytes` allows in bfloat16."""
     shards: list[list[str]] = [[]]
     room = shard_bytes
     for name, shape in shapes.items():

@@ -1,12 +1,14 @@
-"""An export's folder appears under its name whole and on the disk, or not at all."""
+"""An export's folder appears under its name complete and on disk, or not at all."""
 
 import errno
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from strop.errors import RecipeError, StropError
 from strop.run.durable import TEMPORARY, sync_folder
@@ -14,13 +16,13 @@ from strop.run.durable import TEMPORARY, sync_folder
 
 @contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
-    """A hidden folder beside `target` to write in, which becomes `target` when the block ends well.
+    """Yield a hidden folder beside `target` to write to; it is renamed to `target` if the block succeeds.
 
-    A process that is killed leaves the hidden folder, whose name no loader is given; the next export to the same
+    A killed process leaves the hidden folder behind. No loader is ever given its name, and the next export to the same
     place removes it.
 
     Raises:
-        RecipeError: The target exists, or its parent cannot be written.
+        RecipeError: The target exists, or its parent cannot be written to.
         StropError: The disk is full or fails.
     """
     refuse_existing(target)
@@ -30,7 +32,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{target.name}-", dir=target.parent))
     except OSError as error:
-        raise RecipeError(f"{target} cannot be written: {error.strerror}; name another folder with --output") from error
+        raise RecipeError(f"cannot write {target}: {error.strerror}; choose another folder with --output") from error
     try:
         yield work
         _make_durable(work)
@@ -40,23 +42,28 @@ def staged_folder(target: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
             raise
-        raise StropError(f"{target} cannot be written: {error.strerror}; nothing was left there") from error
+        raise StropError(f"cannot write {target}: {error.strerror}; nothing was left there") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def refuse_existing(target: Path) -> None:
-    """Nothing is ever written over.
+    """Make sure that nothing is overwritten.
 
     Raises:
-        RecipeError: Something is there.
+        RecipeError: The target exists.
     """
     if target.exists() or target.is_symlink():
-        raise RecipeError(f"{target} exists already; name another folder with --output, or remove it")
+        raise RecipeError(f"{target} already exists; choose another folder with --output, or remove it")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON indented, for people to read."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _make_durable(folder: Path) -> None:
-    """Wait until every file is on the disk; readable by others, as mkdtemp and safetensors do not make them."""
+    """Wait until every file is on disk, and let others read them: mkdtemp and safetensors create them private."""
     for path in folder.iterdir():
         path.chmod(0o644)
         descriptor = os.open(path, os.O_RDONLY)

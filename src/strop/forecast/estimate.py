@@ -1,22 +1,21 @@
 """A run's memory, speed, time and dollars on one kind of GPU, from shapes and the published measurements."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 from strop.data.store import SampleStore
 from strop.errors import RecipeError
-from strop.forecast.gpus import GPUS, Gpu
 from strop.forecast.memory import CONTEXT_GIB, GIB, Memory
 from strop.forecast.probe import Probe
 from strop.forecast.published import GPU as MEASURED_GPU
-from strop.forecast.shape import Shape
 from strop.forecast.speed import EVALUATION, Speed
-from strop.forecast.workload import Workload, count_workload
-from strop.modal_runs.prices import Prices, parse_gpu
+from strop.forecast.workload import Shape, Workload, count_workload
+from strop.gpus import GPUS, Gpu, parse_gpu
+from strop.modal_runs.prices import Prices
 from strop.model.config import DecoderConfig
 from strop.model.precision import Precision, choose_precision, why_not_fused
 from strop.recipe import Recipe
+from strop.run.manifest import Estimate
 from strop.training.budget import tokens_within, wanted_tokens
 
 START_SECONDS = 60.0
@@ -26,58 +25,12 @@ SAVE_SECONDS_PER_PARAMETER = 2.0 / 30e6
 """A checkpoint of 3 x 30 million floats takes 2.0 s."""
 
 _MEASURED, _SAME_GPU, _SAME_KERNELS, _UNTRIED = (0.9, 1.15), (0.85, 1.25), (0.7, 1.4), (0.5, 2.0)
-"""Factors on a predicted time, from best to worst; docs/plan.md says how they came about."""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A recipe on one kind of GPU.
-
-    Attributes:
-        gpu: Modal's name, with its count if that is not 1, or the name of this machine's device.
-        source: `measured` here, or `scaled` from published measurements.
-        problem: Why it cannot be trained there; None if it can. The figures below are then 0.
-        precision: Of the frozen weights.
-        layers: `fused` or `plain`.
-        memory_gib: The GPU's memory.
-        peak_gib: Reserved by torch at most.
-        max_tokens: Budget of a microbatch.
-        samples_per_second: Of a step.
-        tokens_per_second: Of the rows; a shared prefix counts for each row.
-        training_seconds: All steps and checkpoints.
-        seconds: The container's: start, training and evaluations.
-        dollars: For `seconds`; None where there is no price.
-        range: What `seconds` may be multiplied with, at best and at worst.
-    """
-
-    gpu: str
-    source: Literal["measured", "scaled"]
-    problem: str | None = None
-    precision: str = ""
-    layers: str = ""
-    memory_gib: float = 0.0
-    peak_gib: float = 0.0
-    max_tokens: int = 0
-    samples_per_second: float = 0.0
-    tokens_per_second: float = 0.0
-    training_seconds: float = 0.0
-    seconds: float = 0.0
-    dollars: float | None = None
-    range: tuple[float, float] = (1.0, 1.0)
-
-    def to_json(self) -> dict[str, Any]:
-        """For the manifest."""
-        return {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "Line":
-        """What `to_json` wrote."""
-        return cls(**{**fields, "range": tuple(fields["range"])})
+"""Factors on a predicted time, from best to worst; docs/plan.md says how they were found."""
 
 
 @dataclass
-class Job:
-    """What is to be run: a recipe on a model's shape and the user's samples."""
+class PlannedRun:
+    """The run to plan: a recipe on a model's shape and the user's samples."""
 
     recipe: Recipe
     config: DecoderConfig
@@ -86,7 +39,7 @@ class Job:
     _counted: dict[int, Workload] = field(default_factory=dict)
 
     def workload(self, budget: int) -> Workload:
-        """What it computes under a token budget; many GPUs have the same one."""
+        """What the run computes under a token budget; many GPUs share one budget."""
         if budget not in self._counted:
             self._counted[budget] = count_workload(self.recipe, self.config, self.train, self.held_out, budget)
         return self._counted[budget]
@@ -98,41 +51,41 @@ class Job:
 
     @property
     def longest_sample(self) -> int:
-        """Tokens of the longest training sample."""
+        """Length of the longest training sample, in tokens."""
         return int(self.train.lengths.max())
 
 
 def _held(chosen: Precision) -> str:
     """The name of a precision in the tables of memory and speed."""
     if chosen.float8:
-        return "float8"  # weights that were rounded to NF4 before take as much
+        return "float8"  # weights rounded to NF4 beforehand take as much
     dtype = str(chosen.dtype).removeprefix("torch.")
     return dtype if not chosen.nf4 else "nf4" if dtype == "bfloat16" else f"nf4, {dtype}"
 
 
-def scaled(job: Job, gpu: str, prices: Prices) -> Line:
+def scaled(run: PlannedRun, gpu: str, prices: Prices) -> Estimate:
     """The prediction for one of Modal's GPUs, such as H200 or H100:2, from shapes and published figures."""
     kind, _ = parse_gpu(gpu)
-    card, recipe, shape = GPUS[kind], job.recipe, job.shape
-    against = why_not_fused(job.config, recipe.lora, card.kind)
+    card, recipe, shape = GPUS[kind], run.recipe, run.shape
+    against = why_not_fused(run.config, recipe.lora, card)
     try:
-        chosen = choose_precision(recipe.model.precision, card.kind, against, recipe.model.load_in_4bit)
+        chosen = choose_precision(recipe.model.precision, card, against, recipe.model.load_in_4bit)
     except RecipeError as error:
-        return Line(gpu, "scaled", problem=str(error), memory_gib=card.memory_gib)
+        return Estimate(gpu, "scaled", problem=str(error), memory_gib=card.memory_gib)
     precision = _held(chosen)
     fused = against is None and not precision.endswith("float32")
     checkpointing = recipe.train.gradient_checkpointing
     memory = Memory.of(shape, precision, fused, checkpointing, recipe.train.optim == "adamw_8bit")
-    if not memory.holds(card.memory_gib, job.longest_sample):
-        return Line(gpu, "scaled", problem=_too_large(job, memory), precision=precision, memory_gib=card.memory_gib)
-    budget = _budget(job, card, memory)
-    workload = job.workload(budget)
+    if not memory.holds(card.memory_gib, run.longest_sample):
+        return Estimate(gpu, "scaled", problem=_too_large(run, memory), precision=precision, memory_gib=card.memory_gib)
+    budget = _budget(run, card, memory)
+    workload = run.workload(budget)
     speed = Speed.of(shape, card, precision, fused, checkpointing)
     steps = [sum(map(speed.seconds, step)) for step in workload.steps]
     evaluation = EVALUATION * sum(map(speed.seconds, workload.held_out)) / workload.held_out_share
     reserved = memory.peak_gib(workload.largest.tokens, workload.largest.learned)
-    return _line(
-        job,
+    return _estimate(
+        run,
         workload,
         prices,
         gpu=gpu,
@@ -148,12 +101,12 @@ def scaled(job: Job, gpu: str, prices: Prices) -> Line:
     )
 
 
-def measured(job: Job, gpu: str, found: Probe, prices: Prices) -> Line:
+def measured(run: PlannedRun, gpu: str, found: Probe, prices: Prices) -> Estimate:
     """The prediction for this machine's device, which `prices` may know as `gpu`, from a probe."""
-    workload = job.workload(found.max_tokens)
+    workload = run.workload(found.max_tokens)
     held_out = sum(load.tokens for load in workload.held_out) / workload.held_out_share
-    return _line(
-        job,
+    return _estimate(
+        run,
         workload,
         prices,
         gpu=gpu,
@@ -169,8 +122,8 @@ def measured(job: Job, gpu: str, found: Probe, prices: Prices) -> Line:
     )
 
 
-def _line(
-    job: Job,
+def _estimate(
+    run: PlannedRun,
     workload: Workload,
     prices: Prices,
     *,
@@ -178,14 +131,14 @@ def _line(
     step_seconds: float,
     evaluation_seconds: float,
     **fields: Any,
-) -> Line:
-    """A line from the seconds of a step and of an evaluation."""
+) -> Estimate:
+    """An estimate from the seconds of a step and of an evaluation."""
     loads = [load for step in workload.steps for load in step]
     steps = len(workload.steps)
-    save = SAVE_SECONDS_PER_PARAMETER * job.shape.lora_parameters
+    save = SAVE_SECONDS_PER_PARAMETER * run.shape.lora_parameters
     training = workload.num_steps * step_seconds + workload.saves * save
     seconds = START_SECONDS + training + workload.evaluations * evaluation_seconds
-    return Line(
+    return Estimate(
         gpu=gpu,
         samples_per_second=sum(load.samples for load in loads) / steps / step_seconds,
         tokens_per_second=sum(load.sample_tokens for load in loads) / steps / step_seconds,
@@ -197,68 +150,66 @@ def _line(
 
 
 def _range(card: Gpu, fused: bool) -> tuple[float, float]:
-    published = GPUS[MEASURED_GPU].kind
-    if not fused or card.kind.capability != published.capability:
+    if not fused or card.capability != GPUS[MEASURED_GPU].capability:
         return _UNTRIED
-    return _SAME_GPU if card.kind == published else _SAME_KERNELS
+    return _SAME_GPU if card.name == MEASURED_GPU else _SAME_KERNELS
 
 
-def _budget(job: Job, card: Gpu, memory: Memory) -> int:
-    """The tokens of a microbatch as training would choose them there."""
-    if asked := job.recipe.train.max_tokens_per_microbatch:
+def _budget(run: PlannedRun, card: Gpu, memory: Memory) -> int:
+    """The token budget of a microbatch that training would choose there."""
+    if asked := run.recipe.train.max_tokens_per_microbatch:
         return asked
-    wanted = wanted_tokens(card.kind, job.longest_sample)
+    wanted = wanted_tokens(card, run.longest_sample)
     each = memory.token + memory.learned
-    return tokens_within(memory.free(card.memory_gib), 0.5 * GIB, each, wanted, job.longest_sample)
+    return tokens_within(memory.free(card.memory_gib), 0.5 * GIB, each, wanted, run.longest_sample)
 
 
-def _too_large(job: Job, memory: Memory) -> str:
+def _too_large(run: PlannedRun, memory: Memory) -> str:
     least = memory.constant / GIB + CONTEXT_GIB
-    one = (memory.token + memory.learned) * job.longest_sample / GIB
+    one = (memory.token + memory.learned) * run.longest_sample / GIB
     return f"needs {least + one + 1:.0f} GiB: {least:.1f} for the model, {one:.1f} for the longest sample"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A recipe on every GPU.
+    """Estimates of a recipe on every GPU.
 
     Attributes:
-        lines: One for each of Modal's GPUs, and one for this machine's device if that is another.
-        own: The line of the recipe's own GPU, the first of `modal.gpu`.
-        here: The line measured on this machine; None where nothing was.
+        lines: One for each of Modal's GPUs, and one for this machine's device if it is not among them.
+        own: The estimate for the recipe's own GPU, the first of `modal.gpu`.
+        here: The estimate measured on this machine; None if nothing was measured.
         workload: What the run computes on the recipe's own GPU, or on the first that can train it.
-        samples_per_step: The batch.
+        samples_per_step: The batch size.
         prices: The price list.
     """
 
-    lines: tuple[Line, ...]
-    own: Line
-    here: Line | None
+    lines: tuple[Estimate, ...]
+    own: Estimate
+    here: Estimate | None
     workload: Workload
     samples_per_step: int
     prices: Prices
 
     @property
     def idle(self) -> bool:
-        """More than one GPU is paid for."""
+        """Whether more than one GPU is paid for, although only one trains."""
         return parse_gpu(self.own.gpu)[1] > 1
 
 
-def plan_of(job: Job, prices: Prices, gpus: Sequence[str], here: Line | None) -> Plan:
-    """The lines of all GPUs, the recipe's own with its count.
+def plan_of(run: PlannedRun, prices: Prices, here: Estimate | None) -> Plan:
+    """Estimate a run on all GPUs, on the recipe's own with its count.
 
     Args:
-        job: What is to be run.
+        run: The run to plan.
         prices: The price list.
-        gpus: Modal's GPU types.
-        here: Measured on this machine; takes the place of its GPU's line.
+        here: The estimate measured on this machine, which replaces its GPU's.
     """
-    asked = {parse_gpu(gpu)[0]: gpu for gpu in reversed(job.recipe.modal.gpu)}
-    first = parse_gpu(job.recipe.modal.gpu[0])[0]
-    lines = {kind: scaled(job, asked.get(kind, kind), prices) for kind in gpus}
+    asked = {parse_gpu(gpu)[0]: gpu for gpu in reversed(run.recipe.modal.gpu)}
+    first = parse_gpu(run.recipe.modal.gpu[0])[0]
+    lines = {kind: scaled(run, asked.get(kind, kind), prices) for kind in GPUS}
     if here is not None:
         lines[parse_gpu(here.gpu)[0]] = here
     own = lines[first]
     sound = [line for line in (own, *lines.values()) if line.problem is None]
-    budget = sound[0].max_tokens if sound else job.longest_sample
-    return Plan(tuple(lines.values()), own, here, job.workload(budget), job.recipe.train.samples_per_step, prices)
+    budget = sound[0].max_tokens if sound else run.longest_sample
+    return Plan(tuple(lines.values()), own, here, run.workload(budget), run.recipe.train.samples_per_step, prices)

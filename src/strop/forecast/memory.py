@@ -1,25 +1,25 @@
 """Peak memory of a training step from shapes alone.
 
-What is there all the time is exact: frozen weights, LoRA's parameters with gradients and moments, and the kernels'
-working copy. What a microbatch keeps for its backward is counted from the layers' own code. One that is captured as a
-graph is held twice: graphs have a pool beside that of the eager run which precedes each. docs/plan.md says how far off
-this was.
+What is always in memory is exact: frozen weights, LoRA's parameters with gradients and moments, and the kernels'
+working copy. What a microbatch keeps for its backward is counted from the layers' own code. A microbatch that is
+captured as a graph counts twice: graphs have a memory pool of their own, beside that of the eager run before each
+capture. docs/plan.md says how far off this was.
 """
 
 from dataclasses import dataclass
 
-from strop.forecast.shape import Shape
-from strop.training.budget import most_captured_tokens
+from strop.forecast.workload import Shape
+from strop.fused.inputs import most_captured_tokens
 
 GIB = 2**30
 CONTEXT_GIB = 0.6
-"""Of the driver and its kernels, outside torch's own count."""
+"""Memory of the driver and its kernels, which torch does not count."""
 
 _FIXED = 1.0 * GIB
 """Logits of one chunk, workspaces of the matrix products and captured graphs: 1 to 2 GiB beside 8 samples."""
 
 _NF4_BYTES = 0.5 + 1.016 / 64
-"""Of a weight and its share of a block's scale, which is a byte and its own share of a scale."""
+"""Bytes of a weight and its share of a block's scale, which is a byte and its own share of a second scale."""
 
 _WEIGHT_BYTES = {
     "float32": 4.0,
@@ -37,9 +37,9 @@ class Memory:
     Attributes:
         weights: Frozen weights.
         adapter: LoRA's parameters, gradients, moments and working copy.
-        token: Kept for the backward for each token computed.
-        learned: And for each position from which something is learned.
-        captured: Microbatches of up to so many tokens are captured.
+        token: Kept for the backward, for each computed token.
+        learned: Kept in addition, for each learned position.
+        captured: Microbatches of up to this many tokens are captured.
     """
 
     weights: float
@@ -50,7 +50,7 @@ class Memory:
 
     @classmethod
     def of(cls, shape: Shape, precision: str, fused: bool, checkpointing: bool, moments_8bit: bool = False) -> "Memory":
-        """Of a model held in `precision`, trained by the fused or the plain layers."""
+        """The memory of a model stored in `precision` and trained by the fused or the plain layers."""
         item = 4 if precision.endswith("float32") else 2
         other = shape.other_weights * item
         weights = shape.layer_weights * _WEIGHT_BYTES[precision] + other
@@ -58,7 +58,7 @@ class Memory:
             weights += shape.largest_matrix * item  # made dense for a product, one at a time
         moments = 2 + 8 / 256 if moments_8bit else 8
         adapter = (4 + moments) * shape.lora_parameters
-        # The fused layers add gradients up in their working copy, beside its values.
+        # The fused layers accumulate gradients in their working copy, beside its values.
         adapter += (2 + 4) * shape.work_elements if fused else 4 * shape.lora_parameters
         layer = fused_layer_bytes(shape) if fused else plain_layer_bytes(shape, item)
         working = layer if checkpointing else layer / 2  # of the layer whose backward is computed
@@ -69,32 +69,32 @@ class Memory:
 
     @property
     def constant(self) -> float:
-        """Bytes that are there before the first microbatch."""
+        """Bytes in use before the first microbatch."""
         return self.weights + self.adapter
 
     def peak_gib(self, tokens: int, learned: int) -> float:
-        """GiB reserved by torch where the largest microbatch computes so many tokens."""
+        """GiB that torch reserves if the largest microbatch computes this many tokens."""
         times = 2 if tokens <= self.captured else 1
         return (self.constant + _FIXED + times * (self.token * tokens + self.learned * learned)) / GIB
 
     def free(self, memory_gib: float) -> float:
-        """Bytes left for microbatches on a GPU of this size; negative where the model itself does not fit."""
+        """Bytes left for microbatches on a GPU of this size; negative if the model itself does not fit."""
         return (memory_gib - CONTEXT_GIB) * GIB - self.constant
 
     def holds(self, memory_gib: float, tokens: int) -> bool:
-        """Whether a microbatch of so many tokens, all learned, fits at all."""
+        """Whether a microbatch of this many tokens, all learned, fits at all."""
         return self.free(memory_gib) >= _FIXED + (self.token + self.learned) * tokens
 
 
 def fused_layer_bytes(shape: Shape) -> int:
-    """What a fused layer keeps for a token: `fused.layer.Kept` in bfloat16, and some numbers in float32."""
+    """Bytes that a fused layer keeps for a token: `fused.layer.Kept` in bfloat16, and some numbers in float32."""
     config, widths = shape.config, sum(shape.thin_width(group) for group in shape.projections)
     wide = 2 * config.hidden_size + _qkv(shape) + config.num_heads * config.head_dim + 2 * config.intermediate_size
     return 2 * (wide + widths) + 4 * (2 + config.num_heads)
 
 
 def plain_layer_bytes(shape: Shape, item: int) -> int:
-    """What autograd keeps for a token of a plain layer: inputs of norms and projections, attention's, and SwiGLU's."""
+    """Bytes that autograd keeps for a token of a plain layer: inputs of norms, projections, attention and SwiGLU."""
     config = shape.config
     attention = _qkv(shape) * (2 if config.qk_norm else 1) + config.num_heads * config.head_dim
     wide = 4 * config.hidden_size + attention + 3 * config.intermediate_size

@@ -11,11 +11,11 @@ import torch
 
 from strop.data.store import SampleStore
 from strop.errors import OutOfMemoryError
-from strop.microbatch.pack import Batch
-from strop.microbatch.steps import Microbatches
+from strop.microbatch.order import Order
+from strop.microbatch.pack import Microbatch, Microbatches
 from strop.model.lora import LoraAdapter
 from strop.recipe import Recipe
-from strop.training.budget import tokens_that_fit, worst_batch
+from strop.training.budget import tokens_that_fit, worst_microbatch
 from strop.training.gradients import Gradients, choose_gradients, why_plain
 from strop.training.optim import FlatOptimizer, choose_optimizer
 from strop.training.step import StepInFlight, train_step
@@ -67,12 +67,12 @@ def probe(recipe: Recipe, adapter: LoraAdapter, store: SampleStore) -> Probe:
     longest, device = int(store.lengths.max()), decoder.device
     budget = section.max_tokens_per_microbatch or tokens_that_fit(gradients, device, longest)
     share = recipe.lora.lora_dropout == 0
-    microbatches = Microbatches(store, section, budget, share, decoder.config.rope.long_from)
-    gradients.refresh()
-    steps = [microbatches.of_step(step) for step in range(min(_STEPS, microbatches.num_steps))]
-    largest = max(max(sum(len(batch.input_ids) for batch in step), longest) for step in steps)
+    order = Order.of(section, len(store))
+    microbatches = Microbatches(store, order, budget, share, decoder.config.rope.long_from)
+    steps = [microbatches.of_step(step) for step in range(min(_STEPS, order.num_steps))]
+    largest = max(max(sum(batch.num_tokens for batch in step), longest) for step in steps)
     try:
-        gradients.add(worst_batch(max(longest, min(budget, largest)), longest), 0.0)
+        gradients.of([worst_microbatch(max(longest, min(budget, largest)), longest)])
         step_seconds = _time(lambda: _train(gradients, optimizer, steps)) / len(steps)
         evaluation_seconds = _time(lambda: _evaluate(gradients, steps[0]))
     except torch.OutOfMemoryError as error:
@@ -88,7 +88,7 @@ def probe(recipe: Recipe, adapter: LoraAdapter, store: SampleStore) -> Probe:
         peak_gib=torch.cuda.max_memory_reserved(device) / 2**30 if is_gpu else 0.0,
         max_tokens=budget,
         step_seconds=step_seconds,
-        token_seconds=evaluation_seconds / sum(len(batch.input_ids) for batch in steps[0]),
+        token_seconds=evaluation_seconds / sum(batch.num_tokens for batch in steps[0]),
         steps=len(steps),
     )
 
@@ -105,11 +105,11 @@ def _time(run: Callable[[], None]) -> float:
     return ended - started
 
 
-def _train(gradients: Gradients, optimizer: FlatOptimizer, steps: Sequence[list[Batch]]) -> None:
+def _train(gradients: Gradients, optimizer: FlatOptimizer, steps: Sequence[list[Microbatch]]) -> None:
     """The steps as a run makes them: one is in flight while the host launches the next."""
     in_flight: StepInFlight | None = None
-    for batches in steps:
-        launched = train_step(gradients, optimizer, batches, learning_rate=0.0, max_grad_norm=1.0)
+    for microbatches in steps:
+        launched = train_step(gradients, optimizer, microbatches, learning_rate=0.0, max_grad_norm=1.0)
         if in_flight is not None:
             in_flight.result()
         in_flight = launched
@@ -117,6 +117,6 @@ def _train(gradients: Gradients, optimizer: FlatOptimizer, steps: Sequence[list[
     in_flight.result()
 
 
-def _evaluate(gradients: Gradients, batches: list[Batch]) -> None:
-    for batch in batches:
-        gradients.nll_of(batch).item()
+def _evaluate(gradients: Gradients, microbatches: list[Microbatch]) -> None:
+    for microbatch in microbatches:
+        gradients.nll_of(microbatch).item()

@@ -1,4 +1,4 @@
-"""The measurements that scaled predictions rest on, as docs/performance.md had them at this commit.
+"""The measurements that scaled predictions rest on, as the pages docs/lab/h200-*.md had them at this commit.
 
 One H200, 2026-11-23, commit d4906ae, torch 2.11.0+cu130, Phi-3-mini's exact shape with random weights, LoRA r=16 on all
 seven modules, `benchmarks/throughput.py`. What the steps compute was counted from the benchmark's rows.
@@ -11,7 +11,7 @@ DATE = "2026-11-23"
 COMMIT = "d4906ae"
 
 PRODUCTS = {"bfloat16": 728e12, "float8": 1479e12}
-"""Frozen matrix products of 16,384 tokens, operations a second, in the same process and so in a short run; under
+"""Frozen matrix products of 16,384 tokens, operations per second, in the same process and so in a short run; under
 sustained load the card drops to about 670 and 1,300."""
 
 PHI3_MINI = {
@@ -33,14 +33,14 @@ class Figure:
 
     Attributes:
         precision: Of the frozen weights.
-        samples: In a step.
+        samples: Per step.
         samples_per_second: Measured.
         peak_gib: Reserved by torch, measured.
-        microbatches: In a step.
-        tokens: Computed in a step, on average.
-        learned: Positions from which something is learned, likewise.
-        pairs: Query-key pairs of attention in one layer, likewise.
-        largest: Tokens of the largest microbatch of all steps.
+        microbatches: Per step.
+        tokens: Computed per step, on average.
+        learned: Learned positions per step, on average.
+        pairs: Query-key pairs of attention in one layer per step, on average.
+        largest: Tokens in the largest microbatch of all steps.
         checkpointing: Whether activations were recomputed.
     """
 

@@ -1,43 +1,43 @@
-"""The time of a microbatch from shapes: products, attention, passes over memory, and what a layer costs however small.
+"""The time of a microbatch from shapes: products, attention, passes over memory, and a layer's fixed cost.
 
-Each term is operations or bytes over the GPU's published rate, times the share of it that an H200 reached. Five
-numbers for the fused layers are solved from `published.FIGURES` (`benchmarks/fit_forecast.py`): the two batch sizes
-give the part a layer costs however small the microbatch is, the difference between short and long samples gives
-attention, and what is left is bytes.
+Each term is operations or bytes, divided by the share of the GPU's published rate that an H200 reached. Five numbers
+for the fused layers are solved from `published.FIGURES` (`benchmarks/fit_forecast.py`): the two batch sizes give a
+layer's fixed cost, however small the microbatch, the difference between short and long samples gives attention, and
+the rest is bytes. `limit_of` gives the least time at the published rates themselves.
 """
 
 from dataclasses import dataclass
 
-from strop.forecast.gpus import GPUS, Gpu
 from strop.forecast.memory import fused_layer_bytes
 from strop.forecast.published import GPU, PRODUCTS
-from strop.forecast.shape import Shape
-from strop.forecast.workload import Load
+from strop.forecast.workload import Load, Shape
+from strop.gpus import GPUS, Gpu, modal_name
+from strop.run.manifest import SpeedLimit
 
 _MEASURED = GPUS[GPU]
 _PRODUCT_SHARES = {name: rate / (1e12 * _MEASURED.tflops[name]) for name, rate in PRODUCTS.items()} | {"float32": 0.8}
-"""Of the published rate; float32's is an assumption."""
+"""Shares of the published rate that products reach; float32's is an assumption."""
 
 _ATTENTION_SHARE = 0.330
-"""Of the published bfloat16 rate, on pairs that the mask leaves."""
+"""Share of the published bfloat16 rate, counting only the pairs that the mask keeps."""
 
 _PASSES = {"float8": 17.6, "bfloat16": 16.7, "nf4": 16.7}
-"""Times that what a layer keeps goes through memory, forward and backward, between the products."""
+"""How often what a layer keeps goes through memory between the products, forward and backward."""
 
 _LAYER_SECONDS = {"float8": 0.344e-3, "bfloat16": 0.259e-3, "nf4": 0.259e-3}
-"""Of kernels too small to fill a GPU, for each layer of each microbatch."""
+"""Time of kernels too small to fill a GPU, for each layer of each microbatch."""
 
 _PLAIN_PASSES = 50.0
-"""Of the plain layers: three times the fused ones'. Not measured."""
+"""The same for the plain layers: three times as often. Not measured."""
 
 _PLAIN_LAYER_SECONDS = 4.3e-3
-"""In which the host launches a plain layer's kernels, forward and backward: 7.7 steps a second of SmolLM2-135M."""
+"""Time to launch a plain layer's kernels, forward and backward, from 7.7 steps a second of SmolLM2-135M."""
 
 _RECOMPUTED = 1.39
-"""Products with checkpointing beside those without: forward again, but for each layer's last product, 22% of them."""
+"""Products with checkpointing relative to without: forward again, except each layer's last product, 22% of them."""
 
 EVALUATION = 0.5
-"""Time of a microbatch without its backward. Half the products, a third of the rest, launched one by one."""
+"""Share of a microbatch without its backward: half the products, a third of the rest, launched one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,10 @@ class Speed:
 
     Attributes:
         token: Seconds for each token computed: products and passes over memory.
-        learned: For each position from which something is learned: the head.
-        pair: For each query-key pair of one layer.
-        microbatch: However small it is.
-        launch: In which the host launches a microbatch's kernels; it computes nothing faster than that.
+        learned: Seconds for each learned position: the head.
+        pair: Seconds for each query-key pair of one layer.
+        microbatch: Seconds for each microbatch, however small.
+        launch: Seconds in which the host launches a microbatch's kernels; no microbatch takes less.
     """
 
     token: float
@@ -60,7 +60,7 @@ class Speed:
 
     @classmethod
     def of(cls, shape: Shape, gpu: Gpu, precision: str, fused: bool, checkpointing: bool) -> "Speed":
-        """Of a model held in `precision`, trained by the fused or the plain layers."""
+        """The speed of a model stored in `precision` and trained by the fused or the plain layers."""
         nf4, activations = precision.startswith("nf4"), "float32" if precision.endswith("float32") else "bfloat16"
         layers, config = shape.config.num_layers, shape.config
         again = _RECOMPUTED if checkpointing else 1.0
@@ -89,3 +89,31 @@ class Speed:
 
 def _rate(gpu: Gpu, precision: str) -> float:
     return _PRODUCT_SHARES[precision] * 1e12 * gpu.tflops[precision]
+
+
+def limit_of(shape: Shape, device: str, precision: str) -> SpeedLimit | None:
+    """The least time of the products with frozen matrices, forward and backward, for the manifest.
+
+    Attention, LoRA's own products and everything else are not counted, so no run can reach a share of 1.
+
+    Args:
+        shape: The model and its adapter as counts.
+        device: The GPU as the driver names it.
+        precision: How the frozen weights are stored: float32, bfloat16, float8 or nf4.
+
+    Returns:
+        None if no rate is published for the device or for that type on it.
+    """
+    name = modal_name(device)
+    if name is None:
+        return None
+    rates = GPUS[name].tflops
+    dense = "float32" if precision == "float32" or "bfloat16" not in rates else "bfloat16"
+    in_layers = precision if precision == "float8" else dense
+    if in_layers not in rates:
+        return None
+    return SpeedLimit(
+        gpu=name,
+        seconds_per_token=4 * shape.layer_weights / (1e12 * rates[in_layers]),
+        seconds_per_learned_token=4 * shape.head_weights / (1e12 * rates[dense]),
+    )

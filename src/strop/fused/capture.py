@@ -8,16 +8,16 @@ busy for longer than its launches take, and is neither captured nor padded beyon
 """
 
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from strop.fused.decoder import FusedDecoder
-from strop.fused.inputs import Capacity, InputBlock, read_inputs
-from strop.microbatch.inputs import HostBatch
+from strop.fused.inputs import Capacity, lay_out, most_captured_tokens, read_inputs
+from strop.microbatch.pack import Microbatch
 from strop.model.lora import LoraAdapter
-from strop.training.budget import most_captured_tokens
 
 _MAX_GRAPHS = 32
 """Graphs kept; the one that was used longest ago goes first. Each takes some 20 MiB, and memory for its tensors is
@@ -32,11 +32,10 @@ class _Graph:
 
 
 class CapturedGradients:
-    """Adds the gradients of microbatches up, on the GPU and without waiting for it."""
+    """The gradients of `training.gradients.Gradients`, computed on the GPU without waiting for it."""
 
     def __init__(self, adapter: LoraAdapter) -> None:
-        self._model, self._adapter = FusedDecoder(adapter), adapter
-        adapter.lend_gradients(False)
+        self._model = FusedDecoder(adapter)
         self.device = adapter.decoder.device
         self._max_tokens = most_captured_tokens(adapter.decoder.num_base_parameters)
         self._scale = torch.zeros((), device=self.device)
@@ -44,59 +43,59 @@ class CapturedGradients:
         self._graphs: OrderedDict[Capacity, _Graph] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
 
-    def zero(self) -> None:
-        """Forget the gradients of the last step."""
-        self._model.work.grad.zero_()
+    def of(
+        self, microbatches: Sequence[Microbatch], check_stop: Callable[[], None] = lambda: None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Gradients`. The gradient's memory is taken once the activations' is free: 4 bytes a parameter less."""
+        work = self._model.work
+        work.refresh()
+        work.grad.zero_()
+        self._scale.fill_(1.0 / sum(microbatch.num_loss_tokens for microbatch in microbatches))
+        losses = []
+        for microbatch in microbatches:
+            check_stop()
+            losses.append(self._add(microbatch))
+        return torch.stack(losses), work.collect()
 
-    def add(self, batch: HostBatch, scale: float) -> Tensor:
-        """Add the gradient of scale * nll, and return that product, a scalar on the GPU."""
-        launch_bound = len(batch.input_ids) <= self._max_tokens
-        host = InputBlock.of(batch, "graph" if launch_bound else "tiles")
-        numbers, capacity = host.host_tensor(self.device), host.capacity
-        self._scale.fill_(scale)
-        if not launch_bound or capacity not in self._seen:
-            self._seen.add(capacity)
-            return self._compute(numbers.to(self.device, non_blocking=True), capacity)
-        if capacity not in self._graphs:
-            self._graphs[capacity] = self._capture(numbers, capacity)
-            if len(self._graphs) > _MAX_GRAPHS:
-                self._graphs.popitem(last=False)
-        self._graphs.move_to_end(capacity)
-        captured = self._graphs[capacity]
-        captured.block.copy_(numbers, non_blocking=True)
-        captured.graph.replay()
-        return captured.nll.clone()
-
-    def collect(self) -> None:
-        """Hand the sum to the optimizer."""
-        self._adapter.lend_gradients(True)
-        self._model.work.collect()
-
-    def refresh(self) -> None:
-        """Take over the updated parameters."""
-        self._adapter.lend_gradients(False)
+    def nll_of(self, microbatch: Microbatch) -> Tensor:
+        """See `Gradients`."""
         self._model.work.refresh()
-
-    def nll_of(self, batch: HostBatch) -> Tensor:
-        """The sum of -log p over a microbatch's learned tokens, without gradients."""
         with torch.no_grad():
-            return self._model.nll_sum(self._model.inputs_of(batch))
+            return self._model.nll_sum(self._model.inputs_of(microbatch))
 
     def release(self) -> None:
-        """Drop every graph and their pool; shapes that come again are captured anew."""
+        """See `Gradients`: every graph and their pool; shapes that come again are captured anew."""
         self._graphs.clear()
         self._seen.clear()
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
         self._pool = torch.cuda.graph_pool_handle()
 
+    def _add(self, microbatch: Microbatch) -> Tensor:
+        """Add a microbatch's gradient to the sum; returns its part of the loss."""
+        launch_bound = microbatch.num_tokens <= self._max_tokens
+        block, capacity = lay_out(microbatch, "graph" if launch_bound else "tiles")
+        block = block.pin_memory() if self.device.type == "cuda" else block
+        if not launch_bound or capacity not in self._seen:
+            self._seen.add(capacity)
+            return self._compute(block.to(self.device, non_blocking=True), capacity)
+        if capacity not in self._graphs:
+            self._graphs[capacity] = self._capture(block, capacity)
+            if len(self._graphs) > _MAX_GRAPHS:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(capacity)
+        captured = self._graphs[capacity]
+        captured.block.copy_(block, non_blocking=True)
+        captured.graph.replay()
+        return captured.nll.clone()
+
     def _compute(self, block: Tensor, capacity: Capacity) -> Tensor:
         nll = self._model.nll_sum(read_inputs(block, capacity)) * self._scale
         nll.backward()
         return nll.detach()
 
-    def _capture(self, numbers: Tensor, capacity: Capacity) -> _Graph:
-        block = numbers.to(self.device)
+    def _capture(self, example: Tensor, capacity: Capacity) -> _Graph:
+        block = example.to(self.device)
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()  # what eager runs left behind is needed for the graphs' own pool
         graph = torch.cuda.CUDAGraph()

@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strop.fused.inputs import FusedInputs, InputBlock, read_inputs
-from strop.fused.layer import FusedLayer, Shared
+from strop.fused.inputs import FusedInputs, lay_out, read_inputs
+from strop.fused.layer import FusedLayer, LayerInputs
 from strop.fused.lora_work import LoraWork
-from strop.microbatch.inputs import HostBatch
+from strop.microbatch.pack import Microbatch
 from strop.model.lora import LoraAdapter
 from strop.ops.elementwise import rms_norm
 from strop.ops.fused.cross_entropy import fused_linear_cross_entropy
 from strop.ops.fused.norm import Stream
-from strop.ops.fused.operand import measure
-from strop.ops.fused.thin import Measured
+from strop.ops.fused.thin import Measured, measure
 
 
 class FusedDecoder:
@@ -35,21 +34,21 @@ class FusedDecoder:
         self.layers = [FusedLayer(layer, self.work, adapter.scaling, len(layers)) for layer in layers]  # type: ignore[arg-type]
         self.work.refresh()
 
-    def inputs_of(self, batch: HostBatch) -> FusedInputs:
+    def inputs_of(self, microbatch: Microbatch) -> FusedInputs:
         """A microbatch on the decoder's device, in its own shapes."""
-        block = InputBlock.of(batch, "none")
-        return read_inputs(block.host_tensor(self.decoder.device).to(self.decoder.device), block.capacity)
+        block, capacity = lay_out(microbatch, "none")
+        return read_inputs(block.to(self.decoder.device), capacity)
 
     def nll_sum(self, inputs: FusedInputs) -> Tensor:
         """Sum of -log p over the learned positions, weighted; its backward adds LoRA's gradients to `work.grad`."""
         decoder = self.decoder
         plan = inputs.plan
         cos_TR, sin_TR = decoder.rotary_table(plan.positions, inputs.sample_lengths_T, decoder.dtype)
-        shared = Shared(cos_TR, sin_TR, plan, inputs.learned_R.long())
+        layer_inputs = LayerInputs(cos_TR, sin_TR, plan, inputs.learned_R.long())
         x_TD = torch.nn.functional.embedding(inputs.input_ids_T, decoder.embedding.weight)
         # A handle for autograd: no gradient of the embedding is computed.
         x_TD.requires_grad_(torch.is_grad_enabled())
-        hidden_RD = _Layers.apply(x_TD, self, shared)  # type: ignore[no-untyped-call]
+        hidden_RD = _Layers.apply(x_TD, self, layer_inputs)  # type: ignore[no-untyped-call]
         hidden_RD = rms_norm(hidden_RD, decoder.final_norm, decoder.config.rms_norm_eps)
         return fused_linear_cross_entropy(
             hidden_RD, decoder.head, inputs.label_offsets, inputs.labels_E, inputs.weights_E
@@ -60,12 +59,12 @@ class _Layers(torch.autograd.Function):
     """All layers, their backward as it is written in `FusedLayer`."""
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, model: FusedDecoder, shared: Shared) -> Tensor:
-        ctx.model, ctx.shared, ctx.kept = model, shared, []
+    def forward(ctx: Any, x_TD: Tensor, model: FusedDecoder, inputs: LayerInputs) -> Tensor:
+        ctx.model, ctx.inputs, ctx.kept = model, inputs, []
         training, recompute = x_TD.requires_grad, model.decoder.gradient_checkpointing
         stream = Stream(x_TD, None, None)
         for layer in model.layers:
-            stream, kept = layer.forward(stream, shared)
+            stream, kept = layer.forward(stream, inputs)
             if training:
                 ctx.kept.append(kept.x_TD if recompute else kept)
             del kept  # else it would stay while the next layer computes
@@ -76,12 +75,12 @@ class _Layers(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:
-        layers, shared = ctx.model.layers, ctx.shared
+        layers, inputs = ctx.model.layers, ctx.inputs
         grad: Measured | None = measure(grads[0].contiguous(), layers[-1].down.thin.b_OR)
         for layer in reversed(layers):
             kept = ctx.kept.pop()  # so that each layer's memory goes back as soon as it has been used
             if isinstance(kept, Tensor):
-                kept = layer.recall(kept, shared)
+                kept = layer.recall(kept, inputs)
             assert grad is not None
-            grad = layer.backward(grad, kept, shared)
+            grad = layer.backward(grad, kept, inputs)
         return None, None, None

@@ -15,18 +15,17 @@ from torch import Tensor
 
 from strop.fused.lora_work import LoraWork, ThinPair
 from strop.model.decoder import Layer
-from strop.ops.frozen_linear import FrozenWeight, Operand
 from strop.ops.fused.attention import tree_attention, tree_attention_backward
 from strop.ops.fused.attention_plan import AttentionPlan
 from strop.ops.fused.norm import Stream, advance, norm_backward, norm_operand
-from strop.ops.fused.operand import measure, operand_of
 from strop.ops.fused.rotary import finish_qkv, turn_back
 from strop.ops.fused.swiglu import swiglu, swiglu_backward
-from strop.ops.fused.thin import LowRank, Measured
+from strop.ops.fused.thin import LowRank, Measured, measure, operand_of
+from strop.ops.linear import FrozenWeight, Operand
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class LayerInputs:
     """What all layers read of a microbatch: rotary tables, attention's tiles, and the rows that the loss depends on.
 
     Attributes:
@@ -97,27 +96,27 @@ class FusedLayer:
         self.window, self.scaling = config.sliding_windows[index], scaling
         self.is_last = index == num_layers - 1
 
-    def forward(self, stream: Stream, shared: Shared) -> tuple[Stream, Kept]:
+    def forward(self, stream: Stream, inputs: LayerInputs) -> tuple[Stream, Kept]:
         """The stream after the layer, and what the backward needs."""
-        kept, operand = self._up_to_down(stream, shared)
+        kept, operand = self._up_to_down(stream, inputs)
         return Stream(kept.x1, self.down.product(operand), self.down.forward_term(kept.h_down)), kept
 
-    def recall(self, x_TD: Tensor, shared: Shared) -> Kept:
+    def recall(self, x_TD: Tensor, inputs: LayerInputs) -> Kept:
         """What the backward needs, computed again from the stream before the layer."""
-        return self._up_to_down(Stream(x_TD, None, None), shared)[0]
+        return self._up_to_down(Stream(x_TD, None, None), inputs)[0]
 
-    def _up_to_down(self, stream: Stream, shared: Shared) -> tuple[Kept, Operand]:
+    def _up_to_down(self, stream: Stream, inputs: LayerInputs) -> tuple[Kept, Operand]:
         """What the backward needs, and what the last product reads."""
         qkv, o, gate_up, down, scaling = self.qkv, self.o, self.gate_up, self.down, self.scaling
         measured = advance(stream, self.norm, qkv.thin.a_IR)
         x_TD = measured.x_TD
         operand, h_qkv, factor = norm_operand(measured, self.norm, self.eps, scaling, qkv.frozen.float8)
         qkv_TO = qkv.product(operand)
-        finish_qkv(qkv_TO, qkv.forward_term(h_qkv), qkv.thin.blocks, shared.cos_TR, shared.sin_TR, self.heads)
-        out, lse = tree_attention(qkv_TO, shared.plan, self.heads, self.window, o.thin.a_IR)
+        finish_qkv(qkv_TO, qkv.forward_term(h_qkv), qkv.thin.blocks, inputs.cos_TR, inputs.sin_TR, self.heads)
+        out, lse = tree_attention(qkv_TO, inputs.plan, self.heads, self.window, o.thin.a_IR)
         out_TO, x = out.x_TI, x_TD
         if self.is_last:
-            rows = shared.learned_R.clamp(max=len(x_TD) - 1)
+            rows = inputs.learned_R.clamp(max=len(x_TD) - 1)
             x, out = x_TD.index_select(0, rows), measure(out_TO.index_select(0, rows), o.thin.a_IR)
         operand, h_o = operand_of(out, scaling, o.frozen.float8)
         measured = advance(Stream(x, o.product(operand), o.forward_term(h_o)), self.norm1, gate_up.thin.a_IR)
@@ -129,15 +128,15 @@ class FusedLayer:
         kept = Kept(x_TD, factor, qkv_TO, h_qkv, out_TO, lse, out.x_TI, h_o, x1, factor1, both, h_gate_up, h_down)
         return kept, operand
 
-    def backward(self, grad: Measured, kept: Kept, shared: Shared) -> Measured | None:
+    def backward(self, grad: Measured, kept: Kept, inputs: LayerInputs) -> Measured | None:
         """The gradient of the stream before the layer, None before the first; LoRA's gradients go to their buffers."""
         qkv = self.qkv
-        grad_TO, dh_o, grad1_TD = self._output_backward(self._feed_forward_backward(grad, kept), kept, shared)
+        grad_TO, dh_o, grad1_TD = self._output_backward(self._feed_forward_backward(grad, kept), kept, inputs)
         dqkv_TO = tree_attention_backward(
             grad_TO, self.o.backward_term(dh_o), kept.qkv_TO, kept.out_TO, kept.lse_NT,
-            shared.plan, self.heads, self.window,
+            inputs.plan, self.heads, self.window,
         )  # fmt: skip
-        measured = turn_back(dqkv_TO, qkv.thin.b_OR, qkv.thin.blocks, shared.cos_TR, shared.sin_TR, self.heads)
+        measured = turn_back(dqkv_TO, qkv.thin.b_OR, qkv.thin.blocks, inputs.cos_TR, inputs.sin_TR, self.heads)
         operand, dh_qkv = operand_of(measured, self.scaling, qkv.frozen.float8)
         _add_part_products(qkv.thin, dqkv_TO, kept.h_qkv)
         _add_norm_product(qkv.thin.grad_a_IR, self.norm, kept.x_TD, kept.factor_T, dh_qkv)
@@ -167,7 +166,7 @@ class FusedLayer:
         term = gate_up.backward_term(dh_gate_up)
         return norm_backward(dn, term, kept.x1, kept.factor1, self.norm1, grad.x_TI, self.o.thin.b_OR)
 
-    def _output_backward(self, grad1: Measured, kept: Kept, shared: Shared) -> tuple[Tensor, Tensor, Tensor]:
+    def _output_backward(self, grad1: Measured, kept: Kept, inputs: LayerInputs) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient of attention's output without its low-rank term, that term's h, and the stream's gradient."""
         o = self.o
         operand, dh_o = operand_of(grad1, self.scaling, o.frozen.float8)
@@ -175,7 +174,7 @@ class FusedLayer:
         _add_product(o.thin.grad_a_IR, kept.last_out, dh_o)
         grads = (o.frozen.product_back(operand), dh_o, grad1.x_TI)
         if self.is_last:
-            grads = tuple(_scatter(x, shared.learned_R, len(kept.x_TD)) for x in grads)  # type: ignore[assignment]
+            grads = tuple(_scatter(x, inputs.learned_R, len(kept.x_TD)) for x in grads)  # type: ignore[assignment]
         return grads
 
 

@@ -76,9 +76,11 @@ class LoraWork:
         """Take over the parameters as they are now."""
         copy_blocks(self._values, self._adapter.flat, self._tiles, self._adapter.section.r, out=False)
 
-    def collect(self) -> None:
-        """Write the gradients to where the optimizer reads them."""
-        copy_blocks(self.grad, self._adapter.flat_grad, self._tiles, self._adapter.section.r, out=True)
+    def collect(self) -> Tensor:
+        """The gradients in the order of the adapter's buffer, as the optimizer reads them."""
+        grad = torch.empty_like(self._adapter.flat)
+        copy_blocks(self.grad, grad, self._tiles, self._adapter.section.r, out=True)
+        return grad
 
 
 def _power_of_two(count: int) -> int:

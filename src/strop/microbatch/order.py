@@ -1,45 +1,65 @@
 """Which samples make step n: a pure function of the seed, the number of samples and n.
 
-Nothing is shuffled into memory and nothing is skipped at resume: each epoch's order is a pseudo-random permutation
-that is evaluated one index at a time, so 2 million rows and 2 billion cost the same.
+Nothing is shuffled in memory and nothing is skipped at resume: each epoch's order is a pseudo-random permutation,
+evaluated one index at a time, so 2 million rows and 2 billion cost the same.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from strop.recipe import TrainSection
+
 _ROUNDS = 8
 
 
-def num_steps(num_samples: int, samples_per_step: int, num_train_epochs: float, max_steps: int = -1) -> int:
-    """Optimizer steps of a run; `max_steps` counts if it is not -1, and the epochs then go on as far as needed."""
-    if max_steps > 0:
-        return max_steps
-    return -(-round(num_samples * num_train_epochs) // samples_per_step)
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The order in which a run sees its samples.
 
-
-def step_samples(
-    step: int, num_samples: int, samples_per_step: int, num_train_epochs: float, max_steps: int, seed: int
-) -> NDArray[np.int64]:
-    """Indices of the samples that make a step.
-
-    The stream of all epochs is cut into steps of `samples_per_step`; only the last step of a run that is counted in
+    The stream of all epochs is cut into steps of `samples_per_step`. Only the last step of a run that is counted in
     epochs may be shorter, so that one epoch visits each sample exactly once.
 
-    Args:
-        step: Counted from 0.
+    Attributes:
         num_samples: Samples in the store.
         samples_per_step: The user's batch.
-        num_train_epochs: Length of the run where `max_steps` is -1.
-        max_steps: Length of the run in steps, or -1.
-        seed: Of the order.
+        num_epochs: Length of the run where `max_steps` is None.
+        max_steps: Length of the run in steps; it then takes as many epochs as that needs.
+        seed: Another seed is another order.
     """
-    first, last = step * samples_per_step, (step + 1) * samples_per_step
-    if max_steps <= 0:
-        last = min(last, round(num_samples * num_train_epochs))
-    position = np.arange(first, last, dtype=np.int64)
-    epoch, within = position // num_samples, position % num_samples
-    parts = [_permute(within[epoch == e], num_samples, seed, int(e)) for e in np.unique(epoch)]
-    return np.concatenate(parts) if parts else position
+
+    num_samples: int
+    samples_per_step: int
+    num_epochs: float
+    max_steps: int | None
+    seed: int
+
+    @classmethod
+    def of(cls, section: TrainSection, num_samples: int) -> "Order":
+        """The order that a recipe asks for."""
+        max_steps = section.max_steps if section.max_steps > 0 else None
+        return cls(num_samples, section.samples_per_step, section.num_train_epochs, max_steps, section.seed)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.max_steps or -(-self._length // self.samples_per_step)
+
+    def samples(self, step: int) -> NDArray[np.int64]:
+        """Indices of the samples that make a step, which is counted from 0."""
+        first, last = step * self.samples_per_step, (step + 1) * self.samples_per_step
+        if self.max_steps is None:
+            last = min(last, self._length)
+        position = np.arange(first, last, dtype=np.int64)
+        epoch, within = position // self.num_samples, position % self.num_samples
+        parts = [_permute(within[epoch == e], self.num_samples, self.seed, int(e)) for e in np.unique(epoch)]
+        return np.concatenate(parts) if parts else position
+
+    @property
+    def _length(self) -> int:
+        """Samples of a run that is counted in epochs, each as often as it is seen."""
+        return round(self.num_samples * self.num_epochs)
 
 
 def _permute(index: NDArray[np.int64], n: int, seed: int, epoch: int) -> NDArray[np.int64]:

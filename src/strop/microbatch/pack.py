@@ -1,28 +1,33 @@
 """Samples -> packed microbatches under a token budget: no padding, no sample cut, no state, no prefix twice.
 
-samples   [h h a a] [h h b] [c c c]              budget 8
-batches   h h a a b | c c c                      labels point at the next token of the same sample
+samples        [h h a a] [h h b] [c c c]         budget 8
+microbatches   h h a a b | c c c                 labels point at the next token of the same sample
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from strop.data.store import Sample
+from strop.data.store import Sample, SampleStore
+from strop.microbatch.order import Order
 from strop.microbatch.tree import Tree, fit, sort_by_prefix
+
+_MEASURED_STEPS, _MEASURED_SAMPLES = 16, 1024
+"""Enough for two digits of the sharing ratio, and under 30 ms for a thousand short samples."""
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """A microbatch on the host: T tokens, those of the nodes of its samples' prefix tree (see `microbatch.tree`).
+class Microbatch:
+    """What one forward and backward reads, on the host: the T tokens of its samples' prefix tree, and E labels.
 
     Attributes:
-        input_ids: int64 (T,), nodes in depth-first pre-order.
-        lengths: Tokens of each node; they add up to T.
-        parents: Index of each node's parent, always smaller than its own; -1 for a root.
-        sample_lengths: For each node the length of the longest sample that runs through it.
+        input_ids: int64 (T,), node after node.
+        tree: How the tokens divide into nodes and samples.
         learned: int64 (R,), ascending: the positions that predict at least one learned token.
         label_rows: int64 (E,), non-decreasing: for each label its position's index in `learned`.
         labels: int64 (E,), the token to predict; no position has the same one twice.
@@ -32,9 +37,7 @@ class Batch:
     """
 
     input_ids: NDArray[np.int64]
-    lengths: tuple[int, ...]
-    parents: tuple[int, ...]
-    sample_lengths: tuple[int, ...]
+    tree: Tree
     learned: NDArray[np.int64]
     label_rows: NDArray[np.int64]
     labels: NDArray[np.int64]
@@ -43,14 +46,105 @@ class Batch:
     places: NDArray[np.int64]
 
     @property
+    def num_tokens(self) -> int:
+        """T: the tokens that are computed; those of a shared prefix count once."""
+        return len(self.input_ids)
+
+    @property
     def num_sample_tokens(self) -> int:
-        """Tokens of the samples as the user has them; T counts shared ones once."""
+        """Tokens of the samples as the user has them."""
         return len(self.places)
 
     @property
     def num_loss_tokens(self) -> int:
         """Learned tokens of the samples: what the loss counts."""
         return int(self.weights.sum(dtype=np.float64))
+
+
+@dataclass(frozen=True, slots=True)
+class PackedInputs:
+    """What the plain decoder reads of a microbatch, on its device: T tokens, of which R predict E learned ones.
+
+    Attributes:
+        input_ids_T: int64.
+        positions_T: int64, position of each token in its sample.
+        sample_lengths_T: int64, length of the sample that each token belongs to (see `RotaryTable`).
+        tree: How the tokens divide into nodes and samples.
+        learned_R: int64, ascending: the tokens from which a learned one is predicted.
+        label_rows_E: int64, the index in `learned_R` of each label's token.
+        labels_E: int64, the token to predict.
+        weights_E: float32, how many samples learn it there.
+    """
+
+    input_ids_T: Tensor
+    positions_T: Tensor
+    sample_lengths_T: Tensor
+    tree: Tree
+    learned_R: Tensor
+    label_rows_E: Tensor
+    labels_E: Tensor
+    weights_E: Tensor
+
+    @classmethod
+    def of(cls, microbatch: Microbatch, device: torch.device) -> "PackedInputs":
+        """A microbatch on `device`."""
+
+        def put(array: NDArray[Any]) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        tree = microbatch.tree
+        return cls(
+            input_ids_T=put(microbatch.input_ids),
+            positions_T=put(tree.positions()),
+            sample_lengths_T=put(np.repeat(tree.sample_lengths, tree.lengths)),
+            tree=tree,
+            learned_R=put(microbatch.learned),
+            label_rows_E=put(microbatch.label_rows),
+            labels_E=put(microbatch.labels),
+            weights_E=put(microbatch.weights),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Microbatches:
+    """The microbatches of every step; a pure function of what is said here.
+
+    Attributes:
+        store: The training samples.
+        order: Which of them make each step.
+        max_tokens: Tokens computed in a microbatch, at most.
+        share: Compute a prefix that samples of a microbatch share once. Off where LoRA has dropout: it draws a mask
+            for each token computed, so samples that share would get the same one.
+        long_from: See `sort_by_prefix`.
+    """
+
+    store: SampleStore
+    order: Order
+    max_tokens: int
+    share: bool
+    long_from: int | None
+
+    def of_step(self, step: int) -> list[Microbatch]:
+        """The microbatches of a step, which is counted from 0."""
+        indices = self.order.samples(step).tolist()
+        samples = [self.store[i] for i in indices]
+        return pack(samples, indices, self.max_tokens, share=self.share, long_from=self.long_from)
+
+    def first_steps(self) -> list[list[Microbatch]]:
+        """The microbatches of as many steps as it takes to know what the others will be like."""
+        steps = min(self.order.num_steps, _MEASURED_STEPS, 1 + _MEASURED_SAMPLES // self.order.samples_per_step)
+        return [self.of_step(step) for step in range(steps)]
+
+    def sharing(self) -> float:
+        """Tokens of the samples for each token computed, measured on the first steps."""
+        microbatches = [microbatch for step in self.first_steps() for microbatch in step]
+        return sum(m.num_sample_tokens for m in microbatches) / sum(m.num_tokens for m in microbatches)
+
+    def explain(self, sharing: float) -> str:
+        """What a person should know about shared prefixes, given `sharing()`."""
+        if self.share:
+            return f"shared prefixes: {sharing:.2f} tokens of the rows for each token computed"
+        return "shared prefixes are not used: lora_dropout draws a mask for each token of each row"
 
 
 def pack(
@@ -60,7 +154,7 @@ def pack(
     *,
     share: bool = True,
     long_from: int | None = None,
-) -> list[Batch]:
+) -> list[Microbatch]:
     """Pack samples into microbatches in which at most `max_tokens` tokens are computed.
 
     Args:
@@ -75,18 +169,17 @@ def pack(
     else:
         order, shared = list(range(len(samples))), [0] * len(samples)
     lengths = [len(samples[i].input_ids) for i in order]
-    batches = []
+    microbatches = []
     for start, tree in fit(lengths, shared, max_tokens):
-        run = order[start : start + len(tree.last_node)]
-        batches.append(_batch([samples[i] for i in run], tuple(indices[i] for i in run), tree))
-    return batches
+        run = order[start : start + len(tree.last_nodes)]
+        microbatches.append(_microbatch([samples[i] for i in run], tuple(indices[i] for i in run), tree))
+    return microbatches
 
 
-def _batch(samples: Sequence[Sample], indices: tuple[int, ...], tree: Tree) -> Batch:
+def _microbatch(samples: Sequence[Sample], indices: tuple[int, ...], tree: Tree) -> Microbatch:
     """The microbatch of a tree's samples. L counts their tokens one sample after the other."""
     ids_L = np.concatenate([sample.input_ids for sample in samples]).astype(np.int64)
-    lengths = np.subtract(tree.ends, tree.begins)
-    place_L = _places(lengths, tree)
+    place_L = tree.places()
     input_ids = np.empty(tree.num_tokens, np.int64)
     input_ids[place_L] = ids_L  # a shared place is written once for each of its samples, always with the same token
 
@@ -95,11 +188,9 @@ def _batch(samples: Sequence[Sample], indices: tuple[int, ...], tree: Tree) -> B
     pairs, counts = np.unique(place_L[targets - 1] << 32 | ids_L[targets], return_counts=True)
     places = pairs >> 32
     is_new = np.diff(places, prepend=-1) > 0
-    return Batch(
+    return Microbatch(
         input_ids=input_ids,
-        lengths=tuple(lengths.tolist()),
-        parents=tree.parents,
-        sample_lengths=tree.longest,
+        tree=tree,
         learned=places[is_new],
         label_rows=np.cumsum(is_new) - 1,
         labels=pairs & 0xFFFFFFFF,
@@ -109,12 +200,12 @@ def _batch(samples: Sequence[Sample], indices: tuple[int, ...], tree: Tree) -> B
     )
 
 
-def labels_of(batch: Batch, samples: Sequence[Sample]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def labels_of(microbatch: Microbatch, samples: Sequence[Sample]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Which of a microbatch's labels each sample learns.
 
     Args:
-        batch: From `pack`.
-        samples: Those of `batch.samples`, in that order.
+        microbatch: From `pack`.
+        samples: Those of `microbatch.samples`, in that order.
 
     Returns:
         For each learned token of each sample the sample's index in `samples`, and its label's index among the E.
@@ -122,8 +213,8 @@ def labels_of(batch: Batch, samples: Sequence[Sample]) -> tuple[NDArray[np.int64
     ids_L = np.concatenate([sample.input_ids for sample in samples]).astype(np.int64)
     sample_L = np.repeat(np.arange(len(samples)), [len(sample.input_ids) for sample in samples])
     targets = _targets(samples)
-    known = batch.learned[batch.label_rows] << 32 | batch.labels  # ascending, as `_batch` made them
-    labels: NDArray[np.int64] = np.searchsorted(known, batch.places[targets - 1] << 32 | ids_L[targets])
+    known = microbatch.learned[microbatch.label_rows] << 32 | microbatch.labels  # ascending, as `_microbatch` made them
+    labels: NDArray[np.int64] = np.searchsorted(known, microbatch.places[targets - 1] << 32 | ids_L[targets])
     return sample_L[targets], labels
 
 
@@ -133,12 +224,3 @@ def _targets(samples: Sequence[Sample]) -> NDArray[np.int64]:
     ends = np.cumsum([len(sample.input_ids) for sample in samples])
     learned_L[[0, *ends[:-1]]] = False  # nothing comes before a sample's first token that could predict it
     return np.flatnonzero(learned_L)
-
-
-def _places(lengths: NDArray[np.int64], tree: Tree) -> NDArray[np.int64]:
-    """Where each token of each sample is in the microbatch."""
-    nodes = np.array([node for sample in range(len(tree.last_node)) for node in tree.path(sample)])
-    sizes = lengths[nodes]
-    starts_before = (np.cumsum(lengths) - lengths)[nodes] - (np.cumsum(sizes) - sizes)
-    places: NDArray[np.int64] = np.repeat(starts_before, sizes) + np.arange(sizes.sum())
-    return places

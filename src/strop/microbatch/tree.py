@@ -4,13 +4,14 @@ samples   [h h h a a]  [h h h a b b]  [h h h c]        nodes   h h h ─┬─ a
                                                                       │     └─ b b
                                                                       └─ c
 
-Samples are put into lexicographic order, where those with a common prefix are neighbours and the prefix that each
+Samples are sorted lexicographically. Those with a common prefix are then neighbours, and the number of tokens that each
 shares with the one before it says everything: the tree is that list of numbers, read by intervals. No loop runs over
 tokens.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -25,45 +26,120 @@ shared nodes; these limits save 5,280 with 5.
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tree:
-    """Nodes in depth-first pre-order over samples in the order of `Shared`; each is a stretch of tokens.
+    """How T tokens divide into nodes, in depth-first pre-order. A sample is the path from a root to one of its nodes.
+
+    The nodes of a subtree lie side by side, so token q sees token k exactly where k <= q < ends[node of k], and no
+    ancestors need be listed. Without shared prefixes every node is a root and a whole sample.
 
     Attributes:
-        first: The first sample that runs through each node; its tokens `begins` to `ends` are the node's.
-        begins: Position in the sample of each node's first token.
-        ends: And after its last.
+        lengths: Tokens of each node.
         parents: Index of each node's parent, -1 for a root.
-        longest: Length of the longest sample that runs through each node.
-        last_node: For each sample the node that holds its last token.
+        last_nodes: For each sample the node that holds its last token; never smaller than the sample's before it.
     """
 
-    first: tuple[int, ...]
-    begins: tuple[int, ...]
-    ends: tuple[int, ...]
+    lengths: tuple[int, ...]
     parents: tuple[int, ...]
-    longest: tuple[int, ...]
-    last_node: tuple[int, ...]
+    last_nodes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], parents: Sequence[int] | None = None) -> "Tree":
+        """A tree in which each leaf is a sample; without `parents` every node is.
+
+        Raises:
+            ValueError: The nodes are not in depth-first pre-order.
+        """
+        parents = (-1,) * len(lengths) if parents is None else tuple(parents)
+        path: list[int] = []
+        for node, (_, parent) in enumerate(zip(lengths, parents, strict=True)):
+            while path and path[-1] != parent:
+                path.pop()
+            if not path and parent != -1:
+                raise ValueError(f"node {node}: its parent {parent} is not on the path to the node before it")
+            path.append(node)
+        inner = set(parents)
+        return cls(tuple(lengths), parents, tuple(node for node in range(len(parents)) if node not in inner))
+
+    @cached_property
+    def num_tokens(self) -> int:
+        """T: the tokens of all nodes, which is what is computed."""
+        return sum(self.lengths)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Index of each node's first token."""
+        return tuple((np.cumsum(self.lengths) - self.lengths).tolist())
+
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """Position in the sample of each node's first token."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(0 if parent < 0 else depths[parent] + self.lengths[parent])
+        return tuple(depths)
+
+    @cached_property
+    def paths(self) -> tuple[tuple[int, ...], ...]:
+        """For each node its ancestors, root first, then itself."""
+        paths: list[tuple[int, ...]] = []
+        for node, parent in enumerate(self.parents):
+            paths.append((node,) if parent < 0 else (*paths[parent], node))
+        return tuple(paths)
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Index after the last token of each node's last descendant."""
+        ends = [start + length for start, length in zip(self.starts, self.lengths, strict=True)]
+        return self._largest_below(ends)
+
+    @cached_property
+    def sample_lengths(self) -> tuple[int, ...]:
+        """For each node the length of the longest sample that runs through it."""
+        return self._largest_below([depth + length for depth, length in zip(self.depths, self.lengths, strict=True)])
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens of all nodes: what is computed."""
-        return sum(self.ends) - sum(self.begins)
+    def is_flat(self) -> bool:
+        """No prefix is shared: every node is a whole sample."""
+        return all(parent < 0 for parent in self.parents)
 
-    def path(self, sample: int) -> list[int]:
-        """The nodes that make a sample, from its root."""
-        nodes, node = [], self.last_node[sample]
-        while node >= 0:
-            nodes.append(node)
-            node = self.parents[node]
-        return nodes[::-1]
+    def positions(self) -> NDArray[np.int64]:
+        """(T,), the position of each token in its sample."""
+        positions: NDArray[np.int64] = np.arange(self.num_tokens) + np.repeat(
+            np.subtract(self.depths, self.starts), self.lengths
+        )
+        return positions
+
+    def places(self) -> NDArray[np.int64]:
+        """Where each token of each sample is among the T, one sample after the other: (tokens of all samples,)."""
+        nodes = np.array([node for last in self.last_nodes for node in self.paths[last]])
+        sizes = np.array(self.lengths)[nodes]
+        starts_before = np.array(self.starts)[nodes] - (np.cumsum(sizes) - sizes)
+        places: NDArray[np.int64] = np.repeat(starts_before, sizes) + np.arange(sizes.sum())
+        return places
 
     def costs(self) -> list[int]:
-        """Tokens that each sample adds to those before it."""
-        costs = [0] * len(self.last_node)
-        for first, begin, end in zip(self.first, self.begins, self.ends, strict=True):
-            costs[first] += end - begin
+        """Tokens that each sample adds to those before it: the nodes that no earlier one has."""
+        reached = np.cumsum((0, *self.lengths))[np.array(self.last_nodes) + 1]
+        costs: list[int] = np.diff(reached, prepend=0).tolist()
         return costs
+
+    def with_samples(self, lengths: Sequence[int]) -> "Tree":
+        """The tree with further samples behind it that share nothing."""
+        count = len(self.lengths)
+        return Tree(
+            (*self.lengths, *lengths),
+            (*self.parents, *[-1] * len(lengths)),
+            (*self.last_nodes, *range(count, count + len(lengths))),
+        )
+
+    def _largest_below(self, numbers: list[int]) -> tuple[int, ...]:
+        """The largest of a node's and its descendants' numbers; a child comes after its parent."""
+        largest = list(numbers)
+        for node in range(len(largest) - 1, -1, -1):
+            if (parent := self.parents[node]) >= 0:
+                largest[parent] = max(largest[parent], largest[node])
+        return tuple(largest)
 
 
 def sort_by_prefix(tokens: Sequence[NDArray[np.int32]], long_from: int | None) -> tuple[list[int], list[int]]:
@@ -96,29 +172,29 @@ def _common(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
 def grow(lengths: Sequence[int], shared: Sequence[int]) -> Tree:
     """The tree of one or more samples of these lengths, each sharing so many tokens with the one before it.
 
-    What an interval of samples has in common becomes a node if that is worth it; if not, its tokens stay at the head
-    of each part of the interval.
+    What an interval of samples has in common becomes a node if that is worth it. If not, its tokens stay at the head of
+    each part of the interval.
     """
-    nodes: list[tuple[int, int, int, int, int]] = []
-    last_node = [-1] * len(lengths)
+    nodes: list[tuple[int, int]] = []  # length, parent
+    last_nodes = [-1] * len(lengths)
     intervals = [(0, len(lengths), 0, -1)]
     while intervals:
         low, high, depth, parent = intervals.pop()
         if high - low == 1:
             if lengths[low] > depth:
-                nodes.append((low, depth, lengths[low], parent, lengths[low]))
+                nodes.append((lengths[low] - depth, parent))
                 parent = len(nodes) - 1
-            last_node[low] = parent
+            last_nodes[low] = parent
             continue
         common = min(shared[low + 1 : high])
         parts = [low, *(i for i in range(low + 1, high) if shared[i] == common), high]
         size = common - depth
         if size >= _MIN_NODE_TOKENS and size * (len(parts) - 2) >= _MIN_SAVED_TOKENS:
-            nodes.append((low, depth, common, parent, max(lengths[low:high])))
+            nodes.append((size, parent))
             depth, parent = common, len(nodes) - 1
         intervals += [(a, b, depth, parent) for a, b in reversed(list(pairwise(parts)))]
-    first, begins, ends, parents, longest = zip(*nodes, strict=True)
-    return Tree(first, begins, ends, parents, longest, tuple(last_node))
+    node_lengths, parents = zip(*nodes, strict=True)
+    return Tree(node_lengths, parents, tuple(last_nodes))
 
 
 def fit(lengths: Sequence[int], shared: Sequence[int], max_tokens: int) -> Iterator[tuple[int, Tree]]:

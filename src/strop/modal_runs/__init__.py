@@ -1,12 +1,13 @@
-"""A run on Modal: the same `strop train`, in a container that may be taken away at any moment.
+"""Runs and endpoints on Modal: the same `strop train`, in a container that may be preempted at any moment.
 
-    launch      uploads what the recipe names on this machine, starts the run and follows it
-    modal_app   the app: image, Volumes, one function, and the entrypoint of `modal run`
-    attempt     what that function does, as ordinary Python: it runs `strop train` as a child and watches it
-    follow      the log and the result of a run, from anywhere and after a lost connection
-    pull        the run folder, brought back whole
+    launch      uploads what the recipe names on this machine, starts the run and follows it; entrypoint: `modal run`
+    modal_app   the app: image, Volumes, one function
+    attempt     what that function does, as plain Python: runs `strop train` as a child and watches it
+    follow      the log and the result of a run, from any machine and across lost connections
+    pull        brings the run folder back, whole
+    serving     an endpoint for a finished run
 
-Nothing outside this package imports modal, and within it only the modules that talk to Modal do.
+Nothing outside this package imports modal, which is optional; within it, modules import it when they need it.
 """
 
 from importlib.util import find_spec
@@ -15,10 +16,10 @@ from strop.errors import RecipeError
 
 
 def require_modal() -> None:
-    """See that Modal's client is installed.
+    """Check that Modal's client is installed.
 
     Raises:
-        RecipeError: It is not; names the extra that brings it.
+        RecipeError: It is not; the message names the extra to install.
     """
     if find_spec("modal") is None:
-        raise RecipeError("this needs Modal's client: pip install 'strop[modal]', then `modal setup`")
+        raise RecipeError("this command needs Modal's client: pip install 'strop[modal]', then `modal setup`")

@@ -1,13 +1,13 @@
-"""One attempt at a run, inside a container: `strop train` as a child process, watched.
+"""One attempt at a run, inside a container: starts `strop train` as a child process and watches it.
 
-Ordinary Python, without a word of Modal: it takes folders and a `Storage`, so it runs anywhere.
+Plain Python without Modal: it takes folders and a `Storage`, so it runs anywhere.
 
-    the child ends with any code but 75    the code is returned: the run is over, and nobody tries again
-    75, or death by a signal               Interrupted is raised: Modal makes another attempt
-    this process gets SIGINT or SIGTERM    the child saves and ends; KeyboardInterrupt is raised, which Modal knows as a
-                                           preemption: the same input starts again elsewhere
-    the attempt's time is nearly over      the child saves and ends; Interrupted is raised, so attempts form a chain
-    a newer attempt has the run            the child is killed and nothing more is written
+    the child exits with any code but 75   the code is returned: the run is over and is not retried
+    code 75, or death by a signal          Interrupted is raised: Modal makes another attempt
+    this process gets SIGINT or SIGTERM    the child saves and exits; KeyboardInterrupt is raised, which Modal treats as
+                                           a preemption: the same input starts again in another container
+    the attempt's time is nearly over      the child saves and exits; Interrupted is raised, so attempts form a chain
+    a newer attempt owns the run           the child is killed and nothing more is written
 """
 
 import hashlib
@@ -26,34 +26,35 @@ from types import FrameType
 from typing import Any
 
 from strop.errors import Interrupted
+from strop.modal_runs import prices as meter
 from strop.modal_runs.fence import Fence, Storage, raise_fence
-from strop.modal_runs.job import UPLOADED, Job, Outcome, Places, files_list, run_folder
+from strop.modal_runs.remote_run import UPLOADED, Outcome, Places, TrainingJob, files_list, run_folder
 from strop.recipe import Recipe
 from strop.run.durable import replace_file
 
 STROP = (sys.executable, "-m", "strop")
 EXIT_INTERRUPTED = Interrupted.exit_code
 LONGEST_SAVE = 300
-"""Seconds before the end of an attempt at which the child is stopped: time for a step and a checkpoint."""
+"""Seconds before an attempt's time limit at which the child is stopped: enough for a step and a checkpoint."""
 GRACE = 25
-"""Seconds that the child gets when this process itself is ended; Modal gives 30 in all."""
+"""Seconds the child gets to save when this process is told to end; Modal allows 30 in all."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How often an attempt looks around, in seconds."""
+    """How often an attempt checks for new checkpoints and for the fence, in seconds."""
 
     checkpoints: float = 2.0
     fence: float = 30.0
 
 
 def run_attempt(
-    job: Job, places: Places, storage: Storage, pace: Pace = Pace(), program: tuple[str, ...] = STROP
+    job: TrainingJob, places: Places, storage: Storage, pace: Pace = Pace(), program: tuple[str, ...] = STROP
 ) -> Outcome:
-    """Begin a run or carry it on, from the newest checkpoint that verifies, until it ends or is stopped.
+    """Start a run, or resume it from the newest checkpoint that verifies, until it ends or is stopped.
 
     Raises:
-        Interrupted: Another attempt would get further.
+        Interrupted: Another attempt can continue the run.
         KeyboardInterrupt: This process was told to end.
     """
     started = time.time()
@@ -68,7 +69,7 @@ def run_attempt(
         attempt = _Attempt(child, places.runs / run_folder(job.run_id), fence, storage, pace, deadline)
         overtaken = attempt.watch()
     if overtaken:
-        print(f"a newer attempt has {job.run_id}; attempt {fence.attempt} stops without writing", flush=True)
+        print(f"a newer attempt owns {job.run_id}; attempt {fence.attempt} stops without writing", flush=True)
         return Outcome(EXIT_INTERRUPTED, fence.attempt, superseded=True)
     _list_files(places.runs, job.run_id)
     storage.commit()
@@ -76,19 +77,19 @@ def run_attempt(
 
 
 def _judge(code: int, attempt: int, is_out_of_time: bool, received: list[str]) -> Outcome:
-    """Return what is final, raise what another attempt can mend."""
-    if received and code != 0:  # whatever it is: a process that was told to end before it trained anything says 130
-        raise KeyboardInterrupt(f"{received[0]}: the run is saved and goes on in another container")
+    """Return a final result; raise for one that another attempt can improve."""
+    if received and code != 0:  # any code: a process told to end before it trained anything exits with 130
+        raise KeyboardInterrupt(f"{received[0]}: the run is saved and will resume in another container")
     if code >= 0 and code != EXIT_INTERRUPTED:
         return Outcome(code, attempt)
     if is_out_of_time:
-        raise Interrupted("the attempt's time is over; the next one goes on from the checkpoint")
+        raise Interrupted("the attempt's time is over; the next one resumes from the checkpoint")
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    raise Interrupted(f"strop train ended with {how}; the next attempt goes on from the newest checkpoint")
+    raise Interrupted(f"strop train ended with {how}; the next attempt resumes from the newest checkpoint")
 
 
 class _Attempt:
-    """The child under watch."""
+    """Watches the child."""
 
     def __init__(
         self, child: subprocess.Popen[bytes], run: Path, fence: Fence, storage: Storage, pace: Pace, deadline: float
@@ -102,7 +103,7 @@ class _Attempt:
         self.is_out_of_time = False
 
     def watch(self) -> bool:
-        """Wait for the child's end and commit each new checkpoint; True if a newer attempt was found meanwhile."""
+        """Commit each new checkpoint until the child ends; returns True if a newer attempt took over meanwhile."""
         committed = self._saved()
         next_look = time.monotonic() + self._pace.fence
         while not self._has_ended():
@@ -123,7 +124,7 @@ class _Attempt:
         try:
             self._storage.commit()
         except OSError as error:
-            print(f"the checkpoint is not committed yet ({error}); trying again", flush=True)
+            print(f"could not commit the checkpoint ({error}); trying again", flush=True)
             return False
         return True
 
@@ -135,20 +136,20 @@ class _Attempt:
         return True
 
     def _saved(self) -> set[str]:
-        """Names of the checkpoints; one appears under its name only when all of it is there."""
+        """Names of the checkpoints; each gets its name only once it is complete."""
         return {path.name for path in self._checkpoints.glob("step-*")}
 
 
 @contextmanager
 def _signals_passed_on(child: subprocess.Popen[bytes]) -> Iterator[list[str]]:
-    """While entered, SIGINT and SIGTERM go to the child as SIGTERM; yields the names of those that came."""
+    """Pass SIGINT and SIGTERM on to the child as SIGTERM; yields a list of the names of those received."""
     received: list[str] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number).name)
         child.terminate()
 
-    if threading.current_thread() is not threading.main_thread():  # elsewhere Python refuses to set handlers
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
         yield received
         return
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -161,7 +162,7 @@ def _signals_passed_on(child: subprocess.Popen[bytes]) -> Iterator[list[str]]:
 
 @contextmanager
 def _ended_with_us(child: subprocess.Popen[bytes], storage: Storage) -> Iterator[None]:
-    """Never leave the child behind: whatever ends us, a cancelled call for one, lets it save first."""
+    """Never leave the child behind: whatever ends us, such as a cancelled call, the child saves first."""
     try:
         yield
     finally:
@@ -172,12 +173,12 @@ def _ended_with_us(child: subprocess.Popen[bytes], storage: Storage) -> Iterator
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
-            with suppress(OSError):  # what ends us is what there is to tell
+            with suppress(OSError):  # report what ended us, not this
                 storage.commit()
 
 
-def _on_the_volume(job: Job, places: Places) -> Recipe:
-    """The job's recipe with the names of uploaded files as they are here, and the run folder on the Volume."""
+def _on_the_volume(job: TrainingJob, places: Places) -> Recipe:
+    """The job's recipe with the paths that uploaded files have here, and the run folder on the Volume."""
 
     def place(name: str) -> str:
         return str(places.data / name.removeprefix(UPLOADED)) if name.startswith(UPLOADED) else name
@@ -194,13 +195,13 @@ def _on_the_volume(job: Job, places: Places) -> Recipe:
     )
 
 
-def _environment(job: Job, started: float) -> dict[str, str]:
-    """The child's: this one's, and what it needs to account for the cost."""
-    return os.environ | {"STROP_MODAL_GPU": job.gpu, "STROP_ATTEMPT_STARTED": f"{started:.3f}"}
+def _environment(job: TrainingJob, started: float) -> dict[str, str]:
+    """The child's environment: ours, plus what it needs to compute the cost."""
+    return os.environ | {meter.GPU: job.gpu, meter.STARTED: f"{started:.3f}"}
 
 
 def _list_files(runs: Path, run_id: str) -> None:
-    """Write sizes and hashes of the run's files, for whoever pulls them; checkpoints carry their own."""
+    """Write sizes and hashes of the run's files for `strop pull`; checkpoints have their own."""
     folder = runs / run_folder(run_id)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "run.lock"]
     listed: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""Which of two containers may write to a run: the one that began last.
+"""Decides which of two containers may write to a run: the one that started last.
 
-Volumes have no locks between containers; the last write wins. So each attempt puts its number and a random token into
-`fence.json` and commits it. Whoever finds another's token there is the older one, and stops.
+Volumes have no locks between containers; the last write wins. So each attempt writes its number and a random token to
+`fence.json` and commits it. An attempt that finds another token there is the older one, and stops.
 """
 
 import json
@@ -19,24 +19,24 @@ class Storage(Protocol):
     """The Volume that holds the runs."""
 
     def reload(self) -> None:
-        """Show here what others have committed; allowed only while no file on it is open.
+        """Make visible what others have committed; allowed only while no file on the Volume is open.
 
         Raises:
-            OSError: It cannot be done now.
+            OSError: This is not possible now.
         """
 
     def commit(self) -> None:
         """Make what was written here durable and visible to others.
 
         Raises:
-            OSError: It is not, now.
+            OSError: This failed; it may work later.
         """
 
     def read(self, path: str) -> bytes:
-        """A file as it was last committed by anyone, whatever is open here.
+        """Read a file as anyone last committed it, even while files are open here.
 
         Raises:
-            OSError: It is not there, or cannot be had now.
+            OSError: It does not exist, or cannot be read now.
         """
 
 
@@ -45,9 +45,9 @@ class Fence:
     """An attempt's claim on a run.
 
     Attributes:
-        path: Of fence.json, from the root of the Volume.
-        attempt: 1 for the run's first.
-        token: Unlike any other attempt's.
+        path: Path of fence.json on the Volume.
+        attempt: 1 for the run's first attempt.
+        token: Unique to this attempt.
     """
 
     path: str
@@ -55,7 +55,7 @@ class Fence:
     token: str
 
     def is_overtaken(self, storage: Storage) -> bool:
-        """Whether a newer attempt has begun. False where that cannot be found out now: asked again soon."""
+        """Whether a newer attempt has started; False if that is unknown now, since the caller asks again soon."""
         try:
             found = _parse(storage.read(self.path))
         except OSError:
@@ -64,7 +64,7 @@ class Fence:
 
 
 def raise_fence(runs: Path, run_id: str, storage: Storage) -> Fence:
-    """Claim a run for this attempt; any that is still going on will find itself overtaken."""
+    """Claim a run for this attempt; an older one that is still running will notice and stop."""
     file = runs / run_id / FENCE_FILE
     before = _parse(file.read_bytes()) if file.exists() else {}
     fence = Fence(f"{run_id}/{FENCE_FILE}", int(before.get("attempt", 0)) + 1, secrets.token_hex(16))
@@ -75,7 +75,7 @@ def raise_fence(runs: Path, run_id: str, storage: Storage) -> Fence:
 
 
 def _parse(data: bytes) -> dict[str, Any]:
-    """The contents of a fence, or nothing where it is torn: the next one overwrites it."""
+    """The contents of a fence, or nothing if it is damaged: the next one overwrites it."""
     try:
         found = json.loads(data)
     except ValueError:

@@ -1,11 +1,8 @@
-"""The app: one image, three Volumes, one function. Imported by the launcher and in the container, so without torch.
+"""The app of training runs: one image, three Volumes, one function.
 
-Run it through `strop train RECIPE --on modal`, or with Modal's own command line:
-
-    modal run --detach -m strop.modal_runs.modal_app --recipe phi3-census --overrides "train.max_steps=500"
+Launcher and container both import it, so it must not import torch.
 """
 
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,19 +12,19 @@ from typing import Any
 import modal
 
 from strop.modal_runs.attempt import run_attempt
-from strop.modal_runs.job import CACHE_VOLUME, DATA_VOLUME, RUNS_VOLUME, Job, Places
+from strop.modal_runs.remote_run import CACHE_VOLUME, DATA_VOLUME, RUNS_VOLUME, Places, TrainingJob
 
 PLACES = Places()
 LOCK_FILE = Path(__file__).with_name("requirements.lock")
 MAX_RETRIES = 10
-"""Modal allows no more. A preemption is no retry; what uses these up is an attempt whose time is over, or a crash."""
+"""The most that Modal allows. An attempt that runs out of time or crashes uses one up; a preemption does not."""
 
 data_volume = modal.Volume.from_name(DATA_VOLUME, create_if_missing=True, version=2)
 runs_volume = modal.Volume.from_name(RUNS_VOLUME, create_if_missing=True, version=2)
 cache_volume = modal.Volume.from_name(CACHE_VOLUME, create_if_missing=True, version=2)
 
-# torch's wheels bring CUDA and Triton its assembler, so a CUDA base would only be larger; gcc, which Triton needs to
-# launch a kernel, is in debian_slim.
+# torch's wheels include CUDA, and Triton its own assembler, so a CUDA base image would only be larger. debian_slim has
+# gcc, which Triton needs to launch a kernel.
 image = (
     modal.Image.debian_slim(python_version="3.12")
     .uv_pip_install(requirements=[str(LOCK_FILE)], extra_options="--require-hashes", uv_version="0.13.9")
@@ -60,7 +57,7 @@ class RunsVolume:
             runs_volume.commit()
 
     def read(self, path: str) -> bytes:
-        """See `Storage`. Asks Modal and not the mount: a reload is refused while the child's files are open."""
+        """See `Storage`. Asks Modal, not the mount, where a reload is refused while the child's files are open."""
         with _as_os_error():
             return b"".join(runs_volume.read_file(path))
 
@@ -69,7 +66,7 @@ class RunsVolume:
 def _as_os_error() -> Iterator[None]:
     try:
         yield
-    except (modal.exception.Error, RuntimeError) as error:  # a commit or reload that is refused is a RuntimeError
+    except (modal.exception.Error, RuntimeError) as error:  # Modal raises RuntimeError if it refuses a commit or reload
         raise OSError(str(error)) from error
 
 
@@ -83,17 +80,9 @@ def _as_os_error() -> Iterator[None]:
     retries=modal.Retries(max_retries=MAX_RETRIES, initial_delay=0.0, backoff_coefficient=1.0),
     timeout=86400,
     single_use_containers=True,
-    cpu=2.0,  # reserved; tokenising may use more where the host has it
+    cpu=2.0,  # reserved; tokenising may use more if the host has it
     memory=16384,
 )
 def train(job: dict[str, Any]) -> dict[str, Any]:
-    """Make an attempt at a job; GPU, timeout and secrets are the launcher's to choose with `with_options`."""
-    return asdict(run_attempt(Job(**job), PLACES, RunsVolume()))
-
-
-@app.local_entrypoint()
-def main(recipe: str, overrides: str = "") -> None:
-    """Train a recipe, with keys to set such as "train.max_steps=60 learning_rate=1e-4"."""
-    from strop.modal_runs.launch import run_entrypoint
-
-    run_entrypoint(recipe, shlex.split(overrides))
+    """Make one attempt at a job; the launcher sets GPU, timeout and secrets with `with_options`."""
+    return asdict(run_attempt(TrainingJob(**job), PLACES, RunsVolume()))

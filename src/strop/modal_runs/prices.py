@@ -1,32 +1,28 @@
-"""What Modal charges, in dollars a second: its own answer where the client is logged in, else the list stored here."""
+"""Modal's prices in dollars per second, and the meter of an attempt that is billed.
 
+Prices are Modal's own answer if the client is logged in, else the list stored here. The function on Modal puts into the
+environment what is rented and since when; without that nothing is billed.
+"""
+
+import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from strop.errors import RecipeError
+from strop.gpus import GPUS, parse_gpu
+from strop.recipe import Recipe
+from strop.run.cost import Meter, with_unfinished
+from strop.run.folder import RunFolder
+from strop.run.records import TrainRecord, read_metrics
 
 CONTAINER_CORES, CONTAINER_MEMORY_GIB = 2.0, 16.0
-"""What is counted beside the GPU: Modal bills a container's cores and memory too. One process drives the GPU, another
-core writes checkpoints; weights go to the GPU one tensor at a time. About 5% of an H200."""
+"""What is counted besides the GPU, since Modal also bills a container's cores and memory. One process drives the GPU,
+another core writes checkpoints; weights go to the GPU one tensor at a time. About 5% of an H200."""
 
 _PATIENCE = 7.0
-"""Seconds that Modal may take to answer."""
-
-_RATE_NAMES = {
-    "T4": "t4",
-    "L4": "l4",
-    "A10": "a10g",
-    "L40S": "l40s",
-    "A100-40GB": "a100_40gb",
-    "A100-80GB": "a100_80gb",
-    "RTX-PRO-6000": "rtx6000",
-    "H100": "h100",
-    "H200": "h200",
-    "B200": "b200",
-}
-"""How `modal billing rates --json` ends its gpu_hour_cost_ keys. Read in public code that uses it, in 2026-09."""
+"""Seconds to wait for Modal's answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +30,10 @@ class Prices:
     """A price list.
 
     Attributes:
-        gpu: Dollars a second of one GPU, by Modal's name of its type.
-        cpu_core: Dollars a second of a physical core.
-        memory_gib: Dollars a second of a GiB.
-        source: Where the list is from, its date, and why it is not Modal's own answer where it is not.
+        gpu: Dollars per second of one GPU, by Modal's name for its type.
+        cpu_core: Dollars per second of a physical core.
+        memory_gib: Dollars per second of a GiB.
+        source: Where the list comes from, its date, and, for the stored list, why Modal did not answer.
     """
 
     gpu: Mapping[str, float]
@@ -46,40 +42,23 @@ class Prices:
     source: str
 
     def per_second(self, gpu: str) -> float:
-        """Dollars a second of a container with this GPU, such as H200 or H100:2, and the cores and memory beside it.
+        """Dollars per second of a container with this GPU, such as H200 or H100:2, including its cores and memory.
 
         Raises:
             RecipeError: The list has no such GPU.
         """
         kind, count = parse_gpu(gpu)
         if kind not in self.gpu:
-            raise RecipeError(f"there is no price of the GPU {gpu}; the list has {', '.join(self.gpu)}")
+            raise RecipeError(f"no price for the GPU {gpu}; there are prices for {', '.join(self.gpu)}")
         return count * self.gpu[kind] + CONTAINER_CORES * self.cpu_core + CONTAINER_MEMORY_GIB * self.memory_gib
 
 
 STORED = Prices(
-    gpu={
-        "T4": 0.000164,
-        "L4": 0.000222,
-        "A10": 0.000306,
-        "L40S": 0.000542,
-        "A100-40GB": 0.000583,
-        "A100-80GB": 0.000694,
-        "RTX-PRO-6000": 0.000842,
-        "H100": 0.001097,
-        "H200": 0.001261,
-        "B200": 0.001736,
-    },
+    gpu={name: gpu.dollars_per_second for name, gpu in GPUS.items()},
     cpu_core=0.0000131,
     memory_gib=0.00000222,
     source="stored price list of 2026-09 (copies of modal.com/pricing)",
 )
-
-
-def parse_gpu(gpu: str) -> tuple[str, int]:
-    """Type and count of Modal's `TYPE:n`; H100! and B200+ are priced as their type."""
-    kind, _, count = gpu.partition(":")
-    return kind.rstrip("!+").upper(), int(count or 1)
 
 
 def current_prices() -> Prices:
@@ -89,10 +68,10 @@ def current_prices() -> Prices:
     def ask() -> None:
         try:
             answer["rates"] = _ask_modal()
-        except Exception as error:  # whatever is wrong with client, login or network, the stored list will do
+        except Exception as error:  # with any problem of client, login or network, use the stored list
             answer["why"] = str(error) if isinstance(error, _NotAsked) else f"{type(error).__name__} asking Modal"
 
-    # The client tries for minutes where there is no network, and has no limit of time of its own.
+    # Without a network, the client retries for minutes, and it has no timeout of its own.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_PATIENCE)
@@ -105,11 +84,11 @@ def current_prices() -> Prices:
 
 
 class _NotAsked(Exception):
-    """Why Modal cannot be asked."""
+    """Says why Modal cannot be asked."""
 
 
 def _ask_modal() -> dict[str, float]:
-    """Modal's rates by its own names, dollars an hour."""
+    """Modal's rates under its own names, in dollars per hour."""
     try:
         import modal
         from modal.config import config
@@ -122,10 +101,41 @@ def _ask_modal() -> dict[str, float]:
 
 
 def _prices(rates: Mapping[str, float]) -> Prices:
-    """Raise KeyError where a rate is missing: half of one list and half of another would be neither."""
+    """Build the list; raises KeyError if a rate is missing, so that two lists are never mixed."""
     return Prices(
-        gpu={kind: rates[f"gpu_hour_cost_{name}"] / 3600 for kind, name in _RATE_NAMES.items()},
+        gpu={name: rates[f"gpu_hour_cost_{gpu.billing_key}"] / 3600 for name, gpu in GPUS.items()},
         cpu_core=rates["cpu_hour_cost"] / 3600,
         memory_gib=rates["mem_gib_hour_cost"] / 3600,
         source="Modal's current prices of this workspace",
     )
+
+
+GPU, STARTED = "STROP_MODAL_GPU", "STROP_ATTEMPT_STARTED"
+"""Environment variables: Modal's GPU string, and the Unix time at which billing of this attempt began."""
+
+
+def meter_of(recipe: Recipe, folder: RunFolder, note: Callable[[str], None]) -> Meter | None:
+    """The meter of the attempt that begins; None if nothing is billed.
+
+    Raises:
+        RecipeError: The environment names a GPU without a price, or no valid time.
+    """
+    gpu, started = os.environ.get(GPU), os.environ.get(STARTED)
+    limit = recipe.modal.max_cost
+    if not gpu or not started:
+        if limit is not None:
+            note(f"modal.max_cost={limit:g} is not watched: nothing is billed here ({GPU} is not set)")
+        return None
+    try:
+        since = float(started)
+    except ValueError:
+        raise RecipeError(f"{STARTED}={started} is not a time in Unix seconds") from None
+    prices = current_prices()
+    steps = [record for record in read_metrics(folder.metrics_path) if isinstance(record, TrainRecord)]
+    last = max((step.dollars or 0.0 for step in steps), default=0.0)
+    manifest = folder.manifest
+    earlier = with_unfinished(manifest.costs if manifest else (), last)
+    meter = Meter(gpu, prices.per_second(gpu), since, earlier, limit)
+    before = f", ${meter.before:.2f} before this attempt" if earlier else ""
+    note(f"{gpu}: ${3600 * meter.dollars_per_second:.2f} an hour{before} ({prices.source})")
+    return meter

@@ -1,7 +1,7 @@
-"""A run folder brought back from Modal: all of it or nothing, and every byte checked.
+"""Brings a run folder back from Modal: the whole folder or nothing, with every byte checked.
 
-It is downloaded beside its place, verified, and swapped in by renaming, so no reader ever finds half a run. A pull
-that is cut off between the two renames is completed by the next.
+It is downloaded next to its final place, verified, and swapped in by renaming, so no reader ever finds half a run. If a
+pull is cut off between the two renames, the next one completes it.
 """
 
 import hashlib
@@ -14,34 +14,35 @@ from typing import TYPE_CHECKING, Any
 
 from strop.errors import CloudError
 from strop.modal_runs.follow import cloud_errors
-from strop.modal_runs.job import files_list, run_folder
-from strop.modal_runs.record import RECORD_FILE, read_record
+from strop.modal_runs.remote_run import RECORD_FILE, files_list, read_record, run_folder
+from strop.model.checkpoint.locate import locate_model
 from strop.recipe import load_recipe
+from strop.resolve import is_hub_id
 from strop.run.durable import replace_file, sync_folder
 
 if TYPE_CHECKING:
     import modal
 
-_NOT_PULLED = "run.lock"  # names a process of the other machine
+_NOT_PULLED = "run.lock"  # names a process on the other machine
 
 
 def pull(folder: Path, note: Callable[[str], None], must_exist: bool = True) -> bool:
     """Replace a local run folder by what Modal has of the run now.
 
-    Files that only the local folder has, such as evaluation.json, stay. A checkpoint that does not verify, because it
-    was being written, is left out and said so.
+    Files that only the local folder has, such as evaluation.json, are kept. A checkpoint that does not verify, because
+    it was being written, is skipped with a note.
 
     Args:
-        folder: With modal.json, as a launch leaves it.
-        note: Told of what was done.
-        must_exist: Whether it is an error that the run has no folder yet.
+        folder: A run folder with modal.json, as a launch leaves it.
+        note: Called with a line about what was done.
+        must_exist: Whether it is an error if the run has no folder yet.
 
     Returns:
-        Whether there was something to fetch.
+        Whether there was anything to fetch.
 
     Raises:
-        RecipeError: The folder is no run on Modal.
-        CloudError: Modal cannot be reached, has nothing, or what arrived is not what was written.
+        RecipeError: The folder is not a run on Modal.
+        CloudError: Modal cannot be reached, has no files, or a file arrived damaged.
     """
     import modal
 
@@ -57,7 +58,7 @@ def pull(folder: Path, note: Callable[[str], None], must_exist: bool = True) -> 
         files = _list(volume, run_folder(run.run_id))
         if "run.json" not in files:
             if must_exist:
-                raise CloudError(f"Modal has no files of {run.run_id} yet: strop logs {folder} says how it stands")
+                raise CloudError(f"Modal has no files of {run.run_id} yet; check its progress: strop logs {folder}")
             return False
         listed = _read_listed(volume, run.run_id)
         for name, path in files.items():
@@ -68,12 +69,12 @@ def pull(folder: Path, note: Callable[[str], None], must_exist: bool = True) -> 
     os.rename(staging, folder)
     sync_folder(folder.parent)
     shutil.rmtree(aside)
-    note(f"pulled {folder}: {len(files)} files, all hashes right")
+    note(f"pulled {folder}: {len(files)} files, all hashes verified")
     return True
 
 
 def _list(volume: "modal.Volume", root: str) -> dict[str, str]:
-    """Places on the Volume of a run's files, by their names within the run."""
+    """Paths of a run's files on the Volume, by their names within the run."""
     from modal.exception import NotFoundError
     from modal.types import FileEntryType
 
@@ -87,7 +88,7 @@ def _list(volume: "modal.Volume", root: str) -> dict[str, str]:
 
 
 def _read_listed(volume: "modal.Volume", run_id: str) -> dict[str, Any]:
-    """What the last attempt wrote down when it ended; empty while the first goes on."""
+    """The list that the last attempt wrote when it ended; empty during the first attempt."""
     try:
         listed = json.loads(b"".join(volume.read_file(files_list(run_id))))
     except (FileNotFoundError, ValueError):
@@ -97,7 +98,7 @@ def _read_listed(volume: "modal.Volume", run_id: str) -> dict[str, Any]:
 
 def _download(volume: "modal.Volume", path: str, target: Path) -> None:
     if ".." in target.parts:
-        raise CloudError(f"the Volume holds a name that leads out of the run: {path}")
+        raise CloudError(f"the Volume has a file whose path leads outside the run: {path}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("wb") as file:
         for block in volume.read_file(path):
@@ -107,10 +108,10 @@ def _download(volume: "modal.Volume", path: str, target: Path) -> None:
 
 
 def _verify(staging: Path, listed: dict[str, Any], note: Callable[[str], None]) -> None:
-    """Hold everything against its hash: the adapter against the attempt's list, checkpoints against their manifests.
+    """Check every hash: the adapter's against the attempt's list, checkpoints' against their manifests.
 
     Raises:
-        CloudError: The adapter is not what was written.
+        CloudError: The adapter did not arrive as it was written.
     """
     for name, entry in listed.items():
         path = staging / name
@@ -118,7 +119,7 @@ def _verify(staging: Path, listed: dict[str, Any], note: Callable[[str], None]) 
             raise CloudError(f"{name} did not arrive as it was written; nothing was replaced. Pull again")
     if (staging / "adapter").is_dir() and not any(name.startswith("adapter/") for name in listed):
         shutil.rmtree(staging / "adapter")
-        note("the adapter is being written just now and is left out; pull again when the run has ended")
+        note("the adapter is still being written and was skipped; pull again when the run has ended")
     checkpoints = sorted(staging.glob("checkpoints/step-*"))
     if checkpoints:
         _drop_damaged(checkpoints, note)
@@ -130,11 +131,11 @@ def _drop_damaged(checkpoints: list[Path], note: Callable[[str], None]) -> None:
     for checkpoint in checkpoints:
         if not is_intact(checkpoint):
             shutil.rmtree(checkpoint)
-            note(f"checkpoint {checkpoint.name} does not verify and is left out; the run may be writing it")
+            note(f"skipped checkpoint {checkpoint.name}, which does not verify; the run may still be writing it")
 
 
 def _bring_local(staging: Path, folder: Path) -> None:
-    """Give the files local names: what only the old folder has, the launcher's recipe, the base model's path."""
+    """Make the folder a local one: keep what only the old folder has, the local recipe, and the base's local path."""
     for path in folder.iterdir():
         if path.is_file() and (path.name in (RECORD_FILE, "recipe.yaml") or not (staging / path.name).exists()):
             shutil.copyfile(path, staging / path.name)
@@ -145,10 +146,7 @@ def _bring_local(staging: Path, folder: Path) -> None:
 
 
 def _local_base(recipe: Path) -> str | None:
-    """Where PEFT finds here the base model that was uploaded; None for a hub id, which means the same everywhere."""
-    from strop.model.checkpoint.locate import locate_model
-    from strop.resolve import is_hub_id
-
+    """The local path at which PEFT finds the uploaded base model; None for a hub id, which is the same everywhere."""
     name = load_recipe(str(recipe)).model.model_name_or_path
     if name.startswith("package:") or Path(name).expanduser().exists():
         return str(locate_model(name))

@@ -1,4 +1,4 @@
-"""A finished run -> an endpoint on Modal: upload what is not there yet, deploy, and say where it is."""
+"""Turns a finished run into an endpoint on Modal: uploads what is missing, deploys, and says where it is."""
 
 import json
 import re
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from strop.errors import CloudError, RecipeError
+from strop.gpus import parse_gpu
 from strop.modal_runs.follow import cloud_errors
-from strop.modal_runs.job import UPLOADED
-from strop.modal_runs.prices import current_prices, parse_gpu
+from strop.modal_runs.prices import current_prices
+from strop.modal_runs.remote_run import UPLOADED
 from strop.modal_runs.upload import add_folder, add_model, upload_files
 from strop.modal_runs.vllm import BASE, RANKS, ServingJob
+from strop.model.checkpoint.folder import open_model
 from strop.model.checkpoint.locate import locate_model
-from strop.model.checkpoint.vet import vet_model_folder
-from strop.model.config import DecoderConfig, read_config
+from strop.model.config import DecoderConfig
 from strop.recipe import Recipe
 from strop.run.folder import RunFolder
 
@@ -28,7 +29,7 @@ _SERVED = (
     "generation_config.json",
     "chat_template.jinja",
 )
-"""What vLLM takes from training and not from the base: adapter, tokenizer, chat template, stop tokens."""
+"""What vLLM takes from training rather than from the base: adapter, tokenizer, chat template, stop tokens."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class Deployed:
     """An endpoint on Modal.
 
     Attributes:
-        app: Name of the app there.
-        name: The tuned model's; the other one is `base`.
-        dollars_an_hour: While a container is up.
-        idle_seconds: After the last request, until the container goes.
+        app: Name of the Modal app.
+        name: The tuned model's name; the other model is `base`.
+        dollars_an_hour: Price while a container is up.
+        idle_seconds: Time from the last request until the container stops.
     """
 
     app: str
@@ -52,12 +53,12 @@ class Deployed:
 
 
 def deploy(run: Path, recipe: Recipe, note: Note) -> Deployed:
-    """Serve a run's adapter on its base model with vLLM; the same run is the same endpoint, replaced.
+    """Serve a run's adapter on its base model with vLLM; deploying a run again replaces its endpoint.
 
     Args:
         run: A finished run's folder.
-        recipe: The run's; the first of its GPUs is taken.
-        note: Told of what happens.
+        recipe: The run's recipe; its first GPU is used.
+        note: Called with a line about each step.
 
     Raises:
         RecipeError: The run is not finished, or vLLM cannot serve it.
@@ -69,7 +70,7 @@ def deploy(run: Path, recipe: Recipe, note: Note) -> Deployed:
     adapter = run / "adapter"
     if missing := [name for name in _SERVED if not (adapter / name).exists()]:
         raise RecipeError(
-            f"{run} has no finished adapter ({missing[0]} is missing); `strop train {run}` goes on with it"
+            f"{run} has no finished adapter ({missing[0]} is missing); resume the run with: strop train {run}"
         )
     gpu, name = recipe.modal.gpu[0], _model_name(run)
     files: dict[str, Path] = {}
@@ -77,22 +78,22 @@ def deploy(run: Path, recipe: Recipe, note: Note) -> Deployed:
     job = _job(recipe, name, UPLOADED + place, adapter, parse_gpu(gpu)[1], files)
     with cloud_errors():
         upload_files(files, data_volume, note)
-        note(f"deploying {app_name(run)} on {gpu}; where the image is new, building it takes some minutes")
+        note(f"deploying {app_name(run)} on {gpu}; building a new image takes a few minutes")
         app, function = build_app(app_name(run), job, gpu, recipe.modal.secrets)
         app.deploy()
         url = function.get_web_url()
     if not url:
-        raise CloudError(f"Modal gave {app_name(run)} no address; look at it with `modal app list`")
+        raise CloudError(f"Modal gave {app_name(run)} no address; look it up with `modal app list`")
     prices = current_prices()
     dollars = prices.per_second(gpu) * 3600
     return Deployed(app_name(run), url, name, gpu, dollars, prices.source, IDLE_SECONDS)
 
 
-def stop(run: Path) -> str:
-    """Take a run's endpoint down, with its container; returns the app's name.
+def take_down(run: Path) -> str:
+    """Stop a run's endpoint and its container; returns the app's name.
 
     Raises:
-        CloudError: There is none, or Modal cannot be reached.
+        CloudError: There is no endpoint, or Modal cannot be reached.
     """
     import modal
 
@@ -102,18 +103,17 @@ def stop(run: Path) -> str:
 
 
 def app_name(run: Path) -> str:
-    """The app of a run: readable, and never another run's."""
+    """The app name of a run: readable, and unique to the run."""
     name = re.sub(r"[^a-z0-9]+", "-", run.resolve().name.lower()).strip("-")[:30]
-    return f"strop-{name}-{_manifest(run, 'run_id')}"
+    return f"strop-{name}-{RunFolder(run).begun.run_id}"
 
 
 def _job(recipe: Recipe, name: str, served: str, adapter: Path, num_gpus: int, files: dict[str, Path]) -> ServingJob:
     rank = int(json.loads((adapter / "adapter_config.json").read_bytes())["r"])
     if rank > RANKS[-1]:
-        raise RecipeError(f"{adapter} has rank {rank}; vLLM serves up to {RANKS[-1]}")
+        raise RecipeError(f"{adapter} has rank {rank}; vLLM serves ranks up to {RANKS[-1]}")
     section = recipe.model
-    folder = locate_model(section.model_name_or_path, section.revision, needs_weights=False)
-    config = read_config(vet_model_folder(folder))
+    config = open_model(section, needs_weights=False).config
     return ServingJob(
         name=name,
         model=add_model(_uploadable(section.model_name_or_path), files),
@@ -127,13 +127,13 @@ def _job(recipe: Recipe, name: str, served: str, adapter: Path, num_gpus: int, f
 
 
 def _uploadable(spec: str) -> str:
-    """A GGUF file as the model folder that it was trained as; anything else as it is."""
+    """For a GGUF file, the model folder that it was converted to for training; anything else unchanged."""
     is_file = spec.startswith("package:") or Path(spec).expanduser().is_file()
     return str(locate_model(spec)) if is_file else spec
 
 
 def _longest(config: DecoderConfig, trained: int) -> int:
-    """Under LongRoPE vLLM turns all positions by the longest length it is told, so that must be training's side."""
+    """With LongRoPE, vLLM picks its factors by the length it is told: keep that on training's side of the switch."""
     short = config.rope.long_from
     return config.max_positions if short is None or trained > short else short
 
@@ -141,10 +141,3 @@ def _longest(config: DecoderConfig, trained: int) -> int:
 def _model_name(run: Path) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", run.resolve().name)
     return f"{name}-tuned" if name == BASE else name
-
-
-def _manifest(run: Path, key: str) -> str:
-    manifest = RunFolder(run).manifest
-    if key not in manifest:
-        raise RecipeError(f"{run} is not a run folder: it has no run.json (`strop runs` lists runs)")
-    return str(manifest[key])

@@ -1,4 +1,4 @@
-"""The app of `strop serve --on modal`: one image, one web server behind Modal's proxy; the container imports it too."""
+"""The app of `strop serve --on modal`: one image, one web server behind Modal's proxy. Containers import it too."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 import modal
 
-from strop.modal_runs.job import CACHE_VOLUME, DATA_VOLUME, Places
+from strop.modal_runs.remote_run import CACHE_VOLUME, DATA_VOLUME, Places
 from strop.modal_runs.vllm import PORT, ServingJob, start
 
 PLACES = Places()
@@ -17,11 +17,11 @@ LOCK_FILE = Path(__file__).with_name("vllm.lock")
 JOB_VARIABLE = "STROP_SERVING_JOB"
 IDLE_SECONDS = 300
 STARTUP_SECONDS = 1200
-"""Weights that are not in the cache yet have to be downloaded first, and vLLM compiles."""
+"""Enough to download weights that are not cached yet, and for vLLM to compile."""
 _LONGEST_REQUEST = 3600
 _CONCURRENT = 64
 
-# vLLM compiles kernels when it starts, which takes CUDA's own compiler.
+# vLLM compiles kernels when it starts, which needs CUDA's own compiler.
 image = (
     modal.Image.from_registry("nvidia/cuda:12.9.0-devel-ubuntu22.04", add_python="3.12")
     .entrypoint([])
@@ -39,14 +39,14 @@ image = (
 
 
 def serve() -> None:
-    """The body in the container: start vLLM; Modal waits for its port and sends requests there."""
+    """What the container runs: start vLLM. Modal waits for its port and sends requests there."""
     start(ServingJob(**json.loads(os.environ[JOB_VARIABLE])), PLACES)
 
 
 def build_app(
     name: str, job: ServingJob, gpu: str, secrets: Sequence[str]
 ) -> "tuple[modal.App, modal.Function[..., Any, Any]]":
-    """An app that serves a job: none up while nobody asks, one container at most, and nobody without a proxy token."""
+    """Build the app that serves a job: at most one container, none while idle, and only callers with a proxy token."""
     app = modal.App(name)
     web = modal.web_server(PORT, startup_timeout=STARTUP_SECONDS, requires_proxy_auth=True)
     function: modal.Function[..., Any, Any] = app.function(

@@ -1,7 +1,7 @@
-"""Files and model folders that a recipe names on this machine -> the inputs Volume, each once.
+"""Uploads the local files and model folders that a recipe names to the inputs Volume, each one once.
 
-What is uploaded is named by its content: `inputs/SHA-256/name` for a file and `models/SHA-256/` for a model folder. So
-a second launch finds everything there, and a changed file is another file.
+Uploads are named by their content: `inputs/SHA-256/name` for a file and `models/SHA-256/` for a model folder. So a
+second launch finds everything already there, and a changed file gets a new name.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from strop.data.sources import find_files
 from strop.errors import RecipeError
-from strop.modal_runs.job import UPLOADED
+from strop.modal_runs.remote_run import UPLOADED
 from strop.recipe import Recipe
 from strop.resolve import DATA_SUFFIXES, MODEL_FILES, is_hub_id, resolve_package_path
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inputs:
-    """A recipe whose local names stand for places on the Volume.
+    """A recipe whose local names were replaced by places on the Volume.
 
     Attributes:
-        recipe: With an `UPLOADED` name for everything that is on this machine; hub ids are as they were.
+        recipe: Has an `UPLOADED` name for everything on this machine; hub ids are unchanged.
         files: Local files by their place on the Volume.
-        digest: Of what the recipe trains on: contents for local files, names for hub ids.
+        digest: Hash of what the recipe trains on: the contents of local files, the names of hub ids.
     """
 
     recipe: Recipe
@@ -36,10 +36,10 @@ class Inputs:
 
 
 def collect(recipe: Recipe) -> Inputs:
-    """Find and hash what a recipe names on this machine.
+    """Find and hash the local files that a recipe names.
 
     Raises:
-        RecipeError, DataError: Something that it names is neither here nor a hub id.
+        RecipeError, DataError: A name is neither a local path nor a hub id.
     """
     files: dict[str, Path] = {}
     name = add_model(recipe.model.model_name_or_path, files)
@@ -58,7 +58,7 @@ def collect(recipe: Recipe) -> Inputs:
 
 
 def upload_files(files: Mapping[str, Path], volume: "modal.Volume", note: Callable[[str], None]) -> int:
-    """Bring to the Volume what it does not have yet, by place; returns the bytes that were sent."""
+    """Upload the files that the Volume does not have yet; returns the number of bytes sent."""
     there = {place: size for folder in {_folder(place) for place in files} for place, size in _list(volume, folder)}
     missing = {place: file for place, file in files.items() if there.get(place) != file.stat().st_size}
     size = sum(file.stat().st_size for file in missing.values())
@@ -68,15 +68,15 @@ def upload_files(files: Mapping[str, Path], volume: "modal.Volume", note: Callab
             for place, file in missing.items():
                 batch.put_file(file, f"/{place}")
     else:
-        note("nothing to upload: the Volume has it all")
+        note("nothing to upload: the Volume already has everything")
     return size
 
 
 def add_model(spec: str, files: dict[str, Path]) -> str:
-    """Enter a model into what is to be uploaded; returns its `UPLOADED` name, or the hub id that it is.
+    """Add a model to the files to upload; returns its `UPLOADED` name, or the hub id unchanged.
 
     Raises:
-        RecipeError: It is neither here nor a hub id.
+        RecipeError: It is neither a local path nor a hub id.
     """
     path = resolve_package_path(spec) if spec.startswith("package:") else Path(spec).expanduser()
     if path.is_file():
@@ -86,12 +86,12 @@ def add_model(spec: str, files: dict[str, Path]) -> str:
     if is_hub_id(spec) and not path.parent.is_dir():
         return spec
     raise RecipeError(
-        f"model.model_name_or_path: there is no folder {spec} (looked from {Path.cwd()}), and no such hub id"
+        f"model.model_name_or_path: there is no folder {spec} (looked in {Path.cwd()}), and it is not a hub id"
     )
 
 
 def add_folder(root: str, path: Path, patterns: Sequence[str], files: dict[str, Path]) -> str:
-    """Enter a folder's files into what is to be uploaded; returns its place, a digest of names and contents."""
+    """Add a folder's files to the files to upload; returns its place, a hash of names and contents."""
     parts = sorted({part for pattern in patterns for part in path.glob(pattern) if part.is_file()})
     contents = [(part.name, _sha256(part)) for part in parts]
     folder = f"{root}/{hashlib.sha256(repr(contents).encode()).hexdigest()}"

@@ -1,16 +1,16 @@
-"""What a serving container runs: vLLM's own server on a base model and an adapter. Without a word of Modal."""
+"""What a serving container runs: vLLM's own server on a base model and an adapter. Does not use Modal."""
 
 import subprocess
 from dataclasses import dataclass
 
-from strop.modal_runs.job import UPLOADED, Places
+from strop.modal_runs.remote_run import UPLOADED, Places
 
 PORT = 8000
 BASE = "base"
-"""The base model's name at the endpoint, as at the one of `strop serve` here."""
+"""The base model's name at the endpoint, the same as with a local `strop serve`."""
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes for --max-lora-rank."""
+"""The values that vLLM accepts for --max-lora-rank."""
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,14 @@ class ServingJob:
     """What to serve.
 
     Attributes:
-        name: The tuned model's at the endpoint.
+        name: The tuned model's name at the endpoint.
         model: A hub id, or an `UPLOADED` name.
-        revision: Of a hub id.
+        revision: Branch, tag or commit of a hub id.
         files: `UPLOADED` name of the folder with adapter, tokenizer, chat template and stop tokens.
-        rank: The adapter's.
-        max_model_len: Tokens that prompt and answer may have together.
-        load_in_4bit: Hold the base in NF4, as it was trained.
-        num_gpus: Over which the model is spread.
+        rank: The adapter's rank.
+        max_model_len: The most tokens of prompt and answer together.
+        load_in_4bit: Keep the base in NF4, as in training.
+        num_gpus: Number of GPUs to spread the model over.
     """
 
     name: str
@@ -41,8 +41,8 @@ class ServingJob:
 def command(job: ServingJob, places: Places, port: int = PORT) -> list[str]:
     """The command line of vLLM's server.
 
-    Tokenizer, chat template and stop tokens are training's, from the uploaded folder, and nothing is taken from what
-    the base model's folder says of them: not its sampling defaults either.
+    Tokenizer, chat template and stop tokens come from training, in the uploaded folder. The base model's own are not
+    used, and neither are its sampling defaults.
     """
     files = _place(job.files, places)
     options = {
@@ -57,7 +57,7 @@ def command(job: ServingJob, places: Places, port: int = PORT) -> list[str]:
         "--max-model-len": str(job.max_model_len),
         "--tensor-parallel-size": str(job.num_gpus),
         "--quantization": "bitsandbytes" if job.load_in_4bit else None,
-        "--host": "0.0.0.0",  # Modal's proxy comes from outside the container, and nobody else does
+        "--host": "0.0.0.0",  # Modal's proxy connects from outside the container; nobody else can
         "--port": str(port),
     }
     given = [word for name, value in options.items() if value is not None for word in (name, value)]
@@ -65,7 +65,7 @@ def command(job: ServingJob, places: Places, port: int = PORT) -> list[str]:
 
 
 def start(job: ServingJob, places: Places, port: int = PORT) -> "subprocess.Popen[bytes]":
-    """Run the server; whoever asked for it waits for the port."""
+    """Start the server; the caller waits for the port."""
     words = command(job, places, port)
     print(" ".join(words), flush=True)
     return subprocess.Popen(words)

@@ -1,7 +1,7 @@
-"""The supported families: one architecture, and the switches in which they differ.
+"""The supported families: one architecture and the switches that set them apart.
 
-Everything that a checkpoint's `config.json` decides is read here, once, into a `DecoderConfig`; the decoder asks no
-further. To add a family, see docs/adding-a-model.md.
+Everything that a checkpoint's `config.json` determines is read here, once, into a `DecoderConfig`; the decoder never
+looks at the file. To add a family, see docs/adding-a-model.md.
 """
 
 import math
@@ -26,7 +26,7 @@ class RopeConfig:
 
     Attributes:
         theta: Base of the frequencies.
-        width: Channels of a head that are turned; the rest pass through.
+        width: Channels of a head that are rotated; the rest pass through.
         kind: default, linear, llama3 or longrope.
         parameters: What the kind needs: factor, low_freq_factor, short_factor, ... as in config.json.
         original_positions: Length the model was pre-trained on (llama3, longrope).
@@ -42,7 +42,7 @@ class RopeConfig:
 
     @property
     def long_from(self) -> int | None:
-        """Samples longer than this are turned differently (longrope); None where length makes no difference."""
+        """Samples longer than this use other frequencies (longrope); None if length makes no difference."""
         return self.original_positions if self.kind == "longrope" else None
 
 
@@ -62,7 +62,7 @@ class DecoderConfig:
     rope: RopeConfig
     max_positions: int
     sliding_windows: tuple[int | None, ...]
-    """Attention window of each layer; None sees everything before it."""
+    """Attention window of each layer; None means that a token sees everything before it."""
     tie_word_embeddings: bool
     qkv_bias: bool
     output_bias: bool
@@ -76,7 +76,7 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
     """The decoder that a parsed config.json describes.
 
     Raises:
-        ModelError: The family, or something it asks for, is not supported; all reasons at once.
+        ModelError: The family, or something the config asks for, is not supported; all reasons at once.
     """
     family = config.get("model_type")
     if family not in SUPPORTED:
@@ -128,7 +128,7 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
 
 
 def _read_windows(config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
-    """Mistral and Phi-3 slide everywhere; Qwen slides from max_window_layers on, and only if told to."""
+    """Mistral and Phi-3 slide in every layer; Qwen from max_window_layers on, and only with use_sliding_window."""
     window, family = config.get("sliding_window"), config["model_type"]
     if family in ("mistral", "phi3"):
         return (window,) * layers
@@ -145,7 +145,7 @@ def _read_rope(config: Mapping[str, Any], head_dim: int) -> RopeConfig:
     parameters = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if config["model_type"] == "phi3" and kind in ("su", "yarn"):
-        kind = "longrope"  # early Phi-3 files call it so
+        kind = "longrope"  # the name in early Phi-3 files
     if kind not in ("default", "linear", "llama3", "longrope"):
         raise ModelError(f"config.json: rope_type {kind!r} is not supported; default, linear, llama3 and longrope are")
     partial = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))

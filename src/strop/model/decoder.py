@@ -1,7 +1,7 @@
 """The one transformer: a pre-norm decoder with rotary attention and SwiGLU, for every supported family.
 
-It works on T packed tokens with no batch axis. How queries reach keys is handed in as `attend`: packed samples in
-training (`attend_packed`), a KV cache in generation. Weights are placed by `model.checkpoint.weights`, LoRA by
+It works on T packed tokens with no batch axis. How queries attend to keys is passed in as `attend`: packed samples in
+training (`attend_packed`), a KV cache in generation. Weights are loaded by `model.checkpoint.weights`, LoRA by
 `model.lora`.
 """
 
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from strop.microbatch.inputs import PackedInputs
+from strop.microbatch.pack import PackedInputs
+from strop.microbatch.tree import Tree
 from strop.model.config import DecoderConfig
 from strop.model.rope import RotaryTable
-from strop.ops.attention import Packing, attention
+from strop.ops.attention import attention
 from strop.ops.elementwise import rms_norm, rotary, swiglu
-from strop.ops.frozen_linear import FrozenWeight, frozen_linear
+from strop.ops.linear import FrozenWeight, Rows, frozen_linear, lora_linear
 from strop.ops.linear_cross_entropy import label_nll, linear_cross_entropy
-from strop.ops.lora_linear import Rows, lora_linear
 
 Attend = Callable[[int, Tensor, Tensor, Tensor, int | None], Tensor]
 """(layer, q_TNH, k_TKH, v_TKH, window) -> (T, N, H)."""
@@ -28,7 +28,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor, int | None], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class LoraTerms:
-    """The LoRA parameters of one merged projection; see `ops.lora_linear` for the shapes."""
+    """The LoRA parameters of one merged projection; see `ops.linear` for the shapes."""
 
     a_RI: nn.Parameter
     b_OR: nn.Parameter
@@ -103,7 +103,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens in, hidden states, logits or a loss out. All its weights are frozen buffers; what is trained is LoRA's."""
+    """Tokens in, hidden states, logits or a loss out. Its weights are frozen buffers; only LoRA is trained."""
 
     final_norm: Tensor
 
@@ -135,13 +135,13 @@ class Decoder(nn.Module):
 
     @property
     def precision(self) -> str:
-        """The recipe's name of how the weights are held."""
+        """The recipe's name for the format of the weights."""
         kinds = {module.kind for module in self.modules() if isinstance(module, FrozenWeight) and module.kind}
         return kinds.pop() if kinds else str(self.dtype).removeprefix("torch.")
 
     @property
     def num_base_parameters(self) -> int:
-        """Frozen weights of the checkpoint, however they are held; a tied embedding counts once."""
+        """Number of frozen weights in the checkpoint, whatever their format; a tied embedding counts once."""
         matrices = [module for module in self.modules() if isinstance(module, FrozenWeight)]
         held = set(self.rotary_table.buffers()).union(*(matrix.buffers() for matrix in matrices))
         others = sum(buffer.numel() for buffer in self.buffers() if buffer not in held)
@@ -154,7 +154,7 @@ class Decoder(nn.Module):
             input_ids_T: int64 token ids.
             positions_T: Position of each token in its sample.
             lengths_T: Length of each token's sample (see `RotaryTable`).
-            attend: How queries reach keys.
+            attend: How queries attend to keys.
         """
         x_TD = torch.nn.functional.embedding(input_ids_T, self.embedding.weight)
         cos_TR, sin_TR = self.rotary_table(positions_T, lengths_T, self.dtype)
@@ -165,12 +165,13 @@ class Decoder(nn.Module):
                 x_TD = layer(x_TD, cos_TR, sin_TR, attend)
         return rms_norm(x_TD, self.final_norm, self.config.rms_norm_eps)
 
-    def packed_hidden_states(self, input_ids_T: Tensor, packing: Packing) -> Tensor:
-        """`hidden_states` of packed samples that share nothing, each attending to itself alone."""
-        assert packing.is_flat, "the length of a shared node's sample is not known here"
-        lengths_S, device = torch.tensor(packing.lengths), input_ids_T.device
+    def packed_hidden_states(self, input_ids_T: Tensor, tree: Tree) -> Tensor:
+        """`hidden_states` of packed samples that share nothing, each attending only to itself."""
+        assert tree.is_flat, "samples that share a prefix are read as `PackedInputs`"
+        lengths_S, device = torch.tensor(tree.lengths), input_ids_T.device
         lengths_T = lengths_S.repeat_interleave(lengths_S).to(device)
-        return self.hidden_states(input_ids_T, packing.positions().to(device), lengths_T, attend_packed(packing))
+        positions_T = torch.from_numpy(tree.positions()).to(device)
+        return self.hidden_states(input_ids_T, positions_T, lengths_T, attend_packed(tree))
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Next-token logits (T, V)."""
@@ -186,16 +187,16 @@ class Decoder(nn.Module):
         return label_nll(self._learned_states(inputs), self.head, inputs.label_rows_E, inputs.labels_E)
 
     def _learned_states(self, inputs: PackedInputs) -> Tensor:
-        attend = attend_packed(inputs.packing)
+        attend = attend_packed(inputs.tree)
         hidden_TD = self.hidden_states(inputs.input_ids_T, inputs.positions_T, inputs.sample_lengths_T, attend)
         # learned_R names no position twice, so the backward of index_select never adds two values in one place.
         return hidden_TD.index_select(0, inputs.learned_R)
 
 
-def attend_packed(packing: Packing) -> Attend:
-    """Attention of packed samples, each to itself and the prefix that it shares."""
+def attend_packed(tree: Tree) -> Attend:
+    """Attention within packed samples: each sees itself and the prefix that it shares."""
 
     def attend(layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, window: int | None) -> Tensor:
-        return attention(q_TNH, k_TKH, v_TKH, packing, window)
+        return attention(q_TNH, k_TKH, v_TKH, tree, window)
 
     return attend

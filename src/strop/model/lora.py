@@ -1,8 +1,9 @@
-"""LoRA on a decoder: target modules -> parameters in one flat buffer, and out again under PEFT's names."""
+"""LoRA on a decoder: target modules -> parameters in one flat buffer, named as PEFT names them."""
 
 import math
 import zlib
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,12 @@ _MERGED_NAMES = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("g
 
 
 class LoraAdapter:
-    """The trainable part of a decoder: every A and B, views of one flat buffer, as are their gradients.
+    """The trainable part of a decoder: every A and B is a view of one flat buffer.
 
-    One buffer is one optimizer kernel, one tensor to checkpoint and, with several GPUs, one all-reduce.
+    One buffer means one optimizer kernel, one tensor to checkpoint and, with several GPUs, one all-reduce.
 
     Attributes:
         flat: All parameters, float32 (float64 if the decoder is), one dimension.
-        flat_grad: Their gradients. Backward passes of the plain decoder add into it; see also `lend_gradients`.
         target_modules: The checkpoint's own names of the adapted modules, sorted.
         scaling: Factor on B A x.
     """
@@ -45,11 +45,10 @@ class LoraAdapter:
         slots = self._slots()
         sizes = [projection_size for *_, shapes in slots for projection_size in map(math.prod, shapes)]
         self.flat = torch.zeros(sum(sizes), dtype=dtype, device=decoder.device)
-        self.flat_grad = torch.zeros_like(self.flat)
-        values, grads = iter(self.flat.split(sizes)), iter(self.flat_grad.split(sizes))
+        values = iter(self.flat.split(sizes))
         self._parameters: list[nn.Parameter] = []
         for projection, modules, shapes in slots:
-            a, b = (_parameter(next(values), next(grads), shape) for shape in shapes)
+            a, b = (nn.Parameter(next(values).view(shape)) for shape in shapes)
             self._parameters += (a, b)
             rows = tuple(projection.modules_rows[module] for module in modules)
             projection.lora = LoraTerms(a, b, rows, self.scaling, section.lora_dropout)
@@ -73,15 +72,17 @@ class LoraAdapter:
         """Trainable parameters."""
         return self.flat.numel()
 
-    def lend_gradients(self, lend: bool) -> None:
-        """Have `flat_grad` only for a while: memory without contents, or none.
+    @cached_property
+    def flat_grad(self) -> Tensor:
+        """The gradients of all parameters in one buffer, into which backward passes of the plain decoder add.
 
-        For gradients that come about elsewhere and are brought here for the update alone, when the activations' memory
-        is free: 4 bytes a parameter less at the peak. The plain decoder's backward cannot be used from then on.
+        Made, and made the parameters' own, when it is first asked for: the fused decoder keeps its gradients elsewhere.
         """
-        for parameter in self._parameters:
-            parameter.grad = None
-        self.flat_grad = torch.empty_like(self.flat) if lend else self.flat.new_empty(0)
+        buffer = torch.zeros_like(self.flat)
+        grads = buffer.split([parameter.numel() for parameter in self._parameters])
+        for parameter, grad in zip(self._parameters, grads, strict=True):
+            parameter.grad = grad.view(parameter.shape)
+        return buffer
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every A (r, I) and B (O, r) as a view of the buffer, under the names PEFT writes."""
@@ -109,7 +110,7 @@ class LoraAdapter:
 
 
 def initial_tensors(config: DecoderConfig, section: LoraSection, seed: int) -> dict[str, Tensor]:
-    """What `LoraAdapter.state_dict` begins with, in float32 and without a model: to start elsewhere from the same A.
+    """The initial `LoraAdapter.state_dict`, in float32 and without a model: another engine starts from the same A.
 
     Raises:
         RecipeError: A target matches no module of this model.
@@ -132,10 +133,10 @@ def initial_tensors(config: DecoderConfig, section: LoraSection, seed: int) -> d
 
 
 def resolve_targets(config: DecoderConfig, targets: Sequence[str] | str) -> list[str]:
-    """The checkpoint's own names of the modules that `targets` asks for, sorted.
+    """The checkpoint's own names for the modules that `targets` names, sorted.
 
-    A fused checkpoint has qkv_proj and gate_up_proj where others have q, k, v and gate, up; naming all the parts of
-    a fused module means that module.
+    A fused checkpoint has qkv_proj and gate_up_proj where others have q, k, v and gate, up; naming all parts of a
+    fused module selects that module.
 
     Raises:
         RecipeError: A target that matches nothing, or only a part of a fused module.
@@ -167,14 +168,8 @@ def projections(decoder: Decoder) -> dict[tuple[int, str], Projection]:
     }
 
 
-def _parameter(values: Tensor, grads: Tensor, shape: tuple[int, int]) -> nn.Parameter:
-    parameter = nn.Parameter(values.view(shape))
-    parameter.grad = grads.view(shape)
-    return parameter
-
-
 def _fill_a(a_RI: Tensor, name: str, seed: int) -> None:
-    # One 32-bit number of both: torch's CPU generator ignores a seed's upper half.
+    # One 32-bit number from both, because torch's CPU generator ignores the upper half of a seed.
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
     bound = 1 / math.sqrt(a_RI.shape[1])
     a_RI.copy_(torch.rand(a_RI.shape, generator=generator).mul_(2 * bound).sub_(bound))

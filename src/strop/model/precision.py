@@ -1,4 +1,4 @@
-"""Which type a model's frozen weights and its activations take, where they go, and how torch keeps a GPU's memory."""
+"""The type of a model's frozen weights and activations, their device, and how torch keeps a GPU's memory."""
 
 import os
 import sys
@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from strop.errors import RecipeError
+from strop.gpus import Gpu
 from strop.model.config import DecoderConfig
 from strop.recipe import LoraSection
 
@@ -15,17 +16,17 @@ _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8": torch.
 _BFLOAT16_SINCE, _FLOAT8_SINCE = (8, 0), (9, 0)
 """CUDA compute capabilities: Ampere and Hopper."""
 
-Asked = Literal["auto", "float32", "bfloat16", "float8"]
+PrecisionName = Literal["auto", "float32", "bfloat16", "float8"]
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """How a model is held.
+    """How a model is stored and computed with.
 
     Attributes:
         dtype: Type of activations, norms, embedding and head, and of the frozen matrices too unless:
         float8: The layers' frozen matrices, and what they are multiplied with, are float8 (e4m3).
-        reason: A line that says why.
+        reason: One line that says why.
         nf4: The layers' frozen matrices are NF4, or were rounded to it before they became float8.
     """
 
@@ -33,15 +34,6 @@ class Precision:
     float8: bool
     reason: str
     nf4: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class GpuKind:
-    """A GPU that need not be in this machine, for `why_not_fused` and `choose_precision` in place of a device."""
-
-    name: str
-    capability: tuple[int, int]
-    type: Literal["cuda"] = "cuda"
 
 
 def choose_device() -> torch.device:
@@ -53,37 +45,37 @@ _FUSED_RANK = 64
 """Thin matrices of a larger rank do not fit beside the rest in a multiprocessor's shared memory."""
 
 
-def _name_and_capability(device: torch.device | GpuKind) -> tuple[str, tuple[int, int]]:
-    if isinstance(device, GpuKind):
+def _name_and_capability(device: torch.device | Gpu) -> tuple[str, tuple[int, int]]:
+    if isinstance(device, Gpu):
         return device.name, device.capability
     return torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
 
 
-def why_not_fused(config: DecoderConfig, section: LoraSection, device: torch.device | GpuKind) -> str | None:
-    """What keeps a model and its LoRA from the fused layers of `fused.decoder` on this device, if anything does."""
+def why_not_fused(config: DecoderConfig, section: LoraSection, device: torch.device | Gpu) -> str | None:
+    """Why a model with its LoRA cannot use the fused layers of `fused.decoder` on this device; None if it can."""
     if device.type != "cuda":
         return "no GPU"
     name, capability = _name_and_capability(device)
     if capability < _FLOAT8_SINCE:
-        return f"{name} is older than Hopper, on which the kernels were made"
+        return f"{name} is older than Hopper, which the kernels are made for"
     if section.lora_dropout:
-        return "lora_dropout draws a mask for each module's input"
+        return "lora_dropout needs a mask for each module's input"
     if section.r > _FUSED_RANK:
         return f"lora.r is over {_FUSED_RANK}"
     return "its queries and keys are normed" if config.qk_norm else None
 
 
 def choose_precision(
-    asked: Asked, device: torch.device | GpuKind, why_not_float8: str | None, load_in_4bit: bool = False
+    asked: PrecisionName, device: torch.device | Gpu, why_not_float8: str | None, load_in_4bit: bool = False
 ) -> Precision:
     """The precision of a model on a device.
 
     Args:
         asked: The recipe's choice.
         device: Where the model goes.
-        why_not_float8: A reason that speaks against float8 where the recipe leaves it open, if there is one.
-        load_in_4bit: The recipe's choice of NF4 weights. Left open, float8 is not chosen then: it would take the memory
-            that NF4 is there to save.
+        why_not_float8: A reason for `auto` not to choose float8, if there is one.
+        load_in_4bit: The recipe asks for NF4 weights. `auto` then does not choose float8, which would take the memory
+            that NF4 is meant to save.
 
     Raises:
         RecipeError: The device cannot compute in the type asked for.
@@ -92,18 +84,16 @@ def choose_precision(
         return _choose(asked, device, why_not_float8)
     chosen = _choose(asked, device, "model.load_in_4bit")
     if chosen.float8:
-        what = "nf4 in float8: weights rounded to NF4 once and held in float8, so in as much memory as bfloat16's"
+        what = "nf4 in float8: weights rounded to NF4 once and kept in float8, taking as much memory as bfloat16"
     else:
-        what = f"nf4: made {str(chosen.dtype).removeprefix('torch.')} for each product"
+        what = f"nf4: expanded to {str(chosen.dtype).removeprefix('torch.')} for each product"
     return replace(chosen, nf4=True, reason=f"precision {what}, as the recipe says (model.load_in_4bit)")
 
 
-def _choose(asked: Asked, device: torch.device | GpuKind, why_not_float8: str | None) -> Precision:
+def _choose(asked: PrecisionName, device: torch.device | Gpu, why_not_float8: str | None) -> Precision:
     if device.type != "cuda":
         if asked == "float8":
-            raise RecipeError(
-                "model.precision=float8 needs a GPU of the Hopper kind (H100, H200) or later; leave it out"
-            )
+            raise RecipeError("model.precision=float8 needs a Hopper GPU (H100, H200) or a later one; leave it unset")
         if asked != "auto":
             return Precision(_TYPES[asked], False, f"precision {asked}: as the recipe says")
         # Measured on two AVX-512 cores without AMX: bfloat16 trains 2.5 to 3 times slower than float32.
@@ -112,7 +102,7 @@ def _choose(asked: Asked, device: torch.device | GpuKind, why_not_float8: str | 
     lacks = "float8" if asked == "float8" and capability < _FLOAT8_SINCE else None
     lacks = "bfloat16" if asked == "bfloat16" and capability < _BFLOAT16_SINCE else lacks
     if lacks:
-        raise RecipeError(f"model.precision={lacks}: {name} has no {lacks}; leave it out or set float32")
+        raise RecipeError(f"model.precision={lacks}: {name} has no {lacks}; leave it unset or set float32")
     if asked != "auto":
         return Precision(_TYPES[asked], asked == "float8", f"precision {asked}: as the recipe says")
     if capability < _BFLOAT16_SINCE:
@@ -124,11 +114,11 @@ def _choose(asked: Asked, device: torch.device | GpuKind, why_not_float8: str | 
 
 
 def grow_segments() -> None:
-    """Have torch extend the memory that it holds, and not keep a block of its own for each size that came up.
+    """Let torch extend the memory segments that it holds instead of keeping a block for each size that it has seen.
 
-    Hardly two microbatches have the same number of tokens. Phi-3-mini, 128 samples a step, on an H200: 38.7 GiB instead
-    of 68.6, of which 38.3 are in tensors, at the same speed. To be called before torch first takes memory of a GPU;
-    what the user's environment says of the allocator stands.
+    Hardly any two microbatches have the same number of tokens. Phi-3-mini, 128 samples a step, on an H200: 38.7 GiB
+    instead of 68.6, with 38.3 GiB in tensors, at the same speed. Call it before torch first allocates GPU memory.
+    Allocator settings in the user's environment take precedence.
     """
     if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")

@@ -9,11 +9,11 @@ from strop.model.config import RopeConfig
 
 
 class RotaryTable(nn.Module):
-    """Angles of every position, in the frequencies that the checkpoint's config asks for.
+    """The angle of every position, at the frequencies that the checkpoint's config sets.
 
     Angles are computed in float32 and only then cast, whatever the model's type: in bfloat16 positions beyond 256
-    would collide. LongRoPE has two sets of frequencies; a sample takes the long one if it is longer than the length
-    the model was pre-trained on. That is decided for each sample by its own length, so packing cannot change it.
+    would collide. LongRoPE has two sets of frequencies; a sample uses the long one if it is longer than the length
+    the model was pre-trained on. Each sample's own length decides, so packing cannot change the result.
     """
 
     inv_freq: Tensor
@@ -44,7 +44,7 @@ class RotaryTable(nn.Module):
 
         Args:
             positions_T: Position of each token in its own sample.
-            sample_lengths_T: Length of the sample that each token belongs to, with what will be generated.
+            sample_lengths_T: Length of the sample that each token belongs to, including tokens still to be generated.
             dtype: The type of the result.
         """
         inv_freq = self.inv_freq

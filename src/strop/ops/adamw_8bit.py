@@ -1,7 +1,7 @@
-"""AdamW whose two moments are held in 8 bits, a scale for every 256 of them (Dettmers et al. 2022, arXiv 2110.02861).
+"""AdamW with both moments in 8 bits and a scale for every 256 of them (Dettmers et al. 2022, arXiv 2110.02861).
 
-As bitsandbytes computes it: both moments are made float32, the step is AdamW's in float32, and the new moments are
-rounded to the nearest entry of the dynamic code, signed for the first and unsigned for the second.
+Computed as in bitsandbytes: both moments are expanded to float32, the step is AdamW's in float32, and the new moments
+are rounded to the nearest entry of the dynamic code, signed for the first and unsigned for the second.
 """
 
 from typing import NamedTuple
@@ -9,15 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from strop.ops import kernels_for
 from strop.ops.blockwise import BLOCK, dequantise_blockwise, dynamic_code, quantise_blockwise
-from strop.ops.dispatch import kernels_for
 
 _PIECE = BLOCK << 12
-"""Numbers updated at a time where there is no kernel: the float32 moments of a million fit in a cache."""
+"""Numbers updated at a time when there is no kernel: the float32 moments of a million fit in a cache."""
 
 
 class Moments(NamedTuple):
-    """The state, changed in place.
+    """The optimizer's state, updated in place.
 
     Attributes:
         mean_N: uint8 codes of the first moment.
@@ -38,13 +38,13 @@ class Moments(NamedTuple):
         """The state before the first update."""
         count, blocks = len(parameter_N), -(-len(parameter_N) // BLOCK)
         device = parameter_N.device
-        codes = [torch.zeros(count, dtype=torch.uint8, device=device) for _ in range(2)]  # of whatever: times zero
+        codes = [torch.zeros(count, dtype=torch.uint8, device=device) for _ in range(2)]  # any code: times zero
         absmax = [torch.zeros(blocks, device=device) for _ in range(2)]
         return cls(codes[0], absmax[0], codes[1], absmax[1], torch.zeros((), device=device))
 
 
-class Settings(NamedTuple):
-    """AdamW's numbers."""
+class AdamWSettings(NamedTuple):
+    """AdamW's hyperparameters."""
 
     beta1: float
     beta2: float
@@ -53,7 +53,7 @@ class Settings(NamedTuple):
 
 
 def adamw_8bit(
-    parameter_N: Tensor, grad_N: Tensor, moments: Moments, settings: Settings, learning_rate: float, skip: Tensor
+    parameter_N: Tensor, grad_N: Tensor, moments: Moments, settings: AdamWSettings, learning_rate: float, skip: Tensor
 ) -> None:
     """Update parameters and moments in place; nothing of either changes where `skip`, a bool on the device, is true."""
     moments.step.add_(~skip)
@@ -63,7 +63,8 @@ def adamw_8bit(
     rate = (learning_rate / (1 - settings.beta1**exponent)).float()
     keep = 1 - learning_rate * settings.weight_decay
     if kernels := kernels_for(parameter_N):
-        kernels.adamw_8bit(parameter_N, grad_N, moments, settings, torch.stack((rate, root)), keep, skip)
+        betas, rates = (settings.beta1, settings.beta2), torch.stack((rate, root))
+        kernels.adamw_8bit(parameter_N, grad_N, moments[:4], betas, settings.eps, rates, keep, skip)
         return
     signed, unsigned = (dynamic_code(sign, parameter_N.device) for sign in (True, False))
     for start in range(0, len(parameter_N), _PIECE):

@@ -1,7 +1,7 @@
 """Numbers in 8 bits with a scale for every block of 256: bitsandbytes' dynamic code.
 
-It holds NF4's scales where they are quantised once more (`ops.nf4`) and the moments of 8-bit AdamW (`ops.adamw_8bit`).
-An entry of the code has a decimal exponent, of seven, and a fraction that is the finer the larger the number is
+It stores NF4's scales when they are quantised once more (`ops.nf4`), and the moments of 8-bit AdamW (`ops.adamw_8bit`).
+An entry of the code has one of seven decimal exponents and a fraction that is finer for larger numbers
 (Dettmers 2016, arXiv 1511.04561; Dettmers et al. 2022, arXiv 2110.02861).
 """
 
@@ -16,7 +16,7 @@ _EXPONENTS = 7
 
 @cache
 def dynamic_code(signed: bool, device: torch.device) -> Tensor:
-    """The 256 numbers in [-1, 1], or in [0, 1], that a byte stands for, rising; made once for each device."""
+    """The 256 numbers in [-1, 1], or in [0, 1], that a byte stands for, ascending; made once for each device."""
     numbers = [0.0, 1.0]
     for i in range(_EXPONENTS):
         bounds = torch.linspace(0.1, 1, 2 ** (i if signed else i + 1) + 1, dtype=torch.float32)
@@ -27,7 +27,7 @@ def dynamic_code(signed: bool, device: torch.device) -> Tensor:
 
 @cache
 def midpoints(signed: bool, device: torch.device) -> Tensor:
-    """The 255 numbers halfway between those of the code; what lies on one goes to the lower neighbour."""
+    """The 255 numbers halfway between those of the code; a number on one rounds to the lower neighbour."""
     code = dynamic_code(signed, device)
     return (code[:-1] + code[1:]) / 2
 

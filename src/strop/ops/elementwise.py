@@ -1,13 +1,13 @@
-"""RMS norm, rotary positions and SwiGLU: bound by memory, so each keeps little and recomputes in its backward.
+"""RMS norm, rotary positions and SwiGLU: all bound by memory, so each keeps little and recomputes in its backward.
 
-**RMS norm** has a frozen gain: no gradient for it, and only x and one number a row are kept. With
+**RMS norm** has a frozen gain, which gets no gradient, so only x and one number per row are kept. With
 r = 1 / sqrt(mean(x^2) + eps), n = x r and u = gain * g for an incoming gradient g:
 
     dx = r (u - n mean(u n))
 
-**Rotary**: pairs of channels are turned by an angle that grows with the position. A rotation is linear and its
-transpose is the rotation by the opposite angle, so the backward is the forward with -sin and nothing but the
-tables is kept.
+**Rotary** rotates pairs of channels by an angle that grows with the position. A rotation is linear and its
+transpose is the rotation by the opposite angle, so the backward is the forward with -sin and only the
+tables are kept.
 
 **SwiGLU** on a merged gate_up activation keeps its input and recomputes the sigmoid.
 """
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from strop.ops.dispatch import kernels_for
+from strop.ops import kernels_for
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """See `reference.rms_norm`; the last axis is the one that is normed, any axes may come before it."""
+    """See `reference.rms_norm`; the last axis is normalised, and any axes may come before it."""
     return _RmsNorm.apply(x_TD, weight_D, eps)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -1,7 +1,7 @@
 """Triton kernels of the element-wise ops: one pass over memory each, where PyTorch's own kernels make three to six.
 
 Used for float32 and narrower types on a GPU; everywhere else the ops compute the same in plain PyTorch. All
-arithmetic is in float32. Imported only there, because torch's CPU builds come without Triton.
+arithmetic is in float32. Imported only on a GPU, because torch's CPU builds come without Triton.
 """
 
 import torch
@@ -9,17 +9,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from strop.ops import blockwise
-from strop.ops.adamw_8bit import Moments, Settings
-from strop.ops.nf4 import BLOCK, Nf4, levels
+from strop.ops.blockwise import BLOCK as MOMENT_BLOCK
+from strop.ops.blockwise import dynamic_code, midpoints
 
 _BLOCK = 1024
 
 _BLOCKS = 64
-"""Blocks of 64 numbers of a program: 14 instructions a number, where 16 blocks need 23 (compiled for an H200)."""
+"""Blocks of 64 numbers per program: 14 instructions per number, against 23 with 16 blocks (compiled for an H200)."""
 
 _MOMENT_BLOCKS = 2
-"""Blocks of 256 moments of a program."""
+"""Blocks of 256 moments per program."""
 
 
 @triton.jit
@@ -124,7 +123,7 @@ def swiglu_backward(grad_TF: Tensor, gate_up_T2F: Tensor) -> Tensor:
 
 
 def rotary(x_TNH: Tensor, cos_TR: Tensor, sin_TR: Tensor, sign: float) -> Tensor:
-    """X turned by the angle, or back by it where sign is -1. Rows of x may lie apart, as slices of q, k, v do."""
+    """X rotated by the angle, or back by it if sign is -1. Rows of x may be strided, as slices of q, k, v are."""
     rows, heads, width = x_TNH.shape
     if x_TNH.stride()[1:] != (width, 1):
         x_TNH = x_TNH.contiguous()
@@ -143,9 +142,9 @@ def _nf4_dequantise(
     packed, absmax, levels, nested_absmax, offset, code, out, count,
     BLOCK: tl.constexpr, BLOCKS: tl.constexpr, NESTED: tl.constexpr,
 ):  # fmt: skip
-    """Some blocks of 64 numbers, a row each; a thread reads 4 bytes and writes 8 numbers, 16 bytes in bfloat16."""
+    """Some blocks of 64 numbers, one per row; a thread reads 4 bytes and writes 8 numbers, 16 bytes in bfloat16."""
     first = tl.program_id(0).to(tl.int64) * BLOCKS
-    left = (count - first * BLOCK).to(tl.int32)  # from here on 32 bits are enough for every place
+    left = (count - first * BLOCK).to(tl.int32)  # from here on 32 bits are enough for every index
     row, byte, column = tl.arange(0, BLOCKS), tl.arange(0, BLOCK // 2)[None, :], tl.arange(0, BLOCK)[None, :]
     real = row * BLOCK < left
     if NESTED > 0:
@@ -204,26 +203,38 @@ def _adamw_8bit(
         _store_moment(v, square, square_absmax, unsigned_mid, place, block, inside, real)
 
 
-def nf4_dequantise(nf4: Nf4, out: Tensor) -> None:
+def nf4_dequantise(
+    packed: Tensor,
+    absmax_B: Tensor,
+    nested: tuple[Tensor, Tensor, Tensor] | None,
+    levels: Tensor,
+    block: int,
+    out: Tensor,
+) -> None:
     """See `ops.nf4.dequantise_into`; no multiplication is fused with an addition, so the bits are bitsandbytes'."""
-    nested, count = nf4.nested, out.numel()
-    _nf4_dequantise[(triton.cdiv(count, BLOCK * _BLOCKS),)](
-        nf4.packed, nf4.absmax_B, levels(out.device), *(nested or (None, None, None)), out, count,
-        BLOCK=BLOCK, BLOCKS=_BLOCKS, NESTED=blockwise.BLOCK if nested else 0, enable_fp_fusion=False,
+    count = out.numel()
+    _nf4_dequantise[(triton.cdiv(count, block * _BLOCKS),)](
+        packed, absmax_B, levels, *(nested or (None, None, None)), out, count,
+        BLOCK=block, BLOCKS=_BLOCKS, NESTED=MOMENT_BLOCK if nested else 0, enable_fp_fusion=False,
     )  # fmt: skip
 
 
 def adamw_8bit(
-    parameter_N: Tensor, grad_N: Tensor, moments: Moments, settings: Settings, rates: Tensor, keep: float, skip: Tensor
+    parameter_N: Tensor,
+    grad_N: Tensor,
+    moments: tuple[Tensor, Tensor, Tensor, Tensor],
+    betas: tuple[float, float],
+    eps: float,
+    rates: Tensor,
+    keep: float,
+    skip: Tensor,
 ) -> None:
-    """See `ops.adamw_8bit`; one pass, nothing of float32 beside parameters and gradients. `rates`: rate and root."""
+    """See `ops.adamw_8bit`; one pass, with only parameters and gradients in float32. `rates`: rate and root."""
     device, count = parameter_N.device, len(parameter_N)
-    tables = [
-        table(signed, device) for table in (blockwise.dynamic_code, blockwise.midpoints) for signed in (True, False)
-    ]
-    beta1, beta2, eps, _ = settings
-    _adamw_8bit[(triton.cdiv(count, blockwise.BLOCK * _MOMENT_BLOCKS),)](
-        parameter_N, grad_N, *moments[:4], *tables, rates, skip.to(torch.uint8), count,
+    tables = [table(signed, device) for table in (dynamic_code, midpoints) for signed in (True, False)]
+    beta1, beta2 = betas
+    _adamw_8bit[(triton.cdiv(count, MOMENT_BLOCK * _MOMENT_BLOCKS),)](
+        parameter_N, grad_N, *moments, *tables, rates, skip.to(torch.uint8), count,
         beta1, beta2, 1 - beta1, 1 - beta2, eps, keep,
-        BLOCK=blockwise.BLOCK, BLOCKS=_MOMENT_BLOCKS, enable_fp_fusion=False,
+        BLOCK=MOMENT_BLOCK, BLOCKS=_MOMENT_BLOCKS, enable_fp_fusion=False,
     )  # fmt: skip

@@ -1,11 +1,11 @@
 """The loss from hidden states, without ever holding all the logits.
 
 The gradient of the loss with respect to a chunk's logits is weight * (softmax - onehot), known as soon as the chunk's
-logits are; so the forward goes on to grad_hidden = (softmax - onehot) W at once and drops the logits. What is kept for
-the backward is one (R, D) tensor, which the backward scales. Same idea as Liger's fused linear cross-entropy
+logits are; so the forward computes grad_hidden = (softmax - onehot) W at once and drops the logits. Only one (R, D)
+tensor is kept, which the backward scales. Same idea as Liger's fused linear cross-entropy
 (Hsu et al. 2024, arXiv 2410.10989), for a head that is frozen.
 
-A position that several samples share may have several labels, one for each way in which they go on. Its gradient is
+A position that several samples share may have several labels, one for each token that follows it. Its gradient is
 (sum of its weights) * softmax - sum of weight * onehot(label).
 """
 
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strop.ops.frozen_linear import FrozenWeight
+from strop.ops.linear import FrozenWeight
 
 LOGITS_BYTES = 256 << 20
-"""Logits held at a time: large enough to fill a GPU, small beside the activations of the layers."""
+"""Logits in memory at a time: large enough to fill a GPU, small beside the activations of the layers."""
 
 
 def linear_cross_entropy(
@@ -37,10 +37,10 @@ def linear_cross_entropy(
 
 @torch.no_grad()
 def label_nll(hidden_RD: Tensor, head: FrozenWeight, rows_E: Tensor, labels_E: Tensor) -> tuple[Tensor, Tensor]:
-    """What each entry of `linear_cross_entropy` costs by itself; `rows_E` is non-decreasing.
+    """The loss of each entry of `linear_cross_entropy` by itself; `rows_E` must be non-decreasing.
 
     Returns:
-        -log softmax(hidden W^T)[row, label], (E,) in float32 or wider; and bool (E,), no other token is likelier.
+        -log softmax(hidden W^T)[row, label], (E,) in float32 or wider; and bool (E,), true if no token is likelier.
     """
     wide = torch.promote_types(hidden_RD.dtype, torch.float32)
     chunk = _rows_at_a_time(head)
@@ -74,16 +74,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden_RD.shape[0], chunk):
             rows = slice(start, start + chunk)
             logits_CV = head.project(hidden_RD[rows]).to(wide)
-            # Which entries are this chunk's only the device knows, and asking it would stop the host. So all of them
+            # Only the device knows which entries are this chunk's, and asking it would stall the host. So all of them
             # take part, those of other chunks with weight 0.
             row_E = (rows_E - start).clamp(0, logits_CV.shape[0] - 1)
             weight_E = weights_E * (row_E == rows_E - start)
             log_norm_C = logits_CV.logsumexp(-1)
             total += ((log_norm_C[row_E] - logits_CV[row_E, labels_E]) * weight_E).sum()
             if grad_RD is not None:
-                # weight * softmax = exp(logit - log norm + log weight): no pass of its own over the logits
+                # weight * softmax = exp(logit - log norm + log weight): no extra pass over the logits
                 grad_CV = logits_CV.sub_((log_norm_C - log_weight_R[rows])[:, None]).exp_()
-                # Each place is met by one entry of this chunk and perhaps by zeros, so the order cannot show.
+                # Each element gets one entry of this chunk and otherwise zeros, so the order makes no difference.
                 grad_CV.view(-1).index_add_(0, row_E * logits_CV.shape[1] + labels_E, weight_E, alpha=-1)
                 grad_RD[rows] = head.backproject(grad_CV.to(hidden_RD.dtype))
         ctx.save_for_backward(grad_RD)

@@ -1,9 +1,9 @@
-"""NF4, bitsandbytes' format of 4-bit weights, bit for bit, and frozen matrices held in it.
+"""NF4, bitsandbytes' 4-bit format of weights, bit for bit, and frozen matrices stored in it.
 
-The format is that of Dettmers et al. 2023 (arXiv 2305.14314). Numbers are taken along the flattened matrix in blocks of
-64. Each is stored as the nearest of 16 levels, quantiles of the normal distribution and an exact zero, times the
-block's largest magnitude; two numbers a byte, the first in its upper half. With double quantisation those magnitudes,
-less their mean, are held in 8 bits (`ops.blockwise`): 4.13 bits a weight instead of 4.5.
+The format is that of Dettmers et al. 2023 (arXiv 2305.14314). The flattened matrix is cut into blocks of 64 numbers.
+Each is stored as the nearest of 16 levels, quantiles of the normal distribution and an exact zero, times the block's
+largest magnitude; two numbers per byte, the first in its upper half. With double quantisation those magnitudes, minus
+their mean, are stored in 8 bits (`ops.blockwise`): 4.13 bits per weight instead of 4.5.
 """
 
 import math
@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from strop.ops import kernels_for
 from strop.ops.blockwise import BLOCK as NESTED_BLOCK
 from strop.ops.blockwise import dequantise_blockwise, dynamic_code, quantise_blockwise
-from strop.ops.dispatch import kernels_for
-from strop.ops.frozen_linear import FrozenWeight, Operand
+from strop.ops.linear import FrozenWeight, Operand
 
 # arXiv 2305.14314, appendix E.
 LEVELS = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
@@ -27,7 +27,7 @@ LEVELS = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, 
 BLOCK = 64
 
 _PIECE = BLOCK << 16
-"""Numbers quantised at a time, so that loading a large matrix takes little memory beside it."""
+"""Numbers quantised at a time, so that loading a large matrix takes little extra memory."""
 
 
 class Nested(NamedTuple):
@@ -48,8 +48,8 @@ class Nf4(NamedTuple):
     """A matrix in NF4.
 
     Attributes:
-        packed: uint8, two numbers a byte.
-        absmax_B: Each block's largest magnitude: float32, or uint8 codes where there is `nested`.
+        packed: uint8, two numbers per byte.
+        absmax_B: Each block's largest magnitude: float32, or uint8 codes if there is `nested`.
         nested: See `Nested`.
         shape: Of the matrix.
     """
@@ -60,7 +60,7 @@ class Nf4(NamedTuple):
     shape: tuple[int, ...]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything it holds of its own, by name."""
+        """Its own tensors, by name."""
         held = {"packed": self.packed, "absmax": self.absmax_B}
         return held | ({"nested_absmax": self.nested.absmax_G, "offset": self.nested.offset} if self.nested else {})
 
@@ -75,7 +75,7 @@ def quantise(weight: Tensor, double: bool = True) -> Nf4:
     """A matrix rounded to NF4.
 
     Args:
-        weight: Any shape, in float32 or narrower (wider ones are made float32 first).
+        weight: Any shape, in float32 or narrower (wider ones are converted to float32 first).
         double: Quantise the blocks' magnitudes too, as QLoRA and Unsloth do.
     """
     pieces = [_quantise(piece) for piece in weight.reshape(-1).split(_PIECE)]
@@ -115,7 +115,7 @@ def dequantise(nf4: Nf4, dtype: torch.dtype) -> Tensor:
 def dequantise_into(nf4: Nf4, out: Tensor) -> None:
     """`dequantise` into a contiguous tensor of the matrix's shape; on a GPU one kernel that reads each byte once."""
     if kernels := kernels_for(out):
-        kernels.nf4_dequantise(nf4, out)
+        kernels.nf4_dequantise(nf4.packed, nf4.absmax_B, nf4.nested, levels(out.device), BLOCK, out)
         return
     absmax_B, count = magnitudes(nf4), out.numel()
     halves = torch.stack((nf4.packed >> 4, nf4.packed & 15), dim=1).view(-1)[:count]
@@ -131,18 +131,18 @@ def magnitudes(nf4: Nf4) -> Tensor:
 
 
 def sizes(count: int) -> tuple[int, int, int]:
-    """Bytes, blocks and blocks of blocks of a matrix of so many numbers."""
+    """Bytes, blocks and blocks of blocks in a matrix of `count` numbers."""
     blocks = -(-count // BLOCK)
     return -(-count // 2), blocks, -(-blocks // NESTED_BLOCK)
 
 
 class Scratch:
-    """Memory for one dense matrix at a time, as large as a model's largest, shared by all of them.
+    """Memory for one dense matrix at a time, as large as a model's largest and shared by all of them.
 
-    That is safe on one stream: a product has read the matrix before the next one's kernel, which comes after it in the
-    stream, overwrites it. The same holds in a captured graph, which keeps the stream's order, and between graphs and
-    eager runs, which all follow each other in the training stream. The buffer is made while a model is loaded, so it
-    belongs to no graph's memory and stays where the graphs expect it.
+    Sharing is safe on one stream: a product has read the matrix before the next one's kernel, which comes after it in
+    the stream, overwrites it. The same is true in a captured graph, which keeps the stream's order, and between graphs
+    and eager runs, which follow each other in the training stream. The buffer is allocated while a model is loaded, so
+    it is in no graph's pool and stays where the graphs expect it.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device | str) -> None:
@@ -154,19 +154,19 @@ class Scratch:
         return self._buffer.dtype
 
     def reserve(self, count: int) -> None:
-        """Make room for a matrix of so many numbers; only while a model is loaded."""
+        """Make room for a matrix of `count` numbers; only while a model is being loaded."""
         if count > len(self._buffer):
             self._buffer = self._buffer.new_empty(count)
 
     def of(self, shape: torch.Size) -> Tensor:
-        """The memory as a matrix, holding whatever was there last."""
+        """The memory as a matrix, with whatever was in it last."""
         return self._buffer[: math.prod(shape)].view(shape)
 
 
 class Nf4Weight(FrozenWeight):
-    """An (O, I) matrix of parts that lie one under the other, each in NF4 by itself, as checkpoints quantise modules.
+    """An (O, I) matrix of parts stacked by rows, each in NF4 by itself, as checkpoints quantise modules.
 
-    A part may be dense: some 4-bit checkpoints leave single modules as they were.
+    A part may be dense: some 4-bit checkpoints leave a few modules unquantised.
     """
 
     kind = "nf4"
@@ -181,7 +181,7 @@ class Nf4Weight(FrozenWeight):
         scratch.reserve(math.prod(self.shape))
 
     def dense(self) -> Tensor:
-        """The matrix, in the scratch memory: good until any other matrix of the model is used."""
+        """The matrix, in the scratch memory: valid until any other matrix of the model is used."""
         out_OI = self._scratch.of(self.shape)
         for part, rows in zip(self._parts, out_OI.split([part.shape[0] for part in self._parts]), strict=True):
             if isinstance(part, Nf4):

@@ -47,8 +47,8 @@ def attention(
 ) -> Tensor:
     """Causal attention inside each packed sample, softmax(q k^T / sqrt(H)) v; samples never see each other.
 
-    Where samples share a prefix they are a tree of nodes: a token sees those before it in its own node, and all of
-    the nodes on the way to the root.
+    Samples that share a prefix form a tree of nodes: a token sees those before it in its own node, and all of the
+    nodes on the path to the root.
 
     Args:
         q_TNH: Queries, packed one node after the other; N is a multiple of K.

@@ -1,9 +1,8 @@
-"""A whole run as one frozen object, and the files that say it: what to train, on which rows, how, and where."""
+"""A whole run as one frozen object, read from YAML: what to train, on which rows, how, and where."""
 
 from strop.recipe.reader import list_recipes, load_recipe, recipe_text
 from strop.recipe.schema import (
     EXPONENT,
-    GPUS,
     SEVEN_MODULES,
     DataSection,
     LoraSection,
@@ -17,7 +16,6 @@ from strop.recipe.schema import (
 
 __all__ = [
     "EXPONENT",
-    "GPUS",
     "SEVEN_MODULES",
     "DataSection",
     "LoraSection",

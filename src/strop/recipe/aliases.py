@@ -1,4 +1,4 @@
-"""The key names of Axolotl, TRL, LLaMA-Factory and Unsloth, and what they are here."""
+"""The key names of Axolotl, TRL, LLaMA-Factory and Unsloth, and what they mean here."""
 
 from collections.abc import Callable
 from typing import Any
@@ -41,12 +41,12 @@ ALIASES: dict[str, str] = {
     "log_steps": "train.logging_steps",
     "use_gradient_checkpointing": "train.gradient_checkpointing",
 }
-"""Another name -> the key it means."""
+"""Another tool's name -> the key it means."""
 
 
 def _percentage(value: Any) -> tuple[str, Any]:
     if isinstance(value, bool) or not 0 <= float(value) < 1:
-        raise ValueError("must be a share from 0 up to 1, not a number of rows")
+        raise ValueError("must be a fraction from 0 up to 1, not a number of rows")
     return ("data.validation_split_percentage", round(float(value) * 100, 9))  # 0.07 * 100 is 7.000000000000001
 
 
@@ -64,13 +64,13 @@ def _bf16(value: Any) -> tuple[str, Any]:
 
 def _qlora(value: Any) -> tuple[str, Any]:
     if value != "qlora":
-        raise ValueError("cannot be done; only LoRA is trained here")
+        raise ValueError("must be lora or qlora; strop trains only LoRA")
     return ("model.load_in_4bit", True)
 
 
 def _four_bits(value: Any) -> tuple[str, Any]:
     if value != 4:
-        raise ValueError("is not supported; leave it out and train in bfloat16")
+        raise ValueError("must be 4; remove it to train in bfloat16")
     return ("model.load_in_4bit", True)
 
 
@@ -83,40 +83,40 @@ TRANSLATED: dict[str, Callable[[Any], tuple[str, Any]]] = {
     "quantization_bit": _four_bits,
     "adapter": _qlora,
 }
-"""Another name -> the key and value it means, or a ValueError with the rule that the value breaks."""
+"""Another tool's name -> the key and value it means, or a ValueError with the rule that the value breaks."""
 
 UNDERSTOOD: dict[str, tuple[tuple[Any, ...], str]] = {
-    "packing": ((True, False), "samples are always packed here, and packing changes no result"),
-    "sample_packing": ((True, False), "samples are always packed here, and packing changes no result"),
-    "padding_free": ((True, False), "there is never padding here"),
-    "fp16": ((False,), "use bfloat16: model.precision"),
+    "packing": ((True, False), "strop always packs samples, and packing does not change the result"),
+    "sample_packing": ((True, False), "strop always packs samples, and packing does not change the result"),
+    "padding_free": ((True, False), "strop never pads"),
+    "fp16": ((False,), "use bfloat16 (model.precision)"),
     "tf32": ((True, False), "matrix products run in model.precision"),
-    "bnb_4bit_quant_type": (("nf4",), "4-bit weights are NF4 here"),
-    "bnb_4bit_use_double_quant": ((True,), "NF4's scales are always quantised too"),
-    "load_in_8bit": ((False,), "8-bit weights are not supported; model.precision is"),
-    "adapter": (("lora",), "only LoRA is trained here"),
-    "finetuning_type": (("lora",), "only LoRA is trained here"),
-    "full_finetuning": ((False,), "only LoRA is trained here"),
-    "use_peft": ((True,), "only LoRA is trained here"),
-    "task_type": (("CAUSAL_LM",), "only causal language models are trained here"),
-    "stage": (("sft",), "only supervised fine-tuning is done here"),
-    "do_train": ((True,), "strop train trains"),
-    "flash_attention": ((True, False), "attention is chosen by the device"),
+    "bnb_4bit_quant_type": (("nf4",), "strop's 4-bit weights are NF4"),
+    "bnb_4bit_use_double_quant": ((True,), "strop always quantises NF4's scales too"),
+    "load_in_8bit": ((False,), "choose the type with model.precision, or use load_in_4bit"),
+    "adapter": (("lora",), "strop trains only LoRA"),
+    "finetuning_type": (("lora",), "strop trains only LoRA"),
+    "full_finetuning": ((False,), "strop trains only LoRA"),
+    "use_peft": ((True,), "strop trains only LoRA"),
+    "task_type": (("CAUSAL_LM",), "strop trains only causal language models"),
+    "stage": (("sft",), "strop does only supervised fine-tuning"),
+    "do_train": ((True,), "strop train always trains"),
+    "flash_attention": ((True, False), "strop chooses the attention for the device"),
 }
-"""Another tool's key -> the values that agree with what happens here anyway, and why."""
+"""Another tool's key -> the values that agree with what strop does anyway, and why."""
 
 _8BIT_ADAMW = ("paged_adamw_8bit", "adamw_bnb_8bit")
-"""bitsandbytes' other names. Its paged one moves moments to the host where a GPU is full; here they are small."""
+"""bitsandbytes' other names. The paged one moves moments to the host when the GPU is full; here they are small."""
 
 _ROW_SHAPES = {"alpaca": "alpaca", "completion": "text", "sharegpt": "sharegpt", "chat_template": None}
 _KNOWN_OF_A_DATASET = {"path", "type", "split", "ds_type"}
 
 
 def translate_value(target: str, value: Any) -> dict[str, Any]:
-    """What other tools write as the value of a key, as the keys and values that it means.
+    """Translate a value as other tools write it to the keys and values that it means.
 
     Raises:
-        ValueError: It asks for something that would be left out, with the reason.
+        ValueError: It asks for something that strop would ignore; the message gives the reason.
     """
     if target == "lora.target_modules" and isinstance(value, str):
         names = [name.strip() for name in value.split(",")]
@@ -136,16 +136,16 @@ def _axolotl_datasets(target: str, items: list[dict[str, Any]]) -> dict[str, Any
     files, shapes = [], set()
     for item in items:
         if unread := sorted(map(str, item.keys() - _KNOWN_OF_A_DATASET)):
-            raise ValueError(f"{', '.join(unread)} of a dataset cannot be read; only path, type and split can")
+            raise ValueError(f"{', '.join(unread)} of a dataset is not supported; only path, type and split are")
         if not isinstance(item.get("path"), str):
             raise ValueError("every dataset needs a path")
         kind = item.get("type")
         if kind is not None and (not isinstance(kind, str) or kind not in _ROW_SHAPES):
-            raise ValueError(f"type {kind} is not known; {', '.join(_ROW_SHAPES)} are")
+            raise ValueError(f"type {kind} is unknown; known types are {', '.join(_ROW_SHAPES)}")
         split = item.get("split")
         files.append(item["path"] if split in (None, "train") else f"{item['path']}:{split}")
         shapes.add(_ROW_SHAPES[kind] if kind else None)
     if len(shapes) > 1:
-        raise ValueError("the datasets have different types; a recipe's rows all have one shape")
+        raise ValueError("the datasets have different types; all rows of a recipe must have the same shape")
     shape = shapes.pop()
     return {target: files} | ({"data.format": shape} if shape else {})

@@ -1,4 +1,4 @@
-"""Recipe files and overrides -> a `Recipe`, or one error that lists every fault with its line."""
+"""Reads recipe files and overrides into a `Recipe`, or raises one error that lists every fault with its line."""
 
 import difflib
 import os
@@ -40,27 +40,52 @@ _SECRET = re.compile(
 _SECRET_KEY = re.compile(r"(api_?key|(hf|hub|auth|access)_token|secret|password)$", re.IGNORECASE)
 
 
-def read_recipe(name_or_path: str, overrides: Mapping[str, Any] | Sequence[str]) -> Recipe:
-    """See `strop.recipe.load_recipe`."""
+def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Recipe:
+    """Read a recipe file or a shipped recipe, with some keys replaced.
+
+    Args:
+        name_or_path: A YAML file, or a name from `list_recipes`.
+        overrides: `key=value` strings, or a mapping, nested or with dotted keys.
+
+    Raises:
+        RecipeError: The recipe has errors; the message lists all of them.
+    """
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     try:
-        path = _find(name_or_path)
+        path = _find(str(name_or_path))
         reader = _Reader(str(path))
         reader.place(entries_of_file(path, _SECTIONS, reader.faults), "of the file")
         reader.place(_entries_of_overrides(overrides, reader.faults), "on the command line", replacing=True)
         return reader.finish(path.stem)
-    except RecipeError as error:  # its message may quote a token, and messages end up in logs
+    except RecipeError as error:  # the message may quote a token, and messages end up in logs
         raise RecipeError(_SECRET.sub("(a secret)", str(error))) from None
 
 
+def list_recipes() -> list[str]:
+    """The names of the shipped recipes."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """The text of a shipped recipe.
+
+    Raises:
+        RecipeError: There is none with this name.
+    """
+    if name not in list_recipes():
+        raise RecipeError(f"there is no shipped recipe {name!r}; shipped recipes are {', '.join(list_recipes())}")
+    return (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
+
+
 def starter_recipe(train_file: str, model: str) -> str:
-    """The text of a first recipe for someone's rows, every line explained; loads as it is."""
+    """The text of a first recipe for someone's rows, with every line explained; it loads without changes."""
     template = (SHIPPED / "starter.yaml.txt").read_text(encoding="utf-8")
     quote = {"MODEL": yaml_scalar(model), "TRAIN_FILE": yaml_scalar(train_file)}
     return re.sub("MODEL|TRAIN_FILE", lambda match: quote[match[0]], template)
 
 
 def yaml_scalar(text: str) -> str:
-    """A string as YAML writes it on one line."""
+    """A string as one line of YAML."""
     plain = yaml.safe_dump(text, width=10**6).removesuffix("...\n").rstrip("\n")
     return yaml.safe_dump(text, default_style='"', width=10**6).rstrip("\n") if "\n" in plain else plain
 
@@ -70,13 +95,13 @@ def _find(name_or_path: str) -> Path:
     shipped = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
     if name_or_path in shipped and not path.is_file():
         return SHIPPED / f"{name_or_path}.yaml"
-    if os.path.isdir(path):  # unlike Path.is_dir, these are False for a name too long to exist
-        raise RecipeError(f"{path} is a folder, and not a run's; give a recipe file or one of {', '.join(shipped)}")
+    if os.path.isdir(path):  # unlike Path.is_dir, this is False for a name too long to exist
+        raise RecipeError(f"{path} is a folder but not a run folder; give a recipe file or one of {', '.join(shipped)}")
     if not os.path.exists(path):
         siblings = [str(p) for p in path.parent.glob("*.y*ml")] if os.path.isdir(path.parent) else []
         raise RecipeError(
-            f"there is no recipe file {_show(name_or_path)} and no shipped recipe of that name"
-            f"{_nearest(name_or_path, [*shipped, *siblings])}. Shipped: {', '.join(shipped)}"
+            f"there is no recipe file {_show(name_or_path)}, and no shipped recipe with that name"
+            f"{_nearest(name_or_path, [*shipped, *siblings])}. Shipped recipes: {', '.join(shipped)}"
         )
     return path
 
@@ -102,7 +127,7 @@ def _entries_of_overrides(overrides: Mapping[str, Any] | Sequence[str], faults: 
 
 
 class _Reader:
-    """Collects keys into sections, and everything that is wrong with them."""
+    """Collects keys into sections, together with every error in them."""
 
     def __init__(self, source: str) -> None:
         self.faults: list[str] = []
@@ -112,7 +137,7 @@ class _Reader:
         self._faulty: set[str] = set()
 
     def place(self, entries: Iterator[Entry], source: str, replacing: bool = False) -> None:
-        """Put every entry where it belongs; two that mean the same key must agree, unless they replace."""
+        """Add every entry under the key it means; two entries of one source for the same key must agree."""
         seen: dict[str, Entry] = {}
         for entry in entries:
             for target, value in self._resolve(entry, report_place=not replacing).items():
@@ -126,15 +151,15 @@ class _Reader:
                 self._values[target] = replace(entry, value=value)
 
     def _resolve(self, entry: Entry, report_place: bool) -> dict[str, Any]:
-        """The keys that an entry means and their values; empty if it changes nothing or is a fault, which is noted."""
+        """The keys that an entry means and their values; empty for one that changes nothing or is an error."""
         section, _, key = entry.key.rpartition(".")
         target = _target(entry.key)
         if entry.value is UNREADABLE or _holds_secret(entry):
             self._faulty.add(target or entry.key)
             if entry.value is not UNREADABLE:
                 self._fault(
-                    f"{entry.where}: {entry.key} looks like an access token; recipes are copied into run folders. "
-                    "Put it in the environment (HF_TOKEN) instead"
+                    f"{entry.where}: {entry.key} looks like an access token, but recipes are copied to run folders; "
+                    "put it in the environment (HF_TOKEN) instead"
                 )
             return {}
         if section not in _SECTIONS and (section or (isinstance(entry.value, dict) and not target)):
@@ -143,7 +168,7 @@ class _Reader:
         if entry.key in _SECTIONS and target is None:
             example = f"{key}.{next(iter(_SECTIONS[key].model_fields))}"
             return self._fault(
-                f"{entry.where}: {key}={_show(entry.value)}: {key} is a section of keys, such as {example}"
+                f"{entry.where}: {key}={_show(entry.value)}: {key} is a section with keys such as {example}"
             )
         if key in TRANSLATED or key in UNDERSTOOD:
             return self._translate(entry, key)
@@ -168,7 +193,7 @@ class _Reader:
     def _translate(self, entry: Entry, key: str) -> dict[str, Any]:
         written = f"{entry.key}={_show(entry.value)}"
         if entry.value is None and key != "adapter":  # Axolotl's blank adapter means full fine-tuning
-            self.notes.append(f"{entry.key} is blank: changes nothing")
+            self.notes.append(f"{entry.key} is blank: ignored")
             return {}
         if key in UNDERSTOOD:
             agreeing, reason = UNDERSTOOD[key]
@@ -176,7 +201,7 @@ class _Reader:
                 self.notes.append(f"{written}: changes nothing; {reason}")
                 return {}
             if key not in TRANSLATED:
-                return self._fault(f"{entry.where}: {written} cannot be done; {reason}")
+                return self._fault(f"{entry.where}: {written} is not supported; {reason}")
         try:
             target, value = TRANSLATED[key](entry.value)
         except TypeError:
@@ -191,7 +216,7 @@ class _Reader:
         return {}
 
     def finish(self, stem: str) -> Recipe:
-        """The recipe, or all faults together."""
+        """Build the recipe, or raise all errors together."""
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:100] or "recipe"
         values: dict[str, Any] = {"name": name, "model": {}, "data": {}}
         for target, entry in self._values.items():
@@ -209,7 +234,7 @@ class _Reader:
         return recipe
 
     def _explain(self, error: ValidationError) -> None:
-        """Pydantic's faults in a person's words, one for each key."""
+        """Record pydantic's errors in readable words, one per key."""
         by_key: dict[str, dict[str, Any]] = {}
         for details in error.errors():
             key = ".".join([str(part) for part in details["loc"] if str(part).isidentifier()][:2])
@@ -231,7 +256,7 @@ class _Reader:
             self.faults.append(f"{entry.where}: {key}={_show(entry.value)}: {message}{near}")
 
     def _explain_contradictions(self, values: dict[str, Any]) -> None:
-        """Those between the keys that have no fault of their own; the others may be what the faulty ones lead to."""
+        """Record contradictions between keys that are valid by themselves; others may only follow from a faulty key."""
         sound = {
             section: {
                 key: value for key, value in values.get(section, {}).items() if f"{section}.{key}" not in self._faulty
@@ -247,7 +272,7 @@ class _Reader:
 
 
 def _target(written: str) -> str | None:
-    """The key that is meant by a name, with or without a section; None if there is none or its value decides."""
+    """The key that a name means, with or without its section; None if there is none, or if the value decides."""
     section, _, key = written.rpartition(".")
     if written == "name" or (section in _SECTIONS and key in _SECTIONS[section].model_fields):
         return written
@@ -255,14 +280,14 @@ def _target(written: str) -> str | None:
 
 
 def _remarks(train: TrainSection) -> Iterator[str]:
-    """What is allowed but hardly meant."""
+    """Warn about values that are allowed but probably not intended."""
     if 0 < train.max_steps <= train.warmup_steps:
         yield (
-            f"train.warmup_steps={train.warmup_steps}: train.max_steps={train.max_steps} ends before the learning "
-            "rate is at its highest"
+            f"train.warmup_steps={train.warmup_steps}: with train.max_steps={train.max_steps} the run ends before the "
+            "learning rate reaches its peak"
         )
     if train.learning_rate > 0.1:
-        yield f"train.learning_rate={train.learning_rate}: usual rates for LoRA are 1e-5 to 1e-3"
+        yield f"train.learning_rate={train.learning_rate}: for LoRA, 1e-5 to 1e-3 is usual"
 
 
 def _describe(key: str) -> str:
@@ -276,13 +301,13 @@ def _holds_secret(entry: Entry) -> bool:
 
 
 def _show(value: Any) -> str:
-    """A value as messages quote it: on one line, and not the whole of a long one."""
+    """A value as error messages quote it: on one line, and shortened."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:80]}... ({len(text):,} characters)"
 
 
 def _nearest(word: str, known: list[str]) -> str:
-    """`; did you mean ...?`, or nothing if nothing is near."""
+    """`; did you mean ...?`, or nothing if no known word is similar."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6) or difflib.get_close_matches(
         word.rpartition(".")[2], known, n=1, cutoff=0.6
     )
@@ -290,32 +315,3 @@ def _nearest(word: str, known: list[str]) -> str:
         return ""
     target = ALIASES.get(close[0], f"{_HOME[close[0]]}.{close[0]}" if close[0] in _HOME else close[0])
     return f"; did you mean {target}?"
-
-
-def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Recipe:
-    """Read a recipe file or a shipped recipe, with some keys replaced.
-
-    Args:
-        name_or_path: A YAML file, or a name that `list_recipes` knows.
-        overrides: `key=value` strings, or a mapping, nested or with dotted keys.
-
-    Raises:
-        RecipeError: Everything that is wrong with it, in one message.
-    """
-    return read_recipe(str(name_or_path), [overrides] if isinstance(overrides, str) else overrides)
-
-
-def list_recipes() -> list[str]:
-    """Names of the shipped recipes."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-
-
-def recipe_text(name: str) -> str:
-    """The text of a shipped recipe.
-
-    Raises:
-        RecipeError: There is none of this name.
-    """
-    if name not in list_recipes():
-        raise RecipeError(f"there is no shipped recipe {name!r}; there are {', '.join(list_recipes())}")
-    return (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")

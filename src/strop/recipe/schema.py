@@ -1,7 +1,7 @@
 """A whole run as one frozen object: what to train, on which rows, how, and where.
 
-Keys have Hugging Face's names. What a file says is read by `recipe.reader`, which knows other tools' names too and
-reports all faults of a file at once; this module holds the schema and the rules.
+Keys have Hugging Face's names. This module holds the schema and its rules; `recipe.reader` reads files, understands
+other tools' names too, and reports all errors of a file at once.
 """
 
 import re
@@ -20,14 +20,15 @@ from pydantic import (
     model_validator,
 )
 
+from strop.gpus import GPUS, parse_gpu
+
 SEVEN_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-GPUS = ("T4", "L4", "A10", "L40S", "A100-40GB", "A100-80GB", "RTX-PRO-6000", "H100", "H200", "B200")
 EXPONENT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
-"""Numbers such as 2e-4, which YAML 1.1 takes for text; strop reads them as numbers, so it quotes such text."""
+"""Numbers such as 2e-4, which YAML 1.1 reads as text. strop reads them as numbers, so it quotes such text."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that strop's reader would take for a number."""
+    """Quotes text that strop's reader would read as a number."""
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789."))
@@ -38,7 +39,7 @@ def _as_list(value: Any) -> Any:
 
 
 OneOrMore = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
-"""A list of strings, for which a single string may stand."""
+"""A list of strings; a single string counts as a list of one."""
 
 
 Trackers = Annotated[
@@ -49,7 +50,7 @@ Trackers = Annotated[
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, and a key that is not known is an error."""
+    """Base of all sections: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -58,7 +59,7 @@ class Section(BaseModel):
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         # Pydantic would read `r: true` as r=1.
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("true and false are not values of this key")
+            raise ValueError("this key does not take true or false")
         return value
 
 
@@ -70,13 +71,14 @@ class ModelSection(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     max_seq_length: int = Field(2048, ge=8)
-    """Longest sample in tokens; longer ones are cut at the end."""
+    """Longest sample in tokens; longer ones are truncated at the end."""
     precision: Literal["auto", "float32", "bfloat16", "float8"] = "auto"
-    """Type of the frozen weights and activations; float8: bfloat16 activations, and float8 (e4m3) frozen weights.
-    auto: float8 on Hopper and later where the fused layers apply, bfloat16 on GPUs that have it, else float32."""
+    """Type of the frozen weights and activations. float8: float8 (e4m3) frozen weights and bfloat16 activations.
+    auto: float8 on Hopper and later where the fused layers apply, bfloat16 on GPUs that support it, else float32."""
     load_in_4bit: bool = False
-    """NF4 base weights, as QLoRA and bitsandbytes have them, in a quarter of bfloat16's memory; embedding and head stay
-    as they are. With precision float8: weights rounded to NF4 once, then held in float8: its speed and memory."""
+    """NF4 base weights, as in QLoRA and bitsandbytes, in a quarter of bfloat16's memory; embedding and head are not
+    quantised. With precision float8, weights are rounded to NF4 once and then kept in float8, with its speed and
+    memory."""
 
 
 class LoraSection(Section):
@@ -87,7 +89,7 @@ class LoraSection(Section):
     lora_alpha: float = Field(16.0, gt=0)
     """The low-rank term is scaled by lora_alpha / r."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
-    """Probability with which an input of the low-rank term is dropped."""
+    """Probability of dropping an input of the low-rank term."""
     target_modules: Literal["all-linear"] | OneOrMore = SEVEN_MODULES
     """Modules that get an adapter, by name, or all-linear."""
     use_rslora: bool = False
@@ -102,113 +104,113 @@ class DataSection(Section):
     train_file: OneOrMore = Field(min_length=1)
     """Files, globs, hub ids (`org/name[:split]`) or `package:PKG/path`; JSONL, JSON, CSV or Parquet."""
     validation_file: OneOrMore = ()
-    """Held-out rows, likewise."""
+    """Held-out rows, named in the same way."""
     validation_split_percentage: float = Field(0.0, ge=0, le=50)
-    """Share of the training rows to hold out where there is no validation_file, in percent."""
+    """Percentage of the training rows to hold out if there is no validation_file."""
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text"] = "auto"
-    """Shape of the rows. auto: found from their keys."""
+    """Shape of the rows. auto: detected from their keys."""
     template: Literal["auto", "chat", "alpaca", "plain"] = "auto"
-    """How a row becomes text: the model's chat template, the alpaca prompt, or as it stands."""
+    """How a row becomes text: with the model's chat template, with the alpaca prompt, or unchanged (plain)."""
     train_on: Literal["completion", "all"] = "completion"
     """Learn the answers, or everything."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """What to do about rows that cannot be used: report them all and stop, or train without them."""
+    """What to do with rows that cannot be used: report all of them and stop, or skip them."""
     max_train_samples: int | None = Field(None, ge=1)
-    """Use only so many training rows."""
+    """Use at most this many training rows."""
     max_eval_samples: int | None = Field(None, ge=1)
-    """Use only so many held-out rows."""
+    """Use at most this many held-out rows."""
 
 
 class TrainSection(Section):
     """The training."""
 
     output_dir: str | None = Field(None, min_length=1)
-    """The run folder; by default runs/ and the recipe's name."""
+    """The run folder; by default runs/NAME, with the recipe's name."""
     engine: Literal["strop", "unsloth"] = "strop"
     """What computes the steps: strop, or Unsloth with TRL's trainer on the same rows in the same order."""
     per_device_train_batch_size: int = Field(4, ge=1)
-    """Samples in an accumulation step. Only its product with gradient_accumulation_steps matters."""
+    """Samples per accumulation step. Only its product with gradient_accumulation_steps matters."""
     gradient_accumulation_steps: int = Field(2, ge=1)
-    """Accumulation steps in an optimizer step."""
+    """Accumulation steps per optimizer step."""
     learning_rate: float = Field(2e-4, gt=0)
-    """Highest learning rate."""
+    """Peak learning rate."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    """How the rate falls after warmup."""
+    """How the learning rate changes after warmup."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps in which the rate rises from 0."""
+    """Number of steps in which the learning rate rises from 0."""
     warmup_ratio: float = Field(0.0, ge=0, le=1)
-    """The same as a share of all steps."""
+    """The same, as a fraction of all steps."""
     num_train_epochs: float = Field(1.0, gt=0)
-    """Times to go through the rows."""
+    """Passes over the training rows."""
     max_steps: int = Field(-1, ge=-1)
-    """Optimizer steps; -1 counts by epochs."""
+    """Number of optimizer steps; -1 trains for num_train_epochs instead."""
     optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit"] = "adamw_torch"
-    """AdamW; the fused kernel is always used, so the first two mean the same. adamw_8bit: moments in 8 bits, as
-    bitsandbytes has them. That saves 6 bytes a trainable parameter, 0.18 GB for 30 million: prefer the default."""
+    """AdamW; the fused kernel is always used, so the first two are the same. adamw_8bit: moments in 8 bits, as in
+    bitsandbytes. That saves 6 bytes per trainable parameter, 0.18 GB for 30 million: prefer the default."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decoupled weight decay."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
-    """Decay of the first moment."""
+    """AdamW's decay rate of the first moment."""
     adam_beta2: float = Field(0.999, ge=0, lt=1)
-    """Decay of the second moment."""
+    """AdamW's decay rate of the second moment."""
     adam_epsilon: float = Field(1e-8, gt=0)
-    """Added to the root of the second moment."""
+    """Added to the square root of the second moment."""
     max_grad_norm: float = Field(1.0, ge=0)
-    """Gradients are scaled down to this norm; 0 turns clipping off."""
+    """Gradients are clipped to this norm; 0 turns clipping off."""
     seed: int = Field(42, ge=0, lt=2**31)
-    """Of the initial adapter, the order of the rows and dropout."""
+    """Seed of the initial adapter, the order of the rows, and dropout."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    """Recompute activations in the backward pass: needs less memory, about a third slower."""
     max_tokens_per_microbatch: int | None = Field(None, ge=1)
-    """Token budget of a microbatch. Changes memory and speed, not the result. None: chosen."""
+    """The most tokens in a microbatch. Affects memory and speed, not the result. Chosen automatically if not set."""
     logging_steps: int = Field(1, ge=1)
-    """Steps between lines where output is not a terminal."""
+    """Steps between progress lines if the output is not a terminal."""
     eval_on_start: bool = False
-    """Evaluate the held-out rows before the first step too."""
+    """Also evaluate the held-out rows before the first step."""
     eval_steps: int = Field(0, ge=0)
-    """Steps between evaluations of the held-out rows; 0 evaluates at the end only."""
+    """Steps between evaluations of the held-out rows; 0 evaluates only at the end."""
     sample_rows: int | None = Field(None, ge=0, le=64)
-    """Held-out rows that are answered at each evaluation, into samples.jsonl; 0 for none. None: 2, and none with engine
-    unsloth or where rows have no question."""
+    """Number of held-out rows to answer at each evaluation, written to samples.jsonl; 0 turns this off. If not set: 2,
+    but 0 if the rows have no question."""
     save_steps: int = Field(500, ge=0)
-    """Steps between checkpoints; 0 saves at the end and when interrupted only."""
+    """Steps between checkpoints; 0 saves only at the end and when interrupted."""
     save_total_limit: int = Field(3, ge=1)
-    """Checkpoints to keep."""
+    """Number of checkpoints to keep."""
     load_best_model_at_end: bool = False
-    """The adapter gets the weights of the lowest held-out loss instead of the last."""
+    """Save the adapter with the lowest held-out loss instead of the last one."""
     early_stopping_patience: int | None = Field(None, ge=1)
-    """Stop after so many evaluations without gain."""
+    """Stop after this many evaluations without improvement."""
     early_stopping_threshold: float = Field(0.0, ge=0)
-    """The least fall of the held-out loss that counts as gain."""
+    """The smallest drop of the held-out loss that counts as an improvement."""
     report_to: Trackers = ()
-    """Experiment trackers, one or a list: tensorboard, wandb, trackio, mlflow (docs/trackers.md); or none."""
+    """Experiment trackers, one or a list: tensorboard, wandb, trackio, mlflow (see docs/trackers.md), or none."""
 
     @property
     def samples_per_step(self) -> int:
-        """The batch: samples in an optimizer step."""
+        """The batch size: samples per optimizer step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
 
 class ModalSection(Section):
-    """Where a run on Modal goes."""
+    """Runs on Modal: GPU, time, cost and secrets."""
 
     gpu: OneOrMore = Field(("H200",), min_length=1)
-    """GPU type, with an optional count (H100:2), or a list: the next is taken where none is free, the next with more
-    memory where the run does not fit."""
+    """GPU type, with an optional count (H100:2), or a list. The next one is tried if none is free, and the next with
+    more memory if the run does not fit."""
     timeout: int = Field(86400, ge=60, le=86400)
-    """Seconds an attempt may take; Modal allows 24 hours. A run that takes longer goes on in the next attempt."""
+    """Seconds an attempt may take; Modal allows 24 hours. A longer run continues in the next attempt."""
     max_cost: float | None = Field(None, gt=0)
-    """Dollars that all attempts may cost together; the run then saves, ends with exit code 7 and can go on."""
+    """The most dollars that all attempts together may cost. The run then saves, ends with exit code 7, and can be
+    resumed."""
     secrets: OneOrMore = ()
-    """Names of Modal secrets that the run shall see, such as the one that holds HF_TOKEN."""
+    """Names of Modal secrets to give the run, such as one that holds HF_TOKEN."""
 
     @field_validator("gpu")
     @classmethod
     def _known_gpus(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         gpus = tuple(re.sub("^A10G(?=:|$)", "A10", gpu, flags=re.IGNORECASE) for gpu in value)  # its former name
         for gpu in gpus:
-            kind, colon, count = gpu.partition(":")
-            if kind.rstrip("!+").upper() not in GPUS or (colon and not re.fullmatch("[1-8]", count)):
+            if not re.fullmatch("[^:]+(:[1-8])?", gpu) or parse_gpu(gpu)[0] not in GPUS:
                 raise ValueError(
                     f"Modal has {', '.join(GPUS)}, each with an optional count from 1 to 8, such as H100:2"
                 )
@@ -218,22 +220,22 @@ class ModalSection(Section):
 def contradictions(
     model: ModelSection, data: DataSection, train: TrainSection
 ) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Keys that are each allowed and do not go together, as the keys concerned and what is wrong."""
+    """Values that are allowed by themselves but not together: the keys concerned, and what is wrong."""
     yield from _not_of_the_engine(model, train)
     if train.warmup_steps and train.warmup_ratio:
         keys: tuple[str, ...] = ("train.warmup_steps", "train.warmup_ratio")
-        text = f"{keys[0]}={train.warmup_steps} and {keys[1]}={train.warmup_ratio} say the same thing twice; keep one"
+        text = f"{keys[0]}={train.warmup_steps} and {keys[1]}={train.warmup_ratio} both set the warmup; keep one"
         yield keys, text
     if train.max_steps == 0:
-        yield ("train.max_steps",), "train.max_steps=0 trains nothing; use -1 to count by epochs"
+        yield ("train.max_steps",), "train.max_steps=0 trains nothing; use -1 to train for train.num_train_epochs"
     if train.early_stopping_patience and not train.eval_steps:
         keys = ("train.early_stopping_patience", "train.eval_steps")
-        yield keys, f"{keys[0]}={train.early_stopping_patience} needs {keys[1]} above 0 to have anything to watch"
+        yield keys, f"{keys[0]}={train.early_stopping_patience} needs evaluations: set {keys[1]} above 0"
     held_out = ("data.validation_file", "data.validation_split_percentage")
     if data.validation_file and data.validation_split_percentage:
         yield (
             held_out,
-            f"{held_out[0]} and {held_out[1]}={data.validation_split_percentage} both hold out rows; keep one",
+            f"{held_out[0]} and {held_out[1]}={data.validation_split_percentage} both set the held-out rows; keep one",
         )
     if not data.validation_file and not data.validation_split_percentage:
         for key in ("eval_steps", "eval_on_start", "load_best_model_at_end", "early_stopping_patience", "sample_rows"):
@@ -243,35 +245,34 @@ def contradictions(
 
 
 def _not_of_the_engine(model: ModelSection, train: TrainSection) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Keys that strop's engine has and Unsloth has not."""
+    """Values that strop's engine supports and Unsloth does not."""
     only_strop = {
         "model.precision": (
             model.precision == "float8" and model.precision,
-            "float8 weights: use bfloat16, or model.load_in_4bit for NF4",
+            "float8 weights; use bfloat16, or model.load_in_4bit for NF4",
         ),
         "train.max_tokens_per_microbatch": (
             train.max_tokens_per_microbatch,
-            "packed microbatches: train.per_device_train_batch_size bounds its memory",
+            "packed microbatches; limit its memory with train.per_device_train_batch_size",
         ),
-        "train.sample_rows": (train.sample_rows, "samples during training: use 0, and `strop chat` afterwards"),
     }
     for key, (value, text) in only_strop.items():
         if value and train.engine == "unsloth":
-            yield (key, "train.engine"), f"{key}={value}: train.engine=unsloth has no {text}"
+            yield (key, "train.engine"), f"{key}={value}: train.engine=unsloth does not support {text}"
 
 
 class Recipe(Section):
     """A whole run."""
 
     name: str = Field("recipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    """Names the run folder; by default the file's name."""
+    """Name of the run folder; by default the file's name."""
     model: ModelSection
     lora: LoraSection = LoraSection()
     data: DataSection
     train: TrainSection = TrainSection()
     modal: ModalSection = ModalSection()
     notes: tuple[str, ...] = Field((), exclude=True)
-    """What reading the file took for granted, such as other tools' key names; not part of the recipe."""
+    """How the file was interpreted, such as other tools' key names; not part of the recipe."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Recipe":
@@ -295,10 +296,10 @@ class Recipe(Section):
         return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
     def identity(self) -> dict[str, Any]:
-        """The keys that decide the resulting weights, as `section.key`; a run can be continued if these are equal.
+        """The keys that determine the resulting weights, as `section.key`; a run can be resumed if they are equal.
 
-        Where data and model lie is not among them: their content is fingerprinted instead. Nor is what changes memory
-        and speed alone, so that a run that went out of memory can go on with a smaller microbatch.
+        The locations of data and model are not included: their content is fingerprinted instead. Neither is what
+        affects only memory and speed, so that a run that ran out of memory can resume with a smaller microbatch.
         """
         dump = self.model_dump(mode="json", include={"model", "lora", "data", "train"})
         flat = {f"{section}.{key}": value for section, keys in dump.items() for key, value in keys.items()}
@@ -315,7 +316,7 @@ _FREE = {
     "data.train_file",
     "data.validation_file",
     "train.output_dir",
-    "train.per_device_train_batch_size",  # its product with the next, samples_per_step, decides
+    "train.per_device_train_batch_size",  # samples_per_step, its product with the next, is included instead
     "train.gradient_accumulation_steps",
     "train.gradient_checkpointing",
     "train.max_tokens_per_microbatch",
@@ -329,6 +330,6 @@ _FREE_UNLESS_WATCHED = {"train.eval_on_start", "train.eval_steps", "train.early_
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """Where two recipes would give different weights, one `key: old -> new` a line."""
+    """The differences that would give different weights, each as `key: old -> new`."""
     before, after = old.identity(), new.identity()
     return [f"{key}: {before[key]} -> {after[key]}" for key in after if key in before and before[key] != after[key]]

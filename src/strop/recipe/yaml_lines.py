@@ -1,6 +1,6 @@
-"""A recipe's YAML -> its keys, each with the line it stands in; what is wrong with the text itself is noted on the way.
+"""Reads a recipe's YAML into keys with their line numbers, and collects the errors of single keys.
 
-Plain data only: no tags, no references, no key twice, and numbers such as 2e-4 are numbers.
+Only plain data is allowed: no tags, no references, no duplicate keys. Numbers such as 2e-4 are numbers.
 """
 
 from collections.abc import Collection, Iterator
@@ -15,12 +15,12 @@ from strop.recipe.schema import EXPONENT
 
 _MAX_BYTES = 1 << 20
 UNREADABLE = object()
-"""Stands for a value that could not be read, which has been reported."""
+"""Placeholder for a value that could not be read and has been reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A key as someone wrote it, and where."""
+    """A key as it was written, and where."""
 
     key: str
     value: Any
@@ -28,12 +28,12 @@ class Entry:
 
 
 class _YamlReader(yaml.SafeLoader):
-    """Plain data only; numbers such as 2e-4 are numbers, dates are text, and nothing stands for something else."""
+    """Only plain data: numbers such as 2e-4 are numbers, dates are text, and references are rejected."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # a few lines of them can stand for more than memory holds
+        if self.check_event(yaml.AliasEvent):  # a few lines of them can expand beyond any memory
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="*name is a reference, which a recipe cannot have", problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem="*name is a reference, which recipes do not allow", problem_mark=mark)
         return super().compose_node(parent, index)
 
 
@@ -45,12 +45,12 @@ _YamlReader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0
 
 
 def entries_of_file(path: Path, sections: Collection[str], faults: list[str]) -> Iterator[Entry]:
-    """Every key of a recipe file as `section.key` or a bare name, with its line.
+    """Yield every key of a recipe file as `section.key` or a bare name, with its line.
 
     Args:
         path: The file.
         sections: Names whose mappings are sections.
-        faults: Where what is wrong with single keys is added.
+        faults: Errors of single keys are appended to this list.
 
     Raises:
         RecipeError: The file as a whole cannot be read.
@@ -59,9 +59,9 @@ def entries_of_file(path: Path, sections: Collection[str], faults: list[str]) ->
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
     except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
+        raise RecipeError(f"cannot read {path}: {error.strerror}") from error
     if len(data) > _MAX_BYTES:
-        raise RecipeError(f"{path}: a recipe has at most {_MAX_BYTES:,} bytes. Is it the data?")
+        raise RecipeError(f"{path}: a recipe has at most {_MAX_BYTES:,} bytes. Is this the data file?")
     try:
         reader = _YamlReader(data.decode("utf-8-sig"))
         root = reader.get_single_node()
@@ -71,7 +71,7 @@ def entries_of_file(path: Path, sections: Collection[str], faults: list[str]) ->
         raise RecipeError(_explain_syntax(path, error)) from error
     if not isinstance(root, yaml.MappingNode):
         what = "empty" if root is None else "not a mapping of keys to values"
-        raise RecipeError(f"{path} is {what}; a recipe has sections such as `model:` and `data:`")
+        raise RecipeError(f"{path} is {what}; a recipe needs sections such as `model:` and `data:`")
     _refuse_tag(root, path, faults)
     for key, node, line in _pairs(root, path, faults):
         if key in sections and isinstance(node, yaml.MappingNode):
@@ -85,10 +85,10 @@ def entries_of_file(path: Path, sections: Collection[str], faults: list[str]) ->
 
 
 def parse_value(text: str) -> Any:
-    """The value of an override.
+    """Read the value of an override.
 
     Raises:
-        yaml.YAMLError, ValueError, RecursionError: It is not YAML.
+        yaml.YAMLError, ValueError, RecursionError: It is not valid YAML.
     """
     return yaml.load(text, _YamlReader)
 
@@ -98,13 +98,13 @@ def _explain_syntax(path: Path, error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     hint = "; indent with spaces" if "\\t" in problem else ""
     if "alias" in str(getattr(error, "context", "")) or "reference" in problem:
-        hint = '; put a value that begins with * in quotes, such as "*.jsonl"'
+        hint = '; put quotes around a value that begins with *, such as "*.jsonl"'
     return f"{path}{f':{mark.line + 1}' if mark else ''} is not valid YAML: {problem}{hint}"
 
 
 def _refuse_tag(node: yaml.MappingNode, path: Path, faults: list[str]) -> None:
     if node.tag != "tag:yaml.org,2002:map":
-        faults.append(f"{path}:{node.start_mark.line + 1}: the tag {node.tag} cannot be used in a recipe")
+        faults.append(f"{path}:{node.start_mark.line + 1}: recipes do not allow tags such as {node.tag}")
 
 
 def _pairs(mapping: yaml.MappingNode, path: Path, faults: list[str]) -> Iterator[tuple[str, yaml.Node, int]]:

@@ -1,4 +1,4 @@
-"""A model card: what a trained model is, from its run's files, for whoever finds it without the run.
+"""A model card: what a trained model is, made from its run's files for people who do not have the run.
 
 It is made to be published: no row of the data is in it, no path, and nothing of the machine but its GPU.
 """
@@ -13,13 +13,14 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
-from strop.reporting.answers import score_rows
+from strop.evaluation.result import METRICS
 from strop.reporting.facts import data_rows
-from strop.reporting.markdown import Markdown, cell, fenced, inline
 from strop.reporting.read import RunFiles
-from strop.reporting.text import count, dollars, mapping, number, short, shown
+from strop.reporting.scores import score_rows
+from strop.reporting.text import Markdown, cell, count, dollars, fenced, inline, short, shown
 from strop.reporting.usage import Form, uses
 from strop.reporting.verdict import glance
+from strop.run.manifest import TrainingRows
 from strop.run.reporter import clock
 
 CARD_FILE = "README.md"
@@ -95,10 +96,10 @@ def render_card(run: RunFiles, about: About, form: Form, parity: Mapping[str, An
     body = template.render(
         form=form,
         about=about,
-        rows=count(mapping(run.manifest.get("data")).get("rows")),
-        scores=score_rows(evaluation.get("base"), evaluation.get("tuned"), evaluation.get("difference")),
-        held_out=count(evaluation.get("num_rows")),
-        generated=count(evaluation.get("num_generated")),
+        rows=count(run.manifest.data.rows if run.manifest.data else None),
+        scores=score_rows(evaluation),
+        held_out=count(evaluation.num_rows if evaluation else None),
+        generated=count(evaluation.num_generated if evaluation else None),
         losses=[loss and short(loss) for loss in seen.losses],
         parity=_parity(parity),
         uses=uses(form, about.name, about.base_id or "PATH/TO/THE/BASE/MODEL", about.rank, about.nf4),
@@ -139,20 +140,23 @@ def _front_matter(run: RunFiles, about: About, form: Form) -> str:
 
 
 def _results(run: RunFiles) -> Iterator[EvalResult]:
-    tuned = mapping(run.evaluation.get("tuned"))
-    for metric, kind in (("exact_match", "exact_match"), ("token_f1", "f1"), ("perplexity", "perplexity")):
-        if (value := number(mapping(tuned.get(metric)).get("value"))) is not None:
+    tuned = run.evaluation.tuned if run.evaluation else {}
+    for key, metric in METRICS.items():
+        if metric.hub and (found := tuned.get(key)) is not None:
             yield EvalResult(
                 task_type="text-generation",
                 dataset_type="held-out",
                 dataset_name="held-out rows",
-                metric_type=kind,
-                metric_value=round(value, 4),
+                metric_type=metric.hub,
+                metric_value=round(found.value, 4),
             )
 
 
 def _parity(parity: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if parity is None else {**parity, "kl": short(number(mapping(parity.get("distance")).get("kl")))}
+    if parity is None:
+        return None
+    distance = parity.get("distance") or {}
+    return {**parity, "kl": short(distance.get("kl"))}
 
 
 def _data(run: RunFiles, about: About) -> Iterator[tuple[str, Any]]:
@@ -161,20 +165,25 @@ def _data(run: RunFiles, about: About) -> Iterator[tuple[str, Any]]:
         yield "Held-out files", Markdown(", ".join(map(inline, about.held_out_files)))
     facts = data_rows(run)
     yield from facts["rows"]
-    yield from ((f"Left out: {reason}", rows) for reason, rows in facts["skipped"])
+    yield from ((f"Skipped: {reason}", rows) for reason, rows in facts["skipped"])
 
 
 def _training(run: RunFiles, seconds: float | None, cost: float | None) -> Iterator[tuple[str, Any]]:
     manifest, recipe = run.manifest, run.recipe
-    if trainable := number(manifest.get("num_trainable")):
-        yield "Trained parameters", count(trainable)
+    if manifest.num_trainable:
+        yield "Trained parameters", count(manifest.num_trainable)
     yield from ((label, recipe[key]) for label, key in _SETTINGS if key in recipe)
     sizes = [recipe.get(f"train.{key}", "") for key in ("per_device_train_batch_size", "gradient_accumulation_steps")]
     if all(size.isdecimal() for size in sizes):
         yield "Samples a step", count(int(sizes[0]) * int(sizes[1]))
-    yield "Steps", count(mapping(manifest.get("progress")).get("step"))
-    names = (("Precision of the base", "precision"), ("Device", "device"), ("strop", "strop"), ("torch", "torch"))
-    yield from ((label, manifest[key]) for label, key in names if manifest.get(key) is not None)
+    yield "Steps", count(manifest.progress.step if manifest.progress else None)
+    values = (
+        ("Precision of the base", manifest.precision),
+        ("Device", manifest.device),
+        ("strop", manifest.strop),
+        ("torch", manifest.torch),
+    )
+    yield from ((label, value) for label, value in values if value is not None)
     if seconds is not None:
         yield "Training time", clock(seconds)
     if cost is not None:
@@ -182,18 +191,19 @@ def _training(run: RunFiles, seconds: float | None, cost: float | None) -> Itera
 
 
 def _limits(run: RunFiles, about: About, form: Form) -> Iterator[Markdown]:
-    data = mapping(run.manifest.get("data"))
-    held_out, lengths = mapping(data.get("held_out")), mapping(data.get("lengths"))
+    data = run.manifest.data or TrainingRows()
     yield Markdown("Only held-out rows like those of training were tried, and it keeps the base model's own limits.")
-    if longest := number(lengths.get("max")):
-        yield Markdown(f"Samples of training had at most {count(longest)} tokens; nothing is known of longer prompts.")
-    if overlap := number(held_out.get("overlap_prompts")):
+    if data.lengths is not None:
+        yield Markdown(
+            f"Samples of training had at most {count(data.lengths.max)} tokens; nothing is known of longer prompts."
+        )
+    if overlap := data.held_out.overlap_prompts if data.held_out else None:
         yield Markdown(f"{count(overlap)} held-out questions were in training, too: on these the figures flatter.")
-    if truncated := number(data.get("truncated")):
-        yield Markdown(f"{count(truncated)} samples were cut at the limit, and their ends never seen.")
+    if data.truncated:
+        yield Markdown(f"{count(data.truncated)} samples were cut at the limit, and their ends never seen.")
     if about.nf4 and form == "adapter":
         yield Markdown("It makes up for the rounding of its base to NF4: on other weights it is another model.")
-    elif run.manifest.get("precision") == "float8":
+    elif run.manifest.precision == "float8":
         yield Markdown("Its base was in float8 in training; on the bfloat16 base such adapters were measured as good.")
     if form == "gguf":
         yield Markdown("Types of few bits lose some of what was learned; the line on KL above says how much.")

@@ -8,7 +8,7 @@ import numpy as np
 
 from strop.reporting.read import RunFiles
 from strop.reporting.series import Series, smoothed, thinned
-from strop.reporting.text import mapping, number, shown
+from strop.reporting.text import shown
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,20 @@ CHARTS = (
 
 def gpu_share(run: RunFiles) -> Series:
     """How much of the GPU's published rate each step's products with frozen weights took, in percent."""
-    limit = mapping(run.manifest.get("limit"))
-    token, learned = number(limit.get("seconds_per_token")), number(limit.get("seconds_per_learned_token"))
+    limit = run.manifest.limit
     parts = [
         run.columns.series("train", name)
         for name in ("num_tokens", "num_executed_tokens", "num_loss_tokens", "tokens_per_second")
     ]
     steps = parts[0].steps
-    if token is None or learned is None or any(not np.array_equal(part.steps, steps) for part in parts):
+    if limit is None or any(not np.array_equal(part.steps, steps) for part in parts):
         return Series(np.array([]), np.array([]))
     tokens, executed, losses, speed = (part.values for part in parts)
     with np.errstate(all="ignore"):
-        return Series(steps, 100 * (executed * token + losses * learned) * speed / tokens).finite
+        return Series(
+            steps,
+            100 * (executed * limit.seconds_per_token + losses * limit.seconds_per_learned_token) * speed / tokens,
+        ).finite
 
 
 def chart_data(runs: Sequence[RunFiles]) -> dict[str, Any]:

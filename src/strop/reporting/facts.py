@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from strop.reporting.read import RunFiles
-from strop.reporting.text import count, cut, dollars, mapping, number, percent, short
+from strop.reporting.text import count, cut, dollars, percent, short
 from strop.reporting.verdict import Glance
+from strop.run.manifest import HeldOutRows, Lengths, TrainingRows
 from strop.run.reporter import clock
 
 _MOST = 1000
@@ -23,8 +24,8 @@ _PLANNED = (
 
 def plan_rows(run: RunFiles, seen: Glance) -> list[dict[str, str]]:
     """What was predicted beside what happened, or has happened so far."""
-    plan, outcome = mapping(run.manifest.get("plan")), mapping(run.manifest.get("outcome"))
-    if plan.get("problem") is not None:
+    plan = run.manifest.plan
+    if plan is None or plan.problem is not None:
         return []
     so_far = {"training_seconds": seen.seconds, "dollars": seen.cost}
     for name, column in (("tokens_per_second", "tokens_per_second"), ("peak_gib", "peak_memory_gib")):
@@ -32,98 +33,87 @@ def plan_rows(run: RunFiles, seen: Glance) -> list[dict[str, str]]:
         so_far[name] = None if not len(values) else float(values.max() if name == "peak_gib" else values.mean())
     rows = []
     for name, label, form in _PLANNED:
-        told = mapping(outcome.get(name))
-        predicted = number(told.get("predicted", plan.get(name)))
-        actual = number(told.get("actual", so_far[name]))
+        found = run.manifest.outcome.get(name)
+        predicted: float | None = found.predicted if found else getattr(plan, name)
+        actual = found.actual if found else so_far[name]
         if predicted is not None and actual is not None:
-            off = number(told.get("off"))
-            shown = f"{off:+.0%}" if off is not None else "so far" if run.status == "running" else ""
-            rows.append({"label": label, "predicted": form(predicted), "actual": form(actual), "off": shown})
+            off = f"{found.off:+.0%}" if found else "so far" if run.status == "running" else ""
+            rows.append({"label": label, "predicted": form(predicted), "actual": form(actual), "off": off})
     return rows
 
 
 def data_rows(run: RunFiles) -> dict[str, Any]:
-    """What was in the data: counts, what was left out and why, and how long the samples are."""
-    data = mapping(run.manifest.get("data"))
-    held_out, lengths = mapping(data.get("held_out")), mapping(data.get("lengths"))
-    tokens, learned = number(data.get("num_tokens")), number(data.get("num_loss_tokens"))
+    """What was in the data: counts, what was skipped and why, and how long the samples are."""
+    data = run.manifest.data or TrainingRows()
+    held_out = data.held_out or HeldOutRows()
+    tokens, learned = data.num_tokens, data.num_loss_tokens
     share = f" ({percent(learned / tokens)})" if tokens and learned is not None else ""
     rows: list[Row] = [
-        ("Shape of the rows", cut(run.manifest.get("format", ""), _MOST)),
-        ("Template", cut(run.manifest.get("template", ""), _MOST)),
-        ("Training rows", count(data.get("rows"))),
+        ("Shape of the rows", cut(run.manifest.format or "", _MOST)),
+        ("Template", cut(run.manifest.template or "", _MOST)),
+        ("Training rows", count(data.rows)),
         ("Tokens", count(tokens)),
         ("Learned tokens", f"{count(learned)}{share}"),
-        ("Held-out rows", count(held_out.get("rows"))),
-        ("Held-out tokens learned", count(held_out.get("num_loss_tokens"))),
-        ("Tokens a sample", _lengths(lengths)),
-        ("Cut at the limit", count(data.get("truncated"))),
-        ("Repeated rows", count(data.get("duplicates"))),
-        ("Held-out rows also trained on", count(held_out.get("overlap_rows"))),
-        ("Held-out questions also trained on", count(held_out.get("overlap_prompts"))),
+        ("Held-out rows", count(held_out.rows)),
+        ("Held-out tokens learned", count(held_out.num_loss_tokens)),
+        ("Tokens a sample", _lengths(data.lengths)),
+        ("Cut at the limit", count(data.truncated)),
+        ("Repeated rows", count(data.duplicates)),
+        ("Held-out rows also trained on", count(held_out.overlap_rows)),
+        ("Held-out questions also trained on", count(held_out.overlap_prompts)),
     ]
-    skipped = [(cut(reason, _MOST), count(rows)) for reason, rows in mapping(data.get("skipped")).items()]
+    skipped = [(cut(reason, _MOST), count(rows)) for reason, rows in data.skipped.items()]
     return {
         "rows": [row for row in rows if row[1] not in ("", "–")],
         "skipped": skipped[:50],
-        "histogram": _histogram(lengths),
+        "histogram": _histogram(data.lengths),
     }
 
 
-def _lengths(lengths: dict[str, Any]) -> str:
-    parts = [number(lengths.get(key)) for key in ("min", "median", "p95", "max")]
-    if None in parts:
+def _lengths(lengths: Lengths | None) -> str:
+    if lengths is None:
         return "–"
-    least, median, p95, most = (count(part) for part in parts)
+    least, median, p95, most = map(count, (lengths.min, lengths.median, lengths.p95, lengths.max))
     return f"{least} to {most}; half have at most {median}, 95% at most {p95}"
 
 
-def _histogram(lengths: dict[str, Any]) -> list[dict[str, str]]:
-    edges, counts = lengths.get("edges"), lengths.get("counts")
-    if not isinstance(edges, list) or not isinstance(counts, list) or len(edges) != len(counts) + 1:
+def _histogram(lengths: Lengths | None) -> list[dict[str, str]]:
+    if lengths is None or len(lengths.edges) != len(lengths.counts) + 1 or len(lengths.counts) > 50:
         return []
-    bars = [(number(low), number(high), number(of)) for low, high, of in zip(edges, edges[1:], counts, strict=False)]
-    if any(part is None for bar in bars for part in bar) or len(bars) > 50:
-        return []
-    most = max((of for _, _, of in bars if of), default=0.0)
+    most = max(lengths.counts, default=0)
     return [
-        {"range": f"{count(low)}–{count((high or 0) - 1)}", "count": count(of), "tenths": str(round(40 * of / most))}
-        for low, high, of in bars
-        if of
+        {"range": f"{count(low)}–{count(high - 1)}", "count": count(of), "tenths": str(round(40 * of / most))}
+        for low, high, of in zip(lengths.edges, lengths.edges[1:], lengths.counts, strict=False)
+        if of > 0
     ]
 
 
 def environment_rows(run: RunFiles) -> list[Row]:
     """Where it ran and what with."""
     manifest = run.manifest
-    names = (
-        ("Device", "device"),
-        ("Precision", "precision"),
-        ("Most tokens a microbatch", "max_tokens_per_microbatch"),
-        ("Trained parameters", "num_trainable"),
-        ("Rows’ tokens for each computed", "sharing_ratio"),
-        ("Begun", "created"),
-        ("Attempts", "attempts"),
-        ("Run", "run_id"),
-        ("strop", "strop"),
-        ("torch", "torch"),
-        ("Python", "python"),
-        ("Platform", "platform"),
+    values = (
+        ("Device", manifest.device),
+        ("Precision", manifest.precision),
+        ("Most tokens a microbatch", manifest.max_tokens_per_microbatch),
+        ("Trained parameters", manifest.num_trainable),
+        ("Rows’ tokens for each computed", manifest.sharing_ratio),
+        ("Begun", manifest.created),
+        ("Attempts", manifest.attempts or None),
+        ("Run", manifest.run_id),
+        ("strop", manifest.strop),
+        ("torch", manifest.torch),
+        ("Python", manifest.python),
+        ("Platform", manifest.platform),
     )
-    rows = [(label, _plain(manifest[key])) for label, key in names if manifest.get(key) is not None]
-    marks = mapping(manifest.get("fingerprints"))
-    rows += [(f"Fingerprint, {cut(name, 100)}", cut(mark, 100)[:12]) for name, mark in list(marks.items())[:20]]
-    return rows
+    rows = [(label, _plain(value)) for label, value in values if value is not None]
+    marks = list(manifest.fingerprints.items())[:20]
+    return rows + [(f"Fingerprint, {cut(name, 100)}", cut(mark, 100)[:12]) for name, mark in marks]
 
 
-def _plain(value: Any) -> str:
-    return (
-        short(number(value))
-        if isinstance(value, float)
-        else f"{value:,}"
-        if isinstance(value, int)
-        else cut(value, _MOST)
-    )
+def _plain(value: str | float) -> str:
+    if isinstance(value, str):
+        return cut(value, _MOST)
+    return f"{value:,}" if isinstance(value, int) else short(value)
 
 
 def recipe_sections(recipe: dict[str, str]) -> list[tuple[str, list[Row]]]:

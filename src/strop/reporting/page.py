@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from strop.reporting import answers, facts
+from strop.reporting import facts, scores
 from strop.reporting.charts import chart_data
 from strop.reporting.read import RunFiles
 from strop.reporting.text import shown
@@ -90,7 +90,6 @@ def script_json(data: Any) -> Markup:
 
 def _view(run: RunFiles, index: int, share: int) -> dict[str, Any]:
     seen: Glance = glance(run)
-    evaluation = run.evaluation
     return {
         "index": index,
         "name": run.name,
@@ -103,12 +102,12 @@ def _view(run: RunFiles, index: int, share: int) -> dict[str, Any]:
         "environment": facts.environment_rows(run),
         "checkpoints": run.checkpoints[-20:],
         "adapter": str(run.path / "adapter") if (run.path / "adapter" / "adapter_config.json").exists() else None,
-        "told": [line[:1000] for line in run.told[:100]],
+        "told": [line[:1000] for line in run.manifest.notes[:100]],
         "notes": [note[:1000] for note in run.notes[:100]],
-        "scores": answers.score_rows(evaluation.get("base"), evaluation.get("tuned"), evaluation.get("difference")),
-        "groups": answers.group_rows(evaluation.get("groups")),
-        "examples": answers.examples(evaluation, share),
-        "sampled": answers.sampled(run.samples, share),
+        "scores": scores.score_rows(run.evaluation),
+        "groups": scores.group_rows(run.evaluation),
+        "examples": scores.examples(run.evaluation, share),
+        "sampled": scores.sampled(run.samples, share),
     }
 
 

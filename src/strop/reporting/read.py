@@ -1,6 +1,5 @@
-"""A run folder as a report reads it: whatever is missing or damaged is left out and said so, and stops nothing."""
+"""A run folder as a report reads it: what is missing or damaged is skipped with a note, and stops nothing."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +8,13 @@ from typing import Any
 import yaml
 
 from strop.errors import RecipeError, StropError
+from strop.evaluation.result import Evaluation
 from strop.reporting.series import Columns, read_columns
-from strop.reporting.text import mapping, size
+from strop.reporting.text import size
 from strop.run.folder import RunFolder
+from strop.run.lenient import parse_json
+from strop.run.manifest import Manifest
+from strop.run.records import Sample, sound_samples
 
 _SIGNS = ("run.json", "recipe.yaml", "metrics.jsonl")
 """One of these makes a folder a run's."""
@@ -25,26 +28,24 @@ class RunFiles:
         path: As the user gave it.
         name: To tell it from the others on the page.
         status: As `RunFolder.status`; `unknown` without a manifest.
-        manifest: run.json.
+        manifest: run.json; empty where there is none.
         recipe: Dotted keys of recipe.yaml.
         columns: metrics.jsonl.
-        evaluation: evaluation.json, in today's form; empty where there is none.
-        samples: Lines of samples.jsonl.
+        evaluation: evaluation.json; None where there is none in today's form.
+        samples: samples.jsonl.
         checkpoints: Name and size.
-        told: What was chosen or had changed when the run last began.
         notes: What is missing here or damaged, a sentence each.
     """
 
     path: Path
     name: str
     status: str = "unknown"
-    manifest: dict[str, Any] = field(default_factory=dict)
+    manifest: Manifest = field(default_factory=Manifest)
     recipe: dict[str, str] = field(default_factory=dict)
     columns: Columns = field(default_factory=Columns)
-    evaluation: dict[str, Any] = field(default_factory=dict)
-    samples: list[dict[str, Any]] = field(default_factory=list)
+    evaluation: Evaluation | None = None
+    samples: list[Sample] = field(default_factory=list)
     checkpoints: list[tuple[str, str]] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -61,7 +62,7 @@ def read_run(path: Path, name: str) -> RunFiles:
     run.recipe = _read_recipe(run)
     run.columns = _read_metrics(run)
     run.evaluation = _read_evaluation(run)
-    run.samples = list(_read_samples(run))
+    run.samples = _read_samples(run)
     run.checkpoints = list(_checkpoints(path / "checkpoints"))
     return run
 
@@ -69,20 +70,21 @@ def read_run(path: Path, name: str) -> RunFiles:
 def _read_manifest(run: RunFiles) -> None:
     folder = RunFolder(run.path)
     try:
-        run.manifest, run.status = folder.manifest, str(folder.status or "unknown")
+        manifest = folder.manifest
+        run.status = str(folder.status or "unknown")
     except StropError:
         run.notes.append("run.json cannot be read: what it says of this run is missing here.")
         return
-    if not run.manifest:
+    if manifest is None:
         run.notes.append("There is no run.json: the run had not begun, or the file was removed.")
-    kept = run.manifest.get("notes")
-    run.told = [str(note) for note in kept] if isinstance(kept, list) else []
+    else:
+        run.manifest = manifest
 
 
 def _read_recipe(run: RunFiles) -> dict[str, str]:
     try:
         contents = yaml.safe_load((run.path / "recipe.yaml").read_bytes())
-        return dict(_flat(mapping(contents)))
+        return dict(_flat(contents)) if isinstance(contents, dict) else {}
     except FileNotFoundError:
         run.notes.append("There is no recipe.yaml.")
     except (OSError, yaml.YAMLError, ValueError, RecursionError):
@@ -109,49 +111,39 @@ def _read_metrics(run: RunFiles) -> Columns:
     except OSError as error:
         run.notes.append(f"metrics.jsonl cannot be read: {error.strerror}.")
         return Columns()
-    if columns.bad_lines > (run.status == "running"):  # the last line of a run that goes on may be half written
-        run.notes.append(f"metrics.jsonl: {columns.bad_lines:,} lines that are no record are left out.")
+    if columns.bad_lines > (run.status == "running"):  # the last line of a run that still trains may be half written
+        run.notes.append(f"metrics.jsonl: {columns.bad_lines:,} lines are not records and are skipped.")
     for kind, name, what in (("train", "loss", "losses"), ("eval", "eval_loss", "held-out losses")):
         series = columns.series(kind, name)
         if bad := len(series) - len(series.finite):
-            run.notes.append(f"Of {len(series):,} {what} {bad:,} are not a number; the curves leave them out.")
+            run.notes.append(f"Of {len(series):,} {what} {bad:,} are not a number; the curves skip them.")
     return columns
 
 
-def _read_evaluation(run: RunFiles) -> dict[str, Any]:
-    path = run.path / "evaluation.json"
+def _read_evaluation(run: RunFiles) -> Evaluation | None:
     try:
-        contents = mapping(json.loads(path.read_bytes()))
+        found = Evaluation.from_json(parse_json((run.path / "evaluation.json").read_bytes()))
     except FileNotFoundError:
-        return {}
+        return None
     except (OSError, ValueError, RecursionError):
-        run.notes.append("evaluation.json cannot be read; `strop evaluate` writes it anew.")
-        return {}
-    if not isinstance(contents.get("difference"), dict):
-        run.notes.append("evaluation.json is of an earlier strop and is left out; `strop evaluate` writes it anew.")
-        return {}
-    return contents
+        run.notes.append("evaluation.json cannot be read. `strop evaluate` writes a new one.")
+        return None
+    if found is None:
+        run.notes.append(
+            "evaluation.json was written by an earlier strop and is not shown. `strop evaluate` writes a new one."
+        )
+    return found
 
 
-def _read_samples(run: RunFiles) -> Iterator[dict[str, Any]]:
-    bad = 0
+def _read_samples(run: RunFiles) -> list[Sample]:
     try:
-        with (run.path / "samples.jsonl").open("rb") as lines:
-            for line in lines:
-                try:
-                    sample = json.loads(line)
-                except (ValueError, RecursionError):
-                    sample = None
-                if isinstance(sample, dict) and type(sample.get("step")) is int:
-                    yield sample
-                else:
-                    bad += 1
-    except FileNotFoundError:
-        return
+        samples, bad = sound_samples(RunFolder(run.path).samples_path)
     except OSError as error:
         run.notes.append(f"samples.jsonl cannot be read: {error.strerror}.")
-    if bad > (run.status == "running"):
-        run.notes.append(f"samples.jsonl: {bad:,} lines that are no sample are left out.")
+        return []
+    if bad > (run.status == "running"):  # as in metrics.jsonl
+        run.notes.append(f"samples.jsonl: {bad:,} lines are not samples and are skipped.")
+    return samples
 
 
 def _checkpoints(folder: Path) -> Iterator[tuple[str, str]]:

@@ -1,16 +1,18 @@
-"""metrics.jsonl as columns, and columns as few enough points for a page."""
+"""metrics.jsonl as columns of `run.records`, and columns as few enough points for a page."""
 
 import json
 import math
 from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from strop.run.records import EvalRecord, TrainRecord
 
 Floats = NDArray[np.float64]
 
@@ -47,20 +49,9 @@ class Series:
 
 
 _FIGURES = {
-    "train": (
-        "loss",
-        "learning_rate",
-        "grad_norm",
-        "num_tokens",
-        "num_executed_tokens",
-        "num_loss_tokens",
-        "tokens_per_second",
-        "peak_memory_gib",
-        "dollars",
-    ),
-    "eval": ("eval_loss",),
+    kind.kind: [figure.name for figure in fields(kind) if figure.name != "step"] for kind in (TrainRecord, EvalRecord)
 }
-"""What a page reads of each kind of record."""
+"""What each kind of record has."""
 
 _LINES_AT_A_TIME = 4096
 """Parsed as one list: a sixth of the time of parsing each."""

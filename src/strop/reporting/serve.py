@@ -1,4 +1,4 @@
-"""A run's page on 127.0.0.1 while the run goes on: one address, read only, for this machine's browsers alone."""
+"""A run's page on 127.0.0.1 while the run trains: one address, read only, for browsers on this machine alone."""
 
 import hashlib
 import threading
@@ -12,7 +12,7 @@ from strop.reporting.page import Page
 ADDRESS = "127.0.0.1"
 
 _FRESH_SECONDS = 1.0
-"""For which a page is handed out again rather than made anew, however many browsers ask."""
+"""For this long a page is served again instead of being rendered again, however many browsers ask."""
 
 
 class PageServer(ThreadingHTTPServer):

@@ -1,11 +1,12 @@
-"""Figures and foreign text as a reader sees them."""
+"""Figures and foreign text as a reader sees them, on a page and in Markdown, where no text is taken for markup."""
 
-import math
 import re
 from typing import Any
 
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
 """Control characters and what turns text around: an answer that holds them must not look like one that does not."""
+
+_HARMLESS = re.compile(r"[\w ,;.%()–−+/-]*")  # of these only _ means something, and www. as GitHub reads it
 
 
 def shown(text: str) -> str:
@@ -14,32 +15,14 @@ def shown(text: str) -> str:
     return _INVISIBLE.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", sound)
 
 
-def cut(value: Any, most: int) -> str:
-    """At most so many characters of a value, and how many are left out."""
-    text = value if isinstance(value, str) else str(value)
+def cut(text: str, most: int) -> str:
+    """At most so many characters of a text, and how many more there are."""
     return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
 
 
-def number(value: Any) -> float | None:
-    """A finite number, or None for whatever else a damaged file holds in its place."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        found = float(value)
-    except OverflowError:
-        return None
-    return found if math.isfinite(found) else None
-
-
-def mapping(value: Any) -> dict[str, Any]:
-    """A mapping, or an empty one for whatever else a damaged file holds in its place."""
-    return value if isinstance(value, dict) else {}
-
-
-def count(value: Any) -> str:
+def count(value: float | None) -> str:
     """A whole number with thousands apart."""
-    found = number(value)
-    return "–" if found is None else f"{found:,.0f}"
+    return "–" if value is None else f"{value:,.0f}"
 
 
 def short(value: float | None) -> str:
@@ -73,3 +56,34 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.2f} GB"
+
+
+class Markdown(str):
+    """Text that is Markdown already."""
+
+    __slots__ = ()
+
+
+def inline(value: Any) -> Markdown:
+    """A value within a line: as it is if no character of it means anything, else as code."""
+    if isinstance(value, Markdown):
+        return value
+    text = " ".join(shown(str(value)).split())
+    if _HARMLESS.fullmatch(text) and "_" not in text and "www." not in text.lower():
+        return Markdown(text)
+    runs = re.findall("`+", text)
+    ticks = "`" * next(n for n in range(1, len(text) + 2) if "`" * n not in runs)
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return Markdown(f"{ticks}{space}{text}{space}{ticks}")
+
+
+def cell(value: Any) -> Markdown:
+    """A value within a table, whose cells end at every | that is not escaped, in code too."""
+    return Markdown(inline(value).replace("|", "\\|"))
+
+
+def fenced(text: str, language: str = "") -> Markdown:
+    """A block of code that no line of the text can end."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return Markdown(f"{fence}{language}\n{shown(text)}\n{fence}")

@@ -4,7 +4,7 @@ import json
 import re
 from typing import Literal
 
-from strop.reporting.markdown import Markdown, fenced
+from strop.reporting.text import Markdown, fenced
 
 Form = Literal["adapter", "merged", "gguf"]
 
@@ -54,7 +54,7 @@ def uses(form: Form, name: str, base: str, rank: int, nf4: bool) -> list[tuple[s
             ("llama.cpp", fenced("llama-server --jinja -m *.gguf", "sh")),
         ]
     exported = fenced(f"strop export RUN --to gguf\ncd RUN/gguf-q8_0\n{ollama}", "sh")
-    last = ("Ollama, from the run that this came of", exported)
+    last = ("Ollama, from the run that made this", exported)
     if form == "merged":
         return [
             ("transformers", fenced(_WHOLE.format(here=json.dumps(HERE)) + _ASK, "python")),

@@ -1,13 +1,17 @@
 """What a reader wants to know first: did it learn, how long did it take, what did it cost, what is next."""
 
+import math
 import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from strop.reporting.answers import signed
+import numpy as np
+
+from strop.evaluation.result import Interval
 from strop.reporting.read import RunFiles
+from strop.reporting.scores import signed
 from strop.reporting.series import Series
-from strop.reporting.text import count, dollars, mapping, number, percent, points, short
+from strop.reporting.text import count, dollars, percent, points, short
 from strop.run.reporter import clock
 
 
@@ -36,12 +40,10 @@ class Glance:
 def glance(run: RunFiles) -> Glance:
     """Read it off a run's files."""
     steps = run.columns.series("train", "loss").steps
-    progress = mapping(run.manifest.get("progress"))
-    step = int(steps[-1]) if len(steps) else int(number(progress.get("step")) or 0)
-    total = number(run.manifest.get("num_steps"))
-    num_steps = None if total is None else int(total)
-    seconds, cost = _seconds(run, progress), _cost(run)
-    losses, exact = _losses(run), _exact(run)
+    progress, num_steps = run.manifest.progress, run.manifest.num_steps
+    step = int(steps[-1]) if len(steps) else progress.step if progress else 0
+    seconds, cost = _seconds(run), _cost(run)
+    losses, exact = _losses(run), _scored(run, "exact_match")
     headline = _headline(run, step, num_steps, losses)
     return Glance(
         headline=headline,
@@ -57,38 +59,45 @@ def glance(run: RunFiles) -> Glance:
     )
 
 
-def _seconds(run: RunFiles, progress: dict[str, Any]) -> float | None:
-    if (told := number(progress.get("seconds"))) is not None:
-        return told
+def _seconds(run: RunFiles) -> float | None:
+    if run.manifest.progress is not None:
+        return run.manifest.progress.seconds
     tokens, speed = (run.columns.series("train", name) for name in ("num_tokens", "tokens_per_second"))
     if not len(tokens) or len(tokens) != len(speed):
         return None
     sound = speed.values > 0
-    return number(float((tokens.values[sound] / speed.values[sound]).sum()))
+    return _finite((tokens.values[sound] / speed.values[sound]).sum())
 
 
 def _cost(run: RunFiles) -> float | None:
     so_far = run.columns.series("train", "dollars").finite
-    return float(so_far.values[-1]) if run.status == "running" and len(so_far) else number(run.manifest.get("dollars"))
+    return float(so_far.values[-1]) if run.status == "running" and len(so_far) else run.manifest.dollars
 
 
-def _score(run: RunFiles, model: str, metric: str) -> dict[str, Any]:
-    return mapping(mapping(run.evaluation.get(model)).get(metric))
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _scored(run: RunFiles, metric: str) -> tuple[float | None, float | None]:
+    """The base's and the tuned model's figure."""
+    if run.evaluation is None:
+        return None, None
+    base, tuned = run.evaluation.base.get(metric), run.evaluation.tuned.get(metric)
+    return base.value if base else None, tuned.value if tuned else None
+
+
+def _difference(run: RunFiles, metric: str) -> Interval | None:
+    return run.evaluation.difference.get(metric) if run.evaluation else None
 
 
 def _losses(run: RunFiles) -> tuple[float | None, float | None]:
-    scored = [number(_score(run, model, "nll").get("value")) for model in ("base", "tuned")]
+    scored = _scored(run, "nll")
     if None not in scored:
-        return scored[0], scored[1]
+        return scored
     held_out = run.columns.series("eval", "eval_loss").finite.values
     if not len(held_out):
         return None, None
     return (float(held_out[0]) if len(held_out) > 1 else None), float(held_out[-1])
-
-
-def _exact(run: RunFiles) -> tuple[float | None, float | None]:
-    base, tuned = (number(_score(run, model, "exact_match").get("value")) for model in ("base", "tuned"))
-    return base, tuned
 
 
 def _headline(run: RunFiles, step: int, num_steps: int | None, losses: tuple[float | None, float | None]) -> str:
@@ -97,10 +106,8 @@ def _headline(run: RunFiles, step: int, num_steps: int | None, losses: tuple[flo
         return f"Training: {where}"
     if run.status in ("interrupted", "failed"):
         return f"{run.status.capitalize()} at {where}"
-    change = mapping(mapping(run.evaluation.get("difference")).get("nll"))
-    low, high = number(change.get("low")), number(change.get("high"))
-    if low is not None and high is not None:
-        return "It learned" if high < 0 else "It got worse" if low > 0 else "No clear difference"
+    if (change := _difference(run, "nll")) is not None:
+        return "It learned" if change.high < 0 else "It got worse" if change.low > 0 else "No clear difference"
     before, after = losses
     if before is None or after is None:
         return "Finished" if run.status == "finished" else where.capitalize()
@@ -117,13 +124,11 @@ def _sentence(
     elif before is not None:
         verb = "fell" if after < before else "rose"
         parts.append(f"The loss on held-out rows {verb} from {short(before)} to {short(after)} nats a token.")
-    if None not in exact:
-        found = _score(run, "tuned", "exact_match")
-        low, high = number(found.get("low")), number(found.get("high"))
-        within = "" if low is None or high is None else f" (95% interval {percent(low)} to {percent(high)})"
+    tuned = run.evaluation.tuned.get("exact_match") if run.evaluation else None
+    if tuned is not None and exact[0] is not None:
         parts.append(
-            f"Of {count(found.get('count'))} held-out questions the tuned model answers {percent(exact[1])} exactly"
-            f"{within}, the base {percent(exact[0])}."
+            f"Of {count(tuned.count)} held-out questions the tuned model answers {percent(tuned.value)} exactly "
+            f"(95% interval {percent(tuned.low)} to {percent(tuned.high)}), the base {percent(exact[0])}."
         )
     return " ".join(parts)
 
@@ -138,9 +143,8 @@ def _tiles(
     num_steps: int | None,
 ) -> list[dict[str, str]]:
     speed = run.columns.series("train", "tokens_per_second").finite
-    plan, manifest = mapping(run.manifest.get("plan")), run.manifest
-    change = mapping(mapping(run.evaluation.get("difference")).get("exact_match"))
-    predicted = number(plan.get("dollars"))
+    change = _difference(run, "exact_match")
+    predicted = run.manifest.plan.dollars if run.manifest.plan else None
     took = "–" if seconds is None else clock(seconds)
     left = _left(run, step, num_steps)
     return [
@@ -148,7 +152,7 @@ def _tiles(
         {
             "label": "Exact match",
             "value": _arrow(exact, percent),
-            "detail": f"{signed(number(change.get('value')), points)} over {count(change.get('count'))} questions"
+            "detail": f"{signed(change.value, points)} over {count(change.count)} questions"
             if change
             else "strop evaluate measures it",
         },
@@ -160,7 +164,7 @@ def _tiles(
         {
             "label": "Cost",
             "value": "$0" if cost is None else dollars(cost),
-            "detail": f"on {manifest.get('device', 'an unknown device')}, not billed"
+            "detail": f"on {run.manifest.device or 'an unknown device'}, not billed"
             if cost is None
             else (f"planned {dollars(predicted)}" if predicted is not None else "by the price list"),
         },
@@ -168,8 +172,6 @@ def _tiles(
 
 
 def _median(speed: Series) -> str:
-    import numpy as np
-
     return count(float(np.median(speed.values))) if len(speed) else "–"
 
 
@@ -181,7 +183,7 @@ def _left(run: RunFiles, step: int, num_steps: int | None) -> float | None:
     last = slice(-50, None)
     sound = speed.values[last] > 0
     each = (tokens.values[last][sound] / speed.values[last][sound]).mean() if sound.any() else 0.0
-    return number(float(each) * max(0, num_steps - step))
+    return _finite(float(each) * max(0, num_steps - step))
 
 
 def _arrow(pair: tuple[float | None, float | None], form: Any) -> str:

@@ -205,7 +205,7 @@ def _load(path: Path) -> Checkpoint:
 
 
 def _read_verified(path: Path) -> dict[str, bytes]:
-    """The two files of a checkpoint, verified. No other name is ever opened, whatever the manifest says."""
+    """The two files of a checkpoint, verified. No file of another name is ever opened."""
     manifest = _read(path / MANIFEST_FILE)
     files = _described_files(manifest)
     contents: dict[str, bytes] = {}
@@ -265,7 +265,7 @@ def _delete(path: Path) -> None:
 
 
 def _save_failed(folder: Path, step: int, needed: int, error: OSError) -> StropError:
-    intact = "Checkpoints of earlier steps are as they were; the same command goes on from the newest."
+    intact = "Earlier checkpoints are intact; the same command resumes from the newest."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
         return StropError(

@@ -1,12 +1,13 @@
 """What a run on a rented GPU costs: the dollars of all its attempts, and the limit at which it has to end."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from strop.errors import BudgetReached
+from strop.run.folder import RunFolder
+from strop.run.manifest import AttemptCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class Meter:
     gpu: str
     dollars_per_second: float
     started: float
-    earlier: tuple[Mapping[str, Any], ...] = ()
+    earlier: tuple[AttemptCost, ...] = ()
     limit: float | None = None
     now: Callable[[], float] = time.time
 
@@ -37,7 +38,7 @@ class Meter:
     @property
     def before(self) -> float:
         """Dollars of the attempts before this one."""
-        return float(sum(cost["dollars"] for cost in self.earlier))
+        return float(sum(cost.dollars for cost in self.earlier))
 
     @property
     def dollars(self) -> float:
@@ -49,27 +50,34 @@ class Meter:
         if self.limit is not None and self.dollars + self.dollars_per_second * reserve >= self.limit:
             raise BudgetReached(f"stopped by modal.max_cost={self.limit:g}: ${self.dollars:.2f} so far")
 
-    def entry(self, attempt: int) -> dict[str, Any]:
-        """This attempt as the manifest lists it."""
-        return {
-            "attempt": attempt,
-            "gpu": self.gpu,
-            "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
-            "dollars_per_second": self.dollars_per_second,
-            "seconds": round(self.seconds, 1),
-            "dollars": round(self.seconds * self.dollars_per_second, 4),
-        }
+    def entry(self, attempt: int) -> AttemptCost:
+        """This attempt so far."""
+        return AttemptCost(
+            attempt=attempt,
+            gpu=self.gpu,
+            started=datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
+            dollars_per_second=self.dollars_per_second,
+            seconds=round(self.seconds, 1),
+            dollars=round(self.seconds * self.dollars_per_second, 4),
+        )
 
 
-def with_unfinished(costs: Sequence[Mapping[str, Any]], dollars: float) -> list[dict[str, Any]]:
+def enter_cost(folder: RunFolder, meter: Meter | None) -> None:
+    """Put the cost of all attempts into the manifest, this one's so far; nothing if nothing is billed."""
+    if meter is not None:
+        costs = (*meter.earlier, meter.entry(folder.begun.attempts))
+        folder.update(lambda manifest: replace(manifest, costs=costs, dollars=round(meter.dollars, 4)))
+
+
+def with_unfinished(costs: Sequence[AttemptCost], dollars: float) -> tuple[AttemptCost, ...]:
     """The attempts of a manifest, the last one brought up to the `dollars` that its metrics end with.
 
-    An attempt that was killed could not enter its end. What came after its last step, a step's time or so, is lost.
+    An attempt that was killed could not write down its end. What it cost after its last step, at most about a step's
+    time, is lost.
     """
-    entries = [dict(cost) for cost in costs]
-    missing = dollars - sum(entry["dollars"] for entry in entries)
-    if entries and missing > 0:
-        last = entries[-1]
-        last["dollars"] = round(last["dollars"] + missing, 4)
-        last["seconds"] = round(last["dollars"] / last["dollars_per_second"], 1)
-    return entries
+    missing = dollars - sum(cost.dollars for cost in costs)
+    if not costs or missing <= 0:
+        return tuple(costs)
+    *before, last = costs
+    total = round(last.dollars + missing, 4)
+    return (*before, replace(last, dollars=total, seconds=round(total / last.dollars_per_second, 1)))

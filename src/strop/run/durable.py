@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 TEMPORARY = ".tmp-"
-"""Prefix of names that no reader looks at; whatever bears it after a crash can be deleted."""
+"""Prefix of names that no reader looks at. What is left of them after a crash can be deleted."""
 
 
 def write_durably(path: Path, data: bytes | memoryview) -> None:

@@ -5,7 +5,7 @@
       run.json           the manifest: status, versions, device, fingerprints of data, recipe and base model
       metrics.jsonl      a line for each step and each evaluation
       samples.jsonl      the same held-out questions answered at each evaluation
-      checkpoints/       step-00000010/ ...: what a run goes on from
+      checkpoints/       step-00000010/ ...: what a run resumes from
       adapter/           the result, as PEFT writes it, with a model card (README.md)
       evaluation.json    base beside tuned, once `strop evaluate` has run
       report.html        all of this as one page, written at the end and by `strop report`
@@ -21,19 +21,20 @@ import json
 import os
 import platform
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from strop import __version__
 from strop.errors import CheckpointError, RecipeError, StropError
 from strop.run.durable import make_folder, replace_file
-from strop.run.metrics import read_metrics
-
-Status = Literal["running", "finished", "interrupted", "failed"]
+from strop.run.lenient import fit, parse_json
+from strop.run.manifest import KeptEstimate, Manifest, Status
+from strop.run.records import EvalRecord, TrainRecord, read_metrics
 
 
 class RunFolder:
@@ -75,27 +76,41 @@ class RunFolder:
             yield
 
     @property
-    def manifest(self) -> dict[str, Any]:
-        """The contents of run.json; empty before the run has begun.
+    def manifest(self) -> Manifest | None:
+        """The contents of run.json; None before the run has begun.
 
         Raises:
             CheckpointError: It cannot be read.
         """
         path = self.path / "run.json"
         if not path.exists():
-            return {}
+            return None
         try:
-            contents = json.loads(path.read_bytes())
+            contents = parse_json(path.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} is damaged ({error}); give another train.output_dir") from error
         if not isinstance(contents, dict):
             raise CheckpointError(f"{path} is not a run's manifest; give another train.output_dir")
-        return contents
+        return Manifest.from_json(contents) if contents else None
 
     @property
-    def status(self) -> str | None:
+    def begun(self) -> Manifest:
+        """The manifest of a run that has begun.
+
+        Raises:
+            RecipeError: It has not, or this is no run's folder.
+            CheckpointError: It cannot be read.
+        """
+        manifest = self.manifest
+        if manifest is None:
+            raise RecipeError(f"{self.path} is not a run folder: it has no run.json (`strop runs` lists runs)")
+        return manifest
+
+    @property
+    def status(self) -> Status | None:
         """What run.json says, but `interrupted` where the process was killed; None before the run began."""
-        status = self.manifest.get("status")
+        manifest = self.manifest
+        status = manifest.status if manifest else None
         return "interrupted" if status == "running" and not _is_alive(self._writer()) else status
 
     def begin_attempt(
@@ -107,63 +122,67 @@ class RunFolder:
         num_trainable: int,
         num_steps: int,
     ) -> list[str]:
-        """Enter in run.json that this process starts or continues the run.
+        """Write into run.json that this process starts or resumes the run.
 
         Args:
             device: Name of the device, as the driver gives it.
-            chosen: What was chosen for this device and changes last digits, such as the precision.
+            chosen: What was chosen for this device and can change the last digits of a result, such as the precision.
             fingerprints: What `refuse_changes` compares, by what it is of.
             num_trainable: Parameters that are trained.
             num_steps: Updates from beginning to end.
 
         Returns:
-            Versions, devices and choices that differ from the attempt before, one a line: the run goes on, but its
-            result is no longer bitwise that of an undisturbed one.
+            Versions, devices and choices that differ from the attempt before, one a line. The run continues, but its
+            result is no longer the same bits as that of an undisturbed one.
         """
-        before, environment = self.manifest, {**_environment(device), **chosen}
+        before = (self.manifest or Manifest()).to_json()
+        environment = {**_environment(device), **chosen}
         changes = [
             f"{name} was {before[name]} and is {value}: results may differ in the last digits from here on"
             for name, value in environment.items()
             if before.get(name, value) != value
         ]
-        manifest = {
-            "run_id": uuid.uuid4().hex[:12],
-            "created": now(),
-            **before,
-            **environment,
-            "status": "running",
-            "attempts": before.get("attempts", 0) + 1,
-            "fingerprints": dict(fingerprints),
-            "num_trainable": num_trainable,
-            "num_steps": num_steps,
-        }
-        self.update_manifest(**manifest)
+        known = Manifest.from_json(before | environment)
+        self._write_manifest(
+            replace(
+                known,
+                run_id=known.run_id or uuid.uuid4().hex[:12],
+                created=known.created or now(),
+                status="running",
+                attempts=known.attempts + 1,
+                fingerprints=fingerprints,
+                num_trainable=num_trainable,
+                num_steps=num_steps,
+            )
+        )
         return changes
 
     def set_status(self, status: Status) -> None:
-        """Enter in run.json how the run stands."""
-        self.update_manifest(status=status)
+        """Write into run.json how the run is."""
+        self.update(lambda manifest: replace(manifest, status=status))
 
-    def update_manifest(self, **changes: Any) -> None:
-        """Merge into run.json, atomically."""
-        self._write("run.json", json.dumps(self.manifest | changes, indent=2).encode() + b"\n")
+    def update(self, change: Callable[[Manifest], Manifest]) -> None:
+        """Replace run.json, atomically, by what `change` makes of it."""
+        self._write_manifest(change(self.manifest or Manifest()))
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        self._write("run.json", json.dumps(manifest.to_json(), indent=2).encode() + b"\n")
 
     def write_recipe(self, text: str) -> None:
         """Put recipe.yaml in place."""
         self._write("recipe.yaml", text.encode())
 
-    def write_plan(self, plan: Mapping[str, Any]) -> None:
+    def write_plan(self, plan: KeptEstimate) -> None:
         """Put plan.json in place."""
-        self._write("plan.json", json.dumps(plan, indent=2).encode() + b"\n")
+        self._write("plan.json", json.dumps(asdict(plan), indent=2).encode() + b"\n")
 
     @property
-    def plan(self) -> dict[str, Any]:
-        """The contents of plan.json; empty where there is none, or none that can be read."""
+    def plan(self) -> KeptEstimate | None:
+        """The contents of plan.json; None where there is none, or none that can be read."""
         try:
-            contents = json.loads((self.path / "plan.json").read_bytes())
+            return fit(KeptEstimate, parse_json((self.path / "plan.json").read_bytes()))
         except (OSError, ValueError, RecursionError):
-            return {}
-        return contents if isinstance(contents, dict) else {}
+            return None
 
     def write_evaluation(self, result: Mapping[str, Any]) -> None:
         """Put evaluation.json in place."""
@@ -228,8 +247,6 @@ def refuse_changes(stored: Mapping[str, str], current: Mapping[str, str], recipe
 
 def _environment(device: str) -> dict[str, str]:
     """What can change a result in its last digits while the recipe stays the same."""
-    from strop import __version__
-
     return {
         "strop": __version__,
         "python": platform.python_version(),
@@ -297,14 +314,14 @@ def _summarise(path: Path) -> RunSummary:
         records = read_metrics(folder.metrics_path)
     except (StropError, OSError):
         return RunSummary(path, "damaged")
-    steps = [record for record in records if record.get("kind") == "train"]
-    eval_losses = [record["eval_loss"] for record in records if record.get("kind") == "eval"]
+    steps = [record for record in records if isinstance(record, TrainRecord)]
+    eval_losses = [record.eval_loss for record in records if isinstance(record, EvalRecord)]
     return RunSummary(
         path=path,
         status=status or "unknown",
-        step=steps[-1]["step"] if steps else 0,
-        num_steps=manifest.get("num_steps"),
-        loss=steps[-1]["loss"] if steps else None,
+        step=steps[-1].step if steps else 0,
+        num_steps=manifest.num_steps if manifest else None,
+        loss=steps[-1].loss if steps else None,
         eval_loss=min(eval_losses, default=None),
-        created=manifest.get("created"),
+        created=manifest.created if manifest else None,
     )

@@ -1,17 +1,17 @@
-"""The live view of a run on a terminal: one panel, drawn in place; notes and evaluations scroll above it."""
+"""The live view of a run on a terminal: one panel, drawn in place, with notes and evaluations scrolling above it."""
 
+import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from strop.run.output import Output
-from strop.run.reporter import Reporter, clock
+from strop.run.records import EvalRecord, TrainRecord
+from strop.run.reporter import LineReporter, Output, Reporter, clock, figures
 
 _WINDOW = 50
 """Steps that the time left is estimated from."""
@@ -22,6 +22,17 @@ _POINTS = 200
 _REDRAW_SECONDS = 0.1
 
 _BLOCKS, _ASCII = "▁▂▃▄▅▆▇█", "_.-:=+*#"
+
+
+def console_reporter(logging_steps: int, max_cost: float | None = None) -> Reporter:
+    """A live panel if standard output is a terminal that can redraw, else a line every `logging_steps` steps.
+
+    `NO_COLOR` is rich's to respect; the lines have no colour.
+    """
+    console = Console()
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveReporter(console, max_cost)
+    return LineReporter(logging_steps, sys.stdout)
 
 
 class LiveReporter(Reporter):
@@ -44,20 +55,20 @@ class LiveReporter(Reporter):
             if stream is not None:
                 self._live.start(refresh=True)
 
-    def on_step(self, record: Mapping[str, Any]) -> None:
+    def on_step(self, record: TrainRecord) -> None:
         """See `Reporter`."""
         now = time.monotonic()
         self._panel.add(record, now)
-        if now - self._drawn > _REDRAW_SECONDS or record["step"] == self._panel.num_steps:
+        if now - self._drawn > _REDRAW_SECONDS or record.step == self._panel.num_steps:
             self._drawn = now
             with self._output.guarded() as stream:
                 if stream is not None:
                     self._live.refresh()
 
-    def on_eval(self, step: int, loss: float) -> None:
+    def on_eval(self, record: EvalRecord) -> None:
         """See `Reporter`."""
-        self._panel.held_out[step] = loss
-        self.note(f"step {step}: held-out loss {loss:.4f}")
+        self._panel.held_out[record.step] = record.eval_loss
+        self.note(f"step {record.step}: held-out loss {record.eval_loss:.4f}")
 
     def note(self, line: str) -> None:
         """See `Reporter`."""
@@ -82,7 +93,7 @@ class _Panel:
         self.held_out: dict[int, float] = {}
         self._max_cost = max_cost
         self._step = 0
-        self._last: Mapping[str, Any] = {}
+        self._last: TrainRecord | None = None
         self._losses: deque[tuple[int, float]] = deque(maxlen=_POINTS)
         self._times: deque[float] = deque(maxlen=_WINDOW + 1)
 
@@ -90,16 +101,16 @@ class _Panel:
         self._step, self.num_steps = step, num_steps
         self._times.append(time.monotonic())
 
-    def add(self, record: Mapping[str, Any], now: float) -> None:
-        self._step, self._last = record["step"], record
-        self._losses.append((record["step"], record["loss"]))
+    def add(self, record: TrainRecord, now: float) -> None:
+        self._step, self._last = record.step, record
+        self._losses.append((record.step, record.loss))
         self._times.append(now)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         inner = max(8, options.max_width - 4)
         lines = [self._progress(inner, options.ascii_only)]
-        if self._last:
-            lines += [*self._curves(inner, options.ascii_only), *_flow(self._figures(), inner)]
+        if self._last is not None:
+            lines += [*self._curves(inner, options.ascii_only), *_flow(self._figures(self._last), inner)]
         body = Text("\n", no_wrap=True, overflow="crop").join(lines)
         body.no_wrap, body.overflow = True, "crop"
         yield Panel(body, title="training", title_align="left", border_style="dim", width=min(options.max_width, 100))
@@ -127,27 +138,18 @@ class _Panel:
         scale = [loss for _, loss in points] + list(marks.values())
         blocks = _ASCII if ascii_only else _BLOCKS
         curve = sparkline([loss for _, loss in points], scale, blocks)
-        lines = [Text.assemble(f"loss     {self._last['loss']:.4f} ", (curve, "cyan"))]
+        lines = [Text.assemble(f"loss     {points[-1][1]:.4f} ", (curve, "cyan"))]
         if self.held_out:
             columns = sparkline([marks.get(step) for step, _ in points], scale, blocks)
             newest = self.held_out[max(self.held_out)]
             lines.append(Text.assemble(f"held-out {newest:.4f} ", (columns, "magenta")))
         return lines
 
-    def _figures(self) -> list[str]:
-        last = self._last
-        figures = [
-            f"lr {last['learning_rate']:.1e}",
-            f"grad {last['grad_norm']:.2f}",
-            f"{last['tokens_per_second']:,.0f} tok/s",
-            f"{last['samples_per_second']:.1f} samples/s",
-        ]
-        if last.get("peak_memory_gib") is not None:
-            figures.append(f"{last['peak_memory_gib']:.1f} GiB")
-        if "dollars" in last:
-            limit = "so far" if self._max_cost is None else f"of ${self._max_cost:.2f} at most"
-            figures.append(f"${last['dollars']:.2f} {limit}")
-        return figures
+    def _figures(self, last: TrainRecord) -> list[str]:
+        if last.dollars is None:
+            return figures(last)
+        limit = "so far" if self._max_cost is None else f"of ${self._max_cost:.2f} at most"
+        return [*figures(last), f"${last.dollars:.2f} {limit}"]
 
 
 def sparkline(values: Sequence[float | None], scale: Sequence[float], blocks: str = _BLOCKS) -> str:

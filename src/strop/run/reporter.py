@@ -1,38 +1,37 @@
-"""What a person sees while a run goes on: a live view on a terminal (live.py), plain lines anywhere else.
+"""What a person sees while a run trains: a live view on a terminal (live.py), plain lines anywhere else.
 
-Nothing here can stop a run. Where the output goes away (`strop train ... | head`, a closed terminal, a full
-disk behind a redirection), one line on standard error says so and training goes on; metrics.jsonl has it all.
+Nothing here can stop a run. If the output goes away (`strop train ... | head`, a closed terminal, a full disk behind a
+redirection), one line on standard error says so and training continues; metrics.jsonl has everything.
 """
 
+import os
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import IO
 
-from rich.console import Console
-
-from strop.run.output import Output
-from strop.run.samples import Sample
+from strop.run.records import EvalRecord, Sample, TrainRecord
 
 _WINDOW = 50
 """Steps that the time left is estimated from: enough to be steady, few enough to forget slow first ones."""
 
 
 class Reporter:
-    """Told of everything that happens in a run. This one says nothing; the others override what they show."""
+    """Told of everything that happens in a run. This one prints nothing; the others override what they show."""
 
     def on_start(self, step: int, num_steps: int) -> None:
-        """Training begins, or goes on after `step`."""
+        """Training begins, or resumes after `step`."""
 
-    def on_step(self, record: Mapping[str, Any]) -> None:
+    def on_step(self, record: TrainRecord) -> None:
         """A step is done; the record is the one in metrics.jsonl."""
 
-    def on_eval(self, step: int, loss: float) -> None:
+    def on_eval(self, record: EvalRecord) -> None:
         """The held-out rows were evaluated."""
 
     def on_samples(self, samples: Sequence[Sample]) -> None:
-        """Held-out questions were answered by the model as it stands."""
+        """The model has answered held-out questions."""
         for sample in samples:
             self.note(f"step {sample.step}: {_brief(sample.question, 32)} -> {_brief(sample.text, 40)}")
 
@@ -44,6 +43,37 @@ class Reporter:
 
     def close(self) -> None:
         """Training has ended."""
+
+
+class Output:
+    """A stream that may go away. After its first failure it is not used again."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream: IO[str] | None = stream
+
+    @contextmanager
+    def guarded(self) -> Iterator[IO[str] | None]:
+        """The stream, or None once it has gone; a failure to write inside the block is dealt with here."""
+        try:
+            yield self._stream
+        except (OSError, ValueError) as error:  # ValueError: the file object is closed
+            broken, self._stream = self._stream, None
+            _discard(broken)
+            with suppress(OSError, ValueError):
+                print(
+                    f"strop: standard output is gone ({error}); training continues, see metrics.jsonl",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+
+def _discard(stream: IO[str] | None) -> None:
+    """Point a broken stream at /dev/null: what it buffers would fail again at exit, and turn 0 into 120."""
+    with suppress(OSError, ValueError, AttributeError):
+        assert stream is not None
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 class LineReporter(Reporter):
@@ -60,17 +90,17 @@ class LineReporter(Reporter):
         self._num_steps = num_steps
         self._times.append(time.monotonic())
 
-    def on_step(self, record: Mapping[str, Any]) -> None:
+    def on_step(self, record: TrainRecord) -> None:
         """See `Reporter`."""
-        step, times = record["step"], self._times
+        step, times = record.step, self._times
         times.append(time.monotonic())
         if step % self._every == 0 or step == self._num_steps:
             left = (times[-1] - times[0]) / max(1, len(times) - 1) * (self._num_steps - step)
             self.note(f"step {step}/{self._num_steps}  {describe(record)}  left {clock(left)}")
 
-    def on_eval(self, step: int, loss: float) -> None:
+    def on_eval(self, record: EvalRecord) -> None:
         """See `Reporter`."""
-        self.note(f"step {step}/{self._num_steps}  held-out loss {loss:.4f}")
+        self.note(f"step {record.step}/{self._num_steps}  held-out loss {record.eval_loss:.4f}")
 
     def on_save(self, step: int) -> None:
         """See `Reporter`."""
@@ -85,28 +115,22 @@ class LineReporter(Reporter):
                 print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
-def console_reporter(logging_steps: int, max_cost: float | None = None) -> Reporter:
-    """A live panel if standard output is a terminal that can redraw, else a line every `logging_steps` steps.
+def figures(record: TrainRecord) -> list[str]:
+    """A step's figures but for its loss and cost, each with its unit."""
+    memory = record.peak_memory_gib
+    return [
+        f"lr {record.learning_rate:.1e}",
+        f"grad {record.grad_norm:.2f}",
+        f"{record.tokens_per_second:,.0f} tok/s",
+        f"{record.samples_per_second:.1f} samples/s",
+        *([] if memory is None else [f"{memory:.1f} GiB"]),
+    ]
 
-    `NO_COLOR` is rich's to respect; the lines have no colour.
-    """
-    console = Console()
-    if console.is_terminal and not console.is_dumb_terminal:
-        from strop.run.live import LiveReporter  # which builds on this module
 
-        return LiveReporter(console, max_cost)
-    return LineReporter(logging_steps, sys.stdout)
-
-
-def describe(record: Mapping[str, Any]) -> str:
+def describe(record: TrainRecord) -> str:
     """A step's figures on one line."""
-    line = (
-        f"loss {record['loss']:.4f}  lr {record['learning_rate']:.1e}  grad {record['grad_norm']:.2f}  "
-        f"{record['tokens_per_second']:,.0f} tok/s  {record['samples_per_second']:.1f} samples/s"
-    )
-    memory = record.get("peak_memory_gib")
-    line = line if memory is None else f"{line}  {memory:.1f} GiB"
-    return f"{line}  ${record['dollars']:.2f} so far" if "dollars" in record else line
+    cost = [] if record.dollars is None else [f"${record.dollars:.2f} so far"]
+    return "  ".join([f"loss {record.loss:.4f}", *figures(record), *cost])
 
 
 def _brief(text: str, length: int) -> str:

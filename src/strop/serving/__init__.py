@@ -1,6 +1,6 @@
-"""A tuned model as an OpenAI-compatible endpoint on this machine, and the client that `strop chat URL` is.
+"""`strop serve`: a tuned model behind OpenAI's API on this machine, and the client behind `strop chat URL`.
 
-client imports the standard library alone; everything else needs the extra `serve`.
+`client` imports only the standard library; everything else needs the extra `serve`.
 """
 
 from importlib.util import find_spec
@@ -9,10 +9,10 @@ from strop.errors import RecipeError
 
 
 def require_server() -> None:
-    """See that the server's libraries are installed.
+    """Check that the server's libraries are installed.
 
     Raises:
-        RecipeError: They are not; names the extra that brings them.
+        RecipeError: One is missing; the message names the extra to install.
     """
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
-        raise RecipeError("this needs starlette and uvicorn: pip install 'strop[serve]'")
+        raise RecipeError("strop serve needs starlette and uvicorn: pip install 'strop[serve]'")

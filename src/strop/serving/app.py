@@ -1,4 +1,4 @@
-"""The endpoint as an ASGI application: routes, one answer at a time, and errors as OpenAI writes them."""
+"""The endpoint as an ASGI application: its routes, and errors in OpenAI's format."""
 
 import asyncio
 import secrets
@@ -14,14 +14,21 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from strop.data.template import Template
-from strop.serving.guard import Guard
-from strop.serving.prompts import chat_prompt, text_prompt
-from strop.serving.requests import ApiError, ChatRequest, CompletionRequest, GenerationRequest, parse
+from strop.serving.requests import (
+    ApiError,
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    chat_prompt,
+    parse,
+    text_prompt,
+)
 from strop.serving.responses import Answer, failed_event
-from strop.serving.worker import Job, Piece, Worker
+from strop.serving.server import Guard
+from strop.serving.worker import GenerationJob, GenerationWorker, Piece
 
 BASE = "base"
-"""Under this name the endpoint answers without the adapter."""
+"""The model name under which the endpoint answers without the adapter."""
 
 Body = TypeVar("Body", bound=GenerationRequest)
 
@@ -31,16 +38,16 @@ class Served:
     """What the endpoint answers with.
 
     Attributes:
-        name: The tuned model's.
+        name: The tuned model's name.
         created: When the run began, in seconds since 1970.
-        max_positions: Tokens that prompt and answer may have together.
-        vocabulary: Token ids are below this.
-        max_new_tokens: Longest answer where the request names no limit.
+        max_positions: The most tokens of prompt and answer together.
+        vocabulary: All token ids are below this.
+        max_new_tokens: The longest answer if the request sets no limit.
     """
 
     name: str
     created: int
-    worker: Worker
+    worker: GenerationWorker
     template: Template
     max_positions: int
     vocabulary: int
@@ -48,7 +55,7 @@ class Served:
 
 
 def build_app(served: Served, guard: Guard) -> Starlette:
-    """The application; its worker runs already."""
+    """Build the application; its worker is already running."""
     endpoint = _Endpoint(served, guard)
     return Starlette(
         routes=[
@@ -68,7 +75,7 @@ async def _as_json(request: Request, error: Exception) -> Response:
 
 
 async def _http_as_json(request: Request, error: Exception) -> Response:
-    """What the router refuses: 404 and 405."""
+    """Errors of the router itself: 404 and 405."""
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"
     return JSONResponse(ApiError(error.status_code, message).to_json(), error.status_code, error.headers)
@@ -79,7 +86,7 @@ class _Endpoint:
         self._served, self._guard = served, guard
 
     async def health(self, request: Request) -> Response:
-        """Whether the server answers; needs no key."""
+        """GET /health: whether the server is up; needs no key."""
         self._guard.check_host(request)
         return JSONResponse({"status": "ok"})
 
@@ -115,7 +122,7 @@ class _Endpoint:
         pieces = self._answer(request, prompt, body)
         answer = Answer(body, len(prompt))
         if body.stream:
-            first = await anext(pieces)  # so that a full line is a 429, and not a stream that fails
+            first = await anext(pieces)  # so that a full queue is status 429, and not a stream that fails
             return StreamingResponse(_events(answer, first, pieces), media_type="text/event-stream")
         text = ""
         async with aclosing(pieces):
@@ -124,13 +131,13 @@ class _Endpoint:
         return JSONResponse(answer.whole(text, piece))
 
     async def _answer(self, request: Request, prompt: list[int], body: GenerationRequest) -> AsyncGenerator[Piece]:
-        """Have the worker answer, until the last piece or until the caller has gone.
+        """Have the worker answer, until the last piece or until the client disconnects.
 
         Raises:
-            ApiError: The answer would be too long, too many wait, or the model failed.
+            ApiError: The answer would be too long, the queue is full, or the model failed.
         """
         loop, arrived = asyncio.get_running_loop(), asyncio.Queue[Piece | ApiError]()
-        job = Job(
+        job = GenerationJob(
             prompt,
             body.model != BASE,
             self._room(len(prompt), body),
@@ -142,7 +149,7 @@ class _Endpoint:
         )
         self._served.worker.submit(job)
         gone = asyncio.ensure_future(_has_gone(request))
-        gone.add_done_callback(lambda _: arrived.put_nowait(ApiError(499, "the client has gone")))
+        gone.add_done_callback(lambda _: arrived.put_nowait(ApiError(499, "the client disconnected")))
         try:
             while True:
                 piece = await arrived.get()
@@ -156,14 +163,14 @@ class _Endpoint:
             gone.cancel()
 
     def _room(self, num_prompt: int, body: GenerationRequest) -> int:
-        """Tokens that the answer may have."""
+        """The most tokens that the answer may have."""
         limit = body.limit
         left = self._served.max_positions - num_prompt
         if left < (limit or 1):
             raise ApiError(
                 400,
-                f"the prompt has {num_prompt:,} tokens and the answer may have {limit or 1:,}; the model holds "
-                f"{self._served.max_positions:,} together",
+                f"the prompt has {num_prompt:,} tokens and the answer may take {limit or 1:,}; the model's context is "
+                f"{self._served.max_positions:,} tokens for both",
                 "max_tokens" if limit else "messages" if isinstance(body, ChatRequest) else "prompt",
                 "context_length_exceeded",
             )
@@ -172,7 +179,7 @@ class _Endpoint:
     def _check_name(self, name: str) -> None:
         if name not in (self._served.name, BASE):
             known = f"{self._served.name} and {BASE}"
-            raise ApiError(404, f"there is no model {name[:100]!r} here, only {known}", "model", "model_not_found")
+            raise ApiError(404, f"no model {name[:100]!r} here; there are {known}", "model", "model_not_found")
 
     def _card(self, name: str) -> dict[str, object]:
         root = self._served
@@ -186,13 +193,13 @@ class _Endpoint:
 
 
 def _tell(loop: asyncio.AbstractEventLoop, arrived: "asyncio.Queue[Piece | ApiError]", piece: Piece | ApiError) -> None:
-    """Hand a piece from the worker's thread to the loop, if that is still there."""
+    """Pass a piece from the worker's thread to the event loop, unless that has closed."""
     if not loop.is_closed():
         loop.call_soon_threadsafe(arrived.put_nowait, piece)
 
 
 async def _has_gone(request: Request) -> None:
-    """Wait until the caller hangs up; its body has been read, so nothing else can come."""
+    """Wait until the client disconnects; the body has been read, so no other message can arrive."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

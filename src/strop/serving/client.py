@@ -1,6 +1,6 @@
-"""`strop chat URL`: any endpoint with OpenAI's API that has a base and a tuned model, here or on Modal.
+"""The client behind `strop chat URL`: talks to an endpoint of `strop serve`, on this machine or on Modal.
 
-Secrets come from the environment alone: STROP_API_KEY for a bearer key, MODAL_PROXY_TOKEN_ID and
+Secrets come only from the environment: STROP_API_KEY for a bearer key, MODAL_PROXY_TOKEN_ID and
 MODAL_PROXY_TOKEN_SECRET for Modal's proxy.
 """
 
@@ -19,25 +19,25 @@ from strop.errors import EndpointError, RecipeError
 
 KEY, TOKEN_ID, TOKEN_SECRET = "STROP_API_KEY", "MODAL_PROXY_TOKEN_ID", "MODAL_PROXY_TOKEN_SECRET"
 _COLD_START = 1200.0
-"""Seconds to wait for the next byte: a container that starts, loads weights and compiles takes minutes."""
+"""Seconds to wait for the next byte: a container takes minutes to start, load weights and compile."""
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _MAX_LINE = 1 << 20
 
 
 def is_url(text: str) -> bool:
-    """Whether `strop chat` was given an endpoint, and not a run folder."""
+    """Whether `strop chat` was given an endpoint rather than a run folder."""
     return text.startswith(("http://", "https://"))
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointSession:
-    """Answers of an endpoint; every question starts afresh.
+    """Asks an endpoint; every question starts a new conversation.
 
     Attributes:
-        url: Without /v1 at its end.
+        url: The address, without a trailing /v1.
         models: Names of the base and of the tuned model there.
-        max_new_tokens: Longest answer.
-        temperature: 0 always takes the likeliest token.
+        max_new_tokens: Length of the longest answer, in tokens.
+        temperature: 0 always picks the most likely token.
     """
 
     url: str
@@ -46,10 +46,10 @@ class EndpointSession:
     temperature: float
 
     def stream(self, prompt: str, tuned: bool = True) -> Iterator[str]:
-        """The answer to a prompt, piece by piece.
+        """Yield the answer to a prompt piece by piece.
 
         Raises:
-            EndpointError: The endpoint cannot be reached, refuses, or breaks off.
+            EndpointError: The endpoint cannot be reached, refuses, or stops in the middle.
         """
         body = {
             "model": self.models[tuned],
@@ -61,18 +61,18 @@ class EndpointSession:
         with _asked(f"{self.url}/v1/chat/completions", body) as answer:
             for event in _events(answer, self.url):
                 if "error" in event:
-                    raise EndpointError(f"{self.url} broke off: {_message(event)}")
+                    raise EndpointError(f"{self.url} stopped in the middle of the answer: {_message(event)}")
                 for choice in event.get("choices", []):
                     if text := choice["delta"].get("content"):
                         yield text
 
 
 def connect(url: str, max_new_tokens: int, temperature: float) -> EndpointSession:
-    """Ask an endpoint for its models. On Modal that starts a container where none is up.
+    """Ask an endpoint for its models. On Modal this starts a container if none is running.
 
     Raises:
-        RecipeError: The URL is none, or would send a secret in the clear.
-        EndpointError: It cannot be reached, refuses, or is no such endpoint.
+        RecipeError: The URL is not an address, or would send a secret unencrypted.
+        EndpointError: It cannot be reached, refuses, or is not an endpoint of `strop serve`.
     """
     url = url.rstrip("/").removesuffix("/v1")
     try:
@@ -81,30 +81,36 @@ def connect(url: str, max_new_tokens: int, temperature: float) -> EndpointSessio
     except ValueError:
         is_address = False
     if not is_address or parts.username or parts.query or parts.fragment:
-        raise RecipeError("that is no endpoint's address: give one such as http://127.0.0.1:8000, and no user in it")
+        raise RecipeError(
+            "this is not an endpoint's address: use one such as http://127.0.0.1:8000, without a user name in it"
+        )
     host = str(parts.hostname)
     if parts.scheme == "http" and host not in _LOCAL and _secrets(host):
-        raise RecipeError(f"{url}: {KEY} would cross the network unencrypted; use https, or a tunnel to this machine")
+        raise RecipeError(
+            f"{url}: {KEY} would be sent over the network unencrypted; use https, or a tunnel to this machine"
+        )
     with _asked(f"{url}/v1/models") as answer:
         try:
             names = [str(card["id"]) for card in json.loads(answer.read(_MAX_LINE))["data"]]
         except (ValueError, LookupError, TypeError) as error:
-            raise EndpointError(f"{url} does not answer as OpenAI's API does: /v1/models holds no list") from error
+            raise EndpointError(
+                f"{url} does not answer like OpenAI's API: /v1/models returned no list of models"
+            ) from error
     tuned = [name for name in names if name != "base"]
     if len(tuned) != 1 or "base" not in names:
         raise EndpointError(
-            f"{url} is not an endpoint of `strop serve`: it has the models {', '.join(names) or 'none'}, and not "
-            "base and a tuned one"
+            f"{url} is not an endpoint of `strop serve`, which has two models, base and a tuned one; it has "
+            f"{', '.join(names) or 'none'}"
         )
     return EndpointSession(url, ("base", tuned[0]), max_new_tokens, temperature)
 
 
 @contextmanager
 def _asked(url: str, body: dict[str, Any] | None = None) -> Iterator[IO[bytes]]:
-    """The answer to a request while it is open."""
+    """Send a request; yields the response while it is open."""
     headers = {"Content-Type": "application/json"} | _secrets(urlsplit(url).hostname or "")
     data = None if body is None else json.dumps(body).encode()
-    # The tests' and most people's proxies do not lead back to this machine.
+    # A proxy, in the tests as for most people, does not lead back to this machine.
     proxies = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in _LOCAL else []
     opener = urllib.request.build_opener(_StayThere, *proxies)
     try:
@@ -114,27 +120,30 @@ def _asked(url: str, body: dict[str, Any] | None = None) -> Iterator[IO[bytes]]:
         raise _refused(url, error) from error
     except TimeoutError as error:
         raise EndpointError(
-            f"{url} was silent for {_COLD_START / 60:.0f} minutes; look at its log and try again"
+            f"{url} sent nothing for {_COLD_START / 60:.0f} minutes; look at its log and try again"
         ) from error
     except urllib.error.URLError as error:
-        raise EndpointError(f"{url} cannot be reached: {error.reason}. Is `strop serve` running there?") from error
+        raise EndpointError(f"cannot reach {url}: {error.reason}. Is `strop serve` running there?") from error
     except (OSError, http.client.HTTPException) as error:
-        raise EndpointError(f"{url}: the connection broke off ({type(error).__name__}); ask again") from error
+        raise EndpointError(f"lost the connection to {url} ({type(error).__name__}); ask again") from error
 
 
 class _StayThere(urllib.request.HTTPRedirectHandler):
-    """Modal redirects a request that waits for long to its own host, with 303; a secret goes to no other host."""
+    """Follows redirects only to the same host, so that no secret reaches another.
+
+    Modal redirects a request that has waited a long time, with 303 and to its own host.
+    """
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if urlsplit(newurl)[:2] != urlsplit(req.full_url)[:2]:
             raise EndpointError(
-                f"{req.full_url} leads on to {urlsplit(newurl).netloc}; give that address if it is right"
+                f"{req.full_url} redirects to {urlsplit(newurl).netloc}; use that address if it is the right one"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _secrets(host: str) -> dict[str, str]:
-    """Headers for this host: Modal's proxy token goes to Modal alone."""
+    """The headers with secrets for this host; Modal's proxy token is sent only to Modal."""
     headers = {}
     if key := os.environ.get(KEY):
         headers["Authorization"] = f"Bearer {key}"
@@ -151,16 +160,16 @@ def _refused(url: str, error: urllib.error.HTTPError) -> EndpointError:
     if error.code in (401, 403):
         on_modal = urlsplit(url).hostname or ""
         what = f"{TOKEN_ID} and {TOKEN_SECRET}" if on_modal.endswith(".modal.run") else KEY
-        return EndpointError(f"{url} refuses (HTTP {error.code}): {said}. Set {what} in the environment")
+        return EndpointError(f"{url} refused the request (HTTP {error.code}): {said}. Set {what} in the environment")
     if error.code == 404:
         return EndpointError(
-            f"{url} is not there (HTTP 404): {said}. Is the address right, and the endpoint not stopped?"
+            f"{url} does not exist (HTTP 404): {said}. Is the address right, and the endpoint still running?"
         )
     if error.code in (408, 502, 503, 504):
         return EndpointError(
-            f"{url} is not up yet, or is overloaded (HTTP {error.code}): {said}. Try again in a minute"
+            f"{url} is still starting, or overloaded (HTTP {error.code}): {said}. Try again in a minute"
         )
-    return EndpointError(f"{url} refuses (HTTP {error.code}): {said}")
+    return EndpointError(f"{url} refused the request (HTTP {error.code}): {said}")
 
 
 def _events(answer: IO[bytes], url: str) -> Iterator[dict[str, Any]]:
@@ -177,10 +186,10 @@ def _events(answer: IO[bytes], url: str) -> Iterator[dict[str, Any]]:
             raise EndpointError(f"{url} sent an event that is not JSON") from error
         if isinstance(event, dict):
             yield event
-    raise EndpointError(f"{url} broke off in the middle of the answer; ask again")
+    raise EndpointError(f"{url} stopped in the middle of the answer; ask again")
 
 
 def _message(body: Any) -> str:
-    """What an error object says: OpenAI's, or any other."""
+    """The message of an error object, OpenAI's or any other."""
     error = body.get("error", body) if isinstance(body, dict) else body
     return str(error.get("message", error) if isinstance(error, dict) else error)[:500]

@@ -1,4 +1,4 @@
-"""The JSON of OpenAI's answers: whole ones, and the chunks of a stream."""
+"""OpenAI's JSON for answers: complete ones, and the chunks of a stream."""
 
 import json
 import time
@@ -13,10 +13,10 @@ from strop.serving.worker import Piece
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How the answer to one request is written down.
+    """Formats the answer to one request.
 
     Attributes:
-        num_prompt_tokens: For the usage.
+        num_prompt_tokens: Reported in the usage.
     """
 
     request: GenerationRequest
@@ -25,18 +25,18 @@ class Answer:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, text: str, last: Piece) -> dict[str, Any]:
-        """The answer in one object."""
+        """The complete answer as one object."""
         content = {"message": {"role": "assistant", "content": text}} if self._is_chat else {"text": text}
         choice = {"index": 0, **content, "logprobs": None, "finish_reason": last.finish_reason}
         return self._object("", [choice]) | {"usage": self._usage(last)}
 
     def first_events(self) -> Iterator[bytes]:
-        """What a stream begins with: in a chat, who speaks."""
+        """The events before any text: in a chat, the role of the speaker."""
         if self._is_chat:
             yield self._event([self._chunk({"role": "assistant", "content": ""}, None)])
 
     def events(self, piece: Piece) -> Iterator[bytes]:
-        """The events of a piece; after the last one the stream is over."""
+        """The events for a piece; those of the last piece end the stream."""
         if piece.text:
             yield self._event([self._chunk(self._delta(piece.text), None)])
         if piece.finish_reason:
@@ -87,10 +87,10 @@ class Answer:
 
 
 def as_event(contents: dict[str, Any]) -> bytes:
-    """A server-sent event."""
+    """Format a server-sent event."""
     return b"data: " + json.dumps(contents).encode() + b"\n\n"
 
 
 def failed_event(error: ApiError) -> bytes:
-    """What a stream ends with when the answer cannot be finished; OpenAI's client raises it."""
+    """The last event of a stream whose answer failed; OpenAI's client raises it."""
     return as_event(error.to_json())

@@ -1,5 +1,6 @@
-"""The endpoint on a port of this machine, from the first request to Ctrl-C."""
+"""The port of this machine: which requests are let in, and uvicorn answering them until Ctrl-C."""
 
+import hmac
 import ipaddress
 import socket
 import traceback
@@ -9,13 +10,76 @@ from types import FrameType
 import h11
 import uvicorn
 from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from strop.errors import RecipeError
+from strop.serving.requests import ApiError
+
+MAX_BODY_BYTES = 2 << 20
+_LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
+
+
+class Guard:
+    """Checks each request before and while its body is read: host, key, content type, size.
+
+    Browser pages are kept out. No CORS header is ever sent. The Host header must be one of this machine's own names,
+    which stops a foreign name that was made to resolve here. JSON must be declared as JSON, which a plain form cannot
+    do.
+
+    Args:
+        any_host: Accept any Host header; allowed only together with a key.
+        api_key: The bearer key that the Authorization header must hold, or None.
+    """
+
+    def __init__(self, any_host: bool, api_key: str | None) -> None:
+        assert api_key or not any_host
+        self._any_host, self._api_key = any_host, api_key
+
+    def check(self, request: Request) -> None:
+        """Raise ApiError 403 if the request names another host, 401 if its key is missing or wrong."""
+        self.check_host(request)
+        if self._api_key is None:
+            return
+        given = request.headers.get("authorization", "").encode()
+        if not hmac.compare_digest(given, f"Bearer {self._api_key}".encode()):
+            raise ApiError(
+                401, "the API key is missing or wrong; send Authorization: Bearer KEY", code="invalid_api_key"
+            )
+
+    def check_host(self, request: Request) -> None:
+        """Raise ApiError 403 if the Host header is not one of this machine's own names."""
+        host = request.headers.get("host", "").lower()
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        if not self._any_host and name not in _LOCAL_NAMES:
+            raise ApiError(403, f"Host {host!r} is not this server; call it as 127.0.0.1 or localhost")
+
+    async def body(self, request: Request) -> bytes:
+        """Read the body of a JSON request.
+
+        Raises:
+            ApiError: 415 if it is not declared as JSON, 413 if it is too large, 400 if it is cut off.
+        """
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise ApiError(415, "send the body with Content-Type: application/json")
+        too_large = ApiError(413, f"the body is larger than {MAX_BODY_BYTES >> 20} MiB")
+        length = request.headers.get("content-length", "0")
+        if length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
+            raise too_large
+        body = bytearray()
+        try:
+            async for block in request.stream():
+                body += block
+                if len(body) > MAX_BODY_BYTES:
+                    raise too_large
+        except ClientDisconnect:
+            raise ApiError(400, "the connection closed before the whole body arrived") from None
+        return bytes(body)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address is reached from this machine alone."""
+    """Whether only this machine can reach a name or address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -23,33 +87,35 @@ def is_loopback(host: str) -> bool:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take the port, before the minutes that loading a model may take; nothing is answered yet.
+    """Reserve the port before the model loads, which may take minutes; connections are not accepted yet.
 
     Raises:
-        RecipeError: It is taken, or the host is not this machine's.
+        RecipeError: The port is in use, or the host is not an address of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    taken = socket.socket(family, socket.SOCK_STREAM)
+    reserved = socket.socket(family, socket.SOCK_STREAM)
     try:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind((host, port))
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind((host, port))
     except OSError as error:
-        taken.close()
-        raise RecipeError(f"{host}:{port} cannot be taken: {error.strerror or error}; give another --port") from error
-    return taken
+        reserved.close()
+        raise RecipeError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port"
+        ) from error
+    return reserved
 
 
-def run(app: Starlette, taken: socket.socket, on_exit: Callable[[], None]) -> None:
-    """Answer until SIGINT or SIGTERM.
+def run(app: Starlette, reserved: socket.socket, on_exit: Callable[[], None]) -> None:
+    """Answer requests until SIGINT or SIGTERM.
 
     Args:
         app: The endpoint.
-        taken: From `bind`.
-        on_exit: Called as soon as a signal came, so that nothing under way holds the end up.
+        reserved: The socket from `bind`.
+        on_exit: Called as soon as a signal arrives, so that unfinished answers do not delay the exit.
     """
     config = uvicorn.Config(
         _reporting(app),
-        log_level="critical",  # what is not HTTP is no news
+        log_level="critical",  # uvicorn would warn about every request that is not HTTP
         access_log=False,
         lifespan="off",
         ws="none",
@@ -59,17 +125,17 @@ def run(app: Starlette, taken: socket.socket, on_exit: Callable[[], None]) -> No
         proxy_headers=False,
         timeout_graceful_shutdown=5,
     )
-    _Server(config, on_exit).run(sockets=[taken])
+    _Server(config, on_exit).run(sockets=[reserved])
 
 
 def _reporting(app: Starlette) -> ASGIApp:
-    """The application with its bugs told on stderr, and nothing of what callers do wrong."""
+    """The application, printing its own bugs to stderr but not the callers' mistakes."""
 
     async def reporting(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await app(scope, receive, send)
         except h11.LocalProtocolError:
-            pass  # the rest of the request was not HTTP, and uvicorn said so before the application had answered
+            pass  # the rest of the request was not HTTP; uvicorn answered that before the application could
         except Exception:
             traceback.print_exc()
             raise
@@ -78,7 +144,7 @@ def _reporting(app: Starlette) -> ASGIApp:
 
 
 class _Server(uvicorn.Server):
-    """Ends without raising the signal again, which would make of every end an error."""
+    """Exits normally on a signal: uvicorn would raise it again, so that every exit counted as an error."""
 
     def __init__(self, config: uvicorn.Config, on_exit: Callable[[], None]) -> None:
         super().__init__(config)

@@ -1,9 +1,9 @@
-"""One decoder, one thread: requests wait in line, and what nobody waits for any more is not generated."""
+"""One decoder on one thread: requests queue for it, and an answer that nobody waits for any more is not generated."""
 
 import queue
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,21 +12,20 @@ from strop.data.template import Template
 from strop.evaluation.generate import stream
 from strop.model.lora import LoraAdapter
 from strop.serving.requests import ApiError
-from strop.serving.text import GrowingText
 
 MAX_WAITING = 64
-"""Requests that may wait; one more is told to come back."""
+"""Requests that may wait in the queue; further ones are told to come back later."""
 
 _LONGEST_TOKEN = 10.0
-"""Seconds."""
+"""Seconds to wait for the token in progress when the worker ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some text of an answer; the last piece says why it ends.
+    """Some text of an answer; the last piece says why it ended.
 
     Attributes:
-        num_tokens: Generated so far, the stop token included.
+        num_tokens: Tokens generated so far, including the stop token.
     """
 
     text: str
@@ -35,13 +34,13 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class GenerationJob:
     """A prompt to answer.
 
     Attributes:
-        deliver: Called in the worker's thread with each piece, and last with a piece that has a finish_reason or with
+        deliver: Called in the worker's thread with each piece. The last call gets a piece that has a finish_reason, or
             an error.
-        cancelled: Set it, and the answer ends at the next token without another word.
+        cancelled: Once set, the answer ends at the next token and nothing more is delivered.
     """
 
     prompt_ids: list[int]
@@ -55,7 +54,52 @@ class Job:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
-class Worker:
+class GrowingText:
+    """The text of an answer as its tokens arrive, up to the first stop text.
+
+    Text that may still change is held back: a character whose last bytes are missing, and anything that may be the
+    beginning of a stop text.
+
+    Args:
+        decode: Token ids -> text.
+        stops: Texts that end the answer and are not part of it.
+
+    Attributes:
+        stopped: A stop text was found; nothing more is shown.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str]) -> None:
+        self._decode, self._stops = decode, stops
+        self._ids: list[int] = []
+        self._shown = 0
+        self.stopped = False
+
+    def add(self, token: int) -> str:
+        """Take a token and return the text that can be shown now, which is often empty."""
+        self._ids.append(token)
+        text = self._decode(self._ids)
+        return "" if text.endswith("\ufffd") else self._show(text, is_last=False)
+
+    def rest(self) -> str:
+        """The text that was held back, once no more tokens follow."""
+        return "" if self.stopped else self._show(self._decode(self._ids), is_last=True)
+
+    def _show(self, text: str, is_last: bool) -> str:
+        found = [place for place in (text.find(stop, self._shown) for stop in self._stops) if place >= 0]
+        self.stopped = bool(found)
+        end = min(found) if found else len(text) if is_last else len(text) - self._held_back(text)
+        piece = text[self._shown : end]
+        self._shown = max(self._shown, end)
+        return piece
+
+    def _held_back(self, text: str) -> int:
+        """Length of the longest suffix of the text that is also the beginning of a stop text."""
+        longest = max((len(stop) - 1 for stop in self._stops), default=0)
+        ends = range(min(longest, len(text) - self._shown), 0, -1)
+        return next((n for n in ends if any(stop.startswith(text[-n:]) for stop in self._stops)), 0)
+
+
+class GenerationWorker:
     """Answers jobs one after the other.
 
     Args:
@@ -65,30 +109,30 @@ class Worker:
 
     def __init__(self, adapter: LoraAdapter, template: Template) -> None:
         self._adapter, self._template = adapter, template
-        self._jobs: queue.Queue[Job | None] = queue.Queue(MAX_WAITING)
+        self._jobs: queue.Queue[GenerationJob | None] = queue.Queue(MAX_WAITING)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
-        """Put a job in line.
+    def submit(self, job: GenerationJob) -> None:
+        """Queue a job.
 
         Raises:
-            ApiError: 429; too many wait already.
+            ApiError: 429; the queue is full.
         """
         try:
             self._jobs.put_nowait(job)
         except queue.Full:
-            raise ApiError(429, f"{MAX_WAITING} requests wait already; try again later") from None
+            raise ApiError(429, f"{MAX_WAITING} requests are already waiting; try again later") from None
 
     def close(self) -> None:
-        """End the answer that is being written, and those that wait, at once; may be called by a signal handler."""
+        """End the current answer and all that are queued, at once. A signal handler may call this."""
         self._closing.set()
 
     def join(self) -> None:
-        """Wait for the thread's end: torch does not like to be left in the middle of a product."""
+        """Wait for the thread to end: torch should not be abandoned in the middle of a matrix product."""
         self.close()
-        with suppress(queue.Full):  # it drains the line first, and is left behind
+        with suppress(queue.Full):  # the thread is still draining the queue; then it is left behind
             self._jobs.put_nowait(None)
             self._thread.join(_LONGEST_TOKEN)
 
@@ -101,11 +145,11 @@ class Worker:
                     self._answer(job)
                 if self._closing.is_set():
                     job.deliver(ApiError(503, "the server is shutting down"))
-            except Exception as error:  # the next request shall find a server
+            except Exception as error:  # the server must survive for the next request
                 print(f"a request failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                 job.deliver(ApiError(500, f"the model failed on this request: {type(error).__name__}"))
 
-    def _answer(self, job: Job) -> None:
+    def _answer(self, job: GenerationJob) -> None:
         self._adapter.enable(job.tuned)
         stop_ids = self._template.stop_ids
         text, count, by_itself = GrowingText(self._template.decode, job.stops), 0, False

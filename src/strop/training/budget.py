@@ -4,8 +4,9 @@ import numpy as np
 import torch
 
 from strop.errors import OutOfMemoryError
-from strop.microbatch.pack import Batch
-from strop.model.precision import GpuKind
+from strop.gpus import Gpu
+from strop.microbatch.pack import Microbatch
+from strop.microbatch.tree import Tree
 from strop.training.gradients import Gradients
 
 _CPU_TOKENS = 1024
@@ -19,10 +20,6 @@ _SHARE = 0.45
 """Of the free memory. Captured graphs keep a pool of their own, beside that of the eager run which precedes each, so a
 microbatch's memory may be held twice."""
 
-_LAUNCH_BOUND = 3e13
-"""Tokens times parameters up to which a graph pays. Phi-3-mini on an H200: at 1.4e13 it is 3 to 18% faster than
-launches one by one, at 5.4e13 the padding that it needs costs as much as it saves."""
-
 _LEAST_PROBE = 128
 """Tokens of the larger probe below which no smaller one is tried."""
 
@@ -30,14 +27,9 @@ _STEP = 512
 """What does not fit is cut down to a multiple of this, so that a few bytes more or less free change nothing."""
 
 
-def wanted_tokens(device: torch.device | GpuKind, longest_sample: int) -> int:
+def wanted_tokens(device: torch.device | Gpu, longest_sample: int) -> int:
     """The budget where memory is no concern, with room for the longest sample."""
     return max(_GPU_TOKENS if device.type == "cuda" else _CPU_TOKENS, longest_sample)
-
-
-def most_captured_tokens(num_base_parameters: int) -> int:
-    """Microbatches of the fused layers up to this are captured as graphs; larger ones run as they come."""
-    return int(_LAUNCH_BOUND / num_base_parameters)
 
 
 def tokens_that_fit(gradients: Gradients, device: torch.device, longest_sample: int) -> int:
@@ -91,20 +83,18 @@ def _peaks(gradients: Gradients, device: torch.device, more: int, longest_sample
 def peak_memory(gradients: Gradients, device: torch.device, tokens: int, longest_sample: int) -> int:
     """Bytes that a microbatch of the worst kind takes at its peak, all that is allocated included."""
     torch.cuda.reset_peak_memory_stats(device)
-    gradients.add(worst_batch(tokens, longest_sample), 0.0)
+    gradients.of([worst_microbatch(tokens, longest_sample)])
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device)
 
 
-def worst_batch(tokens: int, longest_sample: int) -> Batch:
+def worst_microbatch(tokens: int, longest_sample: int) -> Microbatch:
     """A microbatch of the kind that takes most memory: samples as long as they come, every token learned."""
     lengths = [longest_sample] * (tokens // longest_sample) + [tokens % longest_sample] * (tokens % longest_sample > 0)
     learned = np.arange(tokens)  # a sample's last token predicts nothing, but one row more costs nothing here
-    return Batch(
+    return Microbatch(
         input_ids=np.zeros(tokens, np.int64),
-        lengths=tuple(lengths),
-        parents=(-1,) * len(lengths),
-        sample_lengths=tuple(lengths),
+        tree=Tree.of(lengths),
         learned=learned,
         label_rows=learned,
         labels=np.zeros(tokens, np.int64),

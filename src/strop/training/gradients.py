@@ -1,17 +1,18 @@
-"""How gradients come about: the plain decoder through autograd, anywhere; the fused one, captured, on a GPU."""
+"""Two ways to compute gradients: autograd on the plain decoder (any device), or the fused one as CUDA graphs."""
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from strop.microbatch.inputs import HostBatch, PackedInputs
+from strop.microbatch.pack import Microbatch, PackedInputs
 from strop.model.lora import LoraAdapter
 from strop.model.precision import why_not_fused
 
 
 class Gradients(Protocol):
-    """Adds the gradients of a step's microbatches up for the optimizer.
+    """Computes losses of an adapter, and their gradients.
 
     Attributes:
         device: Where they are computed.
@@ -19,56 +20,60 @@ class Gradients(Protocol):
 
     device: torch.device
 
-    def zero(self) -> None:
-        """Forget the gradients of the last step."""
+    def of(
+        self, microbatches: Sequence[Microbatch], check_stop: Callable[[], None] = lambda: None
+    ) -> tuple[Tensor, Tensor]:
+        """The mean -log p over the learned tokens of a step, and its gradient; nothing waits for a GPU.
 
-    def add(self, batch: HostBatch, scale: float) -> Tensor:
-        """Add the gradient of scale * nll, and return that product, a scalar on the model's device."""
+        Args:
+            microbatches: All of the step.
+            check_stop: Called before each; may raise to abandon the step.
 
-    def collect(self) -> None:
-        """Hand the sum to the optimizer."""
+        Returns:
+            Each microbatch's part of the mean, (microbatches,), and the gradient in the order of `LoraAdapter.flat`,
+            which is good until the next call and may be overwritten.
+        """
 
-    def refresh(self) -> None:
-        """Take over the updated parameters."""
-
-    def nll_of(self, batch: HostBatch) -> Tensor:
-        """The sum of -log p over a microbatch's learned tokens, without gradients."""
+    def nll_of(self, microbatch: Microbatch) -> Tensor:
+        """The sum of -log p over a microbatch's learned tokens, a scalar on the device."""
 
     def release(self) -> None:
         """Give back all memory that only makes the next microbatch faster."""
 
 
 class PlainGradients:
-    """Autograd on the plain decoder; the parameters' gradients are views of the optimizer's buffer."""
+    """Autograd on the plain decoder, which adds into the adapter's own buffer."""
 
     def __init__(self, adapter: LoraAdapter) -> None:
-        self._adapter, self._decoder = adapter, adapter.decoder
+        self._decoder, self._grad = adapter.decoder, adapter.flat_grad
         self.device = adapter.decoder.device
 
-    def zero(self) -> None:
+    def of(
+        self, microbatches: Sequence[Microbatch], check_stop: Callable[[], None] = lambda: None
+    ) -> tuple[Tensor, Tensor]:
         """See `Gradients`."""
-        self._adapter.flat_grad.zero_()
+        num_loss_tokens = sum(microbatch.num_loss_tokens for microbatch in microbatches)
+        self._grad.zero_()
+        losses = []
+        for microbatch in microbatches:
+            check_stop()
+            losses.append(self._add(microbatch, 1.0 / num_loss_tokens))
+        return torch.stack(losses), self._grad
 
-    def add(self, batch: HostBatch, scale: float) -> Tensor:
+    def nll_of(self, microbatch: Microbatch) -> Tensor:
         """See `Gradients`."""
-        nll = self.nll_of(batch) * scale
-        nll.backward()
-        return nll.detach()
-
-    def collect(self) -> None:
-        """The buffer is the optimizer's already."""
-
-    def refresh(self) -> None:
-        """The parameters are the optimizer's own."""
-
-    def nll_of(self, batch: HostBatch) -> Tensor:
-        """See `Gradients`."""
-        return self._decoder.nll_sum(PackedInputs.of(batch, self._decoder.device))
+        return self._decoder.nll_sum(PackedInputs.of(microbatch, self.device))
 
     def release(self) -> None:
         """See `Gradients`."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _add(self, microbatch: Microbatch, scale: float) -> Tensor:
+        """Add a microbatch's gradient to the sum; returns its part of the loss."""
+        loss = self.nll_of(microbatch) * scale
+        loss.backward()
+        return loss.detach()
 
 
 def why_plain(adapter: LoraAdapter) -> str | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from strop.model.lora import LoraAdapter
-from strop.ops.adamw_8bit import Moments, Settings, adamw_8bit
+from strop.ops.adamw_8bit import AdamWSettings, Moments, adamw_8bit
 from strop.recipe import TrainSection
 
 
@@ -17,11 +17,13 @@ class FlatOptimizer(ABC):
 
     def __init__(self, adapter: LoraAdapter, section: TrainSection) -> None:
         self._adapter = adapter
-        self._settings = Settings(section.adam_beta1, section.adam_beta2, section.adam_epsilon, section.weight_decay)
+        self._settings = AdamWSettings(
+            section.adam_beta1, section.adam_beta2, section.adam_epsilon, section.weight_decay
+        )
         self._failed = torch.zeros((), dtype=torch.bool, device=adapter.flat.device)
 
-    def update(self, loss: Tensor, learning_rate: float, max_grad_norm: float) -> Tensor:
-        """Clip the gradient to `max_grad_norm` (0: never) and update every parameter.
+    def update(self, grad: Tensor, loss: Tensor, learning_rate: float, max_grad_norm: float) -> Tensor:
+        """Clip the gradient to `max_grad_norm` (0: never), in place, and update every parameter.
 
         Nothing waits for the device: where loss or gradient is not finite, the device skips this update and every later
         one, so that parameters and moments stay as the last sound step left them until the host has heard of it.
@@ -29,7 +31,6 @@ class FlatOptimizer(ABC):
         Returns:
             The L2 norm of all gradients together before clipping, a scalar on the device.
         """
-        grad = self._adapter.flat_grad
         grad_norm: Tensor = torch.linalg.vector_norm(grad)
         self._failed.logical_or_(~torch.isfinite(grad_norm + loss))
         if max_grad_norm > 0:

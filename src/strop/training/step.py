@@ -3,14 +3,14 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from strop.data.store import SampleStore
 from strop.errors import NumericsError
-from strop.microbatch.pack import Batch
+from strop.microbatch.pack import Microbatch
+from strop.run.records import TrainRecord
 from strop.training.gradients import Gradients
 from strop.training.optim import FlatOptimizer
 
@@ -27,6 +27,7 @@ class StepResult:
         num_executed_tokens: Tokens computed: a prefix that samples of a microbatch share counts once.
         num_loss_tokens: Tokens learned.
         seconds: Time the device took, from the first microbatch to the update.
+        peak_memory_gib: Most that tensors have taken of the GPU so far; None on a CPU.
     """
 
     loss: float
@@ -36,21 +37,29 @@ class StepResult:
     num_executed_tokens: int
     num_loss_tokens: int
     seconds: float
+    peak_memory_gib: float | None = None
 
-    def record(self, step: int, learning_rate: float) -> dict[str, Any]:
-        """The step's line in metrics.jsonl, steps counted from 1."""
-        return {
-            "kind": "train",
-            "step": step,
-            "loss": self.loss,
-            "learning_rate": learning_rate,
-            "grad_norm": self.grad_norm,
-            "num_tokens": self.num_tokens,
-            "num_executed_tokens": self.num_executed_tokens,
-            "num_loss_tokens": self.num_loss_tokens,
-            "tokens_per_second": self.num_tokens / self.seconds,
-            "samples_per_second": self.num_samples / self.seconds,
-        }
+    def record(self, step: int, learning_rate: float, dollars: float | None) -> TrainRecord:
+        """The step's line in metrics.jsonl.
+
+        Args:
+            step: Counted from 1.
+            learning_rate: Of this step.
+            dollars: That the run has cost so far; None where nothing is billed.
+        """
+        return TrainRecord(
+            step=step,
+            loss=self.loss,
+            learning_rate=learning_rate,
+            grad_norm=self.grad_norm,
+            num_tokens=self.num_tokens,
+            num_executed_tokens=self.num_executed_tokens,
+            num_loss_tokens=self.num_loss_tokens,
+            tokens_per_second=self.num_tokens / self.seconds,
+            samples_per_second=self.num_samples / self.seconds,
+            peak_memory_gib=self.peak_memory_gib,
+            dollars=dollars,
+        )
 
 
 class NonFiniteError(NumericsError):
@@ -62,9 +71,10 @@ class NonFiniteError(NumericsError):
 
 
 class _Clock:
-    """Times what is handed to a device between its making and `stop`; on a GPU by the GPU's own events."""
+    """Times what is handed to a device between its making and `stop`; on a GPU with the GPU's own events."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
         self._times = [time.perf_counter()]
         if self._events:
@@ -88,6 +98,10 @@ class _Clock:
         self._events[1].synchronize()
         return float(self._events[0].elapsed_time(self._events[1])) / 1e3
 
+    def peak_memory_gib(self) -> float | None:
+        """Most that tensors have taken of the GPU so far; None on a CPU."""
+        return torch.cuda.max_memory_allocated(self._device) / 2**30 if self._events else None
+
 
 def explain_non_finite(step: int, error: NonFiniteError, store: SampleStore) -> str:
     """What a person should know about a step that failed, counted from 1."""
@@ -102,9 +116,9 @@ def explain_non_finite(step: int, error: NonFiniteError, store: SampleStore) -> 
 class StepInFlight:
     """A step that was handed to the device and may not be done: each microbatch's part of the loss, and the norm."""
 
-    def __init__(self, batches: Sequence[Batch], losses: Sequence[Tensor], grad_norm: Tensor, clock: _Clock) -> None:
-        self._batches, self._clock = batches, clock
-        numbers = torch.stack([*losses, grad_norm.to(losses[0].dtype)])
+    def __init__(self, microbatches: Sequence[Microbatch], losses: Tensor, grad_norm: Tensor, clock: _Clock) -> None:
+        self._microbatches, self._clock = microbatches, clock
+        numbers = torch.cat([losses, grad_norm.to(losses.dtype).view(1)])
         self._numbers = numbers.to("cpu", non_blocking=True)
         clock.stop()
 
@@ -121,28 +135,29 @@ class StepInFlight:
         """
         seconds = self._clock.seconds()
         *losses, grad_norm = self._numbers.tolist()
-        batches = self._batches
-        for loss, batch in zip(losses, batches, strict=True):
+        microbatches = self._microbatches
+        for loss, microbatch in zip(losses, microbatches, strict=True):
             if not _is_finite(loss):
-                raise NonFiniteError(f"the loss is {loss}", batch.samples)
+                raise NonFiniteError(f"the loss is {loss}", microbatch.samples)
         if not _is_finite(grad_norm):
-            samples = tuple(index for batch in batches for index in batch.samples)
+            samples = tuple(index for microbatch in microbatches for index in microbatch.samples)
             raise NonFiniteError(f"the gradient norm is {grad_norm}", samples)
         return StepResult(
             loss=sum(losses),
             grad_norm=grad_norm,
-            num_samples=sum(len(batch.samples) for batch in batches),
-            num_tokens=sum(batch.num_sample_tokens for batch in batches),
-            num_executed_tokens=sum(len(batch.input_ids) for batch in batches),
-            num_loss_tokens=sum(batch.num_loss_tokens for batch in batches),
+            num_samples=sum(len(microbatch.samples) for microbatch in microbatches),
+            num_tokens=sum(microbatch.num_sample_tokens for microbatch in microbatches),
+            num_executed_tokens=sum(microbatch.num_tokens for microbatch in microbatches),
+            num_loss_tokens=sum(microbatch.num_loss_tokens for microbatch in microbatches),
             seconds=seconds,
+            peak_memory_gib=self._clock.peak_memory_gib(),
         )
 
 
 def train_step(
     gradients: Gradients,
     optimizer: FlatOptimizer,
-    batches: Sequence[Batch],
+    microbatches: Sequence[Microbatch],
     learning_rate: float,
     max_grad_norm: float,
     check_stop: Callable[[], None] = lambda: None,
@@ -158,22 +173,15 @@ def train_step(
     Args:
         gradients: Of the model that is trained.
         optimizer: Holds the adapter's parameters.
-        batches: The step's microbatches.
+        microbatches: All of the step.
         learning_rate: Of this step.
         max_grad_norm: The gradient is scaled down to this norm; 0 for never.
         check_stop: Called before each microbatch; may raise to abandon the step.
     """
-    num_loss_tokens = sum(batch.num_loss_tokens for batch in batches)
     clock = _Clock(gradients.device)
-    gradients.zero()
-    losses = []
-    for batch in batches:
-        check_stop()
-        losses.append(gradients.add(batch, 1.0 / num_loss_tokens))
-    gradients.collect()
-    grad_norm = optimizer.update(torch.stack(losses).sum(), learning_rate, max_grad_norm)
-    gradients.refresh()
-    return StepInFlight(batches, losses, grad_norm, clock)
+    losses, grad = gradients.of(microbatches, check_stop)
+    grad_norm = optimizer.update(grad, losses.sum(), learning_rate, max_grad_norm)
+    return StepInFlight(microbatches, losses, grad_norm, clock)
 
 
 def _is_finite(number: float) -> bool:

@@ -246,13 +246,36 @@ class Session:
         self.model.train()
         return total / count
 
+    def generate(self, prompts: list[list[int]], stop_ids: list[int], max_new_tokens: int) -> list[list[int]]:
+        """What follows each prompt greedily, up to and with a stop token.
+
+        Each token takes a forward of its own, the one that is evaluated: Unsloth's kernels for generation would have to
+        be switched on and off around it.
+        """
+        device = next(iter(self.parameters.values())).device
+        answers = []
+        self.model.eval()
+        with torch.no_grad(), self.trainer.accelerator.autocast():
+            for prompt in prompts:
+                ids = list(prompt)
+                longest = min(len(prompt) + max_new_tokens, self.job["max_seq_length"])
+                while len(ids) < longest and (len(ids) == len(prompt) or ids[-1] not in stop_ids):
+                    logits = self.model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits
+                    ids.append(int(logits[0, -1].argmax()))
+                answers.append(ids[len(prompt) :])
+        self.model.train()
+        return answers
+
     def serve(self) -> None:
-        """Answer until asked to go on; raises `Stopped`."""
+        """Answer until asked for a step; raises `Stopped`."""
         while (request := self.channel.receive())["ask"] != "go":
             if request["ask"] == "evaluate":
                 self.channel.send("evaluated", nll=self.evaluate())
             elif request["ask"] == "save":
                 self.channel.send("saved", scalars=self.save(request["path"]))
+            elif request["ask"] == "generate":
+                wanted = {key: request[key] for key in ("prompts", "stop_ids", "max_new_tokens")}
+                self.channel.send("generated", answers=self.generate(**wanted))
 
     def _set_parameters(self, tensors: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
@@ -267,7 +290,7 @@ def _steps_of(session: Session, first: int, saved: str | None, scalars: dict[str
     rates, seeds = session.rows["rates"], session.rows["seeds"]
 
     class Steps(TrainerCallback):
-        began = rate = 0.0
+        began = 0.0
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if saved is not None:
@@ -276,9 +299,8 @@ def _steps_of(session: Session, first: int, saved: str | None, scalars: dict[str
             self._wait()
 
         def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-            self.rate = float(rates[first + state.global_step])
             for group in optimizer.param_groups:
-                group["lr"] = self.rate
+                group["lr"] = float(rates[first + state.global_step])
             torch.manual_seed(int(seeds[first + state.global_step]))  # dropout's
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -293,7 +315,7 @@ def _steps_of(session: Session, first: int, saved: str | None, scalars: dict[str
             seconds = time.perf_counter() - self.began
             if torch.cuda.is_available():
                 figures["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-            session.channel.send("step", learning_rate=self.rate, seconds=seconds, **figures)
+            session.channel.send("step", seconds=seconds, **figures)
             self._wait()
 
         def _wait(self) -> None:

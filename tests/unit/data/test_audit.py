@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from strop.data.audit import Overlap, audit, refuse
-from strop.data.store import Settings, open_or_build
+from strop.data.audit import Overlap, audit
+from strop.data.dataset import open_or_build
+from strop.data.store import StoreSettings
 from strop.data.template import load_template
 from strop.errors import DataError
 
@@ -20,7 +21,7 @@ def cache(tmp_path, monkeypatch):
 def open_rows(folder, rows, template, name="train.jsonl", **settings):
     path = folder / name
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return open_or_build([path], template, Settings(**({"format": "alpaca", "max_seq_length": 128} | settings)))
+    return open_or_build([path], template, StoreSettings(**({"format": "alpaca", "max_seq_length": 128} | settings)))
 
 
 def row(question, answer):
@@ -51,7 +52,7 @@ def test_report(tmp_path):
     assert (
         "".join(t for t, is_learned in zip(first.tokens, first.learned, strict=True) if is_learned) == "yes<|im_end|>"
     )
-    refuse(report)
+    report.refuse()
 
 
 def test_shared_prefix_is_exact(tmp_path):
@@ -74,14 +75,14 @@ def test_double_bos_is_refused(tmp_path):
     report = audit(open_rows(tmp_path, rows, template, format="prompt_completion"), template)
     assert report.train.double_bos == 1
     with pytest.raises(DataError, match="1 of 2 training samples begin with two BOS tokens"):
-        refuse(report)
+        report.refuse()
 
 
 def test_stop_token_that_is_always_cut_off_is_refused(tmp_path):
     template = load_template(SMOLLM2, "chat", "alpaca")
     report = audit(open_rows(tmp_path, [row("a", "w " * 300)] * 2, template), template)
     with pytest.raises(DataError, match=r"no training sample teaches a stop token .*max_seq_length=128 cuts it off"):
-        refuse(report)
+        report.refuse()
 
 
 def test_template_without_a_turn_end_is_refused(tmp_path):
@@ -94,8 +95,8 @@ def test_template_without_a_turn_end_is_refused(tmp_path):
     (folder / "chat_template.jinja").write_text(source)
     template = load_template(folder, "chat", "alpaca")
     report = audit(open_rows(tmp_path, [row("a", "b")], template), template)
-    with pytest.raises(DataError, match="the chat template ends answers with none"):
-        refuse(report)
+    with pytest.raises(DataError, match="the chat template ends no answer with one"):
+        report.refuse()
 
 
 def test_nothing_learned_and_no_rows_are_refused(tmp_path):
@@ -106,4 +107,4 @@ def test_nothing_learned_and_no_rows_are_refused(tmp_path):
         ({"rows_kept": 0}, "no training rows"),
     ):
         with pytest.raises(DataError, match=reason):
-            refuse(dataclasses.replace(report, train=dataclasses.replace(report.train, **change)))
+            dataclasses.replace(report, train=dataclasses.replace(report.train, **change)).refuse()

@@ -28,9 +28,9 @@ def test_globs_are_sorted_and_recursive(folder):
         (["sub/missing"], "there is no file sub/missing"),
         (["*.csv"], "no file matches"),
         (["sub"], r"is a folder; name its files, for example sub/\*.jsonl"),
-        (["notes.txt"], "unknown type; known are .jsonl"),
-        (["a.jsonl", "*.jsonl"], "a.jsonl is named twice"),
-        (["a.jsonl", "./a.jsonl"], "is named twice"),
+        (["notes.txt"], "unknown type; known types are .jsonl"),
+        (["a.jsonl", "*.jsonl"], "a.jsonl is listed twice"),
+        (["a.jsonl", "./a.jsonl"], "is listed twice"),
     ],
 )
 def test_refused_with_the_recipe_key(folder, specs, reason):
@@ -55,7 +55,7 @@ def test_fifo_is_not_waited_for(folder):
 
 def test_symlink_to_the_same_file_counts_as_the_same(folder):
     Path("link.jsonl").symlink_to("a.jsonl")
-    with pytest.raises(DataError, match="named twice"):
+    with pytest.raises(DataError, match="listed twice"):
         find_files(["a.jsonl", "link.jsonl"])
 
 

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 
 from strop.data import store as store_module
+from strop.data.dataset import open_or_build
 from strop.data.sources import find_files
-from strop.data.store import BadRowsError, Settings, Split, open_or_build, read_manifest
+from strop.data.store import BadRowsError, Split, StoreSettings, read_manifest
 from strop.data.template import load_template
 from strop.errors import DataError
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
-SETTINGS = Settings(format="alpaca", max_seq_length=128)
+SETTINGS = StoreSettings(format="alpaca", max_seq_length=128)
 
 
 @pytest.fixture(autouse=True)
@@ -84,12 +85,12 @@ def test_key_follows_everything_that_decides_the_samples(tmp_path, template, cac
     path = write(tmp_path, [row(f"q{i}", "a") for i in range(50)])
     for settings in (
         SETTINGS,
-        Settings("alpaca", 127),
-        Settings("alpaca", 128, "skip"),
-        Settings("alpaca", 128, max_samples=2),
-        Settings("alpaca", 128, split=Split("train", 10, 1)),
-        Settings("alpaca", 128, split=Split("train", 10, 2)),
-        Settings("alpaca", 128, split=Split("validation", 10, 2)),
+        StoreSettings("alpaca", 127),
+        StoreSettings("alpaca", 128, "skip"),
+        StoreSettings("alpaca", 128, max_samples=2),
+        StoreSettings("alpaca", 128, split=Split("train", 10, 1)),
+        StoreSettings("alpaca", 128, split=Split("train", 10, 2)),
+        StoreSettings("alpaca", 128, split=Split("validation", 10, 2)),
     ):
         open_or_build([path], template, settings)
     open_or_build([path], load_template(FIXTURES / "smollm2-tokenizer", "alpaca", "alpaca"), SETTINGS)
@@ -149,14 +150,14 @@ def test_every_faulty_row_is_named(tmp_path, template):
     message = str(caught.value)
     assert message.startswith("51 of 102 rows cannot be used:")
     assert f"{path}:1: missing field: 'output'" in message
-    listing = Path(message.split("all of them are in ")[1].split("\n")[0])
+    listing = Path(message.split("the full list is in ")[1].split("\n")[0])
     assert len(listing.read_text().splitlines()) == 51
-    assert "no answer token is left: the prompt alone has 231 tokens, max_seq_length is 128" in listing.read_text()
+    assert "no answer token is left: the prompt alone has 231 tokens and max_seq_length is 128" in listing.read_text()
 
 
 def test_skip_counts_by_kind_and_names_every_row(tmp_path, template, cache):
     path = write(tmp_path, ["nonsense", row("a", ""), row("a", "b"), "{", row("a", "c")])
-    store = open_or_build([path], template, Settings("alpaca", 128, "skip"))
+    store = open_or_build([path], template, StoreSettings("alpaca", 128, "skip"))
     assert (len(store), store.rows_read) == (2, 5)
     assert store.skipped == {"bad JSON": 2, "empty answer": 1}
     assert [store.origin(i).line for i in range(2)] == [3, 5]
@@ -169,19 +170,19 @@ def test_skip_counts_by_kind_and_names_every_row(tmp_path, template, cache):
 def test_all_rows_skipped_is_an_error(tmp_path, template):
     path = write(tmp_path, [row("word " * 200, "b")] * 3)
     with pytest.raises(DataError, match=r"no row of .* can be used: no answer token is left \(3\)"):
-        open_or_build([path], template, Settings("alpaca", 128, "skip"))
+        open_or_build([path], template, StoreSettings("alpaca", 128, "skip"))
 
 
 def test_truncation_keeps_rows_with_something_to_learn(tmp_path, template):
     path = write(tmp_path, [row("a", "word " * 200), row("a", "b")])
-    store = open_or_build([path], template, Settings("alpaca", 64))
+    store = open_or_build([path], template, StoreSettings("alpaca", 64))
     assert store.lengths.tolist() == [64, len(store[1].input_ids)]
     assert store.rows["flags"].tolist() == [store_module.TRUNCATED | store_module.STOP_CUT, 0]
 
 
 def test_max_samples_counts_good_rows(tmp_path, template):
     path = write(tmp_path, ["{", row("a", "b"), row("a", ""), row("a", "c"), row("a", "d")])
-    store = open_or_build([path], template, Settings("alpaca", 128, "skip", max_samples=2))
+    store = open_or_build([path], template, StoreSettings("alpaca", 128, "skip", max_samples=2))
     assert [store.origin(i).line for i in range(len(store))] == [2, 4]
 
 
@@ -190,7 +191,7 @@ def test_split_is_a_partition_that_ignores_order(tmp_path, template):
 
     def questions(rows: list, part: str, seed: int = 1) -> set:
         path = write(tmp_path, rows)
-        store = open_or_build([path], template, Settings("alpaca", 128, split=Split(part, 10, seed)))
+        store = open_or_build([path], template, StoreSettings("alpaca", 128, split=Split(part, 10, seed)))
         return {rows[store.origin(i).line - 1]["instruction"] for i in range(len(store))}
 
     train, validation = questions(rows, "train"), questions(rows, "validation")
@@ -202,11 +203,11 @@ def test_split_is_a_partition_that_ignores_order(tmp_path, template):
 
 
 def test_split_that_takes_nothing(tmp_path, template):
-    with pytest.raises(DataError, match="none fell to validation"):
+    with pytest.raises(DataError, match="none were assigned to validation"):
         open_or_build(
             [write(tmp_path, [row("a", "b")])],
             template,
-            Settings("alpaca", 128, split=Split("validation", 1e-9, 1)),
+            StoreSettings("alpaca", 128, split=Split("validation", 1e-9, 1)),
         )
 
 
@@ -218,7 +219,7 @@ def test_row_that_only_the_template_refuses(tmp_path, monkeypatch):
     path = write(tmp_path, [row("a", "b"), row("BAD", "b"), row("c", "d")])
     with pytest.raises(BadRowsError) as caught:
         open_or_build([path], template, SETTINGS)
-    assert [str(f) for f in caught.value.faults] == [f"{path}:2: the chat template refuses this row: no BAD here"]
+    assert [str(f) for f in caught.value.faults] == [f"{path}:2: the chat template rejects this row: no BAD here"]
 
 
 def test_several_files_in_order(tmp_path, template):

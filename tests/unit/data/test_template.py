@@ -8,7 +8,9 @@ import pytest
 
 from strop.data import chat_template as chat
 from strop.data.examples import Alpaca, Conversation, Message, PromptCompletion, Text
-from strop.data.template import Template, load_template, load_tokenizer, resolve_template
+from strop.data.prompts import resolve_template
+from strop.data.template import Template, load_template
+from strop.data.tokenizer import load_tokenizer
 from strop.errors import DataError, ModelError, RecipeError
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -200,18 +202,18 @@ def test_thinking_template_learns_its_empty_think_block(tmp_path):
 
 def test_thinking_template_refuses_rows_whose_earlier_answers_it_rewrites(tmp_path):
     template = load_template(changed(SMOLLM2, tmp_path / "t", THINKING), "chat", "messages")
-    with pytest.raises(DataError, match=r"the answer in turn 2 otherwise when more turns follow"):
+    with pytest.raises(DataError, match=r"changes the answer in turn 2 when more turns follow"):
         template.encode([TWO_TURNS])
 
 
 BAD_TEMPLATES = {
-    "does not compile": ("{% for %}", "refuses this row"),
+    "does not compile": ("{% for %}", "rejects this row"),
     "does not know its own prompt": (
         "{% if add_generation_prompt %}A{% else %}B{% endif %}",
-        "otherwise than its own",
+        "does not begin turn 2 with its own",
     ),
     "raises": ("{{ raise_exception('never') }}", "never"),
-    "reaches for the system": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe|refuses"),
+    "reaches for the system": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe|rejects"),
     "fills memory": ("{{ 'x' * 100000000000 }}", "4 GiB"),
     "too long": ("{# " + "x" * (64 << 10) + " #}", "over 64 KiB"),
 }
@@ -227,7 +229,7 @@ def test_bad_chat_template_is_a_model_error(tmp_path, name):
 def test_chat_template_that_never_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(chat, "_PROBE_SECONDS", 8)
     ten = "{% for a in range(99999) %}" * 4 + "{% endfor %}" * 4
-    with pytest.raises(ModelError, match=r"did not end|more than 10 s"):
+    with pytest.raises(ModelError, match=r"did not finish within|more than 10 s"):
         load_template(changed(SMOLLM2, tmp_path / "t", ten), "chat", "messages")
 
 
@@ -235,7 +237,7 @@ def test_row_that_the_template_refuses(tmp_path):
     source = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
     source += (SMOLLM2 / "chat_template.jinja").read_text()
     template = load_template(changed(SMOLLM2, tmp_path / "t", source), "chat", "messages")
-    with pytest.raises(DataError, match="the chat template refuses this row: no system here"):
+    with pytest.raises(DataError, match="the chat template rejects this row: no system here"):
         template.encode([Conversation((Message("system", "s"), *TWO_TURNS.messages))])
 
 
@@ -266,7 +268,7 @@ def test_fingerprint_follows_what_decides_the_ids(tmp_path):
 def test_generation_config_with_a_bad_stop_id(tmp_path, eos):
     folder = changed(PHI3, tmp_path / "g")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
-    with pytest.raises(ModelError, match="eos_token_id holds"):
+    with pytest.raises(ModelError, match="eos_token_id contains"):
         load_template(folder, "chat", "alpaca")
 
 

@@ -11,8 +11,16 @@ import pytest
 import torch
 
 from strop.errors import RecipeError
-from strop.evaluation.answers_file import COLUMNS, check_path, write_answers
-from strop.evaluation.score import Evaluation, Example, JudgedAnswer, Question, Settings, evaluate
+from strop.evaluation.result import (
+    COLUMNS,
+    AnswerPair,
+    Evaluation,
+    JudgedAnswer,
+    ScoreSettings,
+    check_path,
+    write_answers,
+)
+from strop.evaluation.score import HeldOutQuestion, evaluate
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
 from strop.recipe import LoraSection
@@ -28,8 +36,10 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     adapter = LoraAdapter(load_decoder(folder, torch.float32), LoraSection(r=4), seed=0)
     adapter.flat.normal_(std=0.2, generator=torch.Generator().manual_seed(0))
     store = Rows()
-    questions = [Question(i, f"question {i}", store[i].input_ids.tolist(), f"{i} {i + 1}") for i in range(0, 20, 2)]
-    settings = Settings(max_new_tokens=4, numeric_tolerance=0.5)
+    questions = [
+        HeldOutQuestion(i, f"question {i}", store[i].input_ids.tolist(), f"{i} {i + 1}") for i in range(0, 20, 2)
+    ]
+    settings = ScoreSettings(max_new_tokens=4, numeric_tolerance=0.5)
     return evaluate(
         adapter, store, questions, lambda ids: " ".join(map(str, ids)), frozenset({2}), 64, settings, GROUPS
     )
@@ -65,10 +75,13 @@ def test_groups_are_the_same_scores_of_fewer_rows(result: Evaluation) -> None:
     assert {example.group for example in result.examples} == {"even"}
 
 
-def examples() -> list[Example]:
+def examples() -> list[AnswerPair]:
     right = JudgedAnswer('a "quoted",\nanswer\u2028', True, None, 1.0, True)
     wrong = JudgedAnswer("", False, False, 0.0, False)
-    return [Example("rows.jsonl:1", None, "why?", "ref", wrong, right), Example("r:2", "g", "é", "1", right, wrong)]
+    return [
+        AnswerPair("rows.jsonl:1", None, "why?", "ref", wrong, right),
+        AnswerPair("r:2", "g", "é", "1", right, wrong),
+    ]
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:

@@ -92,10 +92,10 @@ def test_nothing_to_convert_is_refused(tmp_path: Path) -> None:
     bases = checkpoints(tmp_path)
     config = load_decoder(bases["fused"], torch.float32).config
     fused = trained(bases["fused"], tmp_path / "a")
-    with pytest.raises(RecipeError, match="nothing in this adapter is to be fused"):
+    with pytest.raises(RecipeError, match="nothing to convert to the fused layout"):
         convert_layout(fused, tmp_path / "b", "fused", config, None)
     (tmp_path / "c").mkdir()
-    with pytest.raises(RecipeError, match="exists already"):
+    with pytest.raises(RecipeError, match="already exists"):
         convert_layout(fused, tmp_path / "c", "split", config, None)
 
 
@@ -109,6 +109,6 @@ def test_a_wrong_result_is_not_put_in_place(tmp_path: Path, monkeypatch: pytest.
         return {name: (a, b * (1 + 1e-6 * name.endswith("v_proj"))) for name, (a, b) in right(factors).items()}
 
     monkeypatch.setattr(layouts, "padded", wrong)
-    with pytest.raises(StropError, match="v_proj computes something else"):
+    with pytest.raises(StropError, match="v_proj does not compute the same"):
         convert_layout(fused, tmp_path / "b", "split", config, None)
     assert not (tmp_path / "b").exists()

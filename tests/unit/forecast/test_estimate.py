@@ -6,16 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from strop.forecast.estimate import START_SECONDS, Job, Line, measured, plan_of, scaled
-from strop.forecast.outcome import Outcome, sentence
+from strop.commands.plan import plan_notes, plan_table
+from strop.forecast.estimate import START_SECONDS, PlannedRun, measured, plan_of, scaled
+from strop.forecast.prediction import Outcome, sentence
 from strop.forecast.probe import Probe
 from strop.forecast.published import PHI3_MINI
-from strop.forecast.table import plan_notes, plan_table
 from strop.forecast.workload import count_workload, load_of
+from strop.gpus import GPUS
 from strop.microbatch.pack import pack
 from strop.modal_runs.prices import STORED
 from strop.model.config import read_config
-from strop.recipe import GPUS, Recipe
+from strop.recipe import Recipe
+from strop.run.manifest import Compared, Estimate
 from training_doubles import Rows
 
 CONFIG = read_config(PHI3_MINI)
@@ -26,8 +28,8 @@ def recipe(**sections: Any) -> Recipe:
     return Recipe.model_validate({"model": model, "data": {"train_file": "t", "validation_file": "v"}, **sections})
 
 
-def job(header: int = 100, **sections: Any) -> Job:
-    return Job(recipe(**sections), CONFIG, Rows(header), Rows(header))  # type: ignore[arg-type]
+def job(header: int = 100, **sections: Any) -> PlannedRun:
+    return PlannedRun(recipe(**sections), CONFIG, Rows(header), Rows(header))  # type: ignore[arg-type]
 
 
 def test_a_microbatch_is_counted_as_attention_sees_it() -> None:
@@ -97,22 +99,22 @@ def test_a_probe_takes_the_place_of_its_gpu_and_scales_no_other() -> None:
     work = job(train={"max_steps": 100}, modal={"gpu": ["H200:2", "H100"]})
     here = measured(work, "H200", FOUND, STORED)
     assert here.samples_per_second == pytest.approx(8 / 0.5)
-    without, with_probe = plan_of(work, STORED, GPUS, None), plan_of(work, STORED, GPUS, here)
+    without, with_probe = plan_of(work, STORED, None), plan_of(work, STORED, here)
     assert with_probe.own is here
     assert without.own.gpu == "H200:2"
     assert without.idle
     others = [[line for line in plan.lines if not line.gpu.startswith("H200")] for plan in (without, with_probe)]
     assert others[0] == others[1]
     cpu = measured(work, "CPU", replace(FOUND, device="CPU", memory_gib=0.0), STORED)
-    beside = plan_of(work, STORED, GPUS, cpu)
-    assert [line.gpu for line in beside.lines] == [*GPUS[:8], "H200:2", "B200", "CPU"]
+    beside = plan_of(work, STORED, cpu)
+    assert [line.gpu for line in beside.lines] == [*list(GPUS)[:8], "H200:2", "B200", "CPU"]
     assert cpu.dollars is None
 
 
 def test_the_table_marks_the_recipe_s_own_and_fits_80_columns() -> None:
     from rich.console import Console
 
-    found = plan_of(job(train={"max_steps": 2500}), STORED, GPUS, None)
+    found = plan_of(job(train={"max_steps": 2500}), STORED, None)
     console = Console(width=80, force_terminal=False)
     with console.capture() as shown:
         console.print(plan_table(found))
@@ -124,26 +126,27 @@ def test_the_table_marks_the_recipe_s_own_and_fits_80_columns() -> None:
         assert words in notes
 
 
-def test_a_line_survives_the_manifest() -> None:
+def test_a_prediction_is_kept_with_four_decimals() -> None:
     line = scaled(job(), "H200", STORED)
-    again = Line.from_json(line.to_json())
-    assert again.range == line.range
-    assert again.seconds == pytest.approx(line.seconds, rel=1e-3)
+    again = line.rounded()
+    assert again != line
+    assert again.seconds == pytest.approx(line.seconds, abs=5e-5)
+    assert (again.gpu, again.max_tokens, again.range) == (line.gpu, line.max_tokens, line.range)
 
 
 def test_how_wrong_the_plan_was() -> None:
-    line = Line(
+    line = Estimate(
         "H200", "scaled", peak_gib=50.0, tokens_per_second=40_000.0, training_seconds=100.0, seconds=160.0, dollars=0.2
     )
     whole = Outcome(80.0, 50_000.0, 40.0, 0.16, (10, 10), 1).beside(line)
-    assert whole["training_seconds"] == {"predicted": 100.0, "actual": 80.0, "off": 0.25}
-    assert whole["tokens_per_second"]["off"] == -0.2
+    assert whole["training_seconds"] == Compared(100.0, 80.0, 0.25)
+    assert whole["tokens_per_second"].off == -0.2
     assert sentence(line, whole, 2) == (
         "plan (scaled) (2 attempts): training took 1m20s, predicted 1m40s (+25%); "
         "tok/s 50,000, predicted 40,000 (-20%); GiB 40.0, predicted 50.0 (+25%); $ 0.16, predicted 0.20 (+25%)"
     )
     half = Outcome(40.0, 50_000.0, None, None, (5, 10), 1).beside(line)
-    assert half["training_seconds"]["predicted"] == 50.0
+    assert half["training_seconds"].predicted == 50.0
     assert set(half) == {"training_seconds", "tokens_per_second"}
 
 

@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from strop.forecast.gpus import GPUS
 from strop.forecast.memory import GIB, Memory, fused_layer_bytes, plain_layer_bytes
 from strop.forecast.published import FIGURES, PHI3_MINI, Figure
-from strop.forecast.shape import Shape
-from strop.microbatch.inputs import PackedInputs
+from strop.forecast.workload import Shape
+from strop.gpus import GPUS
+from strop.microbatch.pack import PackedInputs
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.config import read_config
 from strop.model.decoder import Decoder
 from strop.model.lora import LoraAdapter
 from strop.recipe import LoraSection
-from strop.training.budget import worst_batch
+from strop.training.budget import worst_microbatch
 from tiny_models import FAMILIES, write_checkpoint
 
 PHI3 = Shape(read_config(PHI3_MINI), LoraSection())
@@ -46,7 +46,7 @@ def test_a_token_of_phi3_keeps_the_published_2_3_megabytes() -> None:
 
 
 def test_nf4_and_8_bit_moments_take_what_the_code_was_counted_to_take() -> None:
-    """docs/performance.md: 2.55 GiB, with a matrix made dense."""
+    """docs/lab/h200-nf4.md: 2.55 GiB, with a matrix made dense."""
     assert Memory.of(PHI3, "nf4", True, True, moments_8bit=True).constant / GIB == pytest.approx(2.55, rel=0.01)
     assert Memory.of(PHI3, "nf4", True, True).constant / GIB == pytest.approx(2.72, rel=0.01)
     assert Memory.of(PHI3, "bfloat16", True, True).constant / GIB > 7
@@ -86,7 +86,7 @@ def kept_bytes(decoder: Decoder, tokens: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        nll = decoder.nll_sum(PackedInputs.of(worst_batch(tokens, tokens), decoder.device))
+        nll = decoder.nll_sum(PackedInputs.of(worst_microbatch(tokens, tokens), decoder.device))
         size = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
     nll.detach()
     return size
@@ -137,7 +137,7 @@ def test_a_fused_layer_keeps_what_is_counted(tmp_path: Path, family: str, monkey
 
     monkeypatch.setattr(FusedLayer, "forward", watched)
     model = FusedDecoder(adapter)
-    model.nll_sum(model.inputs_of(worst_batch(64, 64)))
+    model.nll_sum(model.inputs_of(worst_microbatch(64, 64)))
     config = adapter.decoder.config
     tensors = {tensor.untyped_storage().data_ptr(): tensor for tensor in kept[0]}  # the first layer, which is not cut
     narrow = 4 * (2 + config.num_heads)  # float32 whatever the type is

@@ -27,13 +27,13 @@ def recipe(**train: object) -> Recipe:
 def test_it_times_the_recipe_s_own_steps_and_is_labelled_for_the_cpu(
     adapter: LoraAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add, sizes = PlainGradients.add, []
+    add, sizes = PlainGradients._add, []
 
     def counted(self: PlainGradients, batch, scale: float) -> torch.Tensor:
         sizes.append((batch.num_sample_tokens, len(batch.samples)))
         return add(self, batch, scale)
 
-    monkeypatch.setattr(PlainGradients, "add", counted)
+    monkeypatch.setattr(PlainGradients, "_add", counted)
     found = probe(recipe(max_steps=100), adapter, Rows())  # type: ignore[arg-type]
     assert (found.device, found.precision, found.layers) == ("CPU", "float32", "plain")
     assert (found.memory_gib, found.peak_gib, found.max_tokens) == (0.0, 0.0, 1024)
@@ -52,7 +52,7 @@ def test_a_microbatch_that_does_not_fit_is_one_message(adapter: LoraAdapter, mon
     def full(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(PlainGradients, "add", full)
+    monkeypatch.setattr(PlainGradients, "_add", full)
     with pytest.raises(OutOfMemoryError, match=r"max_tokens_per_microbatch lower") as caught:
         probe(recipe(max_tokens_per_microbatch=64), adapter, Rows())  # type: ignore[arg-type]
     assert caught.value.exit_code == 6

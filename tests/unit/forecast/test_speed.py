@@ -1,17 +1,19 @@
 """Time from shapes, held against the published figures."""
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
-from strop.forecast.gpus import GPUS, modal_name
 from strop.forecast.published import FIGURES, GPU, PHI3_MINI, Figure
-from strop.forecast.shape import Shape
-from strop.forecast.speed import Speed
-from strop.forecast.workload import Load
+from strop.forecast.speed import Speed, limit_of
+from strop.forecast.workload import Load, Shape
+from strop.gpus import GPUS
 from strop.model.config import read_config
-from strop.recipe import GPUS as RENTED
 from strop.recipe import LoraSection
 
 PHI3 = Shape(read_config(PHI3_MINI), LoraSection())
+COUNTS = cast(Shape, SimpleNamespace(layer_weights=10**9, head_weights=10**8))
 
 
 def samples_per_second(figure: Figure, shape: Shape = PHI3, gpu: str = GPU, **changes: bool) -> float:
@@ -57,31 +59,23 @@ def test_a_small_plain_microbatch_takes_as_long_as_its_launches() -> None:
     assert speed.seconds(Load(10, 5, 500, 10, 1)) == speed.launch
 
 
-def test_every_gpu_that_can_be_asked_for_is_described() -> None:
-    assert tuple(GPUS) == RENTED
-    for name, gpu in GPUS.items():
-        assert gpu.kind.name == name
-        assert ("bfloat16" in gpu.tflops) == (gpu.kind.capability >= (8, 0)), name
-        assert ("float8" in gpu.tflops) == (gpu.kind.capability >= (8, 9)), name
-
-
 @pytest.mark.parametrize(
-    ("driver", "name"),
+    ("device", "precision", "in_layers", "in_head"),
     [
-        ("NVIDIA H200", "H200"),
-        ("NVIDIA H100 80GB HBM3", "H100"),
-        ("NVIDIA A100-SXM4-80GB", "A100-80GB"),
-        ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
-        ("Tesla T4", "T4"),
-        ("NVIDIA L4", "L4"),
-        ("NVIDIA L40S", "L40S"),
-        ("NVIDIA A10G", "A10"),
-        ("NVIDIA A10", "A10"),
-        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX-PRO-6000"),
-        ("NVIDIA B200", "B200"),
-        ("NVIDIA GeForce RTX 4090", None),
-        ("CPU", None),
+        ("NVIDIA H200", "float8", 1978.9, 989.4),
+        ("NVIDIA H200", "nf4", 989.4, 989.4),
+        ("NVIDIA A100-SXM4-80GB", "bfloat16", 312, 312),
+        ("Tesla T4", "nf4", 8.1, 8.1),
     ],
 )
-def test_a_driver_s_name_is_modal_s(driver: str, name: str | None) -> None:
-    assert modal_name(driver) == name
+def test_the_least_time_is_four_operations_a_weight_at_the_published_rate(
+    device: str, precision: str, in_layers: float, in_head: float
+) -> None:
+    found: Any = limit_of(COUNTS, device, precision)
+    assert found.seconds_per_token == pytest.approx(4e9 / (1e12 * in_layers))
+    assert found.seconds_per_learned_token == pytest.approx(4e8 / (1e12 * in_head))
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cpu", "float32"), ("NVIDIA A100-SXM4-80GB", "float8")])
+def test_what_is_not_published_has_none(device: str, precision: str) -> None:
+    assert limit_of(COUNTS, device, precision) is None

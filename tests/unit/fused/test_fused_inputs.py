@@ -9,13 +9,13 @@ import torch
 pytest.importorskip("triton", reason="Triton has builds for Linux only")
 
 from strop.data.store import Sample
-from strop.fused.inputs import Capacity, FusedInputs, InputBlock, Padding, read_inputs
-from strop.microbatch.pack import Batch, pack
-from strop.ops.attention import Packing
+from strop.fused.inputs import Capacity, FusedInputs, Padding, lay_out, read_inputs
+from strop.microbatch.pack import Microbatch, pack
+from strop.microbatch.tree import Tree
 from strop.ops.fused import attention_plan
 
 
-def batch_of(seed: int, count: int = 9) -> Batch:
+def batch_of(seed: int, count: int = 9) -> Microbatch:
     """Samples of which some share a prefix, one ends on the way, and labels that several learn."""
     random = np.random.default_rng(seed)
     prefix = random.integers(3, 90, 70)
@@ -26,9 +26,9 @@ def batch_of(seed: int, count: int = 9) -> Batch:
     return batch
 
 
-def read(batch: Batch, padding: Padding) -> tuple[FusedInputs, Capacity]:
-    block = InputBlock.of(batch, padding)
-    return read_inputs(torch.from_numpy(block.numbers), block.capacity), block.capacity
+def read(batch: Microbatch, padding: Padding) -> tuple[FusedInputs, Capacity]:
+    block, capacity = lay_out(batch, padding)
+    return read_inputs(block, capacity), capacity
 
 
 def labelled(inputs: FusedInputs) -> list[tuple[int, int, float]]:
@@ -46,10 +46,10 @@ def labelled(inputs: FusedInputs) -> list[tuple[int, int, float]]:
 def test_a_block_reads_back_the_batch(seed: int, padding: Padding) -> None:
     batch = batch_of(seed)
     inputs, capacity = read(batch, padding)
-    total, tokens = len(batch.input_ids), capacity.tokens
+    total, tokens = batch.num_tokens, capacity.tokens
     assert inputs.input_ids_T[:total].tolist() == batch.input_ids.tolist()
-    assert inputs.sample_lengths_T[:total].tolist() == np.repeat(batch.sample_lengths, batch.lengths).tolist()
-    positions = Packing.of(batch.lengths, batch.parents).positions()
+    assert inputs.sample_lengths_T[:total].tolist() == np.repeat(batch.tree.sample_lengths, batch.tree.lengths).tolist()
+    positions = Tree.of(batch.tree.lengths, batch.tree.parents).positions()
     assert inputs.plan.positions[:total].tolist() == positions.tolist()
     learned = batch.learned[batch.label_rows].tolist()
     assert labelled(inputs) == list(zip(learned, batch.labels.tolist(), batch.weights.tolist(), strict=True))
@@ -66,7 +66,7 @@ def test_padding_is_apart_from_the_batch(seed: int, monkeypatch: pytest.MonkeyPa
     """No query of the batch meets a key of the padding, and no padding key a query of the batch."""
     monkeypatch.setattr(attention_plan, "_chunk", lambda tokens: 32)
     batch = batch_of(seed)
-    total = len(batch.input_ids)
+    total = batch.num_tokens
     inputs, capacity = read(batch, "graph")
     exact, exact_capacity = read(batch, "none")
     assert capacity.tokens > total
@@ -113,22 +113,22 @@ def test_like_batches_share_a_graph() -> None:
 
 
 def test_batches_of_one_capacity_have_blocks_of_one_shape() -> None:
-    blocks = [InputBlock.of(batch_of(seed), "graph") for seed in range(12)]
+    blocks = [lay_out(batch_of(seed), "graph") for seed in range(12)]
     sizes: dict[Capacity, set[int]] = {}
-    for block in blocks:
-        assert block.numbers.dtype == np.int32
-        sizes.setdefault(block.capacity, set()).add(len(block.numbers))
+    for block, capacity in blocks:
+        assert block.dtype == torch.int32
+        sizes.setdefault(capacity, set()).add(len(block))
     assert all(len(found) == 1 for found in sizes.values())
-    exact = {len(InputBlock.of(batch_of(seed), "none").numbers) for seed in range(12)}
+    exact = {len(lay_out(batch_of(seed), "none")[0]) for seed in range(12)}
     assert len(exact) == 12
 
 
 def test_views_share_the_blocks_memory() -> None:
     """A captured graph reads whatever is copied into the block."""
-    first, second = InputBlock.of(batch_of(0), "graph"), InputBlock.of(batch_of(0), "graph")
-    tensor = torch.zeros(len(first.numbers), dtype=torch.int32)
-    inputs = read_inputs(tensor, first.capacity)
-    tensor.copy_(torch.from_numpy(second.numbers))
+    (first, capacity), (second, _) = lay_out(batch_of(0), "graph"), lay_out(batch_of(0), "graph")
+    tensor = torch.zeros(len(first), dtype=torch.int32)
+    inputs = read_inputs(tensor, capacity)
+    tensor.copy_(second)
     want, _ = read(batch_of(0), "graph")
     assert torch.equal(inputs.input_ids_T, want.input_ids_T)
     assert torch.equal(inputs.weights_E, want.weights_E)

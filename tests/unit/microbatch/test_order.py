@@ -3,12 +3,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strop.microbatch.order import num_steps, step_samples
+from strop.microbatch.order import Order
 
 
-def stream(num_samples: int, batch: int, epochs: float, max_steps: int, seed: int = 0) -> list[list[int]]:
-    steps = num_steps(num_samples, batch, epochs, max_steps)
-    return [step_samples(step, num_samples, batch, epochs, max_steps, seed).tolist() for step in range(steps)]
+def stream(num_samples: int, batch: int, epochs: float, max_steps: int | None, seed: int = 0) -> list[list[int]]:
+    order = Order(num_samples, batch, epochs, max_steps, seed)
+    return [order.samples(step).tolist() for step in range(order.num_steps)]
 
 
 def flat(steps: list[list[int]]) -> list[int]:
@@ -17,40 +17,40 @@ def flat(steps: list[list[int]]) -> list[int]:
 
 @given(st.integers(1, 3000), st.integers(1, 40), st.integers(0, 2**31 - 1))
 def test_an_epoch_visits_every_sample_once(num_samples: int, batch: int, seed: int) -> None:
-    steps = stream(num_samples, batch, 1.0, -1, seed)
+    steps = stream(num_samples, batch, 1.0, None, seed)
     assert sorted(flat(steps)) == list(range(num_samples))
     assert all(len(step) == batch for step in steps[:-1])
 
 
 def test_epochs_differ_and_each_is_whole() -> None:
-    order = flat(stream(100, 8, 3.0, -1))
+    order = flat(stream(100, 8, 3.0, None))
     epochs = [order[:100], order[100:200], order[200:]]
     assert all(sorted(epoch) == list(range(100)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 
 
 def test_half_an_epoch_and_a_fixed_number_of_steps() -> None:
-    assert len(flat(stream(100, 8, 0.5, -1))) == 50
+    assert len(flat(stream(100, 8, 0.5, None))) == 50
     steps = stream(10, 8, 1.0, 5)
     assert [len(step) for step in steps] == [8] * 5
     assert sorted(flat(steps)[:10]) == list(range(10))
 
 
 def test_order_depends_on_the_seed_and_nothing_else() -> None:
-    assert stream(500, 8, 1.0, -1, seed=1) == stream(500, 8, 1.0, -1, seed=1)
-    assert stream(500, 8, 1.0, -1, seed=1) != stream(500, 8, 1.0, -1, seed=2)
+    assert stream(500, 8, 1.0, None, seed=1) == stream(500, 8, 1.0, None, seed=1)
+    assert stream(500, 8, 1.0, None, seed=1) != stream(500, 8, 1.0, None, seed=2)
 
 
 def test_a_step_is_a_function_of_its_number() -> None:
     whole = stream(2_000_003, 8, 1.0, 40)
-    assert step_samples(31, 2_000_003, 8, 1.0, 40, 0).tolist() == whole[31]
+    assert Order(2_000_003, 8, 1.0, 40, seed=0).samples(31).tolist() == whole[31]
 
 
 @pytest.mark.parametrize("n", [64, 1000, 4097])
 def test_order_looks_random(n: int) -> None:
     """Rank correlation of position and value stays within four standard deviations of none; the identity's is 1."""
     for seed in range(20):
-        order = step_samples(0, n, n, 1.0, -1, seed)
+        order = Order(n, n, 1.0, None, seed).samples(0)
         assert abs(np.corrcoef(order, np.arange(n))[0, 1]) < 4 / n**0.5
         assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 4 / n**0.5
     assert np.corrcoef(np.arange(n), np.arange(n))[0, 1] > 4 / n**0.5

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strop.data.store import Sample
-from strop.microbatch.pack import Batch, pack
+from strop.microbatch.pack import Microbatch, pack
 
 
 def sample(ids: list[int], learned: list[int]) -> Sample:
@@ -25,19 +25,19 @@ def families(draw: st.DrawFn) -> list[Sample]:
     return [sample(text, random.random(len(text)) < random.choice([0.2, 1.0])) for text in texts if text]
 
 
-def paths(batch: Batch) -> list[list[int]]:
+def paths(batch: Microbatch) -> list[list[int]]:
     """For each node its tokens' places from the root to its end."""
-    starts = np.cumsum((0, *batch.lengths))
+    starts = np.cumsum((0, *batch.tree.lengths))
     found: list[list[int]] = []
-    for node, parent in enumerate(batch.parents):
+    for node, parent in enumerate(batch.tree.parents):
         assert parent < node
         found.append((found[parent] if parent >= 0 else []) + list(range(starts[node], starts[node + 1])))
     return found
 
 
-def check(batch: Batch, samples: list[Sample]) -> None:
+def check(batch: Microbatch, samples: list[Sample]) -> None:
     """Every sample is a beginning of a path, and the labels are exactly theirs, counted."""
-    assert sum(batch.lengths) == len(batch.input_ids)
+    assert sum(batch.tree.lengths) == batch.num_tokens
     wanted: Counter[tuple[tuple[int, ...], int]] = Counter()  # (all tokens up to a position, the label there)
     by_tokens = {}
     for path in paths(batch):
@@ -70,14 +70,14 @@ def test_every_sample_and_label_can_be_rebuilt(
     batches = pack(samples, range(len(samples)), budget, share=share, long_from=long_from)
     assert sorted(i for batch in batches for i in batch.samples) == list(range(len(samples)))
     for batch in batches:
-        assert len(batch.input_ids) <= budget or len(batch.samples) == 1
+        assert batch.num_tokens <= budget or len(batch.samples) == 1
         check(batch, samples)
         if long_from is not None:
-            lengths = np.array(batch.sample_lengths)
-            for node, parent in enumerate(batch.parents):
+            lengths = np.array(batch.tree.sample_lengths)
+            for node, parent in enumerate(batch.tree.parents):
                 assert parent < 0 or (lengths[node] > long_from) == (lengths[parent] > long_from)
         if not share:
-            assert set(batch.parents) == {-1}
+            assert set(batch.tree.parents) == {-1}
             assert (batch.weights == 1).all()
             assert (batch.label_rows == np.arange(len(batch.labels))).all()
     if not share:
@@ -88,7 +88,7 @@ def test_labels_stay_inside_their_sample() -> None:
     samples = [sample([5, 6, 7], [0, 1, 1]), sample([8, 9], [1, 1]), sample([4], [1])]
     (batch,) = pack(samples, [3, 1, 2], 100, share=False)
     assert batch.input_ids.tolist() == [5, 6, 7, 8, 9, 4]
-    assert batch.lengths == batch.sample_lengths == (3, 2, 1)
+    assert batch.tree.lengths == batch.tree.sample_lengths == (3, 2, 1)
     # position 0 predicts 6, 1 predicts 7, 3 predicts 9; nothing predicts a first token, 8 and 4 included
     assert batch.learned.tolist() == [0, 1, 3]
     assert batch.labels.tolist() == [6, 7, 9]
@@ -106,7 +106,7 @@ def test_a_shared_position_counts_each_samples_own_labels() -> None:
     head = list(range(20))
     samples = [sample([*head, tail], [0] * 18 + [1, learns, 1]) for tail, learns in ((50, 1), (51, 0), (51, 1))]
     (batch,) = pack(samples, [7, 8, 9], 100)
-    assert batch.lengths == (20, 1, 1, 1)
+    assert batch.tree.lengths == (20, 1, 1, 1)
     assert batch.samples == (7, 8, 9)
     # 17 predicts 18 for all three, 18 predicts 19 for two of them, and 19 each sample's tail
     assert batch.learned.tolist() == [17, 18, 19]

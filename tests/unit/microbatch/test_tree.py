@@ -20,9 +20,12 @@ def tree(*texts: str, long_from: int | None = None) -> tuple[list[str], Tree]:
 def nodes(*texts: str, long_from: int | None = None) -> list[tuple[str, int]]:
     """Each node's tokens and its parent."""
     ordered, grown = tree(*texts, long_from=long_from)
-    parts = [ordered[s][a:b] for s, a, b in zip(grown.first, grown.begins, grown.ends, strict=True)]
-    for sample, text in enumerate(ordered):
-        assert "".join(parts[node] for node in grown.path(sample)) == text
+    packed = np.empty(grown.num_tokens, "<U1")
+    packed[grown.places()] = list("".join(ordered))
+    parts = ["".join(packed[a : a + n]) for a, n in zip(grown.starts, grown.lengths, strict=True)]
+    for last, text in zip(grown.last_nodes, ordered, strict=True):
+        assert "".join(parts[node] for node in grown.paths[last]) == text
+    assert sum(grown.costs()) == grown.num_tokens
     return list(zip(parts, grown.parents, strict=True))
 
 
@@ -53,8 +56,8 @@ def test_one_sample_is_the_beginning_of_others() -> None:
     ordered, grown = tree(HEAD + "b", HEAD, HEAD + "a")
     assert nodes(HEAD + "b", HEAD, HEAD + "a") == [(HEAD, -1), ("a", 0), ("b", 0)]
     assert ordered[0] == HEAD
-    assert grown.last_node == (0, 1, 2)
-    assert grown.longest == (len(HEAD) + 1,) * 3
+    assert grown.last_nodes == (0, 1, 2)
+    assert grown.sample_lengths == (len(HEAD) + 1,) * 3
 
 
 def test_identical_samples_are_one() -> None:
@@ -85,7 +88,7 @@ def test_long_samples_share_with_long_ones_only() -> None:
     ]
     _, grown = tree(short, long, long_from=30)
     assert grown.parents == (-1, -1)
-    assert grown.longest == (len(short), len(long))
+    assert grown.sample_lengths == (len(short), len(long))
 
 
 def test_runs_keep_the_budget_and_are_about_equally_full() -> None:

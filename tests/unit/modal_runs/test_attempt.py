@@ -15,7 +15,7 @@ import pytest
 from strop.errors import Interrupted
 from strop.modal_runs.attempt import Pace, run_attempt
 from strop.modal_runs.fence import FENCE_FILE
-from strop.modal_runs.job import Job, Outcome, Places
+from strop.modal_runs.remote_run import Outcome, Places, TrainingJob
 from strop.recipe import DataSection, ModelSection, Recipe, load_recipe
 from waiting import PATIENCE, until
 
@@ -77,7 +77,7 @@ def attempt(places: Places) -> Callable[..., Outcome]:
             model=ModelSection(model_name_or_path="uploaded:models/abc"),
             data=DataSection(train_file=("uploaded:inputs/abc/rows.jsonl", "some/hub-rows")),
         )
-        job = Job(RUN, recipe.model_dump(mode="json"), "H100:2", timeout)
+        job = TrainingJob(RUN, recipe.model_dump(mode="json"), "H100:2", timeout)
         program = (sys.executable, "-c", code)
         return run_attempt(job, places, storage or Folder(places.runs), Pace(0.01, 0.05), program)
 

@@ -13,7 +13,7 @@ import pytest
 from strop.errors import CloudError, Interrupted, RecipeError
 from strop.modal_runs import follow, require_modal
 from strop.modal_runs.follow import CallLog, wait
-from strop.modal_runs.job import Outcome
+from strop.modal_runs.remote_run import Outcome
 
 
 @dataclass
@@ -91,11 +91,11 @@ def test_a_run_that_never_begins_is_given_up_after_the_patience() -> None:
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (Interrupted("the attempt's time is over"), Interrupted, "same command"),
-        (modal.exception.FunctionTimeoutError("x"), Interrupted, "same command"),
+        (Interrupted("the attempt's time is over"), Interrupted, "same command to resume"),
+        (modal.exception.FunctionTimeoutError("x"), Interrupted, "same command to resume"),
         (modal.exception.InputCancellation("x"), Interrupted, "cancelled"),
         (modal.exception.AuthError("x"), CloudError, "modal setup"),
-        (modal.exception.NotFoundError("x"), CloudError, "any more"),
+        (modal.exception.NotFoundError("x"), CloudError, "not found on Modal"),
         (modal.exception.RemoteError("strange"), CloudError, "strange"),
     ],
 )

@@ -6,10 +6,9 @@ import pytest
 
 from model_folders import write_model_folder
 from strop.errors import DataError, RecipeError
-from strop.modal_runs.gpus import larger
 from strop.modal_runs.launch import run_id_of
 from strop.modal_runs.upload import collect
-from strop.recipe import GPUS, DataSection, ModelSection, Recipe
+from strop.recipe import DataSection, ModelSection, Recipe
 
 
 def recipe_of(model: str, *rows: str, **changes: object) -> Recipe:
@@ -78,10 +77,3 @@ def test_what_is_not_there_is_said_before_anything_is_sent(here: Path) -> None:
         collect(recipe_of("./none", "a.jsonl"))
     with pytest.raises(DataError, match=r"none\.jsonl"):
         collect(recipe_of("model", "none.jsonl"))
-
-
-def test_only_gpus_with_more_memory_come_after_one_that_was_too_small() -> None:
-    assert larger(["A10", "h100:2", "L4:8", "B200+"], than="L4") == ["h100:2", "B200+"]
-    assert larger(["H200", "A100-80GB"], than="H100!") == ["H200"]
-    for gpu in GPUS:  # every type that a recipe may name is known
-        assert larger([gpu], than=gpu) == []

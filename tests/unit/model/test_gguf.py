@@ -201,7 +201,7 @@ def test_without_the_gguf_package_the_error_says_what_to_install(
 
 def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(RecipeError, match="give the model's folder"):
+    with pytest.raises(RecipeError, match="name the model's folder"):
         locate_model(str(tmp_path / "model.safetensors"))
 
 

@@ -63,16 +63,16 @@ def test_a_gpu_that_lacks_it_is_an_error(has, asked, capability) -> None:
 
 def test_a_cpu_computes_in_float32() -> None:
     assert choose_precision("auto", CPU, None).dtype == torch.float32
-    with pytest.raises(RecipeError, match=r"model\.precision=float8 needs a GPU"):
+    with pytest.raises(RecipeError, match=r"model\.precision=float8 needs a Hopper GPU"):
         choose_precision("float8", CPU, None)
 
 
 @pytest.mark.parametrize(
     ("asked", "dtype", "float8", "reason"),
     [
-        ("auto", torch.bfloat16, False, "precision nf4: made bfloat16 for each product"),
-        ("bfloat16", torch.bfloat16, False, "precision nf4: made bfloat16"),
-        ("float32", torch.float32, False, "precision nf4: made float32"),
+        ("auto", torch.bfloat16, False, "precision nf4: expanded to bfloat16 for each product"),
+        ("bfloat16", torch.bfloat16, False, "precision nf4: expanded to bfloat16"),
+        ("float32", torch.float32, False, "precision nf4: expanded to float32"),
         ("float8", torch.bfloat16, True, "precision nf4 in float8"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from strop.model.checkpoint.weights import freeze, load_decoder
-from strop.ops.frozen_linear import Float8Weight, FrozenWeight, quantise_rows
+from strop.ops.linear import Float8Weight, FrozenWeight, quantise_rows
 from tiny_models import write_checkpoint
 
 OUT, IN, TOKENS = 96, 160, 32

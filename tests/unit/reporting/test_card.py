@@ -16,9 +16,8 @@ from hostile_texts import HOSTILE
 from run_folders import write_run
 from strop.reporting import card
 from strop.reporting.card import About, is_untouched, render_card
-from strop.reporting.markdown import Markdown, cell, fenced, inline
 from strop.reporting.read import RunFiles, read_run
-from strop.reporting.text import shown
+from strop.reporting.text import Markdown, cell, fenced, inline, shown
 from strop.reporting.usage import Form
 
 FORMS: tuple[Form, ...] = ("adapter", "merged", "gguf")
@@ -109,7 +108,7 @@ def test_what_is_not_known_is_left_out(form: Form, tmp_path: Path) -> None:
     fields = yaml.safe_load(text.split("---\n")[1])
     assert not {"base_model", "base_model_relation", "license", "model-index"} & fields.keys()
     assert "It has not been evaluated." in text
-    assert "To be set by whoever publishes this" in text
+    assert "Set this before you publish" in text
     assert ("quantization_config=nf4" in text) == (form == "adapter")
 
 

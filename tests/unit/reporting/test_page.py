@@ -4,6 +4,7 @@ import json
 import math
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 
 from hostile_texts import HOSTILE
 from run_folders import answer, records, write_run
-from strop.api import Run, report
-from strop.api.reporting import keep_report
+from strop import Run, report
+from strop.commands.report import keep_report
 from strop.errors import RecipeError
+from strop.evaluation.result import Interval
 from strop.reporting.charts import gpu_share
 from strop.reporting.page import ASSETS, render, script_json
 from strop.reporting.read import read_run
@@ -93,7 +95,8 @@ def test_numbers_of_a_run(tmp_path: Path) -> None:
 )
 def test_the_verdict_is_the_interval_s(tmp_path: Path, low: float, high: float, headline: str) -> None:
     run = read_run(write_run(tmp_path / "a"), "a")
-    run.evaluation["difference"]["nll"] = {"value": 0.0, "low": low, "high": high, "count": 4}
+    assert run.evaluation is not None
+    run.evaluation = replace(run.evaluation, difference={"nll": Interval(0.0, low, high, 4)})
     assert glance(run).headline == headline
 
 
@@ -102,7 +105,7 @@ def test_an_evaluation_of_the_earlier_form_is_left_out(tmp_path: Path) -> None:
     old = {"base": {"nll": 1.0}, "tuned": {"nll": 0.5}, "examples": [{"base": "x", "tuned": "y"}]}
     (folder / "evaluation.json").write_text(json.dumps(old))
     run = read_run(folder, "a")
-    assert run.evaluation == {}
+    assert run.evaluation is None
     assert any("earlier strop" in note for note in run.notes)
     assert "Base beside tuned" not in html_of(folder)
 
@@ -161,7 +164,8 @@ def test_many_and_long_answers_are_cut_and_said_so(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", questions=1000)
     assert "The first 200 of 1000 answers" in html_of(folder)
     evaluation = json.loads((folder / "evaluation.json").read_text())
-    long = {"question": "<" * 50_000, "base": answer("&" * 50_000, True), "tuned": answer("'" * 50_000, False)}
+    long = {"row": "a:1", "group": None, "question": "<" * 50_000, "reference": ""}
+    long |= {"base": answer("&" * 50_000, True), "tuned": answer("'" * 50_000, False)}
     evaluation["examples"] = [long] * 300
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     html = html_of(folder)
@@ -186,8 +190,8 @@ def test_report_writes_over_its_own_page_and_no_other_file(tmp_path: Path) -> No
     run = Run(write_run(tmp_path / "a"))
     assert report([run]) == report([run]) == tmp_path / "a" / "report.html"
     (tmp_path / "thesis.html").write_text("years of work")
-    with pytest.raises(RecipeError, match="no report of strop's"):
-        report([run], tmp_path / "thesis.html")
+    with pytest.raises(RecipeError, match="not a report by strop"):
+        report([run], output=tmp_path / "thesis.html")
     assert (tmp_path / "thesis.html").read_text() == "years of work"
     with pytest.raises(RecipeError, match="not a run folder"):
         report([Run(tmp_path)])

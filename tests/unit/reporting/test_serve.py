@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from run_folders import write_run
-from strop.api import Run, watch
+from strop import Run
+from strop.commands.report import page_server
 from strop.errors import RecipeError
 from strop.reporting import serve
 from strop.reporting.serve import PageServer
@@ -21,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PageServer]:
     monkeypatch.setattr(serve, "_FRESH_SECONDS", 0.0)
-    with watch([Run(folder)]) as server:
+    with page_server([Run(folder)]) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield server
@@ -82,4 +83,4 @@ def test_a_run_that_goes_away_is_said_so(server: PageServer, folder: Path) -> No
 def test_a_port_that_is_taken_is_an_error(server: PageServer, folder: Path) -> None:
     for port in (server.server_port, 70_000):
         with pytest.raises(RecipeError, match=f"--port {port}"):
-            watch([Run(folder)], port)
+            page_server([Run(folder)], port)

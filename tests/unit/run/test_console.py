@@ -13,34 +13,29 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from strop.run.live import LiveReporter
-from strop.run.reporter import LineReporter, Reporter, clock, console_reporter, describe
+from run_folders import train_record
+from strop.run.live import LiveReporter, console_reporter
+from strop.run.records import EvalRecord, TrainRecord
+from strop.run.reporter import LineReporter, Reporter, clock, describe
 from waiting import PATIENCE
 
 STEPS = 60
 
 
 def test_a_billed_run_s_lines_and_bar_have_the_dollars_so_far() -> None:
-    assert describe(record(1) | {"dollars": 1.234}).endswith("samples/s  $1.23 so far")
+    assert describe(record(1, dollars=1.234)).endswith("samples/s  $1.23 so far")
     assert "$" not in describe(record(1))
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=110)
     bar = LiveReporter(console)
     bar.on_start(0, 1)
-    bar.on_step(record(1) | {"dollars": 1.234})
+    bar.on_step(record(1, dollars=1.234))
     bar.close()
     assert "$1.23" in stream.getvalue()
 
 
-def record(step: int) -> dict[str, Any]:
-    return {
-        "step": step,
-        "loss": 1.23456,
-        "learning_rate": 2e-4,
-        "grad_norm": 0.523,
-        "tokens_per_second": 1234.4,
-        "samples_per_second": 12.34,
-    }
+def record(step: int, **figures: Any) -> TrainRecord:
+    return train_record(step, loss=1.23456, **figures)
 
 
 def run_whole(reporter: Any, first: int = 0) -> None:
@@ -49,7 +44,7 @@ def run_whole(reporter: Any, first: int = 0) -> None:
     for step in range(first + 1, STEPS + 1):
         reporter.on_step(record(step))
         if step % 30 == 0:
-            reporter.on_eval(step, 1.5)
+            reporter.on_eval(EvalRecord(step, 1.5))
             reporter.on_save(step)
     reporter.close()
 
@@ -136,9 +131,9 @@ def test_an_output_that_goes_away_ends_nothing_and_is_told_once(
     capsys: pytest.CaptureFixture[str], writes: int
 ) -> None:
     run_whole(LineReporter(1, Broken(writes)))
-    assert capsys.readouterr().err.count("training goes on") == 1
+    assert capsys.readouterr().err.count("training continues") == 1
     run_whole(LiveReporter(Console(file=Broken(min(writes, 2)), force_terminal=True, width=120)))
-    assert capsys.readouterr().err.count("training goes on") == 1
+    assert capsys.readouterr().err.count("training continues") == 1
 
 
 def test_a_closed_output_ends_nothing() -> None:
@@ -161,7 +156,7 @@ def test_silence() -> None:
 _SCRIPT = """
 import sys
 sys.path[:0] = {path!r}
-from strop.run.reporter import console_reporter
+from strop.run.live import console_reporter
 from test_console import run_whole
 reporter = console_reporter(1)
 print("chosen", flush=True, file=sys.stderr)
@@ -188,7 +183,7 @@ def test_a_reader_that_leaves_does_not_change_the_exit_code() -> None:
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     assert b"LineReporter survived" in errors
-    assert errors.count(b"training goes on") == 1
+    assert errors.count(b"training continues") == 1
     assert b"Traceback" not in errors
     assert b"Exception ignored" not in errors
 
@@ -210,7 +205,7 @@ def test_a_terminal_gets_the_bar_unless_it_cannot_redraw(term: str, want: bytes)
     _, errors = process.communicate(b"\n", timeout=PATIENCE)
     assert want + b" survived" in errors, errors
     assert process.returncode == 0
-    assert errors.count(b"training goes on") == 1
+    assert errors.count(b"training continues") == 1
 
 
 def test_a_pipe_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:

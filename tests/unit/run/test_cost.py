@@ -1,28 +1,27 @@
 """Dollars of all attempts, and the limit at which a run has to end."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from strop.errors import BudgetReached
 from strop.run.cost import Meter, with_unfinished
+from strop.run.manifest import AttemptCost
 
 
 def meter(seconds: float, **fields: object) -> Meter:
     return Meter("H200", 0.01, 1000.0, now=lambda: 1000.0 + seconds, **fields)  # type: ignore[arg-type]
 
 
-EARLIER = ({"attempt": 1, "gpu": "H100", "dollars_per_second": 0.005, "seconds": 100.0, "dollars": 0.5},)
+EARLIER = (AttemptCost(1, "H100", "1970-01-01T00:00:00+00:00", 0.005, 100.0, 0.5),)
 
 
 def test_all_attempts_count() -> None:
     now = meter(50.0, earlier=EARLIER)
     assert now.dollars == pytest.approx(1.0)
-    assert now.entry(2) == {
-        "attempt": 2, "gpu": "H200", "started": "1970-01-01T00:16:40+00:00", "dollars_per_second": 0.01,
-        "seconds": 50.0, "dollars": 0.5,
-    }  # fmt: skip
+    assert now.entry(2) == AttemptCost(2, "H200", "1970-01-01T00:16:40+00:00", 0.01, 50.0, 0.5)
     assert meter(-5.0).dollars == 0.0  # clocks of two machines
 
 
@@ -37,9 +36,9 @@ def test_the_limit_leaves_room() -> None:
 
 
 def test_an_attempt_that_was_killed_counts_up_to_its_last_step() -> None:
-    assert with_unfinished(EARLIER, 0.75) == [{**EARLIER[0], "dollars": 0.75, "seconds": 150.0}]
-    assert with_unfinished(EARLIER, 0.2) == [EARLIER[0]]
-    assert with_unfinished((), 0.0) == []
+    assert with_unfinished(EARLIER, 0.75) == (replace(EARLIER[0], dollars=0.75, seconds=150.0),)
+    assert with_unfinished(EARLIER, 0.2) == EARLIER
+    assert with_unfinished((), 0.0) == ()
 
 
 def test_the_clock_is_read_each_time(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from run_folders import train_record
 from strop.errors import CheckpointError, RecipeError
 from strop.run.folder import RunFolder, list_runs, refuse_changes
-from strop.run.metrics import MetricsLog
+from strop.run.records import EvalRecord, MetricsLog
 from waiting import PATIENCE
 
 MARKS = {"data": "d" * 64, "base model": "b" * 64}
@@ -62,14 +63,14 @@ def test_a_second_attempt_keeps_the_identity_and_tells_of_another_device(tmp_pat
     folder = RunFolder(tmp_path / "run")
     with folder.claim():
         begin(folder, "H100")
-        first = folder.manifest
+        first = folder.begun
         changes = begin(folder, "H200")
     assert len(changes) == 1
     assert "H100" in changes[0]
     assert "H200" in changes[0]
-    assert folder.manifest["run_id"] == first["run_id"]
-    assert folder.manifest["created"] == first["created"]
-    assert folder.manifest["attempts"] == 2
+    assert first.run_id
+    assert (folder.begun.run_id, folder.begun.created) == (first.run_id, first.created)
+    assert folder.begun.attempts == 2
 
 
 def test_a_second_process_is_turned_away_at_once_with_the_pid_of_the_first(
@@ -158,9 +159,9 @@ def test_runs_are_listed_broken_ones_too(tmp_path: Path) -> None:
         begin(good)
         log = MetricsLog(good.metrics_path)
         for step, loss in ((1, 3.0), (2, 2.0)):
-            log.append({"kind": "train", "step": step, "loss": loss})
+            log.append(train_record(step, loss=loss))
         for step, loss in ((1, 2.5), (2, 2.75)):
-            log.append({"kind": "eval", "step": step, "eval_loss": loss})
+            log.append(EvalRecord(step, loss))
         good.set_status("finished")
     for name, manifest in {"damaged": b"{", "empty": b"{}"}.items():
         (tmp_path / name).mkdir()

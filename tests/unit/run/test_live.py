@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from run_folders import train_record
 from strop.run.live import LiveReporter, sparkline
-from strop.run.samples import Sample
+from strop.run.records import EvalRecord, Sample, TrainRecord
 
 
-def record(step: int, **more: Any) -> dict[str, Any]:
-    figures = {"learning_rate": 2e-4, "grad_norm": 0.52, "tokens_per_second": 1234.4, "samples_per_second": 12.3}
-    return {"step": step, "loss": 2.0 / step} | figures | more
+def record(step: int, **figures: Any) -> TrainRecord:
+    return train_record(step, loss=2.0 / step, **figures)
 
 
 def console(width: int, **more: Any) -> Console:
@@ -28,7 +28,7 @@ def shown(to: Console, **more: Any) -> list[str]:
     for step in range(1, 21):
         live.on_step(record(step, **more))
         if step % 5 == 0:
-            live.on_eval(step, 2.5 / step)
+            live.on_eval(EvalRecord(step, 2.5 / step))
     live.close()
     to.export_text()  # forget what was drawn on the way
     to.print(live._panel)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from run_folders import train_record
 from strop.errors import StropError
-from strop.run.metrics import MetricsLog, read_metrics
+from strop.run.records import EvalRecord, MetricsLog, last_steps, read_metrics
 
 
 @pytest.fixture
@@ -20,11 +21,11 @@ def log(tmp_path: Path) -> MetricsLog:
 
 def write_steps(log: MetricsLog, *steps: int) -> None:
     for step in steps:
-        log.append({"kind": "train", "step": step, "loss": 1 / step})
+        log.append(train_record(step))
 
 
 def steps(log: MetricsLog) -> list[int]:
-    return [record["step"] for record in read_metrics(log.path)]
+    return [record.step for record in read_metrics(log.path)]
 
 
 def test_no_file_is_no_records(log: MetricsLog) -> None:
@@ -34,10 +35,11 @@ def test_no_file_is_no_records(log: MetricsLog) -> None:
 @given(st.floats(allow_nan=False))
 def test_floats_keep_all_their_digits(tmp_path_factory: pytest.TempPathFactory, value: float) -> None:
     log = MetricsLog(tmp_path_factory.mktemp("log") / "metrics.jsonl")
-    log.append({"step": 1, "loss": value})
+    log.append(EvalRecord(1, value))
     (record,) = read_metrics(log.path)
-    assert math.copysign(1, record["loss"]) == math.copysign(1, value)
-    assert record["loss"].hex() == value.hex()
+    assert isinstance(record, EvalRecord)
+    assert math.copysign(1, record.eval_loss) == math.copysign(1, value)
+    assert record.eval_loss.hex() == value.hex()
 
 
 def test_each_line_is_in_the_file_as_soon_as_it_is_appended(log: MetricsLog) -> None:
@@ -79,7 +81,7 @@ def test_a_damaged_line_in_the_middle_is_named_and_mended(log: MetricsLog) -> No
     data = log.path.read_bytes().split(b"\n")
     data[1] = b"\0" * len(data[1])
     log.path.write_bytes(b"\n".join(data))
-    with pytest.raises(StropError, match=r"metrics\.jsonl:2: not a record"):
+    with pytest.raises(StropError, match=r"metrics\.jsonl:2: this line was edited or damaged"):
         read_metrics(log.path)
     assert log.truncate_after(3) == 1
     assert steps(log) == [1, 3]
@@ -93,9 +95,44 @@ def test_truncating_nothing_makes_an_empty_log(log: MetricsLog) -> None:
 def test_a_log_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "missing" / "metrics.jsonl")
     with pytest.raises(StropError, match="cannot be written"):
-        log.append({"step": 1})
+        log.append(EvalRecord(1, 1.0))
 
 
 def test_the_file_is_json_that_other_tools_read(log: MetricsLog) -> None:
-    write_steps(log, 3)
-    assert json.loads(log.path.read_text()) == {"kind": "train", "step": 3, "loss": 1 / 3}
+    log.append(train_record(3, dollars=0.5))
+    log.append(EvalRecord(3, 1 / 3))
+    assert log.path.read_text() == (
+        '{"kind": "train", "step": 3, "loss": 0.3333333333333333, "learning_rate": 0.0002, "grad_norm": 0.523, '
+        '"num_tokens": 100, "num_executed_tokens": 80, "num_loss_tokens": 20, "tokens_per_second": 1234.4, '
+        '"samples_per_second": 12.34, "dollars": 0.5}\n'
+        '{"kind": "eval", "step": 3, "eval_loss": 0.3333333333333333}\n'
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"3", b"null", b"[1]", b"{}", b'{"kind": "train", "step": 1}', b'{"kind": "other", "step": 1, "eval_loss": 1}',
+     b'{"kind": [], "step": 1}', b'{"kind": "eval", "step": "x", "eval_loss": 1}', b"[" * 100_000],
+)  # fmt: skip
+def test_what_is_no_record_is_named(log: MetricsLog, line: bytes) -> None:
+    log.path.write_bytes(line + b"\n")
+    write_steps(log, 1)
+    with pytest.raises(StropError, match=r"metrics\.jsonl:1: this line was edited or damaged"):
+        read_metrics(log.path)
+
+
+def test_the_line_of_an_old_strop_is_a_record(log: MetricsLog) -> None:
+    log.append(train_record(1))
+    old = json.loads(log.path.read_text())
+    del old["num_executed_tokens"]
+    log.path.write_text(json.dumps(old | {"later": "ignored"}) + "\n")
+    assert read_metrics(log.path) == [train_record(1, num_executed_tokens=None)]
+
+
+def test_the_last_step_of_each_kind(log: MetricsLog) -> None:
+    assert last_steps(log.path) == {}
+    write_steps(log, 1, 2)
+    log.append(EvalRecord(1, 1.0))
+    with log.path.open("a") as file:
+        file.write('{"kind": "tr')
+    assert last_steps(log.path) == {"train": 2, "eval": 1}

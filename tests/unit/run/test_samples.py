@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from strop.errors import StropError
-from strop.run.samples import Sample, read_samples, write_samples
+from strop.run.records import Sample, read_samples, sound_samples, write_samples
 
 
 def samples(step: int, text: str = "an answer") -> list[Sample]:
@@ -37,5 +37,6 @@ def test_a_torn_last_line_is_left_out_and_another_line_is_named(tmp_path: Path) 
     path.write_bytes(whole + b'{"step": 2, "ro')
     assert read_samples(path) == samples(1)
     path.write_bytes(b'{"step": 2}\n' + whole)
-    with pytest.raises(StropError, match=r"samples\.jsonl: not a file of samples"):
+    with pytest.raises(StropError, match=r"samples\.jsonl:1: this line was edited or damaged"):
         read_samples(path)
+    assert sound_samples(path) == (samples(1), 1)

@@ -2,13 +2,16 @@
 
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from run_folders import train_record
 from strop.errors import RecipeError
 from strop.recipe import TrainSection
+from strop.run.records import EvalRecord, TrainRecord
 from strop.run.reporter import Reporter
 from strop.run.trackers import feed, tracker
 from strop.run.trackers.feed import TrackingReporter
@@ -24,8 +27,8 @@ class Notes(Reporter):
     def note(self, line: str) -> None:
         self.notes.append(line)
 
-    def on_step(self, record: Mapping[str, Any]) -> None:
-        self.steps.append(record["step"])
+    def on_step(self, record: TrainRecord) -> None:
+        self.steps.append(record.step)
 
 
 class Fake:
@@ -63,9 +66,9 @@ def follow(folder: Path, fake: Fake, first: int = 0, last: int = 4, seen: dict[s
     reporter = TrackingReporter(console, ["wandb"], lambda step: tracked(folder, step), seen, fake.open)
     reporter.on_start(first, 4)
     for step in range(first + 1, last + 1):
-        reporter.on_step({"kind": "train", "step": step, "loss": 1 / step, "skipped": False})
+        reporter.on_step(train_record(step))
         if step % 2 == 0:
-            reporter.on_eval(step, 2 / step)
+            reporter.on_eval(EvalRecord(step, 2 / step))
     reporter.close()
     assert console.steps == list(range(first + 1, last + 1))  # the console missed nothing, whatever happened
     return console
@@ -76,13 +79,17 @@ def test_it_is_told_every_step_and_evaluation(tmp_path: Path) -> None:
     assert follow(tmp_path, fake).notes == []
     assert fake.closed
     assert [step for step, _ in fake.entries] == [1, 2, 2, 3, 4, 4]
-    assert fake.entries[-2:] == [(4, {"train/loss": 0.25}), (4, {"eval/loss": 0.5})]
+    (_, step), (_, evaluation) = fake.entries[-2:]
+    known = {key: value for key, value in asdict(train_record(4)).items() if key != "step" and value is not None}
+    assert step == {f"train/{key}": value for key, value in known.items()}
+    assert len(step) == 8
+    assert evaluation == {"eval/loss": 0.5}
 
 
 def test_a_resumed_run_repeats_no_step(tmp_path: Path) -> None:
     fake = Fake()
     follow(tmp_path, fake, first=1, seen={"train": 2})  # killed at step 2, before its evaluation
-    assert [(step, *values) for step, values in fake.entries] == [
+    assert [(step, next(iter(values))) for step, values in fake.entries] == [
         (2, "eval/loss"),
         (3, "train/loss"),
         (4, "train/loss"),
@@ -106,7 +113,7 @@ def test_one_that_raises_is_one_note(tmp_path: Path, at: str, harm: Any) -> None
     assert note.startswith(
         f"wandb is off: {'RuntimeError: api_key not configured' if harm is raises else 'SystemExit'}"
     )
-    assert "Training goes on" in note
+    assert "Training continues" in note
 
 
 @pytest.fixture
@@ -160,7 +167,7 @@ def test_tensorboard_s_events_can_be_read_back_and_a_lost_attempt_s_are_purged(t
         reporter = TrackingReporter(Reporter(), ["tensorboard"], lambda step: tracked(tmp_path, step))
         reporter.on_start(first, 4)
         for step in range(first + 1, 5):
-            reporter.on_step({"kind": "train", "step": step, "loss": 1 / step})
+            reporter.on_step(train_record(step))
         reporter.close()
     events = []
     for path in sorted((tmp_path / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns):

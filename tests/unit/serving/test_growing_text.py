@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strop.serving.text import GrowingText
+from strop.serving.worker import GrowingText
 
 
 def decode(ids: list[int]) -> str:

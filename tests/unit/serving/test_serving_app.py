@@ -18,10 +18,9 @@ from strop.errors import RecipeError
 from strop.serving import require_server
 from strop.serving import worker as serving_worker
 from strop.serving.app import Served, build_app
-from strop.serving.guard import MAX_BODY_BYTES, Guard
 from strop.serving.requests import ApiError
-from strop.serving.server import bind
-from strop.serving.worker import Job, Piece, Worker
+from strop.serving.server import MAX_BODY_BYTES, Guard, bind
+from strop.serving.worker import GenerationJob, GenerationWorker, Piece
 from waiting import PATIENCE, until
 
 SMOLLM2 = Path(__file__).parents[2] / "fixtures" / "smollm2-tokenizer"
@@ -76,13 +75,13 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
 
 
 @pytest.fixture
-def worker(script: Script, template: Template) -> Iterator[Worker]:
-    worker = Worker(script, template)  # type: ignore[arg-type]
+def worker(script: Script, template: Template) -> Iterator[GenerationWorker]:
+    worker = GenerationWorker(script, template)  # type: ignore[arg-type]
     yield worker
     worker.join()
 
 
-def client(worker: Worker, api_key: str | None = None, any_host: bool = False) -> TestClient:
+def client(worker: GenerationWorker, api_key: str | None = None, any_host: bool = False) -> TestClient:
     served = Served("mine", 1, worker, worker._template, 4000, 49152, 256)
     app = build_app(served, Guard(any_host, api_key))
     return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
@@ -98,7 +97,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         require_server()
 
 
-def test_an_answer_ends_at_its_stop_token_and_is_counted(script: Script, worker: Worker) -> None:
+def test_an_answer_ends_at_its_stop_token_and_is_counted(script: Script, worker: GenerationWorker) -> None:
     script.tokens = [9690, 28, STOP]
     answer = client(worker).post("/v1/chat/completions", json=question(temperature=0, seed=7)).json()
     assert answer["choices"] == [
@@ -123,13 +122,15 @@ def test_an_answer_ends_at_its_stop_token_and_is_counted(script: Script, worker:
         ({"stop": [","]}, "system", "stop"),
     ],
 )
-def test_limits_and_stop_texts(script: Script, worker: Worker, changes: dict[str, Any], text: str, reason: str) -> None:
+def test_limits_and_stop_texts(
+    script: Script, worker: GenerationWorker, changes: dict[str, Any], text: str, reason: str
+) -> None:
     script.tokens = [9690, 28, 28, STOP]
     [choice] = client(worker).post("/v1/chat/completions", json=question(**changes)).json()["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == (text, reason)
 
 
-def test_names_choose_the_adapter(script: Script, worker: Worker) -> None:
+def test_names_choose_the_adapter(script: Script, worker: GenerationWorker) -> None:
     script.tokens = [STOP]
     caller = client(worker)
     for name in ("mine", "base", "mine"):
@@ -141,7 +142,7 @@ def test_names_choose_the_adapter(script: Script, worker: Worker) -> None:
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
 
 
-def test_a_stream_is_the_same_answer_in_pieces(script: Script, worker: Worker) -> None:
+def test_a_stream_is_the_same_answer_in_pieces(script: Script, worker: GenerationWorker) -> None:
     script.tokens = [9690, 28, STOP]
     body = question(stream=True, stream_options={"include_usage": True})
     response = client(worker).post("/v1/chat/completions", json=body)
@@ -161,7 +162,7 @@ def test_a_stream_is_the_same_answer_in_pieces(script: Script, worker: Worker) -
 
 
 def test_a_failing_model_is_an_error_and_the_next_request_is_answered(
-    script: Script, worker: Worker, capsys: pytest.CaptureFixture[str]
+    script: Script, worker: GenerationWorker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     caller, script.tokens = client(worker), [-1]
     failed = caller.post("/v1/chat/completions", json=question())
@@ -172,15 +173,15 @@ def test_a_failing_model_is_an_error_and_the_next_request_is_answered(
     assert caller.post("/v1/chat/completions", json=question()).status_code == 200
 
 
-def collected(worker: Worker, **changes: Any) -> tuple[Job, list[Piece | ApiError]]:
+def collected(worker: GenerationWorker, **changes: Any) -> tuple[GenerationJob, list[Piece | ApiError]]:
     pieces: list[Piece | ApiError] = []
     settings = {"tuned": True, "max_new_tokens": 10_000, "temperature": 0.0, "top_p": 1.0, "seed": 0, "stops": ()}
-    job = Job([1], **(settings | changes), deliver=pieces.append)  # type: ignore[arg-type]
+    job = GenerationJob([1], **(settings | changes), deliver=pieces.append)  # type: ignore[arg-type]
     worker.submit(job)
     return job, pieces
 
 
-def test_what_nobody_waits_for_is_not_generated(script: Script, worker: Worker) -> None:
+def test_what_nobody_waits_for_is_not_generated(script: Script, worker: GenerationWorker) -> None:
     job, pieces = collected(worker)
     until(lambda: len(pieces) > 3)
     job.cancelled.set()
@@ -194,7 +195,7 @@ def test_what_nobody_waits_for_is_not_generated(script: Script, worker: Worker) 
 
 
 @pytest.fixture
-def port(script: Script, worker: Worker) -> Iterator[int]:
+def port(script: Script, worker: GenerationWorker) -> Iterator[int]:
     """The application behind a real port, where callers can hang up."""
     server = uvicorn.Server(uvicorn.Config(client(worker).app, log_level="critical", lifespan="off"))
     with bind("127.0.0.1", 0) as taken:
@@ -221,7 +222,7 @@ def test_a_caller_that_hangs_up_stops_its_answer(script: Script, port: int, stre
     assert script.yielded < 2000  # of 7,800
 
 
-def test_a_full_line_says_so(script: Script, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_line_says_so(script: Script, worker: GenerationWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = [collected(worker) for _ in range(serving_worker.MAX_WAITING)]
     until(lambda: script.calls)
     jobs.append(collected(worker))
@@ -232,7 +233,7 @@ def test_a_full_line_says_so(script: Script, worker: Worker, monkeypatch: pytest
     assert {pieces[-1].status for _, pieces in jobs if isinstance(pieces[-1], ApiError)} == {503}
 
 
-def test_a_key_is_asked_for_everywhere_but_health(script: Script, worker: Worker) -> None:
+def test_a_key_is_asked_for_everywhere_but_health(script: Script, worker: GenerationWorker) -> None:
     script.tokens = [STOP]
     caller = client(worker, api_key="hunter2", any_host=True)
     assert caller.get("/health", headers={"Host": "my-machine:8000"}).status_code == 200
@@ -253,7 +254,7 @@ def test_a_key_is_asked_for_everywhere_but_health(script: Script, worker: Worker
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil:1", ""]
 )
-def test_a_foreign_name_for_this_machine_is_refused(script: Script, worker: Worker, host: str) -> None:
+def test_a_foreign_name_for_this_machine_is_refused(script: Script, worker: GenerationWorker, host: str) -> None:
     caller = client(worker)
     for path in ("/health", "/v1/models"):
         assert caller.get(path, headers={"Host": host}).status_code == 403
@@ -261,11 +262,11 @@ def test_a_foreign_name_for_this_machine_is_refused(script: Script, worker: Work
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8000", "LOCALHOST", "[::1]:9", "[::1]"])
-def test_this_machines_own_names_are_taken(script: Script, worker: Worker, host: str) -> None:
+def test_this_machines_own_names_are_taken(script: Script, worker: GenerationWorker, host: str) -> None:
     assert client(worker).get("/v1/models", headers={"Host": host}).status_code == 200
 
 
-def test_a_page_in_a_browser_gets_nothing(script: Script, worker: Worker) -> None:
+def test_a_page_in_a_browser_gets_nothing(script: Script, worker: GenerationWorker) -> None:
     caller, origin = client(worker), {"Origin": "http://evil.example"}
     form = {**origin, "Content-Type": "text/plain"}
     assert caller.post("/v1/chat/completions", content=json.dumps(question()), headers=form).status_code == 415
@@ -276,7 +277,7 @@ def test_a_page_in_a_browser_gets_nothing(script: Script, worker: Worker) -> Non
     assert script.calls == []
 
 
-def test_a_large_body_is_not_read(script: Script, worker: Worker) -> None:
+def test_a_large_body_is_not_read(script: Script, worker: GenerationWorker) -> None:
     caller, kind = client(worker), {"Content-Type": "application/json"}
     large = question(user="x" * MAX_BODY_BYTES)
     assert caller.post("/v1/chat/completions", json=large).status_code == 413
@@ -289,7 +290,7 @@ def test_a_large_body_is_not_read(script: Script, worker: Worker) -> None:
     assert script.calls == []
 
 
-def test_what_does_not_fit_the_context_is_refused(script: Script, worker: Worker) -> None:
+def test_what_does_not_fit_the_context_is_refused(script: Script, worker: GenerationWorker) -> None:
     script.tokens, caller = [STOP], client(worker)
     prompt = {"model": "base", "prompt": [1] * 3990}
     assert caller.post("/v1/completions", json=prompt | {"max_tokens": 10}).status_code == 200
@@ -302,7 +303,7 @@ def test_what_does_not_fit_the_context_is_refused(script: Script, worker: Worker
     assert script.calls[-1]["limit"] == 10  # the rest of the context, where no limit was named
 
 
-def test_requests_at_the_same_time_are_answered_one_after_the_other(script: Script, worker: Worker) -> None:
+def test_requests_at_the_same_time_are_answered_one_after_the_other(script: Script, worker: GenerationWorker) -> None:
     caller, seen = client(worker), []
 
     def ask(limit: int) -> None:

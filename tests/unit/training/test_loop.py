@@ -10,15 +10,14 @@ import pytest
 import torch
 
 from strop.errors import Interrupted, NumericsError
+from strop.microbatch.order import Order
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
 from strop.recipe import LoraSection, TrainSection
 from strop.run.checkpoint import load_newest
-from strop.run.folder import RunFolder
-from strop.run.metrics import read_metrics
-from strop.run.reporter import Reporter
+from strop.run.records import EvalRecord, Sample, TrainRecord, read_metrics
 from strop.training.loop import Trainer
-from training_doubles import Rows
+from training_doubles import Rows, trainer_of
 
 Start = Callable[..., Trainer]
 
@@ -31,15 +30,14 @@ def start(model: Path, tmp_path: Path) -> Start:
         section = TrainSection(**{"max_steps": 8, "learning_rate": 1e-2, "save_steps": 0, **settings})
         adapter = LoraAdapter(load_decoder(model, torch.float32), LoraSection(r=2), seed=0)
         tmp_path.mkdir(exist_ok=True)
-        folder = RunFolder(tmp_path)
         evaluate = None if losses is None else (lambda: next(losses))
-        return Trainer(adapter, Rows(), section, folder, Reporter(), evaluate, check_stop)  # type: ignore[arg-type]
+        return trainer_of(adapter, section, tmp_path, evaluate=evaluate, check_stop=check_stop)
 
     return started
 
 
 def evaluated_at(trainer: Trainer) -> list[int]:
-    return [r["step"] for r in read_metrics(trainer.folder.metrics_path) if r["kind"] == "eval"]
+    return [r.step for r in read_metrics(trainer.folder.metrics_path) if isinstance(r, EvalRecord)]
 
 
 @pytest.mark.parametrize(
@@ -60,10 +58,11 @@ def test_when_it_evaluates(start: Start, settings: dict[str, object], steps: lis
 def test_the_best_weights_win(start: Start) -> None:
     trainer = start(iter([3.0, 1.0, 2.0, 2.5]), eval_steps=2, load_best_model_at_end=True)
     kept: dict[int, torch.Tensor] = {}
-    trainer.reporter.on_eval = lambda step, loss: kept.__setitem__(step, trainer.adapter.flat.clone())  # type: ignore
-    trainer.run()
+    trainer.reporter.on_eval = lambda record: kept.__setitem__(record.step, trainer.engine.adapter.flat.clone())  # type: ignore
+    weights = trainer.run()
     assert trainer.progress.best_step == 4
-    assert torch.equal(trainer.adapter.flat, kept[4])
+    assert not torch.equal(trainer.engine.adapter.flat, kept[4])
+    assert torch.equal(trainer.engine.adapter_with(weights).flat, kept[4])
     assert not torch.equal(kept[4], kept[8])
 
 
@@ -96,20 +95,20 @@ def test_an_interrupted_evaluation_is_made_up_for(start: Start) -> None:
 def test_what_is_not_a_number_stops_before_the_update(start: Start, what: str) -> None:
     trainer = start(max_steps=5, max_tokens_per_microbatch=20)
     before: list[torch.Tensor] = []
-    real = trainer.decoder.nll_sum
+    real = trainer.engine.decoder.nll_sum
     calls = itertools.count()
 
     def poisoned(*args: torch.Tensor) -> torch.Tensor:
         nll = real(*args)
         if trainer.progress.step < 2 or next(calls) != 1:
             return nll
-        before.append(trainer.adapter.flat.clone())
+        before.append(trainer.engine.adapter.flat.clone())
         return nll * float("nan") if what == "loss" else nll + (nll - nll.detach()) * float("inf")
 
-    trainer.decoder.nll_sum = poisoned  # type: ignore[method-assign]
+    trainer.engine.decoder.nll_sum = poisoned  # type: ignore[method-assign]
     with pytest.raises(NumericsError, match="step 3") as caught:
         trainer.run()
-    assert torch.equal(trainer.adapter.flat, before[0])
+    assert torch.equal(trainer.engine.adapter.flat, before[0])
     assert "rows.jsonl:" in str(caught.value)
     checkpoint, _ = load_newest(trainer.folder.checkpoints)
     assert checkpoint is not None
@@ -120,15 +119,14 @@ def test_what_is_not_a_number_stops_before_the_update(start: Start, what: str) -
 def test_dropout_depends_on_seed_and_step(start: Start) -> None:
     def dropped(seed: int) -> list[float]:
         trainer = start(seed=seed, max_steps=2)
-        for projection in (layer.qkv for layer in trainer.decoder.layers):
+        for projection in (layer.qkv for layer in trainer.engine.decoder.layers):
             projection.lora = replace(projection.lora, dropout=0.5)
-        trainer.adapter.flat.normal_(generator=torch.Generator().manual_seed(0))
+        trainer.engine.adapter.flat.normal_(generator=torch.Generator().manual_seed(0))
         trainer.run()
-        return [r["loss"] for r in read_metrics(trainer.folder.metrics_path)][-2:]
+        return [r.loss for r in read_metrics(trainer.folder.metrics_path) if isinstance(r, TrainRecord)][-2:]
 
-    section = "strop.microbatch.steps.step_samples"
     with pytest.MonkeyPatch.context() as patch:  # the same rows whatever the seed
-        patch.setattr(section, lambda *_: np.arange(8))
+        patch.setattr(Order, "samples", lambda *_: np.arange(8))
         assert dropped(1) == dropped(1)
         assert dropped(1) != dropped(2)
 
@@ -141,17 +139,19 @@ def test_shared_prefixes_are_computed_once_unless_there_is_dropout(model: Path, 
         folder = tmp_path / str(dropout)
         folder.mkdir()
         rows = Rows(header=30)
-        trainer = Trainer(adapter, rows, section, RunFolder(folder), Reporter(), None, lambda: None)  # type: ignore
+        trainer = trainer_of(adapter, section, folder, rows=rows)
         trainer.run()
         return trainer
 
     shared, separate = trained(0.0), trained(0.1)
-    records = [read_metrics(trainer.folder.metrics_path)[0] for trainer in (shared, separate)]
-    assert records[0]["num_tokens"] - records[0]["num_executed_tokens"] == 9 * 30
-    assert records[1]["num_executed_tokens"] == records[1]["num_tokens"] == records[0]["num_tokens"]
+    once, each = (read_metrics(trainer.folder.metrics_path)[0] for trainer in (shared, separate))
+    assert isinstance(once, TrainRecord)
+    assert isinstance(each, TrainRecord)
+    assert once.num_tokens - (once.num_executed_tokens or 0) == 9 * 30
+    assert each.num_executed_tokens == each.num_tokens == once.num_tokens
     assert shared.progress.num_tokens == separate.progress.num_tokens
-    assert shared.microbatches.sharing() == pytest.approx(20 * 38 / (20 * 8 + 2 * 30))
-    assert separate.microbatches.sharing() == 1.0
+    assert shared.engine.microbatches.sharing() == pytest.approx(20 * 38 / (20 * 8 + 2 * 30))
+    assert separate.engine.microbatches.sharing() == 1.0
 
 
 def test_a_gpu_too_full_for_samples_goes_without_them(start: Start) -> None:
@@ -159,7 +159,7 @@ def test_a_gpu_too_full_for_samples_goes_without_them(start: Start) -> None:
     notes: list[str] = []
     trainer.reporter.note = notes.append  # type: ignore[method-assign]
 
-    def sample() -> list[tuple[str, str, str, str]]:
+    def sample(step: int) -> list[Sample]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     trainer.sample = sample

@@ -13,11 +13,11 @@ from strop.model.lora import LoraAdapter
 from strop.recipe import LoraSection, TrainSection
 from strop.run.checkpoint import load_newest
 from strop.run.cost import Meter
-from strop.run.folder import RunFolder
-from strop.run.metrics import read_metrics
+from strop.run.manifest import AttemptCost
+from strop.run.records import read_metrics
 from strop.training.loop import Trainer
 from tiny_models import write_checkpoint
-from training_doubles import Rows, StopAt
+from training_doubles import StopAt, trainer_of
 
 
 class Clock:
@@ -38,8 +38,8 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
 
     def started(name: str, clock: Clock, limit: float | None, **fields: object) -> Trainer:
         section = TrainSection(max_steps=8, learning_rate=1e-2, save_steps=0)
-        folder = RunFolder(tmp_path / name)
-        folder.path.mkdir(exist_ok=True)
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
 
         class AMinute(StopAt):
             def on_step(self, record) -> None:
@@ -48,7 +48,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
         adapter = LoraAdapter(load_decoder(model, torch.float32), LoraSection(r=2), seed=0)
         meter = clock.meter(limit, **fields)
         monkeypatch.setattr("strop.training.loop.time", SimpleNamespace(perf_counter=lambda: clock.seconds))
-        return Trainer(adapter, Rows(), section, folder, AMinute(), None, lambda: None, meter=meter)  # type: ignore
+        return trainer_of(adapter, section, folder, AMinute(), meter=meter)
 
     return started
 
@@ -62,14 +62,14 @@ def test_it_saves_and_goes_on_bitwise_when_the_limit_is_raised(start: Start) -> 
         first.run()
     assert first.meter is not None
     assert first.meter.dollars <= 3.5
-    assert not start("more", Clock(), 10.3).run()  # type: ignore[func-returns-value]
+    start("more", Clock(), 10.3).run()
     checkpoint, _ = load_newest(first.folder.checkpoints)
     assert checkpoint is not None
     second = start("run", Clock(), 10.0, earlier=(first.meter.entry(1),))
     second.restore(checkpoint)
     second.run()
-    assert torch.equal(second.adapter.flat, whole.adapter.flat)
-    dollars = [record["dollars"] for record in read_metrics(second.folder.metrics_path)]
+    assert torch.equal(second.engine.adapter.flat, whole.engine.adapter.flat)
+    dollars = [record.dollars for record in read_metrics(second.folder.metrics_path)]
     assert dollars == [0, 1, 2, 3, 4, 5, 6, 7]  # of all attempts; the record of a step is written before its minute
 
 
@@ -83,7 +83,7 @@ def test_room_is_left_for_a_checkpoint_as_long_as_the_last_one_took(start: Start
 
 
 def test_a_limit_that_is_spent_before_the_first_step_trains_nothing(start: Start) -> None:
-    spent = ({"attempt": 1, "dollars": 5.0},)
+    spent = (AttemptCost(1, "H200", "1970-01-01T00:00:00+00:00", 0.01, 500.0, 5.0),)
     with pytest.raises(BudgetReached, match="before step 1"):
         start("run", Clock(), 4.0, earlier=spent).run()
 

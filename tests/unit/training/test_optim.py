@@ -55,7 +55,7 @@ def test_an_update_clips_as_torch_does(limit: float) -> None:
     theirs = torch.optim.AdamW([parameter], lr=1e-2, weight_decay=section.weight_decay, eps=section.adam_epsilon)
     norm = torch.nn.utils.clip_grad_norm_([parameter], limit or float("inf"))
     theirs.step()
-    assert optimizer_of(adapter).update(SOUND, 1e-2, limit) == pytest.approx(norm.item(), rel=1e-14)
+    assert optimizer_of(adapter).update(adapter.flat_grad, SOUND, 1e-2, limit) == pytest.approx(norm.item(), rel=1e-14)
     assert torch.allclose(adapter.flat, parameter.data, rtol=1e-13, atol=1e-15)
 
 
@@ -64,14 +64,14 @@ def test_an_update_clips_as_torch_does(limit: float) -> None:
 def test_what_is_not_finite_stops_this_update_and_all_later_ones(what: str, optim: str) -> None:
     adapter = FlatAdapter()
     optimizer = optimizer_of(adapter, optim)
-    optimizer.update(SOUND, 1e-2, 1.0)
+    optimizer.update(adapter.flat_grad, SOUND, 1e-2, 1.0)
     before = [adapter.flat.clone(), *optimizer.state().values()]
     sound = adapter.flat_grad.clone()
     if what == "gradient":
         adapter.flat_grad[3] = float("nan")
-    optimizer.update(torch.tensor(float("inf")) if what == "loss" else SOUND, 1e-2, 1.0)
+    optimizer.update(adapter.flat_grad, torch.tensor(float("inf")) if what == "loss" else SOUND, 1e-2, 1.0)
     adapter.flat_grad.copy_(sound)
-    optimizer.update(SOUND, 1e-2, 1.0)
+    optimizer.update(adapter.flat_grad, SOUND, 1e-2, 1.0)
     after = [adapter.flat, *optimizer.state().values()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -80,14 +80,14 @@ def test_what_is_not_finite_stops_this_update_and_all_later_ones(what: str, opti
 def test_a_restored_state_goes_on_in_the_same_bits(optim: str) -> None:
     adapters = [FlatAdapter() for _ in range(3)]
     optimizers = [optimizer_of(adapter, optim) for adapter in adapters]
-    for optimizer in optimizers:
-        optimizer.update(SOUND, 1e-2, 1.0)
+    for optimizer, adapter in zip(optimizers, adapters, strict=True):
+        optimizer.update(adapter.flat_grad, SOUND, 1e-2, 1.0)
     stored = {name: tensor.clone() for name, tensor in optimizers[1].state().items()}
     optimizers[1:] = [optimizer_of(adapter, optim) for adapter in adapters[1:]]
     optimizers[1].load_state(stored)  # and the third begins anew
     for optimizer, adapter in zip(optimizers, adapters, strict=True):
         adapter.flat_grad.copy_(adapter.flat.flip(0))
-        optimizer.update(SOUND, 1e-2, 1.0)
+        optimizer.update(adapter.flat_grad, SOUND, 1e-2, 1.0)
     assert torch.equal(adapters[0].flat, adapters[1].flat)
     assert not torch.equal(adapters[0].flat, adapters[2].flat)
     for name, tensor in optimizers[0].state().items():
@@ -100,6 +100,6 @@ def test_moments_in_8_bits_take_a_quarter() -> None:
         adapter = FlatAdapter()
         adapter.flat, adapter.flat_grad = adapter.flat.float(), adapter.flat_grad.float()
         optimizer = optimizer_of(adapter, optim)
-        optimizer.update(SOUND, 1e-2, 1.0)
+        optimizer.update(adapter.flat_grad, SOUND, 1e-2, 1.0)
         held[optim] = sum(x.numel() * x.element_size() for x in optimizer.state().values())
     assert held["adamw_8bit"] < 0.26 * held["adamw_torch"]

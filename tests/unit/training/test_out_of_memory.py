@@ -12,12 +12,11 @@ from strop.errors import OutOfMemoryError
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
 from strop.recipe import LoraSection, TrainSection
-from strop.run.folder import RunFolder
-from strop.run.metrics import read_metrics
+from strop.run.records import read_metrics
 from strop.training import budget
 from strop.training.gradients import PlainGradients
 from strop.training.loop import Trainer
-from training_doubles import Rows, StopAt
+from training_doubles import StopAt, trainer_of
 
 LONGEST = 10
 
@@ -34,9 +33,7 @@ def start(model: Path, tmp_path: Path) -> Start:
         adapter = LoraAdapter(load_decoder(model, torch.float64), LoraSection(r=2), seed=0)
         folder = tmp_path / name
         folder.mkdir()
-        return Trainer(
-            adapter, Rows(), section, RunFolder(folder), StopAt(), None, lambda: None, **changes  # type: ignore[arg-type]
-        )  # fmt: skip
+        return trainer_of(adapter, section, folder, StopAt(), **changes)  # type: ignore[arg-type]
 
     return started
 
@@ -46,16 +43,16 @@ def holds(trainer: Trainer, tokens: int, from_step: int = 0) -> list[int]:
 
     It runs out in the middle of the backward, when part of the gradient has been added up already.
     """
-    add, failed = trainer.gradients.add, []
+    add, failed = trainer.engine.gradients._add, []
 
     def limited(batch, scale: float) -> torch.Tensor:
         nll = add(batch, scale)
-        if len(batch.input_ids) > tokens and trainer.progress.step + len(trainer._in_flight) >= from_step:
-            failed.append(len(batch.input_ids))
+        if batch.num_tokens > tokens and trainer.progress.step + len(trainer._in_flight) >= from_step:
+            failed.append(batch.num_tokens)
             raise torch.OutOfMemoryError("CUDA out of memory")
         return nll
 
-    trainer.gradients.add = limited  # type: ignore[method-assign]
+    trainer.engine.gradients._add = limited  # type: ignore[method-assign]
     return failed
 
 
@@ -65,9 +62,9 @@ def test_the_adapter_is_bitwise_that_of_a_run_with_the_smaller_microbatch(start:
     small.run()
     large.run()
     assert [size > 50 for size in failed] == [True, False]  # all of the step, then half of it
-    assert large.max_tokens == 25
-    assert torch.equal(large.adapter.flat, small.adapter.flat)
-    losses = [[r["loss"] for r in read_metrics(trainer.folder.metrics_path)] for trainer in (small, large)]
+    assert large.engine.max_tokens == 25
+    assert torch.equal(large.engine.adapter.flat, small.engine.adapter.flat)
+    losses = [[r.loss for r in read_metrics(trainer.folder.metrics_path)] for trainer in (small, large)]
     assert losses[0] == losses[1]
 
 
@@ -77,18 +74,26 @@ def test_in_the_middle_of_a_run_nothing_but_rounding_changes(start: Start) -> No
     undisturbed.run()
     disturbed.run()
     assert len(failed) == 2
-    distance = (disturbed.adapter.flat - undisturbed.adapter.flat).abs().max().item()
+    distance = (disturbed.engine.adapter.flat - undisturbed.engine.adapter.flat).abs().max().item()
     assert distance < 1e-12
-    assert [r["num_tokens"] for r in read_metrics(disturbed.folder.metrics_path)] == [
-        r["num_tokens"] for r in read_metrics(undisturbed.folder.metrics_path)
+    assert [r.num_tokens for r in read_metrics(disturbed.folder.metrics_path)] == [
+        r.num_tokens for r in read_metrics(undisturbed.folder.metrics_path)
     ]
     # The negative control: gradients of the failed microbatch that are kept.
     holds(careless, 26, from_step=3)
-    careless.gradients.zero = lambda zero=careless.gradients.zero: (
-        zero() if careless.progress.step != 3 or careless.max_tokens == 100 else None
-    )  # type: ignore[method-assign]
+    of = careless.engine.gradients.of
+
+    def keeping(*arguments):
+        is_again = careless.progress.step == 3 and careless.engine.max_tokens < 100
+        kept = careless.engine.adapter.flat_grad.clone() if is_again else 0.0
+        losses, grad = of(*arguments)
+        return losses, grad.add_(kept)
+
+    careless.engine.gradients.of = keeping  # type: ignore[method-assign]
     careless.run()
-    assert (careless.adapter.flat - undisturbed.adapter.flat).abs().max().item() > 1e6 * max(distance, 1e-16)
+    assert (careless.engine.adapter.flat - undisturbed.engine.adapter.flat).abs().max().item() > 1e6 * max(
+        distance, 1e-16
+    )
 
 
 def test_it_is_said_and_kept_for_the_rest_of_the_run(start: Start) -> None:
@@ -100,9 +105,9 @@ def test_it_is_said_and_kept_for_the_rest_of_the_run(start: Start) -> None:
     assert len(notes) == 1
     for words in ("step 3", "100 tokens", "50", "8 samples"):
         assert words in notes[0]
-    assert trainer.folder.manifest["max_tokens_per_microbatch"] == 50
-    assert start("again", 100, most_tokens=50).max_tokens == 50
-    assert start("less", 16, most_tokens=50).max_tokens == 16
+    assert trainer.folder.begun.max_tokens_per_microbatch == 50
+    assert start("again", 100, most_tokens=50).engine.max_tokens == 50
+    assert start("less", 16, most_tokens=50).engine.max_tokens == 16
 
 
 def test_at_one_longest_sample_it_ends_with_what_was_trained_saved(start: Start) -> None:
@@ -111,7 +116,7 @@ def test_at_one_longest_sample_it_ends_with_what_was_trained_saved(start: Start)
     with pytest.raises(OutOfMemoryError, match=r"gradient_checkpointing=true") as caught:
         trainer.run()
     assert caught.value.exit_code == 6
-    assert trainer.max_tokens == LONGEST
+    assert trainer.engine.max_tokens == LONGEST
     assert trainer.folder.has_checkpoint(3)
 
 
@@ -120,8 +125,8 @@ def test_an_evaluation_that_runs_out_is_made_again(start: Start) -> None:
     sizes = []
 
     def evaluate() -> float:
-        sizes.append(trainer.max_tokens)
-        if trainer.max_tokens > 32:
+        sizes.append(trainer.engine.max_tokens)
+        if trainer.engine.max_tokens > 32:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return 1.0
 
@@ -145,9 +150,10 @@ class Card:
         patch.setattr(torch.cuda, "synchronize", lambda device: None)
         patch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
 
-    def add(self, batch, scale: float) -> None:
-        self.probed.append(len(batch.input_ids))
-        self.peak = self.constant + 1000 * len(batch.input_ids)
+    def of(self, microbatches) -> None:
+        (batch,) = microbatches
+        self.probed.append(batch.num_tokens)
+        self.peak = self.constant + 1000 * batch.num_tokens
         if self.peak > self.free:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -189,14 +195,11 @@ def captured(model: Path, patch: pytest.MonkeyPatch):
 def test_released_graphs_are_captured_anew_with_the_same_gradients(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapter, gradients = captured(model, monkeypatch)
-    batch = budget.worst_batch(20, 10)
+    _, gradients = captured(model, monkeypatch)
+    batch = budget.worst_microbatch(20, 10)
 
     def gradient() -> torch.Tensor:
-        gradients.zero()
-        gradients.add(batch, 1.0)
-        gradients.collect()
-        return adapter.flat_grad.clone()
+        return gradients.of([batch])[1]
 
     eager, replayed = gradient(), gradient()
     gradients.release()
@@ -210,8 +213,8 @@ def test_released_graphs_are_captured_anew_with_the_same_gradients(
 
 def test_a_capture_that_ran_out_says_so_whatever_its_end_says(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, gradients = captured(model, monkeypatch)
-    batch = budget.worst_batch(20, 10)
-    gradients.add(batch, 1.0)
+    batch = budget.worst_microbatch(20, 10)
+    gradients.of([batch])
 
     class Broken:
         def __init__(self, made: Graph, **_: object) -> None: ...
@@ -225,4 +228,4 @@ def test_a_capture_that_ran_out_says_so_whatever_its_end_says(model: Path, monke
     monkeypatch.setattr(torch.cuda, "graph", Broken)
     monkeypatch.setattr(type(gradients), "_compute", full)
     with pytest.raises(torch.OutOfMemoryError):
-        gradients.add(batch, 1.0)
+        gradients.of([batch])

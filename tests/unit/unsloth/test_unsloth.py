@@ -11,10 +11,11 @@ from strop.errors import Interrupted, NumericsError, OutOfMemoryError, RecipeErr
 from strop.recipe import TrainSection
 from strop.run.checkpoint import load_newest
 from strop.run.folder import RunFolder
-from strop.run.metrics import read_metrics
+from strop.run.records import read_metrics
 from strop.run.reporter import Reporter
+from strop.training.loop import Trainer
+from strop.unsloth.engine import UnslothEngine
 from strop.unsloth.process import WorkerFailed
-from strop.unsloth.trainer import UnslothTrainer
 from training_doubles import Rows, StopAt
 
 READY = {"device": "test", "precision": "bfloat16", "versions": {"trl": "1.15.0"}, "num_trainable": 3}
@@ -49,29 +50,28 @@ class Answers:
             return {"padding_free": False}
         if what == "go":
             self.weight += 1
-            return {"loss": 2.0, "grad_norm": 1.0, "learning_rate": 0.1, "seconds": 0.5}
+            return {"loss": 2.0, "grad_norm": 1.0, "seconds": 0.5}
         if what == "evaluate":
             return {"nll": self._losses.pop(0)}
         save_file({"lora/w": torch.tensor(self.weight), "moments/w/m": torch.tensor(self.weight)}, details["path"])
         return {"scalars": {"w": {"step": int(self.weight)}}}
 
 
-def trainer(folder: Path, worker: Answers, reporter: Reporter | None = None, **section: Any) -> UnslothTrainer:
+def trainer(folder: Path, worker: Answers, reporter: Reporter | None = None, **section: Any) -> Trainer:
     settings = TrainSection(**{"max_steps": 6, "save_steps": 2, **section})
     folder.mkdir(exist_ok=True)
-    held_out = bool(worker._losses)
-    return UnslothTrainer(
-        worker, Rows(), held_out, settings, RunFolder(folder), reporter or Reporter(), check_stop=lambda: None
-    )
+    engine = UnslothEngine(worker, Rows(), settings, load=lambda weights: weights)  # type: ignore[arg-type]
+    evaluate = engine.evaluate if worker._losses else None
+    return Trainer(engine, Rows(), settings, RunFolder(folder), reporter or Reporter(), lambda: None, evaluate)  # type: ignore
 
 
 def test_the_best_adapter_is_kept_and_early_stopping_ends_the_run(tmp_path: Path) -> None:
     watched = {"eval_steps": 1, "early_stopping_patience": 2, "load_best_model_at_end": True}
     run = trainer(tmp_path / "run", Answers(tmp_path / "run", (3.0, 1.0, 2.0, 1.5, 0.0, 0.0)), **watched)
-    assert run.run()["w"].item() == 2
+    assert run.run()["lora/w"].item() == 2
     assert (run.progress.step, run.progress.best_step, run.progress.stopped_early) == (4, 2, True)
     last = trainer(tmp_path / "last", Answers(tmp_path / "last", (3.0, 1.0, 2.0, 1.5, 0.0, 0.0)), eval_steps=1)
-    assert last.run()["w"].item() == 6
+    assert last.run()["lora/w"].item() == 6
 
 
 def test_an_interrupted_run_goes_on_with_its_best_and_its_moments(tmp_path: Path) -> None:
@@ -84,9 +84,9 @@ def test_an_interrupted_run_goes_on_with_its_best_and_its_moments(tmp_path: Path
     worker = Answers(tmp_path, (2.0, 1.5, 1.2, 1.1))
     second = trainer(tmp_path, worker, **watched)
     second.restore(checkpoint)
-    assert second.run()["w"].item() == 2
+    assert second.run()["lora/w"].item() == 2
     assert worker.weight == 6
-    steps = [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl") if record["kind"] == "train"]
+    steps = [record.step for record in read_metrics(tmp_path / "metrics.jsonl") if record.kind == "train"]
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
@@ -97,9 +97,9 @@ def test_padding_counts_as_executed(tmp_path: Path) -> None:
     run.run()
     (record,) = read_metrics(tmp_path / "metrics.jsonl")
     lengths = Rows().lengths
-    assert (record["num_tokens"], record["num_executed_tokens"]) == (lengths.sum(), 20 * lengths.max())
-    assert record["num_loss_tokens"] == sum(length - 3 for length in lengths)
-    assert record["tokens_per_second"] == lengths.sum() / 0.5
+    assert (record.num_tokens, record.num_executed_tokens) == (lengths.sum(), 20 * lengths.max())
+    assert record.num_loss_tokens == sum(length - 3 for length in lengths)
+    assert record.tokens_per_second == lengths.sum() / 0.5
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from strop.errors import RecipeError
-from strop.microbatch.order import num_steps, step_samples
+from strop.microbatch.order import Order
 from strop.recipe import DataSection, ModelSection, Recipe, TrainSection
 from strop.training.optim import learning_rate
-from strop.unsloth import job as unsloth_job
-from strop.unsloth.job import LOADER, choose_dtype, choose_loader, rows_of
+from strop.unsloth import process as unsloth_job
+from strop.unsloth.process import LOADER, choose_dtype, choose_loader, rows_of
 from training_doubles import Rows
 
 
@@ -23,8 +23,8 @@ def test_the_order_is_the_samplers_and_every_visit_finds_its_sample(length: dict
     """20 rows in steps of 6: epochs end inside steps, a row comes again, and the last step of 2.5 epochs has 2."""
     section, store = TrainSection(per_device_train_batch_size=3, warmup_steps=1, **length), Rows()
     rows = rows_of(section, store, None)
-    steps = range(num_steps(20, 6, section.num_train_epochs, section.max_steps))
-    want = [step_samples(step, 20, 6, section.num_train_epochs, section.max_steps, section.seed) for step in steps]
+    order = Order.of(section, 20)
+    want = [order.samples(step) for step in range(order.num_steps)]
     visits = np.concatenate(want)
     assert len(rows["order"]) == len(visits)
     assert len(rows["train_offsets"]) - 1 == len(set(visits.tolist()))
@@ -33,8 +33,8 @@ def test_the_order_is_the_samplers_and_every_visit_finds_its_sample(length: dict
         learned = store[int(index)].learned
         assert ids == store[int(index)].input_ids.tolist()
         assert labels == np.where(learned, store[int(index)].input_ids, -100).tolist()
-    assert rows["rates"].tolist() == [learning_rate(step, section, len(steps)) for step in steps]
-    assert len(set(rows["seeds"].tolist())) == len(steps)
+    assert rows["rates"].tolist() == [learning_rate(step, section, order.num_steps) for step in range(order.num_steps)]
+    assert len(set(rows["seeds"].tolist())) == order.num_steps
     assert rows["held_out_offsets"].tolist() == [0]
 
 

@@ -1,1 +1,1 @@
-"""The parity gate: an export is tried out in the program that it is for, before it is put in place."""
+"""The parity gate: an export is tested in the program it is meant for before it is put in place."""

@@ -1,4 +1,4 @@
-"""How far apart two models' distributions over the next token are."""
+"""How far two models' distributions over the next token are apart."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class Likeliest(NamedTuple):
-    """The likeliest next tokens at some positions, where a program tells no more.
+    """The most likely next tokens at some positions, for programs that report no others.
 
     Attributes:
         ids: int64 (positions, K).
@@ -22,14 +22,14 @@ class Likeliest(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """Over all positions of all answers.
+    """Distances over all positions of all answers.
 
     Attributes:
-        kl: Mean KL divergence from the trained model's distribution, nats. Of `Likeliest` tokens: all others count
-            as one, which can only make it smaller.
-        top1: Share of positions with the same likeliest token.
-        logits: |difference| / |logits|, each position's mean taken off. Of `Likeliest` tokens: of their
-            log-probabilities, likewise.
+        kl: Mean KL divergence from the trained model's distribution, in nats. With `Likeliest` tokens, all others count
+            as one token, which can only make it smaller.
+        top1: Share of positions with the same most likely token.
+        logits: |difference| / |logits|, after subtracting each position's mean. With `Likeliest` tokens, the same for
+            their log-probabilities.
     """
 
     kl: float
@@ -38,11 +38,11 @@ class Distance:
 
 
 def distance(wanted: Sequence[NDArray[np.float32]], told: Sequence[NDArray[np.float32] | Likeliest]) -> Distance:
-    """Of two models' answers.
+    """Compare two models on the same answers.
 
     Args:
-        wanted: Logits, (positions, V) for each answer.
-        told: The other model's logits, or its likeliest tokens.
+        wanted: The trained model's logits, (positions, V) for each answer.
+        told: The other model's logits, or its most likely tokens.
     """
     divergences, same, error, size = [], [], 0.0, 0.0
     for want, got in zip(wanted, told, strict=True):
@@ -75,6 +75,6 @@ def _kl(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _with_rest(logprobs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Add the probability of all other tokens as one more; at least 1e-9, below which float32 sums say nothing."""
+    """Append the probability of all other tokens as one; at least 1e-9, below which float32 sums are meaningless."""
     rest = np.log(np.maximum(1e-9, 1 - np.exp(logprobs).sum(1, keepdims=True)))
     return np.concatenate([logprobs, rest], axis=1)

@@ -1,9 +1,9 @@
-"""The parity gate: an export answers as the trained model does, in the program that will use it, or it is no export.
+"""The parity gate: an export is kept only if it answers like the trained model in the program that will use it.
 
-strop's own decoder answers some prompts (`Reference`). A fresh process with the export's real consumer gets the same
-conversations and the export, nothing else of strop's, and has to come to the same prompt ids, the same stop tokens,
-the same greedy answers and, on those answers, the same distributions over the next token. How near is near is
-`LIMITS`; docs/exports.md has the figures they were taken from.
+strop's own decoder answers some prompts (`Reference`). A new process with the export's real consumer gets the same
+conversations and the export, but nothing else from strop. It must arrive at the same prompt ids, the same stop tokens,
+the same greedy answers and, on those answers, the same distributions over the next token. `LIMITS` says how close is
+close enough; docs/exports.md has the measurements behind them.
 """
 
 import importlib.util
@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strop.errors import ParityError, RecipeError
-from strop.exporting.carry import write_json
 from strop.exporting.parity.distance import Distance, Likeliest, distance
+from strop.exporting.staged import write_json
 from strop.run.durable import TEMPORARY
 
 PARITY_FILE = "parity.json"
@@ -30,13 +30,13 @@ _SECONDS = 3600
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How far an export may be from the trained model.
+    """How far an export may deviate from the trained model.
 
     Attributes:
-        kl: Mean KL divergence of the next token's distributions, nats.
-        top1: Least share of positions with the same likeliest token.
-        logits: Relative error of the logits, each position's mean taken off
-        tie: A greedy answer may part from strop's where strop's own choice was nearer than this, nats.
+        kl: Largest mean KL divergence of the next token's distributions, in nats.
+        top1: Smallest share of positions with the same most likely token.
+        logits: Largest relative error of the logits, after subtracting each position's mean.
+        tie: A greedy answer may diverge from strop's where strop preferred its token by less than this, in nats.
     """
 
     kl: float
@@ -47,27 +47,27 @@ class Limits:
 
 LIMITS = {
     "adapter": Limits(kl=1e-4, top1=0.99, logits=0.005, tie=0.01),
-    # bitsandbytes unpacks the same bits to bfloat16 where strop computes in float32.
+    # bitsandbytes unpacks the same bits to bfloat16; strop computes in float32.
     "adapter-nf4": Limits(kl=1e-3, top1=0.98, logits=0.02, tie=0.05),
     "merged": Limits(kl=2e-3, top1=0.97, logits=0.05, tie=0.1),
     "gguf-f16": Limits(kl=1e-3, top1=0.98, logits=0.02, tie=0.05),
     "gguf-q8_0": Limits(kl=5e-3, top1=0.96, logits=0.15, tie=0.2),
     "gguf-q4_k_m": Limits(kl=0.15, top1=0.85, logits=0.6, tie=2.0),
 }
-"""By kind of export, where strop computes in float32, as on a CPU."""
+"""Limits by kind of export when strop computes in float32, as on a CPU."""
 
 _BFLOAT16 = Limits(kl=2e-3, top1=0.97, logits=0.05, tie=0.1)
-"""What two programs are apart that compute the same weights in bfloat16: on an H200 the logits' error was 0.021."""
+"""The distance of two programs that compute the same weights in bfloat16: on an H200 the logits' error was 0.021."""
 
 _ADVICE = {
-    "gguf-q8_0": "\nEight bits a weight may be too few for this model; --quantise f16 loses nothing.",
-    "gguf-q4_k_m": "\nFour bits a weight lose some of what was learned; --quantise q8_0 loses less, f16 nothing.",
+    "gguf-q8_0": "\nEight bits per weight may be too few for this model; --quantise f16 loses nothing.",
+    "gguf-q4_k_m": "\nFour bits per weight lose some of what was learned; --quantise q8_0 loses less, f16 nothing.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt as a consumer gets it: messages where the model chats, else its text; and its ids in training."""
+    """A prompt as the consumer gets it: messages for a chat model, else its text; and its ids in training."""
 
     messages: list[dict[str, str]] | None
     text: str
@@ -76,13 +76,13 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What strop's decoder says.
+    """What strop's decoder answers.
 
     Attributes:
-        answers: Greedy, each with the stop token if it came.
-        logits: (len(answer), V) float32 for each, of the positions before each of its tokens.
-        stop_ids: All that end an answer.
-        dtype: What the logits were computed in, by torch's name.
+        answers: Greedy answers, including the stop token if one was generated.
+        logits: For each answer, (len(answer), V) float32: the logits that predict each of its tokens.
+        stop_ids: All tokens that end an answer.
+        dtype: torch's name of the type in which the logits were computed.
     """
 
     questions: list[Question]
@@ -95,7 +95,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """What the gate measured; also the contents of parity.json."""
+    """What the gate measured; written to parity.json."""
 
     kind: str
     consumer: str
@@ -110,7 +110,7 @@ class Parity:
 
 
 def limits_of(kind: str, dtype: str) -> Limits:
-    """How far an export may be from a model that computed in `dtype`, by torch's name."""
+    """The limits for an export of a model that computed in `dtype`, by torch's name."""
     own = LIMITS[kind]
     if dtype == "float32":
         return own
@@ -119,7 +119,7 @@ def limits_of(kind: str, dtype: str) -> Limits:
 
 
 class Consumer(NamedTuple):
-    """A program that uses exports: the package that has it, the module here that runs it, and what else that needs."""
+    """A program that uses exports: its package, the module here that runs it, and the other packages this needs."""
 
     package: str
     module: str
@@ -132,7 +132,7 @@ CONSUMERS = {
     "merged": Consumer("transformers", "huggingface"),
     "gguf": Consumer("xllamacpp", "llama_cpp", ("gguf",)),
 }
-"""By kind of export, or what it begins with."""
+"""Consumers by kind of export, or by the first word of the kind."""
 
 
 def _consumer(kind: str) -> Consumer:
@@ -140,39 +140,39 @@ def _consumer(kind: str) -> Consumer:
 
 
 def require_consumer(kind: str) -> None:
-    """Before any work: is there something to try the export with?
+    """Check, before any work, that the program to test the export with is installed.
 
     Args:
         kind: A key of `LIMITS`.
 
     Raises:
-        RecipeError: No; says what to install.
+        RecipeError: It is not; the message says what to install.
     """
     consumer, to = _consumer(kind), kind.partition("-")[0]
     for package in (consumer.package, *consumer.needs):
         if importlib.util.find_spec(package) is None:
             raise RecipeError(
-                f"--to {to} needs {package}, to try out what it writes: pip install 'strop[export]' {package}"
+                f"--to {to} needs {package} to test what it writes: pip install 'strop[export]' {package}"
             )
 
 
 def check_parity(kind: str, folder: Path, base: Path | None, reference: Reference) -> Parity:
-    """Load an export in a fresh process of its consumer and hold its answers against the trained model's.
+    """Load an export in a new process of its consumer and compare its answers with the trained model's.
 
     Args:
         kind: A key of `LIMITS`.
-        folder: The export, still under its hidden name; parity.json is written into it.
-        base: The model folder that an adapter is put on.
-        reference: What it has to come near.
+        folder: The export, still under its hidden name; parity.json is written to it.
+        base: The base model folder, for an adapter.
+        reference: The trained model's answers.
 
     Raises:
-        ParityError: Everything in which it differs, or that the consumer cannot load it.
+        ParityError: The export differs (the message lists how), or the consumer cannot load it.
     """
     told = _ask(kind, folder, base, reference)
     parity, faults = judge(kind, f"{_consumer(kind).package} {told['version']}", reference, told)
     if faults:
         raise ParityError(
-            f"the {kind} export is not the trained model in {parity.consumer}, so it was not kept:\n  "
+            f"in {parity.consumer}, the {kind} export does not behave like the trained model, so it was not kept:\n  "
             + "\n  ".join(faults)
             + _ADVICE.get(kind, "")
         )
@@ -181,14 +181,14 @@ def check_parity(kind: str, folder: Path, base: Path | None, reference: Referenc
 
 
 def judge(kind: str, consumer: str, reference: Reference, told: dict[str, Any]) -> tuple[Parity, list[str]]:
-    """What a consumer said against what was trained: the measures, and every fault in words."""
+    """Compare a consumer's answers with the trained model's: the measurements, and every fault in words."""
     limits, questions = limits_of(kind, reference.dtype), reference.questions
     prompts = [got == want.ids for got, want in zip(told["prompts"], questions, strict=True)]
     faults = []
     if False in prompts:
         faults.append(_prompt_fault(questions[prompts.index(False)].ids, told["prompts"][prompts.index(False)]))
     if lost := sorted(set(reference.stop_ids) - set(told["stop_ids"])):
-        faults.append(f"it does not stop at token {', '.join(map(str, lost))}, which ended answers in training")
+        faults.append(f"it does not stop at token {', '.join(map(str, lost))}, which ends answers in training")
     same = [got == want for got, want in zip(told["answers"], reference.answers, strict=True)]
     partings = [
         _parting(logits, want, got)
@@ -197,8 +197,8 @@ def judge(kind: str, consumer: str, reference: Reference, told: dict[str, Any]) 
     if max(partings) > limits.tie:
         row = partings.index(max(partings))
         faults.append(
-            f"greedy answer {row + 1} is {told['answers'][row][:12]} and not {reference.answers[row][:12]}: it parts "
-            f"where the trained model's choice was clear by {partings[row]:.3g} nats (limit {limits.tie:g})"
+            f"greedy answer {row + 1} is {told['answers'][row][:12]}, expected {reference.answers[row][:12]}: they "
+            f"diverge where the trained model preferred its token by {partings[row]:.3g} nats (limit {limits.tie:g})"
         )
     found = distance(reference.logits, told["next"])
     faults += _distance_faults(found, limits)
@@ -219,25 +219,25 @@ def judge(kind: str, consumer: str, reference: Reference, told: dict[str, Any]) 
 
 def _distance_faults(found: Distance, limits: Limits) -> list[str]:
     faults = []
-    if not found.kl <= limits.kl:  # so that nan is a fault, too
-        faults.append(f"KL divergence of the next token {found.kl:.3g} nats (limit {limits.kl:g})")
+    if not found.kl <= limits.kl:  # written so that nan is a fault too
+        faults.append(f"the KL divergence of the next token is {found.kl:.3g} nats (limit {limits.kl:g})")
     if not found.top1 >= limits.top1:
-        faults.append(f"the likeliest token is the same at {found.top1:.1%} of positions (limit {limits.top1:.0%})")
+        faults.append(f"the most likely token is the same at {found.top1:.1%} of positions (limit {limits.top1:.0%})")
     if not found.logits <= limits.logits:
-        faults.append(f"relative error of the logits {found.logits:.3g} (limit {limits.logits:g})")
+        faults.append(f"the relative error of the logits is {found.logits:.3g} (limit {limits.logits:g})")
     return faults
 
 
 def _prompt_fault(want: Sequence[int], got: Sequence[int]) -> str:
     at = next((i for i, pair in enumerate(zip(want, got, strict=False)) if pair[0] != pair[1]), len(want))
     return (
-        f"a prompt's ids differ from token {at} on: {list(got[at : at + 6])} and not {list(want[at : at + 6])} "
-        f"({len(got)} tokens, in training {len(want)}): tokenizer or chat template are not those of training"
+        f"a prompt's ids differ from token {at} on: {list(got[at : at + 6])}, expected {list(want[at : at + 6])} "
+        f"({len(got)} tokens, {len(want)} in training): the tokenizer or chat template differs from training's"
     )
 
 
 def _parting(logits: NDArray[np.float32], want: Sequence[int], got: Sequence[int]) -> float:
-    """How much likelier the trained model found its own token where the answers part; 0 where they do not."""
+    """By how many nats the trained model preferred its own token where the answers diverge; 0 if they do not."""
     for position, (mine, other) in enumerate(zip(want, got, strict=False)):
         if mine != other:
             return float(logits[position, mine] - logits[position, other])
@@ -245,8 +245,8 @@ def _parting(logits: NDArray[np.float32], want: Sequence[int], got: Sequence[int
 
 
 def _reason(stderr: str) -> str:
-    """The first line that says what went wrong and the last one, which is what it ended in."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["it said nothing"]
+    """The first line that mentions an error, and the last line, which is how it ended."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["no error message"]
     first = next((line for line in lines if "error" in line.lower()), lines[-1])
     return " | ".join(dict.fromkeys((first, lines[-1])))
 
@@ -258,7 +258,7 @@ def _next_tokens(file: Mapping[str, NDArray[Any]], answer: int) -> NDArray[np.fl
 
 
 def _ask(kind: str, folder: Path, base: Path | None, reference: Reference) -> dict[str, Any]:
-    """Run the consumer on an export; it writes what it has to say into files in the hidden folder."""
+    """Run the consumer on an export; it writes its answers to files in the hidden folder."""
     consumer = _consumer(kind)
     job, said, arrays = (folder / f"{TEMPORARY}{name}" for name in ("job.json", "said.json", "next.npz"))
     questions = [asdict(question) for question in reference.questions]

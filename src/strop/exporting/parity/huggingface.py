@@ -1,7 +1,6 @@
-"""A process of its own: transformers, or PEFT on transformers, loads an export as its users do and answers.
+"""A separate process: transformers, or PEFT on transformers, loads an export as its users would and answers.
 
-Called with the path of a job that `strop.exporting.parity.gate` wrote. Nothing of strop's model or tokenizer code is
-used.
+Called with the path of a job written by `strop.exporting.parity.gate`. Uses none of strop's model or tokenizer code.
 """
 
 import json
@@ -16,7 +15,7 @@ import transformers
 
 
 def main(path: str) -> None:
-    """Answer a job's questions and say what was computed."""
+    """Answer a job's questions and write down what was computed."""
     job = json.loads(Path(path).read_text(encoding="utf-8"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(job["folder"])
     model = _load(job)
@@ -41,14 +40,16 @@ def main(path: str) -> None:
 
 
 def _is_adapter(job: dict[str, Any]) -> bool:
-    """Of any kind."""
+    """Whether the export is an adapter, of either kind."""
     return bool(job["kind"].startswith("adapter"))
 
 
 def _load(job: dict[str, Any]) -> Any:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = job["base"] if _is_adapter(job) else job["folder"]
-    dtype = getattr(torch, job["dtype"])  # as the trained model was computed; the weights are what the files hold
+    dtype = getattr(
+        torch, job["dtype"]
+    )  # the type the trained model computed in; the weights are as stored in the files
     settings: dict[str, Any] = {"dtype": dtype}
     if job["kind"] == "adapter-nf4" and not hasattr(
         transformers.AutoConfig.from_pretrained(folder), "quantization_config"
@@ -75,7 +76,7 @@ def _prompt(tokenizer: Any, question: dict[str, Any]) -> list[int]:
 
 
 def _greedy(model: Any, prompt: list[int], settings: Any, max_new_tokens: int) -> list[int]:
-    """The answer with its stop token, under the export's own generation settings but for sampling."""
+    """The answer with its stop token, under the export's own generation settings except sampling."""
     ids = torch.tensor([prompt], device=model.device)
     settings = transformers.GenerationConfig(
         eos_token_id=settings.eos_token_id, pad_token_id=settings.pad_token_id, max_new_tokens=max_new_tokens

@@ -1,6 +1,6 @@
-"""A process of its own: llama.cpp loads an exported GGUF file as its users do and answers.
+"""A separate process: llama.cpp loads an exported GGUF file as its users would and answers.
 
-Called with the path of a job that `strop.exporting.parity.gate` wrote. llama.cpp's own server (in this process, on
+Called with the path of a job written by `strop.exporting.parity.gate`. llama.cpp's own server (in this process, on
 127.0.0.1) renders the chat template, tokenises, computes and stops.
 """
 
@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _LIKELIEST = 256
-"""Tokens of each distribution that are compared; asking for all takes the server a second a position."""
+"""Tokens compared of each distribution; if asked for all, the server takes a second per position."""
 
 _CERTAIN = 1e4  # added to a token's logit
 
 
 class Next(NamedTuple):
-    """What the model says next: the token, whether it ends the answer, and the likeliest tokens."""
+    """The next token, whether it ends the answer, and the most likely tokens."""
 
     token: int
     ends: bool
@@ -30,7 +30,7 @@ class Next(NamedTuple):
 
 
 def main(path: str) -> None:
-    """Answer a job's questions and say what was computed."""
+    """Answer a job's questions and write down what was computed."""
     job = json.loads(Path(path).read_text(encoding="utf-8"))
     longest = max(len(question["ids"]) for question in job["questions"]) + job["max_new_tokens"]
     server = Server(next(Path(job["folder"]).glob("*.gguf")), longest)
@@ -53,7 +53,7 @@ def main(path: str) -> None:
 
 
 class Server:
-    """llama.cpp's HTTP server on one file; it ends with this object."""
+    """llama.cpp's HTTP server for one file; it stops when this object is deleted."""
 
     def __init__(self, file: Path, context: int) -> None:
         import xllamacpp
@@ -62,7 +62,7 @@ class Server:
         params.model.path = str(file)
         params.n_ctx = context + 1
         params.n_parallel = 1
-        params.verbosity = 1  # errors: what goes wrong is told by its last lines
+        params.verbosity = 1  # errors only: the last lines say what went wrong
         params.warmup = False
         params.use_jinja = True
         params.cpuparams.n_threads = (
@@ -73,7 +73,7 @@ class Server:
         self._known: dict[tuple[int, ...], Next] = {}
 
     def prompt(self, question: dict[str, Any]) -> list[int]:
-        """The ids that llama.cpp makes of a question by itself."""
+        """The ids that llama.cpp itself makes of a question."""
         text = question["text"]
         if question["messages"] is not None:
             text = self._post("/apply-template", messages=question["messages"])["prompt"]
@@ -90,20 +90,20 @@ class Server:
         return answer
 
     def next(self, ids: list[int]) -> Next:
-        """After these tokens; computed once for the same ones."""
+        """What follows these tokens; cached."""
         key = tuple(ids)
         if key not in self._known:
             told = self._complete(ids, n_probs=_LIKELIEST)
             ends = told["stop_type"] == "eos"
-            if "completion_probabilities" not in told:  # it keeps them back where the token is half a character
+            if "completion_probabilities" not in told:  # it withholds them if the token is half a character
                 told = self._complete(ids, n_probs=_LIKELIEST, logit_bias=[[self._letter, _CERTAIN]])
-            top = told["completion_probabilities"][0]["top_logprobs"]  # of the logits as they are
+            top = told["completion_probabilities"][0]["top_logprobs"]  # of the unmodified logits
             ids_of, logprobs = [int(other["id"]) for other in top], [float(other["logprob"]) for other in top]
             self._known[key] = Next(ids_of[0], ends, ids_of, logprobs)
         return self._known[key]
 
     def ends_at(self, ids: list[int], token: int) -> bool:
-        """Whether llama.cpp ends an answer at this token, if it is what the model says next."""
+        """Whether llama.cpp ends an answer at this token when the model generates it."""
         told = self._complete(ids, logit_bias=[[token, _CERTAIN]])
         return bool(told["stop_type"] == "eos")
 

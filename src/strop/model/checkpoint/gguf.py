@@ -1,10 +1,10 @@
-"""A SmolLM2 GGUF to an ordinary model folder: bfloat16 safetensors, tokenizer, chat template.
+"""A SmolLM2 GGUF file -> an ordinary model folder: bfloat16 safetensors, tokenizer, chat template.
 
-Done here and not by transformers' `gguf_file=`, which takes 30 s for SmolLM2-135M (it parses the metadata
-three times), cannot save what it loaded, loses the tokenizer's splitting of digits and silently drops what
-it does not know, such as Llama 3's `rope_freqs`. Here anything unknown in the file is refused. So far that
-leaves Llama-shaped models with SmolLM's tokenizer; for every other model take its safetensors folder, which
-is not quantised and so the better base anyway.
+transformers' `gguf_file=` is not used: it takes 30 s for SmolLM2-135M (it parses the metadata three times), cannot
+save what it loaded, loses the tokenizer's splitting of digits and silently drops what it does not know, such as
+Llama 3's `rope_freqs`. Here anything unknown in the file is an error. So far that admits Llama-shaped models with
+SmolLM's tokenizer; for any other model use its safetensors folder, which is not quantised and so the better base
+anyway.
 """
 
 import json
@@ -13,6 +13,9 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
+import torch
 
 from strop.errors import ModelError
 
@@ -39,9 +42,9 @@ _CONTROL, _USER_DEFINED = 3, 4  # token types of the format
 
 
 def convert_gguf(file: Path, out_folder: Path, note: Callable[[str], None] = lambda line: None) -> Path:
-    """Convert once; a folder that exists already is returned as it is.
+    """Convert once; a folder that already exists is returned as it is.
 
-    The folder appears under its name only when it is complete: it is written beside it and renamed.
+    The folder is written under a temporary name and renamed once it is complete.
 
     Args:
         file: The .gguf file.
@@ -52,14 +55,14 @@ def convert_gguf(file: Path, out_folder: Path, note: Callable[[str], None] = lam
         `out_folder`.
 
     Raises:
-        ModelError: The `gguf` package is missing, or the file is damaged or of an unsupported model.
+        ModelError: The `gguf` package is missing, or the file is damaged or its model is not supported.
     """
     if out_folder.is_dir():
         return out_folder
     reader = _open(file)
     metadata = _read_metadata(reader, file)
     config = _model_config(metadata, reader.tensors, file)
-    note(f"converting {file.name} to {out_folder} (once, some seconds)")
+    note(f"converting {file.name} to {out_folder} (once, takes a few seconds)")
     out_folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out_folder.name}-", dir=out_folder.parent))
     try:
@@ -88,7 +91,7 @@ def _open(file: Path) -> Any:
     try:
         return GGUFReader(file)
     except Exception as error:  # a damaged file surfaces as ValueError, IndexError, UnicodeDecodeError, ...
-        raise ModelError(f"{file} is no readable GGUF file ({error}); download it again") from error
+        raise ModelError(f"{file} is not a readable GGUF file ({error}); download it again") from error
 
 
 def _read_metadata(reader: Any, file: Path) -> dict[str, Any]:
@@ -99,17 +102,17 @@ def _read_metadata(reader: Any, file: Path) -> dict[str, Any]:
         raise ModelError(f"{file}: the metadata cannot be read ({error}); download it again") from error
     wanted = {"general.architecture": "llama", "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm"}
     faults = [
-        f"{key} is {metadata.get(key)!r}; only {value!r} is converted"
+        f"{key} is {metadata.get(key)!r}; only {value!r} can be converted"
         for key, value in wanted.items()
         if metadata.get(key) != value
     ]
     if metadata.get("llama.rope.scaling.type", "none") != "none":
-        faults.append("llama.rope.scaling is set; stretched positions are not converted")
+        faults.append("llama.rope.scaling is set; stretched positions cannot be converted")
     if faults:
         raise ModelError(
-            f"{file}: strop converts GGUF files of the SmolLM2 family only.\n  "
+            f"{file}: strop converts only GGUF files of the SmolLM2 family.\n  "
             + "\n  ".join(faults)
-            + "\nGive the model's safetensors folder or hub id as model.model_name_or_path instead."
+            + "\nSet model.model_name_or_path to the model's safetensors folder or hub id instead."
         )
     return metadata
 
@@ -117,7 +120,7 @@ def _read_metadata(reader: Any, file: Path) -> dict[str, Any]:
 def _model_config(metadata: Mapping[str, Any], tensors: list[Any], file: Path) -> dict[str, Any]:
     names = {tensor.name for tensor in tensors}
     if missing := {"token_embd.weight", "output_norm.weight"} - names:
-        raise ModelError(f"{file}: tensor {min(missing)} is missing; this is a vocabulary only or a damaged file")
+        raise ModelError(f"{file}: tensor {min(missing)} is missing; the file is damaged or has only a vocabulary")
     try:
         heads = int(metadata["llama.attention.head_count"])
         width = int(metadata["llama.embedding_length"])
@@ -148,14 +151,12 @@ def _model_config(metadata: Mapping[str, Any], tensors: list[Any], file: Path) -
 
 
 def _shortest(value: float) -> float:
-    """GGUF holds float32: 9.999999747378752e-06 was 1e-05."""
-    import numpy as np
-
+    """Undo the rounding of GGUF's float32: 9.999999747378752e-06 was 1e-05."""
     return float(str(np.float32(value)))
 
 
 def _write_weights(path: Path, tensors: list[Any], config: Mapping[str, Any], file: Path) -> None:
-    """One safetensors file, a tensor at a time, so that memory holds one tensor and not the model."""
+    """One safetensors file, written a tensor at a time, so that memory never holds the whole model."""
     named = [(_checkpoint_name(tensor.name, file), tensor) for tensor in tensors]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -177,7 +178,7 @@ def _checkpoint_name(name: str, file: Path) -> str:
     block, _, rest = name.removeprefix("blk.").partition(".")
     module = _LAYER_TENSORS.get(rest.removesuffix(".weight"))
     if not name.startswith("blk.") or not block.isdecimal() or module is None or not rest.endswith(".weight"):
-        raise ModelError(f"{file}: tensor {name} is unknown; give the model's safetensors folder instead")
+        raise ModelError(f"{file}: tensor {name} is unknown; use the model's safetensors folder instead")
     return f"model.layers.{block}.{module}.weight"
 
 
@@ -189,17 +190,14 @@ def _heads_to_unpermute(name: str, config: Mapping[str, Any]) -> int:
 
 
 def _write_tensor(out: BinaryIO, tensor: Any, heads: int, file: Path) -> None:
-    import torch
     from gguf import dequantize
 
     try:
         weight = dequantize(tensor.data, tensor.tensor_type)
     except NotImplementedError as error:
-        raise ModelError(
-            f"{file}: {tensor.name} is of type {tensor.tensor_type.name}, which gguf cannot read"
-        ) from error
+        raise ModelError(f"{file}: {tensor.name} has type {tensor.tensor_type.name}, which gguf cannot read") from error
     if heads:
-        # llama.cpp turns neighbours (0,1),(2,3)...; Llama checkpoints turn halves (0,h/2),(1,h/2+1)...
+        # llama.cpp rotates neighbours (0,1),(2,3)...; Llama checkpoints rotate halves (0,h/2),(1,h/2+1)...
         rows, columns = weight.shape
         weight = weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
     rounded = torch.from_numpy(weight.astype("float32", copy=True)).to(torch.bfloat16)

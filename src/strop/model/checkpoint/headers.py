@@ -1,4 +1,4 @@
-"""Safetensors headers, checked in own code before the library maps the file."""
+"""Safetensors headers, checked by our own code before the library maps the file."""
 
 import json
 import math
@@ -11,20 +11,20 @@ ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """The only types that a base model's tensors may have."""
 
 PACKED_BYTES = {"U8": 1}
-"""And those of a checkpoint in NF4, whose matrices are bytes."""
+"""One more in an NF4 checkpoint, whose matrices are bytes."""
 
 MAX_HEADER_BYTES = 100 << 20
 _LFS_POINTER = b"version https://git-lfs"
 
 
 def check_safetensors(file: Path, types: dict[str, int] = ITEM_BYTES) -> set[str]:
-    """The tensor names of a safetensors file whose header tells the truth about the file.
+    """Check that a safetensors header tells the truth about its file, and return the tensor names.
 
     Checked: every size against the file's, types against `types`, shape times item size against the
     bytes claimed, and that the tensors fill the file without a gap or an overlap. Reads the header only.
 
     Raises:
-        ModelError: The first thing that is wrong, named after the file.
+        ModelError: The first fault, with the name of the file.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -33,7 +33,7 @@ def check_safetensors(file: Path, types: dict[str, int] = ITEM_BYTES) -> set[str
             raise ModelError(f"{file.name}: a Git LFS pointer, not the weights; run `git lfs pull` in the folder")
         length = int.from_bytes(start[:8], "little")
         if size < 8 or length > size - 8:
-            raise ModelError(f"{file.name}: cut short or no safetensors file ({size} bytes); fetch it again")
+            raise ModelError(f"{file.name}: truncated, or not a safetensors file ({size} bytes); download it again")
         if length > MAX_HEADER_BYTES:
             raise ModelError(f"{file.name}: a header of {length} bytes; the limit is {MAX_HEADER_BYTES}")
         stream.seek(8)
@@ -45,10 +45,10 @@ def check_safetensors(file: Path, types: dict[str, int] = ITEM_BYTES) -> set[str
 
 
 def load_strict_json(data: bytes) -> Any:
-    """Parse JSON in which no object holds a key twice: two readers could each take another of them.
+    """Parse JSON, refusing objects that repeat a key: two readers could each take a different one.
 
     Raises:
-        ValueError: It is no JSON, or no such JSON.
+        ValueError: It is not JSON, or an object repeats a key.
     """
     try:
         return json.loads(data, object_pairs_hook=_unique)
@@ -59,7 +59,7 @@ def load_strict_json(data: bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a key stands there twice")
+        raise ValueError("a key appears twice")
     return found
 
 
@@ -67,9 +67,9 @@ def _parse(data: bytes, file_name: str) -> dict[str, Any]:
     try:
         header = load_strict_json(data)
     except ValueError as error:
-        raise ModelError(f"{file_name}: the header is no JSON ({error}); fetch the file again") from error
+        raise ModelError(f"{file_name}: the header is not JSON ({error}); download the file again") from error
     if not isinstance(header, dict):
-        raise ModelError(f"{file_name}: the header is no JSON object; fetch the file again")
+        raise ModelError(f"{file_name}: the header is not a JSON object; download the file again")
     return header
 
 
@@ -77,12 +77,12 @@ def _check_entry(file_name: str, name: str, entry: Any, types: dict[str, int]) -
     """(first byte, byte after the last, name) of one tensor."""
     where = f"{file_name}: tensor {name!r}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ModelError(f"{where}: needs dtype, shape and data_offsets and nothing else")
+        raise ModelError(f"{where}: must have dtype, shape and data_offsets, and nothing else")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if entry["dtype"] not in tuple(types):
-        raise ModelError(f"{where}: is of type {entry['dtype']!r}; strop reads {', '.join(types)}")
+        raise ModelError(f"{where}: has type {entry['dtype']!r}; strop reads {', '.join(types)}")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2 or len(shape) > 8:
-        raise ModelError(f"{where}: shape {shape!r} or data_offsets {offsets!r} makes no sense")
+        raise ModelError(f"{where}: shape {shape!r} or data_offsets {offsets!r} is invalid")
     claimed = math.prod(shape) * types[entry["dtype"]]
     if offsets[1] - offsets[0] != claimed:
         raise ModelError(f"{where}: {offsets[1] - offsets[0]} bytes, but its shape and type need {claimed}")
@@ -97,8 +97,8 @@ def _check_layout(file_name: str, spans: list[tuple[int, int, str]], data_bytes:
     position = 0
     for start, end, name in spans:
         if start != position:
-            raise ModelError(f"{file_name}: tensor {name!r} starts at {start} and not at {position}: gap or overlap")
+            raise ModelError(f"{file_name}: tensor {name!r} starts at {start}, not at {position}: a gap or an overlap")
         position = end
     if position != data_bytes:
-        what = "cut short" if position > data_bytes else "has bytes that belong to no tensor"
-        raise ModelError(f"{file_name}: {what} (tensors need {position} bytes, there are {data_bytes}); fetch it again")
+        what = "truncated" if position > data_bytes else "has bytes that belong to no tensor"
+        raise ModelError(f"{file_name}: {what} (tensors need {position} bytes, it has {data_bytes}); download it again")

@@ -1,18 +1,16 @@
-"""A model folder is looked through before any library sees it.
+"""Inspect a model folder before any library opens it.
 
-A folder can carry code (`auto_map`), pickles, links to other files and headers that lie about a file;
-trainers of this kind have run code from each of them. Here only data gets through, and everything that is
-wrong is said at once.
+A folder can contain code (`auto_map`), pickles, links to other files and headers that lie about a file; trainers of
+this kind have run code from each of them. Only data passes here, and all faults are reported at once.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from strop.errors import ModelError
 from strop.model.checkpoint.headers import ITEM_BYTES, PACKED_BYTES, check_safetensors, load_strict_json
-from strop.model.checkpoint.nf4 import holds_nf4, why_not_nf4
 from strop.resolve import MAX_CHAT_TEMPLATE_BYTES
 
 JSON_LIMITS = {
@@ -22,36 +20,42 @@ JSON_LIMITS = {
     "special_tokens_map.json": 1 << 20,
     "model.safetensors.index.json": 64 << 20,
 }
-"""Bytes that each JSON file may have; an honest one has a tenth of that."""
+"""Size limit of each JSON file in bytes; an honest one has a tenth of that."""
 
 MAX_TOKENIZER_BYTES = 128 << 20
 
 _CODE_KEYS = {"auto_map", "custom_code", "custom_pipelines", "trust_remote_code"}
 _NATIVE_CODE = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
-"""Microsoft's Phi-3 folders still name the code they came with before transformers had the model. Nothing here or in
-transformers needs it, so it is let through, but only while that code is not in the folder."""
+"""Microsoft's Phi-3 folders still name the code they came with before transformers had the model. Neither strop nor
+transformers needs it, so the key is accepted, but only if that code is not in the folder."""
 _ATTENTION_KEY = re.compile(r"_?attn_implementation\w*", re.ASCII)
 _MODEL_TYPE = re.compile(r"[a-z0-9_]{1,64}")
 _TOKENIZER_CLASS = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}(Tokenizer|TokenizerFast|Backend)")
 _SHARD = re.compile(r"[A-Za-z0-9][\w.-]{0,200}\.safetensors", re.ASCII)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_NF4 = {
+    "quant_method": ("bitsandbytes",),
+    "bnb_4bit_quant_type": ("nf4",),
+    "bnb_4bit_quant_storage": ("uint8", None),
+}
+"""What a quantization_config says of bitsandbytes' NF4, the one quantised format that strop reads."""
 
 
 def vet_model_folder(folder: Path, needs_weights: bool = True) -> dict[str, Any]:
-    """Look through a model folder; run, unpickle and follow nothing.
+    """Inspect a model folder; nothing in it is run, unpickled or followed.
 
     Safetensors headers are checked against the files; the weights' values are not read. A folder without any
-    tokenizer file passes: `load_tokenizer` is the one that needs it.
+    tokenizer file passes, because only `load_tokenizer` needs one.
 
     Args:
-        folder: A local folder, of the user's or of the hub's cache.
-        needs_weights: False lets a folder pass that has none.
+        folder: A local folder, the user's own or in the hub's cache.
+        needs_weights: False accepts a folder without weights.
 
     Returns:
         The parsed config.json.
 
     Raises:
-        ModelError: Every fault that was found, each with its file and what to do.
+        ModelError: Every fault found, each with its file and what to do.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -69,7 +73,7 @@ def vet_model_folder(folder: Path, needs_weights: bool = True) -> dict[str, Any]
             suspects = _without_native_code(content, folder) if name == "config.json" else content
             faults += [f"{name}: {fault}" for fault in _dangerous_keys(suspects)]
     if not (folder / "config.json").exists():
-        faults.insert(0, "config.json: missing; is this the folder of a model in Hugging Face's layout?")
+        faults.insert(0, "config.json: missing; name the folder of a model in Hugging Face's layout")
     config = parsed.get("config.json")
     if config is not None:
         faults += _config_faults(config)
@@ -87,7 +91,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None if there is no such file."""
     if not path.exists():
         return None
-    if not path.is_file():  # a pipe would make reading wait for ever
+    if not path.is_file():  # reading a pipe could wait forever
         raise ModelError(f"{path.name}: not a regular file")
     limit = JSON_LIMITS[path.name]
     if path.stat().st_size > limit:
@@ -95,9 +99,9 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         content = load_strict_json(path.read_bytes())
     except (ValueError, OSError) as error:
-        raise ModelError(f"{path.name}: cannot be read as JSON ({error}); fetch it again") from error
+        raise ModelError(f"{path.name}: cannot be read as JSON ({error}); download it again") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path.name}: holds a JSON {type(content).__name__} where an object is expected")
+        raise ModelError(f"{path.name}: contains a JSON {type(content).__name__} instead of an object")
     return content
 
 
@@ -113,7 +117,7 @@ def _linked_outside(folder: Path) -> Iterator[str]:
         try:
             target = entry.resolve(strict=True)
         except (OSError, RuntimeError):
-            yield f"{entry.name}: a link that leads nowhere; fetch the file again"
+            yield f"{entry.name}: a broken link; download the file again"
             continue
         if not any(target.is_relative_to(place) for place in inside):
             yield f"{entry.name}: links to {target}, outside the folder; copy the file here"
@@ -129,7 +133,7 @@ def _without_native_code(config: dict[str, Any], folder: Path) -> dict[str, Any]
 
 
 def _dangerous_keys(content: Any) -> Iterator[str]:
-    """What could make a library run code or load more than this folder, at any depth."""
+    """Keys, at any depth, that could make a library run code or load anything outside this folder."""
     if isinstance(content, list):
         for value in content:
             yield from _dangerous_keys(value)
@@ -137,9 +141,9 @@ def _dangerous_keys(content: Any) -> Iterator[str]:
         return
     for key, value in content.items():
         if key in _CODE_KEYS:
-            yield f"{key} asks to run Python from the folder, which strop never does; take a model without it"
+            yield f"{key} asks to run Python from the folder, which strop never does; use a model without it"
         elif key == "model_type" and not (isinstance(value, str) and _MODEL_TYPE.fullmatch(value)):
-            yield f"model_type {value!r}: only lower-case letters, digits and _ can be a model type"
+            yield f"model_type {value!r}: a model type has only lower-case letters, digits and _"
         elif _ATTENTION_KEY.fullmatch(key) and "/" in str(value):
             yield f"{key} {value!r} names a kernel to download; remove the key"
         yield from _dangerous_keys(value)
@@ -153,20 +157,35 @@ def _config_faults(config: dict[str, Any]) -> Iterator[str]:
         if config.get(key) is not None and why:
             types = ", ".join(ITEM_BYTES)
             yield (
-                f"config.json: {key}: quantised weights; strop reads {types} and bitsandbytes' NF4, and here {why}. "
-                "Take the original model"
+                f"config.json: {key}: quantised weights; strop reads {types} and bitsandbytes' NF4, but here {why}. "
+                "Use the original model"
             )
+
+
+def holds_nf4(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json announces quantised weights; vetting lets no other kind through."""
+    return config.get("quantization_config") is not None
+
+
+def why_not_nf4(settings: Any) -> str | None:
+    """What keeps a quantization_config from being bitsandbytes' NF4, if anything does."""
+    if not isinstance(settings, dict):
+        return "is no object"
+    for key, allowed in _NF4.items():
+        if settings.get(key) not in allowed:
+            return f"{key} is {settings.get(key)!r}"
+    return None if settings.get("load_in_4bit") or settings.get("_load_in_4bit") else "load_in_4bit is not true"
 
 
 def _tokenizer_faults(folder: Path, settings: dict[str, Any]) -> Iterator[str]:
     name = settings.get("tokenizer_class")
     if name is not None and not (isinstance(name, str) and _TOKENIZER_CLASS.fullmatch(name)):
-        yield f"tokenizer_config.json: tokenizer_class {name!r} is no class name of a tokenizer"
+        yield f"tokenizer_config.json: tokenizer_class {name!r} is not the name of a tokenizer class"
     tokenizer = folder / "tokenizer.json"
     if settings and not tokenizer.exists():
-        yield "tokenizer.json: missing; strop reads fast tokenizers only (transformers converts slow ones)"
+        yield "tokenizer.json: missing; strop reads fast tokenizers only (transformers can convert a slow one)"
     if tokenizer.exists() and (not tokenizer.is_file() or tokenizer.stat().st_size > MAX_TOKENIZER_BYTES):
-        yield f"tokenizer.json: no regular file of at most {MAX_TOKENIZER_BYTES} bytes"
+        yield f"tokenizer.json: must be a regular file of at most {MAX_TOKENIZER_BYTES} bytes"
     for where, size in _template_sizes(folder, settings.get("chat_template")):
         if size > MAX_CHAT_TEMPLATE_BYTES:
             yield f"{where}: a chat template of {size} bytes; the limit is {MAX_CHAT_TEMPLATE_BYTES}"
@@ -195,24 +214,24 @@ def _why_no_weights(folder: Path) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
     if pickles := [name for name in names if name.endswith(_PICKLES)]:
         return (
-            f"{pickles[0]}: a pickle can run code when read, so strop does not read it. Where you trust "
-            "it, convert: model.save_pretrained(folder) of transformers writes safetensors"
+            f"{pickles[0]}: a pickle can run code when read, so strop does not read it. If you trust "
+            "it, convert it: model.save_pretrained(folder) in transformers writes safetensors"
         )
     if ggufs := [name for name in names if name.endswith(".gguf")]:
-        return f"{ggufs[0]}: give the .gguf file itself, not its folder"
-    return "no weights: neither model.safetensors nor model.safetensors.index.json is here"
+        return f"{ggufs[0]}: name the .gguf file itself, not its folder"
+    return "no weights: the folder has neither model.safetensors nor model.safetensors.index.json"
 
 
 def _shard_faults(folder: Path, index: dict[str, Any], types: dict[str, int]) -> Iterator[str]:
     where = "model.safetensors.index.json"
     shard_of = index.get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
-        yield f"{where}: weight_map is missing or empty; fetch the file again"
+        yield f"{where}: weight_map is missing or empty; download the file again"
         return
     tensors: dict[str, set[str]] = {}
     for tensor, shard in shard_of.items():
         if not (isinstance(shard, str) and _SHARD.fullmatch(shard)):
-            yield f"{where}: {tensor} is put in {shard!r}, which is no *.safetensors file of this folder"
+            yield f"{where}: it puts {tensor} in {shard!r}, which is not a *.safetensors file of this folder"
             return
         tensors.setdefault(shard, set()).add(tensor)
     for shard, names in sorted(tensors.items()):
@@ -220,9 +239,9 @@ def _shard_faults(folder: Path, index: dict[str, Any], types: dict[str, int]) ->
 
 
 def _file_faults(file: Path, expected: set[str], types: dict[str, int]) -> Iterator[str]:
-    """What is wrong with one weights file, which should hold at least the `expected` tensors."""
+    """What is wrong with one weights file, which should contain at least the `expected` tensors."""
     if not file.is_file():
-        yield f"{file.name}: missing or not a regular file; fetch it again"
+        yield f"{file.name}: missing or not a regular file; download it again"
         return
     try:
         found = check_safetensors(file, types)
@@ -230,11 +249,11 @@ def _file_faults(file: Path, expected: set[str], types: dict[str, int]) -> Itera
         yield str(error)
         return
     if not found:
-        yield f"{file.name}: holds no tensor; fetch it again"
+        yield f"{file.name}: contains no tensors; download it again"
     if lacking := sorted(expected - found):
-        yield f"{file.name}: lacks {len(lacking)} tensors of the index, such as {lacking[0]}; fetch it again"
+        yield f"{file.name}: lacks {len(lacking)} tensors of the index, such as {lacking[0]}; download it again"
 
 
 def _printable(text: str) -> str:
-    """No control characters: what a file says must not move the cursor of a terminal."""
+    """Escape control characters: text from a file must not move the cursor of a terminal."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -5,6 +5,7 @@ are stored that way already. Nothing of this reaches disk: adapters keep the che
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,64 @@ from safetensors import safe_open
 from torch import Tensor
 
 from strop.errors import ModelError
-from strop.model.checkpoint.nf4 import STATE, holds_nf4, refuse_unasked, stored_nf4
-from strop.model.checkpoint.vet import vet_model_folder
-from strop.model.config import DecoderConfig, read_config
+from strop.model.checkpoint.folder import ModelFolder
+from strop.model.checkpoint.headers import load_strict_json
+from strop.model.config import DecoderConfig
 from strop.model.decoder import Decoder, Layer, Projection
-from strop.ops.frozen_linear import Float8Weight, FrozenWeight
-from strop.ops.nf4 import Nf4, Nf4Weight, Scratch, dequantise, quantise
+from strop.ops.blockwise import BLOCK as NESTED_BLOCK
+from strop.ops.blockwise import dynamic_code
+from strop.ops.linear import Float8Weight, FrozenWeight
+from strop.ops.nf4 import BLOCK, LEVELS, Nested, Nf4, Nf4Weight, Scratch, dequantise, quantise, sizes
+
+STATE = "quant_state.bitsandbytes__nf4"
+"""Suffix to a quantised matrix's name that gives the tensor describing it."""
+
+
+def stored_nf4(read: Callable[[str], Tensor], name: str) -> Nf4:
+    """A quantised matrix as it is stored, bit for bit.
+
+    Args:
+        read: Reads a tensor of the checkpoint by name.
+        name: The name of the matrix, which ends in .weight.
+
+    Raises:
+        ValueError: The tensors contradict each other or are not in the format that all of bitsandbytes writes.
+    """
+    state = load_strict_json(bytes(read(f"{name}.{STATE}").tolist()))
+    _must(isinstance(state, dict), "its description is not an object")
+    _must(state.get("blocksize") == BLOCK, f"blocks of {state.get('blocksize')}, not {BLOCK}")
+    shape = state.get("shape")
+    _must(
+        isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and n > 0 for n in shape),
+        "its shape is missing or invalid",
+    )
+    count_bytes, count_blocks, count_nested = sizes(math.prod(shape))
+    packed, absmax_B = read(name), read(f"{name}.absmax")
+    levels = torch.tensor(LEVELS, device=packed.device)
+    _must(_agree(read(f"{name}.quant_map"), levels), "its levels are not NF4's")
+    _must(packed.dtype == torch.uint8 and packed.numel() == count_bytes, "its bytes do not match its shape")
+    _must(absmax_B.numel() == count_blocks, "its scales do not match its shape")
+    if "nested_blocksize" not in state:
+        _must(absmax_B.is_floating_point(), "its scales are not numbers")
+        return Nf4(packed.view(-1), absmax_B.float(), None, tuple(shape))
+    absmax_G, code = read(f"{name}.nested_absmax").float(), read(f"{name}.nested_quant_map").float()
+    _must(state["nested_blocksize"] == NESTED_BLOCK, f"scales in blocks of {state['nested_blocksize']}")
+    _must(_agree(code, dynamic_code(True, code.device)), "its scales use another code")
+    _must(absmax_B.dtype == torch.uint8 and absmax_G.numel() == count_nested, "its scales do not match each other")
+    _must(isinstance(state.get("nested_offset"), float), "the mean of its scales is missing")
+    offset = torch.tensor(state["nested_offset"], dtype=torch.float32, device=packed.device)
+    return Nf4(packed.view(-1), absmax_B, Nested(absmax_G, offset, code), tuple(shape))
+
+
+def _agree(stored: Tensor, ours: Tensor) -> bool:
+    """Equal up to the last bits: the writer may have used another version of torch's linspace."""
+    return stored.shape == ours.shape and torch.allclose(stored.float(), ours, rtol=1e-5, atol=1e-7)
+
+
+def _must(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(f"not an NF4 matrix that strop can read: {otherwise}")
+
 
 _MAX_FLOAT8_ERROR = 0.04
 
@@ -28,41 +81,40 @@ GROUPS = {"qkv": "self_attn", "o": "self_attn", "gate_up": "mlp", "down": "mlp"}
 
 
 ReadMatrix = Callable[[str], Nf4 | Tensor]
-"""A matrix in NF4 by its checkpoint name; dense where a 4-bit checkpoint left it so."""
+"""Reads a matrix in NF4 by its checkpoint name; a dense one if the 4-bit checkpoint left it dense."""
 
 
 def load_decoder(
-    folder: Path,
+    folder: ModelFolder | Path,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     float8: bool = False,
     nf4: bool = False,
 ) -> Decoder:
-    """Vet a model folder and load it.
+    """Load a model from its folder.
 
     Args:
         folder: An ordinary Hugging Face model folder with safetensors weights, sharded or not, or one that
-            bitsandbytes has quantised to NF4.
+            bitsandbytes has quantised to NF4. A bare path is vetted first.
         dtype: Type of the weights in memory: float32, bfloat16 or float64.
-        device: Where they go; read there directly, one tensor at a time.
-        float8: Hold the layers' matrices in float8; see `freeze`.
-        nf4: Round the layers' matrices to NF4, and hold them so unless `float8` is set too; see `freeze_nf4`.
+        device: Where they go; tensors are read there directly, one at a time.
+        float8: Keep the layers' matrices in float8; see `freeze`.
+        nf4: Round the layers' matrices to NF4, and keep them in it unless `float8` is set too; see `freeze_nf4`.
 
     Raises:
         ModelError: The folder is unsafe, damaged, of an unsupported family, or lacks a tensor.
-        RecipeError: It holds NF4 weights and `nf4` is not set.
+        RecipeError: It has NF4 weights and `nf4` is not set.
     """
-    settings = vet_model_folder(folder)
-    refuse_unasked(settings, nf4)
-    config = read_config(settings)
-    with Checkpoint(folder, dtype, torch.device(device), holds_nf4(settings)) as read:
-        return build_decoder(config, read, float8, read.matrix if nf4 else None)
+    model = folder if isinstance(folder, ModelFolder) else ModelFolder.vetted(folder)
+    model.refuse_nf4_unless(nf4)
+    with CheckpointReader(model, dtype, torch.device(device)) as read:
+        return build_decoder(model.config, read, float8, read.matrix if nf4 else None)
 
 
 def build_decoder(
     config: DecoderConfig, read: Callable[[str], Tensor], float8: bool = False, read_nf4: ReadMatrix | None = None
 ) -> Decoder:
-    """The decoder of `config`, its tensors asked for by their checkpoint names; its matrices by `read_nf4` if given."""
+    """The decoder of `config`, with tensors read by their checkpoint names, its matrices by `read_nf4` if given."""
     embedding = FrozenWeight(read("model.embed_tokens.weight"))
     scratch = Scratch(embedding.weight.dtype, embedding.weight.device)
 
@@ -102,11 +154,11 @@ def module_path(layer: int, group: str, module: str) -> str:
 
 
 def freeze(weight_OI: Tensor, float8: bool) -> FrozenWeight:
-    """A matrix as it is held: in its own type, or in float8 where that is asked for and comes close enough.
+    """Freeze a matrix in its own type, or in float8 if that is asked for and close enough.
 
-    Rounding to e4m3 moves an entry by 2.6% whatever the scale, unless single entries of a row stand so far out that
-    the others drop below float8's range. A matrix that is off by more than 4% stays as it is, which two such rows in a
-    thousand suffice for, and so does one whose sides are no multiples of 16, which the GPU's products cannot read.
+    Rounding to e4m3 moves an entry by 2.6% whatever the scale, unless a few entries of a row are so large that the
+    others drop below float8's range. A matrix that is off by more than 4% keeps its type (two such rows in a thousand
+    are enough), and so does one whose sides are not multiples of 16, which the GPU's products cannot read.
     """
     if not float8 or any(side % 16 for side in weight_OI.shape):
         return FrozenWeight(weight_OI)
@@ -115,7 +167,7 @@ def freeze(weight_OI: Tensor, float8: bool) -> FrozenWeight:
 
 
 def freeze_nf4(parts: Sequence[Nf4 | Tensor], float8: bool, scratch: Scratch) -> FrozenWeight:
-    """A matrix that was rounded to NF4, part by part: held so, or as `freeze` holds the rounded one in float8."""
+    """Freeze a matrix that was rounded to NF4 part by part: in NF4, or the rounded one in float8 as `freeze` does."""
     if not float8:
         return Nf4Weight(parts, scratch)
     dtype = scratch.dtype
@@ -152,25 +204,24 @@ def _merge(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-class Checkpoint:
+class CheckpointReader:
     """Reads tensors by name from one file or from the shards that an index names; a context manager.
 
     Args:
-        folder: A vetted model folder.
+        model: The model's folder.
         dtype: Type of what is read.
         device: Where it goes.
-        quantised: The layers' matrices are in NF4.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, quantised: bool) -> None:
-        self._folder, self._dtype, self._device, self._quantised = folder, dtype, device, quantised
-        index = folder / "model.safetensors.index.json"
+    def __init__(self, model: ModelFolder, dtype: torch.dtype, device: torch.device) -> None:
+        self._folder, self._dtype, self._device, self._quantised = model.path, dtype, device, model.holds_nf4
+        index = self._folder / "model.safetensors.index.json"
         self._shard_of: dict[str, str] | None = None
         if index.exists():
             self._shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         self._open: dict[str, Any] = {}
 
-    def __enter__(self) -> "Checkpoint":
+    def __enter__(self) -> "CheckpointReader":
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -178,7 +229,7 @@ class Checkpoint:
             handle.__exit__(None, None, None)
 
     def names(self) -> list[str]:
-        """Every tensor of the checkpoint, those that describe a quantised matrix left out, in the files' order."""
+        """Every tensor of the checkpoint, in the files' order, except those that describe a quantised matrix."""
         files = sorted(set(self._shard_of.values())) if self._shard_of else ["model.safetensors"]
         return [name for file in files for name in self._names_in(file) if ".weight." not in name]
 
@@ -186,11 +237,11 @@ class Checkpoint:
         """A tensor that is not quantised."""
         tensor = self._stored(name)
         if not tensor.is_floating_point():
-            raise ModelError(f"{self._folder}: tensor {name} is quantised, which only the layers' matrices may be")
+            raise ModelError(f"{self._folder}: tensor {name} is quantised, but only the layers' matrices may be")
         return tensor.to(self._dtype)
 
     def matrix(self, name: str) -> Nf4 | Tensor:
-        """A layer's matrix in NF4: as it is stored, or rounded here where the checkpoint is not quantised."""
+        """A layer's matrix in NF4: as it is stored, or rounded here if the checkpoint is not quantised."""
         if not self._quantised:
             return quantise(self(name))
         if self._holder(f"{name}.{STATE}") is None:
@@ -198,7 +249,7 @@ class Checkpoint:
         try:
             return stored_nf4(self._stored, name)
         except ValueError as error:
-            raise ModelError(f"{self._folder}: tensor {name}: {error}; fetch the checkpoint again") from None
+            raise ModelError(f"{self._folder}: tensor {name}: {error}; download the checkpoint again") from None
 
     def _stored(self, name: str) -> Tensor:
         holder = self._holder(name)

@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from strop.ops.attention import Packing
+from strop.microbatch.tree import Tree
 from strop.ops.fused.attention_kernels import backward_keys, backward_queries, finish_grad, forward, sum_parts
 from strop.ops.fused.attention_plan import KEYS, QUERIES, AttentionPlan, plan_attention
 from strop.ops.fused.thin import LowRank, Measured, Parts
@@ -31,7 +31,7 @@ def tree_attention(
 
     Args:
         qkv_TO: Queries, keys and values side by side, (T, (N + 2 K) H), turned.
-        plan: The packing's tiles.
+        plan: The tree's tiles.
         heads: N, K.
         window: A query sees itself and the `window - 1` positions before it; None sees all before it.
         thin_OR: (N H, R), what the output is multiplied with for the product that reads it.
@@ -84,11 +84,11 @@ def tree_attention_backward(
     return dqkv
 
 
-def packed_attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, packing: Packing, window: int | None) -> Tensor:
+def packed_attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, tree: Tree, window: int | None) -> Tensor:
     """`tree_attention` of separate queries, keys and values, for autograd. Returns (T, N, H)."""
     qkv_TO = torch.cat([x.flatten(1) for x in (q_TNH, k_TKH, v_TKH)], dim=1)
     heads = (q_TNH.shape[1], k_TKH.shape[1])
-    plan = _plan_on(packing, qkv_TO.device)
+    plan = _plan_on(tree, qkv_TO.device)
     out_TO: Tensor = _PackedAttention.apply(qkv_TO, plan, heads, window)  # type: ignore[no-untyped-call]
     return out_TO.view(q_TNH.shape)
 
@@ -112,10 +112,10 @@ class _PackedAttention(torch.autograd.Function):
 
 
 @lru_cache(maxsize=1)
-def _plan_on(packing: Packing, device: torch.device) -> AttentionPlan:
+def _plan_on(tree: Tree, device: torch.device) -> AttentionPlan:
     """All layers of a microbatch ask for the same."""
     with torch.inference_mode(False):  # a later training step may get the one that an evaluation made
-        return plan_attention(packing).to(device)
+        return plan_attention(tree).to(device)
 
 
 def _split(qkv_TO: Tensor, heads: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, int]:

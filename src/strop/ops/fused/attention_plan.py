@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strop.ops.attention import Packing
+from strop.microbatch.tree import Tree
 
 QUERIES, KEYS = 64, 64
 """Tokens of a tile."""
@@ -25,7 +25,7 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """The tiles of a packing on a device, int32; tiles with a count of zero are padding.
+    """The tiles of a tree, int32; a tile with a count of zero is padding.
 
     Attributes:
         queries: (tiles, 5): first token, tokens, tokens on the path before it, where its ancestors start in `path`,
@@ -46,52 +46,37 @@ class AttentionPlan:
     num_slots: int
     longest: int
 
-
-@dataclass(frozen=True, slots=True)
-class HostPlan:
-    """`AttentionPlan` as numpy arrays, without padding."""
-
-    queries: Int32
-    path: Int32
-    keys: Int32
-    sums: Int32
-    positions: Int32
-    num_slots: int
-    longest: int
-
-    def to(self, device: torch.device | str) -> AttentionPlan:
-        """The plan on a device, as it is."""
-        queries, path, keys, sums, positions = (
-            torch.from_numpy(x).to(device) for x in (self.queries, self.path, self.keys, self.sums, self.positions)
-        )
+    def to(self, device: torch.device | str) -> "AttentionPlan":
+        """The plan on a device."""
+        tensors = (self.queries, self.path, self.keys, self.sums, self.positions)
+        queries, path, keys, sums, positions = (x.to(device) for x in tensors)
         return AttentionPlan(queries, path, keys, sums, positions, self.num_slots, self.longest)
 
 
-def plan_attention(packing: Packing) -> HostPlan:
-    """The tiles of a packing."""
+def plan_attention(tree: Tree) -> AttentionPlan:
+    """The tiles of a tree, on the host and without padding."""
     lengths, starts, depths, ends = (
-        np.asarray(x, np.int64) for x in (packing.lengths, packing.starts, packing.depths, packing.subtree_ends)
+        np.asarray(x, np.int64) for x in (tree.lengths, tree.starts, tree.depths, tree.ends)
     )
-    path, offsets = _paths(packing)
+    path, offsets = _paths(tree)
     node, at = _tiles(lengths, QUERIES)
     count = np.minimum(QUERIES, lengths[node] - at)
-    queries = (starts[node] + at, count, depths[node] + at, offsets[node], depths[node])
-    keys, sums, num_slots = _key_tiles(lengths, starts, ends, _chunk(int(lengths.sum())))
-    positions = np.arange(lengths.sum()) + np.repeat(depths - starts, lengths)
-    return HostPlan(
-        _table(queries), path, keys, sums, positions.astype(np.int32), num_slots, int((depths + lengths).max())
-    )
+    queries = _table((starts[node] + at, count, depths[node] + at, offsets[node], depths[node]))
+    keys, sums, num_slots = _key_tiles(lengths, starts, ends, _chunk(tree.num_tokens))
+    positions = tree.positions().astype(np.int32)
+    tiles, path_T, key_tiles, summed, positions_T = map(torch.from_numpy, (queries, path, keys, sums, positions))
+    return AttentionPlan(tiles, path_T, key_tiles, summed, positions_T, num_slots, max(tree.sample_lengths))
 
 
-def _paths(packing: Packing) -> tuple[Int32, Int64]:
+def _paths(tree: Tree) -> tuple[Int32, Int64]:
     """The tokens of each parent's path, one list after the other, and where each node's ancestors begin in it."""
     lists, begins, total = [np.zeros(0, np.int64)], {-1: 0}, 0
-    for parent in sorted(set(packing.parents) - {-1}):
+    for parent in sorted(set(tree.parents) - {-1}):
         begins[parent] = total
-        for node in packing.paths[parent]:
-            lists.append(np.arange(packing.starts[node], packing.starts[node] + packing.lengths[node]))
-            total += packing.lengths[node]
-    return np.concatenate(lists).astype(np.int32), np.array([begins[parent] for parent in packing.parents])
+        for node in tree.paths[parent]:
+            lists.append(np.arange(tree.starts[node], tree.starts[node] + tree.lengths[node]))
+            total += tree.lengths[node]
+    return np.concatenate(lists).astype(np.int32), np.array([begins[parent] for parent in tree.parents])
 
 
 def _chunk(tokens: int) -> int:

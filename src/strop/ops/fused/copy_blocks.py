@@ -11,9 +11,9 @@ _ROWS = 64
 
 
 class Block(NamedTuple):
-    """A (rows, columns) block of two flat buffers at once: where it starts in each, and how far apart its numbers are.
+    """A (rows, columns) block that is in two flat buffers: where it starts in each, and its strides.
 
-    In the first, the inner one, a row's numbers are next to each other.
+    In the first, the inner one, a row's numbers are contiguous.
     """
 
     rows: int
@@ -40,7 +40,7 @@ def _copy_blocks(
 
 
 def tiles_of(blocks: list[Block], device: torch.device) -> Tensor:
-    """The blocks cut into tiles of one program each, int32 (tiles, 6)."""
+    """The blocks cut into tiles, one for each program, int32 (tiles, 6)."""
     table = []
     for rows, inner, inner_row, outer, outer_row, outer_column in blocks:
         for first in range(0, rows, _ROWS):
@@ -50,7 +50,7 @@ def tiles_of(blocks: list[Block], device: torch.device) -> Tensor:
 
 
 def copy_blocks(inner: Tensor, outer: Tensor, tiles: Tensor, columns: int, out: bool) -> None:
-    """Copy every block from the outer buffer to the inner one, or from the inner one `out`; all else stays as it is."""
+    """Copy every block from the outer buffer to the inner one, or from the inner one `out`, and change nothing else."""
     _copy_blocks[(len(tiles),)](
         inner, outer, tiles, columns, OUT=out, ROWS=_ROWS, COLUMNS=max(2, triton.next_power_of_2(columns))
     )

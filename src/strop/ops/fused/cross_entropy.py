@@ -1,7 +1,7 @@
-"""The loss from hidden states (`ops.linear_cross_entropy`), a chunk's logits read twice and written once.
+"""The loss from hidden states (`ops.linear_cross_entropy`), reading a chunk's logits twice and writing them once.
 
-One program does a row: its loss, then its gradient over the logits. A row walks its own labels in order, so a position
-with several labels needs no atomics, and padding is a row without labels.
+One program computes a row: its loss, then its gradient in place of the logits. It walks the row's labels in order, so a
+position with several labels needs no atomics, and padding is a row without labels.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from strop.ops.frozen_linear import FrozenWeight
+from strop.ops.linear import FrozenWeight
 from strop.ops.linear_cross_entropy import LOGITS_BYTES
 
 _BLOCK = 4096

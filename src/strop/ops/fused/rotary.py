@@ -1,4 +1,4 @@
-"""Queries, keys and values made ready for attention in place: low-rank term added, queries and keys turned."""
+"""Prepare queries, keys and values for attention in place: add the low-rank term, rotate queries and keys."""
 
 import triton
 import triton.language as tl
@@ -7,10 +7,10 @@ from torch import Tensor
 from strop.ops.fused.thin import ROWS, Blocks, LowRank, Measured, Parts, block_of, block_rows, registers, rows_of
 
 _HEADS_EACH = 8
-"""Heads of one program."""
+"""Heads per program."""
 
 _REGISTERS = 168
-"""Of a thread, so that three programs share a multiprocessor, not two: 241 us instead of 288 (14,600 tokens, H200)."""
+"""Per thread, so that three programs share a multiprocessor, not two: 241 us instead of 288 (14,600 tokens, H200)."""
 
 
 @triton.jit
@@ -64,7 +64,7 @@ def _finish_qkv(
             first = turned
         tl.store(x + head * H, first, mask)
         tl.store(x + head * H + half, second, mask)
-        if REST > 0:  # partial rotary: the last channels are not turned
+        if REST > 0:  # partial rotary: the last channels are not rotated
             rest_channel = 2 * half + tl.arange(0, REST)
             rest_mask = real[:, None] & (rest_channel < H)[None, :]
             place = qkv + row[:, None] * (HEADS * H) + head * H + rest_channel[None, :]
@@ -116,7 +116,7 @@ def _turn_back(
 def finish_qkv(
     qkv_TO: Tensor, pending: LowRank, blocks: Blocks, cos_TR: Tensor, sin_TR: Tensor, heads: tuple[int, int]
 ) -> None:
-    """Add `pending` to a merged q, k, v product in place and turn its queries and keys.
+    """Add `pending` to a merged q, k, v product in place and rotate its queries and keys.
 
     Args:
         qkv_TO: (T, (N + 2 K) H).
@@ -137,11 +137,11 @@ def finish_qkv(
 def turn_back(
     grad_TO: Tensor, thin_OR: Tensor, blocks: Blocks, cos_TR: Tensor, sin_TR: Tensor, heads: tuple[int, int]
 ) -> Measured:
-    """The rotation's backward, in place, and the result measured: queries' and keys' gradients are turned back."""
+    """The rotation's backward, in place: rotate the gradients of queries and keys back, and measure the result."""
     rows, half = grad_TO.shape[0], cos_TR.shape[1]
     programs, shape = _launch(grad_TO, half, heads, blocks)
     parts = Parts.new(grad_TO, programs[1], blocks.rank)
-    parts.product_STR.zero_()  # a program writes its block alone
+    parts.product_STR.zero_()  # a program writes only its own block
     _turn_back[programs](grad_TO, cos_TR, sin_TR, thin_OR, *parts, rows, half, heads[0], *blocks.starts, **shape)
     return Measured(grad_TO, parts)
 

@@ -2,10 +2,10 @@
 
 With a = silu(gate) up and s = sigmoid(gate):  dgate = da up s (1 + gate (1 - s)),  dup = da gate s.
 
-A is not kept: the backward reads gate and up and adds their low-rank term again. It goes down columns, makes LoRA's
-gradients on the way, and leaves dgate and dup where gate and up were. What quantises a result for a float8 product
-reads it again (`operand_of`); to compute it twice instead, so that it is never written in bfloat16, moves an eighth
-fewer bytes and takes 8% longer, for these kernels are bound by instructions.
+A is not kept: the backward reads gate and up and adds their low-rank term again. It walks down columns, computes
+LoRA's gradients on the way, and writes dgate and dup over gate and up. Quantising a result for a float8 product reads
+it again (`operand_of`); computing it twice instead, so that it is never written in bfloat16, moves an eighth fewer
+bytes but takes 8% longer, because these kernels are bound by instructions.
 """
 
 from functools import partial
@@ -37,18 +37,18 @@ _CHUNK = 64
 """Columns at a time of the forward's programs, which own rows."""
 
 _REGISTERS = 128
-"""Of a thread of the forward, so that four programs share a multiprocessor: 179 us instead of 213."""
+"""Per thread in the forward, so that four programs share a multiprocessor: 179 us instead of 213."""
 
 _SLAB = 64
-"""Columns of a program of the backward."""
+"""Columns per program in the backward."""
 
 _SLAB_PROGRAMS = 512
-"""How many of them there are at least, rows permitting: about four for each of a large GPU's multiprocessors."""
+"""The least number of them, rows permitting: about four for each of a large GPU's multiprocessors."""
 
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + exp(-x)), its division by the reciprocal square root: a quarter of the kernels' instructions less."""
+    """1 / (1 + exp(-x)) as a squared reciprocal square root: the kernels need a quarter fewer instructions."""
     root = tl.rsqrt(1.0 + tl.exp2(x * -1.4426950408889634))
     return root * root
 
@@ -144,12 +144,12 @@ def _swiglu_backward(
 
 
 class SwigluGradients(NamedTuple):
-    """What the backward of SwiGLU makes.
+    """What the backward of SwiGLU returns.
 
     Attributes:
         measured: (dgate, dup), in the memory of gate and up, measured with W.
         thin_2FB: Gradient of W in float32.
-        out_thin_FR: Gradient of the thin matrix behind a, likewise.
+        out_thin_FR: Gradient of the thin matrix that multiplies a, likewise.
     """
 
     measured: Measured
@@ -164,7 +164,7 @@ def swiglu(gate_up_T2F: Tensor, pending: LowRank, blocks: Blocks, thin_FR: Tenso
         gate_up_T2F: Gate and up, side by side, without `pending`, which is added here.
         pending: Their low-rank term.
         blocks: The columns of that term's h which gate and up use.
-        thin_FR: What a is multiplied with for the product that reads it.
+        thin_FR: The thin matrix that multiplies a for the product that reads it.
     """
     rows, width = gate_up_T2F.shape[0], gate_up_T2F.shape[1] // 2
     out = gate_up_T2F.new_empty((rows, width))

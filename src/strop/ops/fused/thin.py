@@ -1,9 +1,9 @@
-"""What the fused ops share: thin matrices and low-rank terms, and how a row is summed up over several programs.
+"""What the fused ops share: thin matrices, low-rank terms, and sums over a row that several programs compute.
 
-A kernel that makes a tensor runs one program for a block of rows and a span of columns, so that there are enough
-programs for small batches too. What the next product needs of whole rows, their largest magnitude and their product
-with a thin matrix, is left as one partial result a span (`Parts`); whoever reads the tensor next adds them up, always
-in the same order. The partials are a few percent of the tensor itself.
+A kernel that makes a tensor runs one program for each block of rows and span of columns, so that small batches have
+enough programs too. What the next product needs from whole rows, their largest magnitude and their product with a thin
+matrix, is stored as one partial result per span (`Parts`); whatever reads the tensor next adds them up, always in the
+same order. The partials are a few percent of the tensor itself.
 """
 
 from typing import NamedTuple
@@ -13,19 +13,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from strop.ops.linear import Operand
+
 ROWS, CHUNK, SPAN = 64, 128, 512
-"""Rows of a program, columns that it takes at a time, and columns it takes in all."""
+"""Rows of a program, columns that it reads at a time, and columns that it reads in all."""
 
 
 _SUM_ROWS = 16
-"""Rows of a program that adds parts up; few, because each walks all spans."""
+"""Rows of a program that adds up parts; few, because each walks all spans."""
 
 _SUM_NUMBERS = 4096
-"""Partial results that it reads at a time: one span after the other, it would wait for memory each time."""
+"""Partial results that it reads at a time; span by span, it would wait for memory each time."""
 
 
 class LowRank(NamedTuple):
-    """A term h W^T that is still to be added to a (T, O) tensor by whoever reads it; W (O, R) is thin."""
+    """A term h W^T that whatever reads a (T, O) tensor must still add to it; W (O, R) is thin."""
 
     h_TR: Tensor
     thin_OR: Tensor
@@ -35,7 +37,7 @@ class Blocks(NamedTuple):
     """Which `width` columns of h each part of an output uses: q, k, v or gate, up.
 
     Modules that share an input share h, each with columns of its own. W has `width` columns: each row belongs to one
-    module, and for the others it would hold zeros. All of h has `rank` columns.
+    module, and for the others it would be zeros. h has `rank` columns in all.
     """
 
     width: int
@@ -76,9 +78,9 @@ def grid(rows: int, width: int) -> tuple[int, int]:
 
 
 def registers(most: int, rank: int) -> int | None:
-    """A limit on a thread's registers, so that one program more shares a multiprocessor; found for ranks up to 16.
+    """A cap on a thread's registers, so that one more program fits on a multiprocessor.
 
-    Modules side by side make 64 of that. Beyond, the limit would spill, and is none.
+    Tuned for ranks up to 16 (64 columns once modules are merged). Above that the cap causes spills, so there is none.
     """
     return most if rank <= 64 else None
 
@@ -122,7 +124,7 @@ def add_thin_product(total, value, thin, column, width, R: tl.constexpr):
 
 @triton.jit
 def store_parts(largest_parts, product_parts, row, real, rows, largest, product, R: tl.constexpr):
-    """Leave this span's partial results."""
+    """Store this span's partial results."""
     place = tl.program_id(1).to(tl.int64) * rows + row
     tl.store(largest_parts + place, largest, real)
     tl.store(product_parts + place[:, None] * R + tl.arange(0, R)[None, :], product, real[:, None])
@@ -173,7 +175,7 @@ def sum_up(
     parts: Parts, scaling: float, float8: bool, dtype: torch.dtype, squares_ST: Tensor | None = None, width: int = 1,
     eps: float = 0.0,
 ) -> Sums:  # fmt: skip
-    """Add the partial results of a tensor up; with its sums of squares, those of the normed tensor."""
+    """Add up the partial results of a tensor; given its sums of squares, those of the normalised tensor."""
     spans, rows, rank = parts.product_STR.shape
     new = parts.largest_ST.new_empty
     h_TR, scale_T = new((rows, rank), dtype=dtype), new(rows) if float8 else None
@@ -184,3 +186,56 @@ def sum_up(
         SPANS=max(1, min(triton.next_power_of_2(spans), _SUM_NUMBERS // (_SUM_ROWS * rank))),
     )  # fmt: skip
     return Sums(h_TR, scale_T, factor_T)
+
+
+@triton.jit
+def _measure(
+    x, thin, largest_parts, product_parts, rows, width,
+    R: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, SPAN: tl.constexpr,
+):  # fmt: skip
+    row = block_rows(ROWS)
+    real = row < rows
+    largest, product = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS, R], tl.float32)
+    for start in range(0, SPAN, CHUNK):
+        column = tl.program_id(1) * SPAN + start + tl.arange(0, CHUNK)
+        x_tile = tl.load(x + row[:, None] * width + column[None, :], real[:, None] & (column < width)[None, :], 0.0)
+        largest = tl.maximum(largest, tl.max(tl.abs(x_tile.to(tl.float32)), 1))
+        product = add_thin_product(product, x_tile, thin, column, width, R)
+    store_parts(largest_parts, product_parts, row, real, rows, largest, product, R)
+
+
+@triton.jit
+def _quantise(x, values, scale, rows, width, ROWS: tl.constexpr, CHUNK: tl.constexpr):
+    row = block_rows(ROWS)
+    real = row < rows
+    column = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
+    place, inside = row[:, None] * width + column[None, :], real[:, None] & (column < width)[None, :]
+    inverse = 1.0 / tl.load(scale + row, real, 1.0)
+    x_tile = tl.load(x + place, inside, 0.0).to(tl.float32)
+    tl.store(values + place, (x_tile * inverse[:, None]).to(values.dtype.element_ty), inside)
+
+
+def new_values(like_TI: Tensor, width: int, float8: bool) -> Tensor:
+    """Memory for an operand's values, not yet written."""
+    return like_TI.new_empty((like_TI.shape[0], width), dtype=torch.float8_e4m3fn if float8 else like_TI.dtype)
+
+
+def measure(x_TI: Tensor, thin_IR: Tensor) -> Measured:
+    """Measure a tensor that was made elsewhere."""
+    (rows, width), rank = x_TI.shape, thin_IR.shape[1]
+    parts = Parts.new(x_TI, triton.cdiv(width, SPAN), rank)
+    _measure[grid(rows, width)](x_TI, thin_IR, *parts, rows, width, R=rank, ROWS=ROWS, CHUNK=CHUNK, SPAN=SPAN)
+    return Measured(x_TI, parts)
+
+
+def operand_of(measured: Measured, scaling: float, float8: bool) -> tuple[Operand, Tensor]:
+    """The operand of a product that reads x, and h = scaling * x W for the W it was measured with."""
+    x_TI, parts = measured
+    sums = sum_up(parts, scaling, float8, x_TI.dtype)
+    if not float8:
+        return Operand(x_TI), sums.h_TR
+    rows, width = x_TI.shape
+    values = new_values(x_TI, width, float8)
+    programs = (triton.cdiv(rows, ROWS), triton.cdiv(width, CHUNK))
+    _quantise[programs](x_TI, values, sums.scale_T, rows, width, ROWS=ROWS, CHUNK=CHUNK)
+    return Operand(values, sums.scale_T), sums.h_TR

@@ -4,10 +4,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
 
+from strop.run.records import EvalRecord, Sample, TrainRecord
 from strop.run.reporter import Reporter
-from strop.run.samples import Sample
 from strop.run.trackers.tracker import TrackedRun, Tracker, open_tracker
 
 _HELD = 10_000
@@ -51,16 +51,16 @@ class TrackingReporter(Reporter):
         self._feeds = [_Feed(name, run, self._open) for name in self._names]
         self._console.on_start(step, num_steps)
 
-    def on_step(self, record: Mapping[str, Any]) -> None:
+    def on_step(self, record: TrainRecord) -> None:
         """See `Reporter`."""
-        values = {f"train/{key}": value for key, value in record.items() if key != "step" and _is_number(value)}
-        self._pass_on("train", record["step"], values)
+        figures = {key: value for key, value in asdict(record).items() if key != "step" and value is not None}
+        self._pass_on(record, {f"train/{key}": value for key, value in figures.items()})
         self._console.on_step(record)
 
-    def on_eval(self, step: int, loss: float) -> None:
+    def on_eval(self, record: EvalRecord) -> None:
         """See `Reporter`. At the end of a run this is its final evaluation."""
-        self._pass_on("eval", step, {"eval/loss": loss})
-        self._console.on_eval(step, loss)
+        self._pass_on(record, {"eval/loss": record.eval_loss})
+        self._console.on_eval(record)
 
     def on_samples(self, samples: Sequence[Sample]) -> None:
         """See `Reporter`. Texts stay in samples.jsonl."""
@@ -84,15 +84,15 @@ class TrackingReporter(Reporter):
         self._tell()
         self._console.close()
 
-    def _pass_on(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        if step > self._seen.get(kind, -1):
+    def _pass_on(self, record: TrainRecord | EvalRecord, values: Mapping[str, float]) -> None:
+        if record.step > self._seen.get(record.kind, -1):
             for feed in self._feeds:
-                feed.put(step, values)
+                feed.put(record.step, values)
         self._tell()
 
     def _tell(self) -> None:
         for feed in [feed for feed in self._feeds if feed.fault]:
-            self._console.note(f"{feed.name} is off: {feed.fault}. Training goes on; metrics.jsonl has everything")
+            self._console.note(f"{feed.name} is off: {feed.fault}. Training continues; metrics.jsonl has everything")
             self._feeds.remove(feed)
 
 
@@ -132,10 +132,6 @@ class _Feed:
             while (entry := self._queue.get()) is not None:
                 tracker.log(*entry)
             tracker.close()
-        except BaseException as error:  # whatever a library may do, SystemExit included
+        except BaseException as error:  # anything a library may raise, SystemExit included
             lines = str(error).strip().splitlines()
             self.fault = self.fault or f"{type(error).__name__}{f': {lines[0][:200]}' if lines else ''}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

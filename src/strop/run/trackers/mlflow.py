@@ -13,7 +13,7 @@ _TAG = "strop.run_id"
 
 
 def open_run(run: TrackedRun) -> "_MlflowRun":
-    """The run with this tag, new or gone on with, in the experiment MLFLOW_EXPERIMENT_NAME or `strop`."""
+    """The run with this tag, new or resumed, in the experiment MLFLOW_EXPERIMENT_NAME or `strop`."""
     client = MlflowClient()
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "strop")
     experiment = client.get_experiment_by_name(name)

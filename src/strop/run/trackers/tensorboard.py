@@ -9,7 +9,7 @@ from strop.run.trackers.tracker import TrackedRun
 
 
 def open_run(run: TrackedRun) -> "_Events":
-    """A new event file; TensorBoard drops what a lost attempt wrote beyond the step that this one goes on from."""
+    """A new event file; TensorBoard drops what a lost attempt wrote after the step that this one resumes from."""
     writer = SummaryWriter(
         str(run.folder / "tensorboard"),
         purge_step=run.step + 1 if run.step else None,

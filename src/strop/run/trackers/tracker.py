@@ -19,8 +19,8 @@ class TrackedRun:
 
     Attributes:
         id: The same for all attempts, from run.json.
-        step: Where this attempt goes on; 0 at the beginning.
-        recipe: Plain data. Recipes hold no secret; names of Modal secrets are left out all the same.
+        step: Where this attempt resumes; 0 at the beginning.
+        recipe: Plain data. Recipes hold no secrets, and even the names of Modal secrets are dropped.
     """
 
     id: str
@@ -31,7 +31,7 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """A run in a tracker. Any method may raise or take its time; the caller sees to both."""
+    """A run in a tracker. Any method may raise or block; the caller handles both."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Enter the values after a step."""
@@ -54,6 +54,6 @@ def require(names: Sequence[str]) -> None:
 
 
 def open_tracker(name: str, run: TrackedRun) -> Tracker:
-    """Begin the run in a tracker, or go on with it."""
+    """Begin the run in a tracker, or resume it."""
     tracker: Tracker = importlib.import_module(f"strop.run.trackers.{name}").open_run(run)
     return tracker

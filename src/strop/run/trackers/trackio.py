@@ -9,7 +9,7 @@ from strop.run.trackers.tracker import TrackedRun
 
 
 def open_run(run: TrackedRun) -> "_TrackioRun":
-    """The run of this name and id, new or gone on with."""
+    """The run of this name and id, new or resumed."""
     trackio.init(
         project=os.environ.get("TRACKIO_PROJECT", "strop"),
         name=f"{run.name}-{run.id}",

@@ -10,10 +10,10 @@ from strop.run.trackers.tracker import TrackedRun
 
 
 def open_run(run: TrackedRun) -> "_WandbRun":
-    """The run of this id, new or gone on with; WANDB_MODE, WANDB_PROJECT and WANDB_ENTITY count."""
+    """The run of this id, new or resumed; WANDB_MODE, WANDB_PROJECT and WANDB_ENTITY count."""
     online = os.environ.get("WANDB_MODE", "online") == "online"
     if online and not wandb.login(prompt=False):
-        raise RuntimeError("nobody is logged in: `wandb login`, or WANDB_MODE=offline")
+        raise RuntimeError("not logged in: run `wandb login`, or set WANDB_MODE=offline")
     began = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "strop"),
         id=run.id,

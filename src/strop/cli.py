@@ -1,0 +1,104 @@
+"""The command line: the app, its help, and errors as one message and an exit code. Commands are in `strop.commands`."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from strop import __version__
+from strop.commands import (
+    chat,
+    check,
+    console,
+    doctor,
+    evaluate,
+    export,
+    init,
+    lm_eval,
+    logs,
+    plan,
+    pull,
+    recipes,
+    report,
+    runs,
+    serve,
+    train,
+)
+from strop.errors import OutOfMemoryError, StropError, exit_code_help
+
+app = typer.Typer(
+    name="strop",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help=f"""Fine-tune a language model on your own rows with LoRA.
+
+**First time:** `strop init my.jsonl` writes a recipe. `strop check my.yaml` reads your data and shows what would be
+learned, without a GPU. `strop plan my.yaml` predicts time, memory and cost on each GPU. `strop train my.yaml` trains
+and writes `runs/my/adapter`, which PEFT and vLLM load.
+`strop evaluate runs/my` compares base and tuned; `strop chat runs/my` talks to them; `strop serve runs/my`
+serves both with OpenAI's API.
+
+A **recipe** is a YAML file or the name of a shipped one (`strop recipes`). Any key can be set on the command line:
+`strop train my.yaml train.max_steps=60 learning_rate=1e-4`.
+
+**On Modal:** `strop train my.yaml --on modal` does the same there; `strop logs` and `strop pull` find it again.
+
+**Exit codes:**
+
+{exit_code_help()}""",
+)
+
+# `strop --help` lists them in this order.
+app.command("init")(init.command)
+app.command("check")(check.command)
+app.command("plan")(plan.command)
+app.command("recipes")(recipes.command)
+app.command("doctor")(doctor.command)
+app.command("train")(train.command)
+app.command("logs")(logs.command)
+app.command("pull")(pull.command)
+app.command("runs")(runs.command)
+app.command("evaluate")(evaluate.command)
+app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(lm_eval.command)
+app.command("chat")(chat.command)
+app.command("serve")(serve.command)
+app.command("export")(export.command)
+app.command("report")(report.command)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"strop {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; errors that strop raises become one message and an exit code, never a traceback."""
+    try:
+        app()
+    except StropError as error:
+        _end(error)
+    except MemoryError:
+        _end(OutOfMemoryError("this machine's memory does not suffice; `strop plan` says what a run needs"))
+    except RuntimeError as error:
+        # Code that asks for much memory says itself what to do; this is for all other places.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        _end(
+            OutOfMemoryError(
+                f"the GPU's memory does not suffice: {str(error).partition('. ')[0]}. Is another program using it? "
+                "`strop plan` says what a run needs; `nvidia-smi` what is free"
+            )
+        )
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _end(error: StropError) -> None:
+    console.error(error)
+    sys.exit(error.exit_code)

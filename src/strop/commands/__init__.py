@@ -1,0 +1,17 @@
+"""The commands, one file each: what it does (`strop.train`), its options (`strop train`), and what it prints.
+
+In every command's file the function of that name is what Python users call, and `command` is what the command line
+calls; `strop.cli` registers them all. What several commands need:
+
+    arguments   arguments that several commands take
+    console     where they print
+    run         a run folder, as they take and return it
+    prepare     a recipe's model folder and data, vetted and counted
+    load        a model on its device, with a fresh or a trained adapter
+    attempt     one attempt at a run, whichever engine computes it
+    card        the model card beside an adapter or an export
+    harness     a run as a model of lm-evaluation-harness
+
+Here everything is wired together. Only this package imports modules that load torch inside functions, so that
+`strop --help` and an error in a recipe are shown at once.
+"""

@@ -1,0 +1,215 @@
+"""One attempt at a run, whichever engine computes its steps: what it starts from, how it ends, and what it cost."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from strop.errors import BudgetReached, Interrupted, StropError
+from strop.recipe import Recipe
+from strop.run.cost import enter_cost
+from strop.run.manifest import Estimate, HeldOutRows, Lengths, SpeedLimit, TrainingRows
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from strop.commands.prepare import Prepared
+    from strop.data.audit import AuditReport
+    from strop.model.lora import LoraAdapter
+    from strop.run.cost import Meter
+    from strop.run.folder import RunFolder
+    from strop.run.reporter import Reporter
+    from strop.training.engine import Engine
+    from strop.training.loop import Trainer
+
+
+class StopSignals:
+    """While entered, remembers the first SIGINT or SIGTERM; `check` raises it where the state is consistent.
+
+    A handler that raised by itself could strike inside the optimizer's update or a file write. Nothing is lost by
+    waiting for the next microbatch: the step in progress has changed no parameter yet.
+    """
+
+    def __init__(self) -> None:
+        self._received: str | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses to set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise `Interrupted` if a signal has come."""
+        if self._received is not None:
+            raise Interrupted(f"stopped by {self._received}")
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self._received = self._received or signal.Signals(number).name
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A recipe about to be trained in its run folder.
+
+    Attributes:
+        prepared: Its model folder and data.
+        fingerprints: What a later attempt must find unchanged.
+        meter: Counts dollars; None where nothing is billed.
+        stop: SIGINT and SIGTERM.
+    """
+
+    recipe: Recipe
+    prepared: Prepared
+    fingerprints: Mapping[str, str]
+    folder: RunFolder
+    reporter: Reporter
+    meter: Meter | None
+    stop: StopSignals
+
+    def begin(
+        self,
+        engine: Engine,
+        num_steps: int,
+        sharing_ratio: float | None = None,
+        plan: Estimate | None = None,
+        limit: SpeedLimit | None = None,
+    ) -> list[str]:
+        """Enter recipe, data and this attempt in the run folder.
+
+        Args:
+            engine: What computes the steps, and on which device.
+            num_steps: Updates from beginning to end.
+            sharing_ratio: The rows' tokens for each token computed, where it is known.
+            plan: What was predicted for this device.
+            limit: What a step's throughput is a share of.
+
+        Returns:
+            What differs from the attempt before, one a line.
+        """
+        folder, data = self.folder, self.prepared.data
+        if folder.manifest is None:
+            folder.write_recipe(self.recipe.to_yaml())
+        changes = folder.begin_attempt(
+            device=engine.device,
+            chosen=dict(engine.chosen),
+            fingerprints=dict(self.fingerprints),
+            num_trainable=engine.num_trainable,
+            num_steps=num_steps,
+        )
+        enter_cost(folder, self.meter)
+        folder.update(
+            lambda manifest: replace(
+                manifest,
+                format=data.format,
+                template=data.template.name,
+                data=_counted(self.prepared.report),
+                sharing_ratio=sharing_ratio,
+                plan=plan,
+                limit=limit,
+            )
+        )
+        return changes
+
+    def tell(self, *lines: str) -> None:
+        """Say what was chosen or has changed, and keep it in the manifest."""
+        for line in lines:
+            self.reporter.note(line)
+        self.folder.update(lambda manifest: replace(manifest, notes=lines))
+
+    def resume(self, trainer: Trainer) -> None:
+        """Continue from the newest checkpoint that verifies, if there is one."""
+        from strop.run.checkpoint import load_newest
+
+        checkpoint, rejected = load_newest(self.folder.checkpoints)
+        for bad in rejected:
+            self.reporter.note(f"checkpoint {bad.path.name} is not used: {bad.reason}")
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
+            self.reporter.note(f"resuming from step {checkpoint.step} of {trainer.num_steps}")
+        else:
+            trainer.metrics.truncate_after(0)
+
+    def write_adapter(self, adapter: LoraAdapter) -> None:
+        """Save the trained adapter in PEFT's format, read back and checked."""
+        from strop.exporting.adapter import save_adapter
+        from strop.exporting.prompting import write_tokenizer
+        from strop.reporting.card import CARD_FILE
+
+        model, path, template = self.recipe.model, self.prepared.model.path, self.prepared.data.template
+        base = model.model_name_or_path
+        if base.startswith("package:") or base.endswith(".gguf"):
+            base = str(path)  # PEFT can load the converted folder, not the package or the GGUF file
+
+        def carry(staging: Path) -> None:
+            write_tokenizer(template, path, staging)
+            if (card := self.folder.adapter / CARD_FILE).exists():  # it may have been changed by hand
+                shutil.copyfile(card, staging / card.name)
+
+        save_adapter(adapter, self.folder.adapter, base, model.revision, carry)
+
+    def finish(self, trainer: Trainer) -> None:
+        """Enter that the run is finished, and what it cost."""
+        self.folder.update(lambda manifest: replace(manifest, status="finished", progress=trainer.progress))
+        enter_cost(self.folder, self.meter)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """While entered, signals wait until they are checked; run.json records how the attempt ended and what it cost.
+
+        Before that a signal may end the process at once: nothing is lost.
+        """
+        with self.stop, telling_how_to_resume(self.folder):
+            try:
+                yield
+            except StropError as error:
+                with suppress(StropError):  # on a full disk this fails too, and the first failure is the one to tell
+                    resumable = isinstance(error, Interrupted | BudgetReached)
+                    self.folder.set_status("interrupted" if resumable else "failed")
+                    enter_cost(self.folder, self.meter)
+                raise
+
+
+@contextmanager
+def telling_how_to_resume(folder: RunFolder) -> Iterator[None]:
+    """Add the command that resumes the run to the error that stopped it."""
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted(f"{error}. Resume with: strop train {folder.path}") from None
+    except BudgetReached as error:
+        raise BudgetReached(f"{error}. Resume with: strop train {folder.path} modal.max_cost=MORE") from None
+
+
+def _counted(report: AuditReport) -> TrainingRows:
+    """What the audit counted, as the manifest has it."""
+    train, held_out, overlap = report.train, report.validation, report.overlap
+    counted = None
+    if held_out is not None and overlap is not None:
+        counted = HeldOutRows(
+            rows=held_out.rows_kept,
+            num_loss_tokens=held_out.num_loss_tokens,
+            overlap_rows=overlap.rows,
+            overlap_prompts=overlap.prompts,
+        )
+    return TrainingRows(
+        rows=train.rows_kept,
+        num_tokens=train.num_tokens,
+        num_loss_tokens=train.num_loss_tokens,
+        skipped=train.skipped,
+        truncated=train.truncated,
+        duplicates=train.duplicates,
+        lengths=Lengths(**asdict(train.lengths)),
+        held_out=counted,
+    )

@@ -1,0 +1,101 @@
+"""A recipe's model on its device, with a fresh or a trained adapter attached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from strop.errors import OutOfMemoryError
+from strop.model.checkpoint.folder import ModelFolder, open_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from strop.commands.run import Run
+    from strop.data.template import Template
+    from strop.model.lora import LoraAdapter
+    from strop.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A run's model, ready to answer.
+
+    Attributes:
+        adapter: Trained, and attached to its decoder.
+        template: That of training.
+    """
+
+    adapter: LoraAdapter
+    template: Template
+
+
+def load_model(
+    recipe: Recipe, model: ModelFolder, note: Callable[[str], None] = lambda line: None, *, serving: bool = False
+) -> LoraAdapter:
+    """The model with a fresh adapter.
+
+    Args:
+        recipe: Says which precision and which LoRA.
+        model: The model's folder.
+        note: Told what was chosen.
+        serving: Load the weights as other tools will: never in float8, which is for training alone; NF4 stays NF4.
+
+    Raises:
+        OutOfMemoryError: The weights do not fit in the GPU's memory.
+    """
+    import torch
+
+    from strop.model.checkpoint.weights import load_decoder
+    from strop.model.lora import LoraAdapter
+    from strop.model.precision import choose_device, choose_precision, grow_segments, why_not_fused
+
+    grow_segments()
+    device = choose_device()
+    against = why_not_fused(model.config, recipe.lora, device)
+    precision = choose_precision(recipe.model.precision, device, against, recipe.model.load_in_4bit)
+    note(precision.reason)
+    dtype = precision.dtype
+    try:
+        decoder = load_decoder(model, dtype, device, precision.float8 and not serving, precision.nf4)
+        adapter = LoraAdapter(decoder, recipe.lora, recipe.train.seed)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(f"the weights of {model.path} do not fit in the GPU's memory in {dtype}") from error
+    total = decoder.num_base_parameters + adapter.num_parameters
+    share = adapter.num_parameters / total
+    note(f"trainable parameters: {adapter.num_parameters:,} of {total:,} ({share:.2%})")
+    return adapter
+
+
+def load_trained(run: Run, model: ModelFolder) -> LoraAdapter:
+    """The run's model with its trained adapter.
+
+    Raises:
+        RecipeError: The run has no adapter yet.
+    """
+    from strop.exporting.adapter import load_adapter
+
+    run.require_adapter()
+    adapter = load_model(run.recipe, model, serving=True)
+    load_adapter(adapter, run.adapter_path)
+    adapter.decoder.eval()
+    return adapter
+
+
+def load_run_template(run: Run, model: ModelFolder) -> Template:
+    """The template that the run was trained in."""
+    from strop.data.template import load_template
+
+    return load_template(model.path, run.recipe.data.template, run.format)
+
+
+def load_tuned(run: Run) -> Tuned:
+    """Find, vet and load all that answers as the run's model.
+
+    Raises:
+        RecipeError: The run is not finished.
+    """
+
+    run.require_adapter()
+    model = open_model(run.recipe.model)
+    return Tuned(load_trained(run, model), load_run_template(run, model))

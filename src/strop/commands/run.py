@@ -1,0 +1,77 @@
+"""A run folder, as the commands take and return it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from strop.errors import RecipeError
+from strop.recipe import Recipe, load_recipe
+from strop.run.folder import RunFolder
+from strop.run.manifest import Manifest
+from strop.run.records import Record, read_metrics
+
+if TYPE_CHECKING:
+    from strop.data.shapes import Format
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, finished or not; its layout is described in `strop.run.folder`."""
+
+    path: Path
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe as it was resolved when the run began.
+
+        Raises:
+            RecipeError: The folder is not a run's.
+        """
+        if not (self.path / "recipe.yaml").exists():
+            raise RecipeError(f"{self.path} is not a run folder: it has no recipe.yaml (`strop runs` lists runs)")
+        return load_recipe(str(self.path / "recipe.yaml"))
+
+    @property
+    def adapter_path(self) -> Path:
+        """The PEFT adapter folder."""
+        return self.path / "adapter"
+
+    @property
+    def manifest(self) -> Manifest:
+        """The contents of run.json.
+
+        Raises:
+            RecipeError: The run has not begun.
+            CheckpointError: It cannot be read.
+        """
+        return RunFolder(self.path).begun
+
+    @property
+    def format(self) -> Format:
+        """The shape of its rows, from run.json.
+
+        Raises:
+            RecipeError: The run has not begun.
+        """
+        found = self.manifest.format
+        if found is None:
+            raise RecipeError(
+                f"{self.path}: run.json has no `format`; train the recipe again with another train.output_dir"
+            )
+        return cast("Format", found)
+
+    def metrics(self) -> list[Record]:
+        """Every step and evaluation so far, in order."""
+        return read_metrics(self.path / "metrics.jsonl")
+
+    def require_adapter(self) -> None:
+        """See that the run has finished and left an adapter.
+
+        Raises:
+            RecipeError: It has none.
+        """
+        if not (self.adapter_path / "adapter_config.json").exists():
+            raise RecipeError(f"{self.path} has no adapter yet; `strop train {self.path}` resumes it")

@@ -1,0 +1,308 @@
+"""`strop train`: a recipe's adapter, trained on strop's engine or on Unsloth, here or on Modal."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.markup import escape
+
+from strop.commands import console
+from strop.commands.attempt import Attempt, StopSignals, telling_how_to_resume
+from strop.commands.card import keep_card
+from strop.commands.console import Overrides, Place, RecipeArgument, out
+from strop.commands.load import load_model
+from strop.commands.prepare import Prepared, prepare
+from strop.commands.report import keep_report
+from strop.commands.run import Run
+from strop.data.questions import questions_at
+from strop.errors import RecipeError
+from strop.modal_runs import require_modal
+from strop.modal_runs.launch import launch
+from strop.modal_runs.prices import meter_of
+from strop.model.checkpoint.locate import fingerprint_folder
+from strop.recipe import Recipe, differences, load_recipe
+from strop.run.folder import RunFolder, refuse_changes
+from strop.run.live import console_reporter
+from strop.run.progress import Progress
+from strop.run.records import EvalRecord, last_steps
+from strop.run.reporter import Reporter, clock
+from strop.run.trackers.feed import TrackingReporter
+from strop.run.trackers.tracker import TrackedRun, require
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from strop.evaluation.samples import Generate, SampledRows
+    from strop.forecast.prediction import Outcome
+    from strop.model.lora import LoraAdapter
+    from strop.run.manifest import Estimate, SpeedLimit
+    from strop.training.engine import Engine
+    from strop.training.loop import Trainer
+
+
+def train(recipe: Recipe, *, reporter: Reporter | None = None) -> Run:
+    """Train a recipe's adapter, from the newest checkpoint of its run folder if there is one.
+
+    Args:
+        recipe: From `load_recipe`.
+        reporter: Told of everything that happens; silent by default.
+
+    Returns:
+        The run, with its adapter in `Run.adapter_path`. A finished run is returned as it is.
+
+    Raises:
+        StropError: See `strop.errors`; what was trained until then is in a checkpoint.
+    """
+    reporter = reporter or Reporter()
+    require(recipe.train.report_to)
+    folder = RunFolder(recipe.output_dir)
+    with folder.claim():
+        prepared = prepare(recipe, reporter.note)
+        prepared.report.refuse()
+        fingerprints = _fingerprints(prepared)
+        if folder.manifest is not None:
+            _refuse_another_run(folder, recipe, fingerprints)
+        if folder.status == "finished":
+            reporter.note(f"{folder.path} is finished already; its adapter is {folder.adapter}")
+            return Run(folder.path)
+        with telling_how_to_resume(folder):
+            meter = meter_of(recipe, folder, reporter.note)
+            if meter is not None:
+                meter.check()  # before the model is loaded at the user's expense
+        reporter = _tracked(recipe, folder, reporter)
+        attempt = Attempt(recipe, prepared, fingerprints, folder, reporter, meter, StopSignals())
+        try:
+            _run(attempt)
+        finally:
+            status = folder.begun.status if folder.manifest else None
+            if status == "finished":
+                keep_card(Run(folder.path), prepared.data.template, prepared.model, reporter.note)
+            if status in ("finished", "failed"):
+                keep_report(Run(folder.path), reporter.note)
+    return Run(folder.path)
+
+
+def command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    on: Annotated[Place, typer.Option(help="Train here, or on a GPU of Modal's (docs/modal.md).")] = Place.here,
+    detach: Annotated[bool, typer.Option("--detach", help="With --on modal: start the run and leave it.")] = False,
+    engine: Annotated[
+        Literal["strop", "unsloth"] | None,
+        typer.Option(help="Compute the steps with strop, or with Unsloth and TRL's trainer."),
+    ] = None,
+) -> None:
+    """Train a recipe, or resume an unfinished run: give a recipe or a run folder.
+
+    Ctrl-C saves a checkpoint and stops; the same command resumes from it.
+    """
+    settings = list(overrides or ())
+    if Path(recipe, "recipe.yaml").exists():  # a run folder, wherever it has been moved to
+        recipe, settings = f"{recipe}/recipe.yaml", [*settings, f"train.output_dir={recipe}"]
+    loaded = load_recipe(recipe, [*settings, *([f"train.engine={engine}"] if engine else [])])
+    console.notes(loaded)
+    if on is Place.modal:
+        return _on_modal(loaded, detach)
+    if detach:
+        raise RecipeError("--detach goes with --on modal")
+    _print_finished(train(loaded, reporter=console_reporter(loaded.train.logging_steps, loaded.modal.max_cost)))
+
+
+def _on_modal(recipe: Recipe, detach: bool) -> None:
+    require_modal()
+    outcome = launch(recipe, console.note, detach=detach)
+    if outcome is not None and outcome.exit_code:
+        raise typer.Exit(outcome.exit_code)
+    if outcome is not None:
+        _print_finished(Run(recipe.output_dir))
+
+
+def _print_finished(run: Run) -> None:
+    progress, dollars = run.manifest.progress or Progress(), run.manifest.dollars
+    cost = "" if dollars is None else f", ${dollars:.2f}"
+    held_out = [record.eval_loss for record in run.metrics() if isinstance(record, EvalRecord)]
+    ends = [held_out[0], held_out[-1]] if len(held_out) > 1 else held_out
+    losses = f", held-out loss {' -> '.join(f'{loss:.4f}' for loss in ends)}" if ends else ""
+    out.print(
+        f"[green]done[/green]: {progress.step} steps in {clock(progress.seconds)}{losses}{cost}\n"
+        f"adapter: {escape(str(run.adapter_path))} (saved, read back and checked)\n"
+        f"Next: strop evaluate {escape(str(run.path))}"
+    )
+
+
+def _tracked(recipe: Recipe, folder: RunFolder, reporter: Reporter) -> Reporter:
+    """The reporter, with the recipe's trackers beside it."""
+    if not recipe.train.report_to:
+        return reporter
+    settings = recipe.model_dump(mode="json", exclude={"modal": {"secrets"}})
+
+    def run(step: int) -> TrackedRun:
+        return TrackedRun(str(folder.begun.run_id), recipe.name, folder.path, step, settings)
+
+    names = list(dict.fromkeys(recipe.train.report_to))
+    return TrackingReporter(reporter, names, run, last_steps(folder.metrics_path))
+
+
+def _run(attempt: Attempt) -> None:
+    """Train on the recipe's engine, and save the adapter."""
+    from strop.forecast.prediction import compare
+    from strop.training.loop import Trainer
+
+    recipe, folder, reporter = attempt.recipe, attempt.folder, attempt.reporter
+    held_out = attempt.prepared.data.validation
+    with (_unsloth if recipe.train.engine == "unsloth" else _strop)(attempt) as ways:
+        engine = ways.engine
+        trainer = Trainer(
+            engine, attempt.prepared.data.train, recipe.train, folder, reporter, attempt.stop.check, meter=attempt.meter
+        )
+        if held_out is not None:
+            trainer.evaluate = lambda: ways.evaluate(trainer.check)
+        if rows := _sampled_rows(attempt):
+            trainer.sample = lambda step: rows.answered(step, ways.generate(trainer.check))
+        changes = attempt.begin(engine, trainer.num_steps, ways.sharing_ratio, ways.plan, ways.limit)
+        attempt.tell(*changes, *engine.explain(), *ways.notes)
+        with attempt.watched():
+            attempt.resume(trainer)
+            attempt.write_adapter(engine.adapter_with(trainer.run()))
+    attempt.finish(trainer)
+    if ways.plan is not None:
+        compare(folder, _outcome(trainer), reporter.note)
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """What an engine's model is asked beside training it, and what there is to say of it before.
+
+    Attributes:
+        evaluate: Held-out loss; its argument is called between microbatches and may raise.
+        generate: Greedy answers; likewise.
+        sharing_ratio: The rows' tokens for each token computed, where it is known.
+        plan: What was predicted for this device.
+        limit: What a step's throughput is a share of.
+        notes: For a person, and the manifest.
+    """
+
+    engine: Engine
+    evaluate: Callable[[Callable[[], None]], float]
+    generate: Callable[[Callable[[], None]], Generate]
+    sharing_ratio: float | None = None
+    plan: Estimate | None = None
+    limit: SpeedLimit | None = None
+    notes: Sequence[str] = ()
+
+
+@contextmanager
+def _strop(attempt: Attempt) -> Iterator[_Ways]:
+    """Strop's own engine, with what its run is expected to take."""
+    from strop.evaluation.loss import held_out_loss
+    from strop.evaluation.samples import greedily
+    from strop.forecast.estimate import PlannedRun
+    from strop.forecast.prediction import prediction
+    from strop.forecast.speed import limit_of
+    from strop.training.engine import StropEngine
+
+    recipe, prepared, folder = attempt.recipe, attempt.prepared, attempt.folder
+    data = prepared.data
+    adapter = load_model(recipe, prepared.model, attempt.reporter.note)
+    engine = StropEngine(adapter, data.train, recipe.train, folder, _most_tokens(folder, recipe, adapter))
+    sharing = engine.microbatches.sharing()
+    job = PlannedRun(recipe, prepared.model.config, data.train, data.validation)
+    expected = prediction(job, folder, engine.device, attempt.meter)
+
+    def evaluate(check_stop: Callable[[], None]) -> float:
+        assert data.validation is not None
+        nll_of = engine.gradients.nll_of
+        return held_out_loss(engine.decoder, data.validation, engine.max_tokens, check_stop, nll_of).nll
+
+    yield _Ways(
+        engine,
+        evaluate,
+        partial(greedily, engine.decoder),
+        sharing_ratio=round(sharing, 3),
+        plan=expected.rounded() if expected else None,
+        limit=limit_of(job.shape, engine.device, engine.decoder.precision),
+        notes=[engine.microbatches.explain(sharing)],
+    )
+
+
+@contextmanager
+def _unsloth(attempt: Attempt) -> Iterator[_Ways]:
+    """Unsloth in a worker; its adapter is read back and checked on strop's own decoder once the GPU is free."""
+    from strop.exporting.adapter import fill_adapter
+    from strop.unsloth.engine import UnslothEngine, start_worker
+
+    recipe, prepared, data = attempt.recipe, attempt.prepared, attempt.prepared.data
+
+    def on_own_decoder(weights: dict[str, Tensor]) -> LoraAdapter:
+        adapter = load_model(recipe, prepared.model, serving=True)
+        fill_adapter(adapter, weights, "what Unsloth trained")
+        return adapter
+
+    with start_worker(recipe, prepared.model, data.train, data.validation, attempt.folder) as worker:
+        attempt.reporter.note(f"Unsloth is starting in a process of its own; its output is in {worker.log}")
+        engine = UnslothEngine(worker, data.train, recipe.train, on_own_decoder)
+        yield _Ways(engine, lambda check_stop: engine.evaluate(), lambda check_stop: engine.generate)
+
+
+def _fingerprints(prepared: Prepared) -> dict[str, str]:
+    return {
+        "base model": fingerprint_folder(prepared.model.path),
+        "training data": prepared.data.train.fingerprint,
+        "held-out data": prepared.data.validation.fingerprint if prepared.data.validation else "none",
+    }
+
+
+def _refuse_another_run(folder: RunFolder, recipe: Recipe, fingerprints: dict[str, str]) -> None:
+    stored = load_recipe(str(folder.path / "recipe.yaml"))
+    refuse_changes(folder.begun.fingerprints, fingerprints, differences(stored, recipe))
+
+
+def _sampled_rows(attempt: Attempt) -> SampledRows | None:
+    """The held-out rows that are answered during training; None where there are none, or they ask nothing."""
+    from strop.evaluation.samples import SampledRows
+
+    data, recipe = attempt.prepared.data, attempt.recipe
+    wanted = 2 if recipe.train.sample_rows is None else recipe.train.sample_rows
+    if data.validation is None or not wanted:
+        return None
+    if data.format == "text" or recipe.data.train_on == "all":
+        attempt.reporter.note("no samples during training: these rows have no answer separate from the question")
+        return None
+    store = data.validation
+    origins = [store.origin(i) for i in range(min(wanted, len(store)))]
+    found = questions_at(recipe.data, data.format, origins)
+    return SampledRows(store, data.template, [found[origin] for origin in origins])
+
+
+def _most_tokens(folder: RunFolder, recipe: Recipe, adapter: LoraAdapter) -> int | None:
+    """The microbatch that this run was left with on a GPU like this one, unless the recipe's was changed since."""
+    from strop.training.engine import device_name
+
+    manifest = folder.manifest
+    if manifest is None or manifest.device != device_name(adapter.decoder.device):
+        return None
+    began_with = load_recipe(str(folder.path / "recipe.yaml")).train.max_tokens_per_microbatch
+    return manifest.max_tokens_per_microbatch if began_with == recipe.train.max_tokens_per_microbatch else None
+
+
+def _outcome(trainer: Trainer) -> Outcome:
+    import torch
+
+    from strop.forecast.prediction import Outcome
+
+    progress, meter = trainer.progress, trainer.meter
+    return Outcome(
+        training_seconds=progress.seconds,
+        tokens_per_second=progress.num_tokens / progress.seconds,
+        peak_gib=torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_initialized() else None,
+        dollars=None if meter is None else meter.dollars,
+        steps=(progress.step, trainer.num_steps),
+        attempts=trainer.folder.begun.attempts,
+    )
