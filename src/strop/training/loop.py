@@ -14,7 +14,7 @@ from strop.data.store import SampleStore
 from strop.errors import BudgetReached, Interrupted, NumericsError, OutOfMemoryError
 from strop.microbatch.order import Order
 from strop.recipe import TrainSection
-from strop.run.checkpoint import Checkpoint, prune, save_checkpoint
+from strop.run.checkpoint import Checkpoint, checkpoint_path, is_intact, prune, save_checkpoint
 from strop.run.cost import Meter
 from strop.run.folder import RunFolder
 from strop.run.progress import Progress, is_due
@@ -213,7 +213,7 @@ class Trainer:
         with suppress(NonFiniteError):
             self._finish()
         step = self.progress.step
-        if step == 0 or self.folder.has_checkpoint(step):
+        if step == 0 or is_intact(checkpoint_path(self.folder.checkpoints, step)):
             return
         began = time.perf_counter()
         tensors, entries = self.engine.state()

@@ -12,6 +12,7 @@ from strop.errors import OutOfMemoryError
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
 from strop.recipe import LoraSection, TrainSection
+from strop.run.checkpoint import checkpoint_path, is_intact
 from strop.run.records import read_metrics
 from strop.training import budget
 from strop.training.gradients import PlainGradients
@@ -117,7 +118,7 @@ def test_at_one_longest_sample_it_ends_with_what_was_trained_saved(start: Start)
         trainer.run()
     assert caught.value.exit_code == 6
     assert trainer.engine.max_tokens == LONGEST
-    assert trainer.folder.has_checkpoint(3)
+    assert is_intact(checkpoint_path(trainer.folder.checkpoints, 3))
 
 
 def test_an_evaluation_that_runs_out_is_made_again(start: Start) -> None:
