@@ -23,7 +23,6 @@ from strop.commands.run import Run
 from strop.data.questions import questions_at
 from strop.errors import RecipeError
 from strop.modal_runs import require_modal
-from strop.modal_runs.launch import launch
 from strop.modal_runs.meter import meter_of
 from strop.model.checkpoint.locate import fingerprint_folder
 from strop.recipe import Recipe, differences, load_recipe
@@ -119,6 +118,8 @@ def command(
 
 def _on_modal(recipe: Recipe, detach: bool) -> None:
     require_modal()
+    from strop.modal_runs.launch import launch
+
     outcome = launch(recipe, console.note, detach=detach)
     if outcome is not None and outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
