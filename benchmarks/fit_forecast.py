@@ -10,8 +10,7 @@ import numpy as np
 
 from strop.forecast import speed
 from strop.forecast.published import FIGURES, GPU, PHI3_MINI, Figure
-from strop.forecast.shape import Shape
-from strop.forecast.workload import Load
+from strop.forecast.workload import Load, Shape
 from strop.gpus import GPUS
 from strop.model.config import read_config
 from strop.recipe import LoraSection

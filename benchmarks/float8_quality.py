@@ -33,8 +33,7 @@ from strop.data.dataset import Dataset, open_dataset
 from strop.data.store import SampleStore
 from strop.evaluation.generate import generate
 from strop.evaluation.loss import held_out_loss
-from strop.evaluation.matching import exact_match, numbers
-from strop.evaluation.score import split_question
+from strop.evaluation.score import exact_match, numbers, split_question
 from strop.microbatch.order import Order
 from strop.microbatch.pack import Microbatch, Microbatches
 from strop.model.checkpoint.locate import locate_model

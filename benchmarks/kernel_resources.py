@@ -19,7 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from strop.ops import kernels as plain
-from strop.ops.fused import attention_kernels, norm, operand, rotary, swiglu, thin
+from strop.ops.fused import attention_kernels, norm, rotary, swiglu, thin
+from strop.ops.fused import thin as operand
 
 WARPS = 4
 INTEGERS = (

@@ -22,8 +22,7 @@ from strop.ops.fused import attention as fused_attention
 from strop.ops.fused import attention_plan
 from strop.ops.fused.attention import packed_attention, tree_attention, tree_attention_backward
 from strop.ops.fused.attention_plan import plan_attention
-from strop.ops.fused.operand import operand_of
-from strop.ops.fused.thin import LowRank
+from strop.ops.fused.thin import LowRank, operand_of
 
 BOUND, FAR = 1e-5, 1e-3
 

@@ -12,9 +12,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from float8_interpreter import round_as_hardware
 from strop.ops.fused.norm import Stream, advance, norm_operand
-from strop.ops.fused.operand import measure, operand_of
 from strop.ops.fused.swiglu import swiglu, swiglu_backward
-from strop.ops.fused.thin import Blocks, LowRank
+from strop.ops.fused.thin import Blocks, LowRank, measure, operand_of
 from strop.ops.linear import FLOAT8_MAX, Operand, quantise_rows
 
 ROWS, WIDTH, RANK = 70, 150, 16

@@ -17,7 +17,7 @@ from strop.data.template import Template, load_template
 from strop.errors import ParityError, RecipeError
 from strop.exporting.adapter import save_adapter
 from strop.exporting.gguf import file as gguf_file
-from strop.exporting.gguf import shape as gguf_shape
+from strop.exporting.gguf import metadata as gguf_shape
 from strop.exporting.gguf.file import quantise, write_gguf
 from strop.exporting.merge import merged_model
 from strop.exporting.parity import gate

@@ -31,6 +31,7 @@ from strop.microbatch.pack import Microbatch, PackedInputs, pack
 from strop.microbatch.tree import Tree
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.ops import linear
 from strop.ops.fused import attention as fused_attention
 from strop.ops.fused import attention_plan
 from strop.ops.linear import Float8Weight, Operand

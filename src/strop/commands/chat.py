@@ -17,7 +17,7 @@ from strop.errors import RecipeError
 from strop.serving.client import EndpointSession, connect, is_url
 
 if TYPE_CHECKING:
-    from strop.evaluation.session import ChatSession
+    from strop.evaluation.generate import ChatSession
 
 
 def chat(run: Run, *, max_new_tokens: int = 256, temperature: float = 0.0) -> ChatSession:
@@ -31,7 +31,7 @@ def chat(run: Run, *, max_new_tokens: int = 256, temperature: float = 0.0) -> Ch
     Raises:
         RecipeError: The run is not finished.
     """
-    from strop.evaluation.session import ChatSession
+    from strop.evaluation.generate import ChatSession
 
     tuned = load_tuned(run)
     return ChatSession(tuned.adapter, tuned.template, max_new_tokens, temperature)

@@ -11,8 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from strop.commands import console
-from strop.commands.arguments import Overrides, RecipeArgument
-from strop.commands.console import out
+from strop.commands.console import Overrides, RecipeArgument, out
 from strop.commands.prepare import Prepared, prepare
 from strop.recipe import Recipe, load_recipe
 

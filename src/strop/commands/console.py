@@ -1,5 +1,10 @@
-"""Where the commands print: tables and colour on a terminal, the same words without them elsewhere."""
+"""What commands share: where they print, and the arguments that several of them take."""
 
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
 from rich.console import Console
 from rich.markup import escape
 
@@ -23,3 +28,18 @@ def note(line: str) -> None:
 def error(problem: StropError) -> None:
     """The one message that an error gets."""
     Console(stderr=True, highlight=False).print(f"[red]error:[/red] {escape(str(problem))}", soft_wrap=True)
+
+
+class Place(StrEnum):
+    """Where a model is trained or served."""
+
+    here = "here"
+    modal = "modal"
+
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file or a shipped recipe's name.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to set, such as train.max_steps=60."),
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")]

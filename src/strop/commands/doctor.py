@@ -16,8 +16,7 @@ import typer
 from rich.markup import escape
 
 from strop import __version__
-from strop.commands.arguments import Overrides
-from strop.commands.console import out
+from strop.commands.console import Overrides, out
 from strop.errors import StropError
 from strop.recipe import LoraSection, Recipe, load_recipe
 from strop.resolve import cache_dir

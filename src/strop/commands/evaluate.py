@@ -12,9 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from strop.commands import console
-from strop.commands.arguments import RunArgument
 from strop.commands.card import keep_card
-from strop.commands.console import out
+from strop.commands.console import RunArgument, out
 from strop.commands.load import load_trained
 from strop.commands.prepare import prepare
 from strop.commands.report import keep_report
@@ -24,8 +23,7 @@ from strop.data.questions import held_out_specs, questions_at
 from strop.data.readers import read_rows
 from strop.data.sources import find_files
 from strop.errors import DataError, RecipeError
-from strop.evaluation.answers_file import check_path, write_answers
-from strop.evaluation.result import METRICS, ScoreSettings
+from strop.evaluation.result import METRICS, ScoreSettings, check_path, write_answers
 from strop.run.folder import RunFolder
 
 if TYPE_CHECKING:

@@ -11,9 +11,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from strop.commands.arguments import RunArgument
 from strop.commands.card import write_card
-from strop.commands.console import out
+from strop.commands.console import RunArgument, out
 from strop.commands.load import load_run_template, load_trained
 from strop.commands.run import Run
 from strop.errors import RecipeError
@@ -171,7 +170,7 @@ def _export(run: Run, to: Form, kind: str, target: Path, quantisation: Quantisat
 
 def _context(run: Run, base: ModelFolder) -> int:
     """Tokens up to which llama.cpp computes what was trained."""
-    from strop.exporting.gguf.shape import usable_context
+    from strop.exporting.gguf.metadata import usable_context
 
     lengths = run.manifest.data.lengths if run.manifest.data else None
     return usable_context(base.config, lengths.max if lengths else run.recipe.model.max_seq_length)

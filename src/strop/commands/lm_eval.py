@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from strop.commands.arguments import RunArgument
+from strop.commands.console import RunArgument
 from strop.commands.run import Run
 from strop.errors import RecipeError
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from strop.commands import console
-from strop.commands.arguments import RunArgument
+from strop.commands.console import RunArgument
 from strop.modal_runs import require_modal
 
 

@@ -10,8 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from strop.commands import console
-from strop.commands.arguments import Overrides, RecipeArgument
-from strop.commands.console import out
+from strop.commands.console import Overrides, RecipeArgument, out
 from strop.commands.load import load_model
 from strop.commands.prepare import prepare
 from strop.forecast.published import DATE, GPU

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from strop.commands import console
-from strop.commands.arguments import RunArgument
+from strop.commands.console import RunArgument
 from strop.modal_runs import require_modal
 
 

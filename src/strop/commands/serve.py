@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from strop.commands import console
-from strop.commands.arguments import Place, RunArgument
+from strop.commands.console import Place, RunArgument
 from strop.commands.load import load_tuned
 from strop.commands.run import Run
 from strop.errors import RecipeError

@@ -12,10 +12,9 @@ import typer
 from rich.markup import escape
 
 from strop.commands import console
-from strop.commands.arguments import Overrides, Place, RecipeArgument
-from strop.commands.attempt import Attempt, telling_how_to_resume
+from strop.commands.attempt import Attempt, StopSignals, telling_how_to_resume
 from strop.commands.card import keep_card
-from strop.commands.console import out
+from strop.commands.console import Overrides, Place, RecipeArgument, out
 from strop.commands.load import load_model
 from strop.commands.prepare import Prepared, prepare
 from strop.commands.report import keep_report
@@ -23,7 +22,7 @@ from strop.commands.run import Run
 from strop.data.questions import questions_at
 from strop.errors import RecipeError
 from strop.modal_runs import require_modal
-from strop.modal_runs.meter import meter_of
+from strop.modal_runs.prices import meter_of
 from strop.model.checkpoint.locate import fingerprint_folder
 from strop.recipe import Recipe, differences, load_recipe
 from strop.run.folder import RunFolder, refuse_changes
@@ -33,7 +32,6 @@ from strop.run.records import EvalRecord, last_steps
 from strop.run.reporter import Reporter, clock
 from strop.run.trackers.feed import TrackingReporter
 from strop.run.trackers.tracker import TrackedRun, require
-from strop.training.stop import StopSignals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from strop.evaluation.samples import Generate, SampledRows
-    from strop.forecast.outcome import Outcome
+    from strop.forecast.prediction import Outcome
     from strop.model.lora import LoraAdapter
     from strop.run.manifest import Estimate, SpeedLimit
     from strop.training.engine import Engine
@@ -155,7 +153,7 @@ def _tracked(recipe: Recipe, folder: RunFolder, reporter: Reporter) -> Reporter:
 
 def _run(attempt: Attempt) -> None:
     """Train on the recipe's engine, and save the adapter."""
-    from strop.forecast.outcome import compare
+    from strop.forecast.prediction import compare
     from strop.training.loop import Trainer
 
     recipe, folder, reporter = attempt.recipe, attempt.folder, attempt.reporter
@@ -298,7 +296,7 @@ def _most_tokens(folder: RunFolder, recipe: Recipe, adapter: LoraAdapter) -> int
 def _outcome(trainer: Trainer) -> Outcome:
     import torch
 
-    from strop.forecast.outcome import Outcome
+    from strop.forecast.prediction import Outcome
 
     progress, meter = trainer.progress, trainer.meter
     return Outcome(

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from strop.data.prompts import as_question
+from strop.data.template import Template
 from strop.errors import OutOfMemoryError
 from strop.evaluation.decode_step import Sampling, choose_steps
-from strop.evaluation.kv_cache import KVCache
-from strop.evaluation.prefill import read_prompts
+from strop.evaluation.kv_cache import KVCache, read_prompts
 from strop.model.decoder import Decoder
+from strop.model.lora import LoraAdapter
 
 _CPU_SLOTS, _CPU_BYTES = 32, 2 << 30
 """A CPU gains little from more sequences at once than this, and strop shares its memory with other programs."""
@@ -205,3 +207,40 @@ class _Pool:
         if token in self._stop_ids or sequence.length + 1 == sequence.final:
             del self._running[slot]
         return sequence.row, token
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSession:
+    """A loaded model that answers single questions, each on its own.
+
+    Attributes:
+        max_new_tokens: Longest answer.
+        temperature: 0 always takes the likeliest token.
+    """
+
+    adapter: LoraAdapter
+    template: Template
+    max_new_tokens: int
+    temperature: float
+
+    def stream(self, prompt: str, tuned: bool = True) -> Iterator[str]:
+        """The answer to a prompt, piece by piece.
+
+        Args:
+            prompt: The user's words; under the alpaca template an instruction and, after a blank line, its input.
+            tuned: False asks the base model.
+        """
+        self.adapter.enable(tuned)
+        prompt_ids = self.template.encode_prompt(as_question(self.template.name, prompt))
+        ids: list[int] = []
+        shown = ""
+        for _, token in stream(
+            self.adapter.decoder, [prompt_ids], self.template.stop_ids, self.max_new_tokens, self.temperature
+        ):
+            if token in self.template.stop_ids:
+                return
+            ids.append(token)
+            text = self.template.tokenizer.decode(ids, skip_special_tokens=True)
+            if not text.endswith("\ufffd"):  # a character whose last bytes are still to come
+                yield text[len(shown) :]
+                shown = text

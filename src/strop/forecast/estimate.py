@@ -8,9 +8,8 @@ from strop.errors import RecipeError
 from strop.forecast.memory import CONTEXT_GIB, GIB, Memory
 from strop.forecast.probe import Probe
 from strop.forecast.published import GPU as MEASURED_GPU
-from strop.forecast.shape import Shape
 from strop.forecast.speed import EVALUATION, Speed
-from strop.forecast.workload import Workload, count_workload
+from strop.forecast.workload import Shape, Workload, count_workload
 from strop.gpus import GPUS, Gpu, parse_gpu
 from strop.modal_runs.prices import Prices
 from strop.model.config import DecoderConfig

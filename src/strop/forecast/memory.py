@@ -8,7 +8,7 @@ capture. docs/plan.md says how far off this was.
 
 from dataclasses import dataclass
 
-from strop.forecast.shape import Shape
+from strop.forecast.workload import Shape
 from strop.fused.inputs import most_captured_tokens
 
 GIB = 2**30

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from strop.forecast.memory import fused_layer_bytes
 from strop.forecast.published import GPU, PRODUCTS
-from strop.forecast.shape import Shape
-from strop.forecast.workload import Load
+from strop.forecast.workload import Load, Shape
 from strop.gpus import GPUS, Gpu, modal_name
 from strop.run.manifest import SpeedLimit
 

@@ -16,8 +16,7 @@ from strop.model.lora import LoraAdapter
 from strop.ops.elementwise import rms_norm
 from strop.ops.fused.cross_entropy import fused_linear_cross_entropy
 from strop.ops.fused.norm import Stream
-from strop.ops.fused.operand import measure
-from strop.ops.fused.thin import Measured
+from strop.ops.fused.thin import Measured, measure
 
 
 class FusedDecoder:

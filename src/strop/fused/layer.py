@@ -18,10 +18,9 @@ from strop.model.decoder import Layer
 from strop.ops.fused.attention import tree_attention, tree_attention_backward
 from strop.ops.fused.attention_plan import AttentionPlan
 from strop.ops.fused.norm import Stream, advance, norm_backward, norm_operand
-from strop.ops.fused.operand import measure, operand_of
 from strop.ops.fused.rotary import finish_qkv, turn_back
 from strop.ops.fused.swiglu import swiglu, swiglu_backward
-from strop.ops.fused.thin import LowRank, Measured
+from strop.ops.fused.thin import LowRank, Measured, measure, operand_of
 from strop.ops.linear import FrozenWeight, Operand
 
 

@@ -26,7 +26,7 @@ from types import FrameType
 from typing import Any
 
 from strop.errors import Interrupted
-from strop.modal_runs import meter
+from strop.modal_runs import prices as meter
 from strop.modal_runs.fence import Fence, Storage, raise_fence
 from strop.modal_runs.remote_run import UPLOADED, Outcome, Places, TrainingJob, files_list, run_folder
 from strop.recipe import Recipe

@@ -1,20 +1,90 @@
-"""Follows the log and the result of a function call, from any machine and across lost connections."""
+"""Follows the log and the result of a function call, from any machine and across lost connections.
+
+Ctrl-C needs care in Modal's client (1.6.4): its contexts swallow it, and its log stream ends in tracebacks.
+"""
+
+from __future__ import annotations
 
 import asyncio
+import logging
+import signal
 import sys
+import threading
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from strop.errors import CloudError, Interrupted
-from strop.modal_runs.interrupts import cancellable, run
 from strop.modal_runs.remote_run import Outcome, read_record
 
 if TYPE_CHECKING:
     import modal
+
+
+_T = TypeVar("_T")
+
+
+@contextmanager
+def held_back(context: AbstractContextManager[Any]) -> Iterator[None]:
+    """Enter a context; while it is open, hold Ctrl-C back until it has closed.
+
+    `modal.App.run` swallows a Ctrl-C that arrives while it is open or closing, and the call that was spawned in it is
+    then lost. While it is still opening, which may include building an image, Ctrl-C ends it at once.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed; raised after the context has closed.
+    """
+    came = True  # until our handler is installed: an interrupt that the context swallows before that counts too
+    previous = signal.getsignal(signal.SIGINT)
+    raises = threading.current_thread() is threading.main_thread() and previous is signal.default_int_handler
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+
+    try:
+        with context:
+            if raises:
+                signal.signal(signal.SIGINT, remember)
+            came = False
+            yield
+    finally:
+        if raises:
+            signal.signal(signal.SIGINT, previous)
+    if came:
+        raise KeyboardInterrupt
+
+
+def run(waiting: Coroutine[Any, Any, _T]) -> _T:
+    """`asyncio.run`, but silent on Ctrl-C.
+
+    When cancelled, Modal's log stream leaves one of its tasks behind; asyncio would report it when the process ends.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed, and the coroutine was cancelled.
+    """
+    try:
+        return asyncio.run(waiting)
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
+
+
+@asynccontextmanager
+async def cancellable() -> AsyncIterator[None]:
+    """Keep a cancellation a cancellation: Modal's log stream, when cancelled, fails to close its generator."""
+    try:
+        yield
+    except Exception:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError from None
+        raise
+
 
 _REMEMBERED = 20_000
 """Log entries remembered as seen: more than a stream repeats when it is reopened."""
@@ -51,7 +121,7 @@ async def _show(call_ids: Sequence[str], follow: bool, emit: Emit) -> Outcome | 
     return await wait(log) if follow else None
 
 
-async def wait(log: "CallLog", patience: float | None = None) -> Outcome | None:
+async def wait(log: CallLog, patience: float | None = None) -> Outcome | None:
     """Follow a call to its end. Asynchronous, because Ctrl-C in a blocking method of Modal's client causes a traceback.
 
     Args:
@@ -95,7 +165,7 @@ async def wait(log: "CallLog", patience: float | None = None) -> Outcome | None:
 class CallLog:
     """A call's log; emits each entry once, whether it was streamed or fetched."""
 
-    def __init__(self, call: "modal.FunctionCall[dict[str, Any]]", emit: Emit) -> None:
+    def __init__(self, call: modal.FunctionCall[dict[str, Any]], emit: Emit) -> None:
         self.call = call
         self.emit = emit
         self._seen: OrderedDict[tuple[datetime, str], None] = OrderedDict()
@@ -115,7 +185,7 @@ class CallLog:
         """Emit new entries until the call ends or nothing arrives for `patience` seconds."""
         await self._take(self.call.logs.stream.aio(timeout=patience))
 
-    async def _take(self, entries: "AsyncGenerator[modal.types.LogEntry]") -> None:
+    async def _take(self, entries: AsyncGenerator[modal.types.LogEntry]) -> None:
         async with cancellable(), aclosing(entries):
             async for entry in entries:
                 key = (entry.timestamp, entry.message)

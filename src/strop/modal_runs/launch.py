@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from strop.errors import CheckpointError, Interrupted, OutOfMemoryError, RecipeError, StropError
 from strop.gpus import larger
-from strop.modal_runs.follow import CallLog, Emit, cloud_errors, is_passing, to_console, wait
-from strop.modal_runs.interrupts import held_back, run
+from strop.modal_runs.follow import CallLog, Emit, cloud_errors, held_back, is_passing, run, to_console, wait
 from strop.modal_runs.pull import pull
 from strop.modal_runs.remote_run import (
     RECORD_FILE,

@@ -1,12 +1,21 @@
-"""Modal's prices in dollars per second: Modal's own answer if the client is logged in, else the list stored here."""
+"""Modal's prices in dollars per second, and the meter of an attempt that is billed.
 
+Prices are Modal's own answer if the client is logged in, else the list stored here. The function on Modal puts into the
+environment what is rented and since when; without that nothing is billed.
+"""
+
+import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from strop.errors import RecipeError
 from strop.gpus import GPUS, parse_gpu
+from strop.recipe import Recipe
+from strop.run.cost import Meter, with_unfinished
+from strop.run.folder import RunFolder
+from strop.run.records import TrainRecord, read_metrics
 
 CONTAINER_CORES, CONTAINER_MEMORY_GIB = 2.0, 16.0
 """What is counted besides the GPU, since Modal also bills a container's cores and memory. One process drives the GPU,
@@ -99,3 +108,34 @@ def _prices(rates: Mapping[str, float]) -> Prices:
         memory_gib=rates["mem_gib_hour_cost"] / 3600,
         source="Modal's current prices of this workspace",
     )
+
+
+GPU, STARTED = "STROP_MODAL_GPU", "STROP_ATTEMPT_STARTED"
+"""Environment variables: Modal's GPU string, and the Unix time at which billing of this attempt began."""
+
+
+def meter_of(recipe: Recipe, folder: RunFolder, note: Callable[[str], None]) -> Meter | None:
+    """The meter of the attempt that begins; None if nothing is billed.
+
+    Raises:
+        RecipeError: The environment names a GPU without a price, or no valid time.
+    """
+    gpu, started = os.environ.get(GPU), os.environ.get(STARTED)
+    limit = recipe.modal.max_cost
+    if not gpu or not started:
+        if limit is not None:
+            note(f"modal.max_cost={limit:g} is not watched: nothing is billed here ({GPU} is not set)")
+        return None
+    try:
+        since = float(started)
+    except ValueError:
+        raise RecipeError(f"{STARTED}={started} is not a time in Unix seconds") from None
+    prices = current_prices()
+    steps = [record for record in read_metrics(folder.metrics_path) if isinstance(record, TrainRecord)]
+    last = max((step.dollars or 0.0 for step in steps), default=0.0)
+    manifest = folder.manifest
+    earlier = with_unfinished(manifest.costs if manifest else (), last)
+    meter = Meter(gpu, prices.per_second(gpu), since, earlier, limit)
+    before = f", ${meter.before:.2f} before this attempt" if earlier else ""
+    note(f"{gpu}: ${3600 * meter.dollars_per_second:.2f} an hour{before} ({prices.source})")
+    return meter

@@ -10,3 +10,17 @@ Shape letters, here and in `model`:
     E  labels of a microbatch             R  in the loss: positions that have labels
     P  positions of a path in the tree    L  those of its last node
 """
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+
+def kernels_for(x: Tensor) -> ModuleType | None:
+    """`ops.kernels` if it can compute with x: on a GPU, in float32 or narrower. torch's CUDA builds include Triton."""
+    if not x.is_cuda or x.dtype == torch.float64:
+        return None
+    from strop.ops import kernels  # its kernels need Triton, which torch's CPU builds lack
+
+    return kernels

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from strop.ops import kernels_for
 from strop.ops.blockwise import BLOCK, dequantise_blockwise, dynamic_code, quantise_blockwise
-from strop.ops.dispatch import kernels_for
 
 _PIECE = BLOCK << 12
 """Numbers updated at a time when there is no kernel: the float32 moments of a million fit in a cache."""

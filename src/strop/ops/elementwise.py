@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from strop.ops.dispatch import kernels_for
+from strop.ops import kernels_for
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from strop.ops import blockwise
+from strop.ops.blockwise import BLOCK as MOMENT_BLOCK
+from strop.ops.blockwise import dynamic_code, midpoints
 
 _BLOCK = 1024
 
@@ -214,7 +215,7 @@ def nf4_dequantise(
     count = out.numel()
     _nf4_dequantise[(triton.cdiv(count, block * _BLOCKS),)](
         packed, absmax_B, levels, *(nested or (None, None, None)), out, count,
-        BLOCK=block, BLOCKS=_BLOCKS, NESTED=blockwise.BLOCK if nested else 0, enable_fp_fusion=False,
+        BLOCK=block, BLOCKS=_BLOCKS, NESTED=MOMENT_BLOCK if nested else 0, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -230,12 +231,10 @@ def adamw_8bit(
 ) -> None:
     """See `ops.adamw_8bit`; one pass, with only parameters and gradients in float32. `rates`: rate and root."""
     device, count = parameter_N.device, len(parameter_N)
-    tables = [
-        table(signed, device) for table in (blockwise.dynamic_code, blockwise.midpoints) for signed in (True, False)
-    ]
+    tables = [table(signed, device) for table in (dynamic_code, midpoints) for signed in (True, False)]
     beta1, beta2 = betas
-    _adamw_8bit[(triton.cdiv(count, blockwise.BLOCK * _MOMENT_BLOCKS),)](
+    _adamw_8bit[(triton.cdiv(count, MOMENT_BLOCK * _MOMENT_BLOCKS),)](
         parameter_N, grad_N, *moments, *tables, rates, skip.to(torch.uint8), count,
         beta1, beta2, 1 - beta1, 1 - beta2, eps, keep,
-        BLOCK=blockwise.BLOCK, BLOCKS=_MOMENT_BLOCKS, enable_fp_fusion=False,
+        BLOCK=MOMENT_BLOCK, BLOCKS=_MOMENT_BLOCKS, enable_fp_fusion=False,
     )  # fmt: skip

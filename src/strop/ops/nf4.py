@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from strop.ops import kernels_for
 from strop.ops.blockwise import BLOCK as NESTED_BLOCK
 from strop.ops.blockwise import dequantise_blockwise, dynamic_code, quantise_blockwise
-from strop.ops.dispatch import kernels_for
 from strop.ops.linear import FrozenWeight, Operand
 
 # arXiv 2305.14314, appendix E.

@@ -17,13 +17,12 @@ from strop.recipe import TrainSection
 from strop.run.checkpoint import Checkpoint, checkpoint_path, is_intact, prune, save_checkpoint
 from strop.run.cost import Meter
 from strop.run.folder import RunFolder
-from strop.run.progress import Progress, is_due
+from strop.run.progress import LossWatch, Progress, is_due
 from strop.run.records import EvalRecord, MetricsLog, Sample, TrainRecord, read_metrics, write_samples
 from strop.run.reporter import Reporter
 from strop.training.engine import Engine, InFlight, Tensors
 from strop.training.optim import learning_rate
 from strop.training.step import NonFiniteError, StepResult, explain_non_finite
-from strop.training.watch import LossWatch
 
 _T = TypeVar("_T")
 

@@ -22,8 +22,7 @@ from strop.recipe import Recipe, TrainSection
 from strop.run.folder import RunFolder
 from strop.training.engine import InFlight, Tensors
 from strop.training.step import NonFiniteError, StepResult
-from strop.unsloth.job import write_job
-from strop.unsloth.process import Worker, WorkerFailed
+from strop.unsloth.process import Worker, WorkerFailed, write_job
 
 _QUIET = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """The model is a local folder by now, and nobody is told of the run."""

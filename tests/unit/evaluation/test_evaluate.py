@@ -11,8 +11,15 @@ import pytest
 import torch
 
 from strop.errors import RecipeError
-from strop.evaluation.answers_file import COLUMNS, check_path, write_answers
-from strop.evaluation.result import AnswerPair, Evaluation, JudgedAnswer, ScoreSettings
+from strop.evaluation.result import (
+    COLUMNS,
+    AnswerPair,
+    Evaluation,
+    JudgedAnswer,
+    ScoreSettings,
+    check_path,
+    write_answers,
+)
 from strop.evaluation.score import HeldOutQuestion, evaluate
 from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter

@@ -1,6 +1,6 @@
 import pytest
 
-from strop.evaluation.matching import exact_match, numbers, numeric_match, token_f1
+from strop.evaluation.score import exact_match, numbers, numeric_match, token_f1
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from strop.data.tokenizer import load_tokenizer
 from strop.errors import RecipeError
-from strop.exporting.gguf.vocabulary import name_for_tokenizer, name_of_split, pieces_and_types, scores
+from strop.exporting.gguf.metadata import name_for_tokenizer, name_of_split, pieces_and_types, scores
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 PHI3, SMOLLM2 = FIXTURES / "phi3-tokenizer", FIXTURES / "smollm2-tokenizer"

@@ -8,7 +8,7 @@ import pytest
 
 from strop.commands.plan import plan_notes, plan_table
 from strop.forecast.estimate import START_SECONDS, PlannedRun, measured, plan_of, scaled
-from strop.forecast.outcome import Outcome, sentence
+from strop.forecast.prediction import Outcome, sentence
 from strop.forecast.probe import Probe
 from strop.forecast.published import PHI3_MINI
 from strop.forecast.workload import count_workload, load_of

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from strop.forecast.memory import GIB, Memory, fused_layer_bytes, plain_layer_bytes
 from strop.forecast.published import FIGURES, PHI3_MINI, Figure
-from strop.forecast.shape import Shape
+from strop.forecast.workload import Shape
 from strop.gpus import GPUS
 from strop.microbatch.pack import PackedInputs
 from strop.model.checkpoint.weights import load_decoder

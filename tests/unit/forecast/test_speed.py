@@ -6,9 +6,8 @@ from typing import Any, cast
 import pytest
 
 from strop.forecast.published import FIGURES, GPU, PHI3_MINI, Figure
-from strop.forecast.shape import Shape
 from strop.forecast.speed import Speed, limit_of
-from strop.forecast.workload import Load
+from strop.forecast.workload import Load, Shape
 from strop.gpus import GPUS
 from strop.model.config import read_config
 from strop.recipe import LoraSection

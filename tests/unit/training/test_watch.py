@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from strop.training.watch import LossWatch
+from strop.run.progress import LossWatch
 
 
 def warnings(losses: list[float]) -> list[tuple[int, str]]:

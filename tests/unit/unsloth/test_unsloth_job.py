@@ -8,8 +8,8 @@ from strop.errors import RecipeError
 from strop.microbatch.order import Order
 from strop.recipe import DataSection, ModelSection, Recipe, TrainSection
 from strop.training.optim import learning_rate
-from strop.unsloth import job as unsloth_job
-from strop.unsloth.job import LOADER, choose_dtype, choose_loader, rows_of
+from strop.unsloth import process as unsloth_job
+from strop.unsloth.process import LOADER, choose_dtype, choose_loader, rows_of
 from training_doubles import Rows
 
 

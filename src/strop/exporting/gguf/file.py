@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strop.data.template import Template
-from strop.exporting.gguf.shape import ARCHITECTURES, add_shape, rope_tensors
-from strop.exporting.gguf.vocabulary import add_tokenizer, name_for_tokenizer
+from strop.exporting.gguf.metadata import ARCHITECTURES, add_shape, add_tokenizer, name_for_tokenizer, rope_tensors
 from strop.exporting.merge import MergedModel
 from strop.model.config import DecoderConfig
 

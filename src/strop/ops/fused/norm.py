@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from strop.ops.fused.operand import new_values
 from strop.ops.fused.thin import (
     ROWS,
     SPAN,
@@ -22,6 +21,7 @@ from strop.ops.fused.thin import (
     add_thin_product,
     block_rows,
     grid,
+    new_values,
     registers,
     rows_of,
     store_parts,
