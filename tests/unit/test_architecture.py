@@ -107,12 +107,12 @@ LATE: dict[str, dict[str, str]] = {
         "strop.modal_runs.serving_app": NEEDS_MODAL,
     },
     "strop.modal_runs.upload": {"modal": OPTIONAL},
-    "strop.model.checkpoint.gguf": {"gguf": OPTIONAL},
-    "strop.model.checkpoint.locate": {
-        "strop.model.checkpoint.gguf": "imports torch; only for a file of that kind, and `strop pull` locates models"
+    "strop.model.pretrained.gguf": {"gguf": OPTIONAL},
+    "strop.model.pretrained.locate": {
+        "strop.model.pretrained.gguf": "imports torch; only for a file of that kind, and `strop pull` locates models"
     },
-    "strop.ops": {"strop.ops.kernels": NEEDS_TRITON},
-    "strop.ops.attention": {"strop.ops.fused.attention": NEEDS_TRITON},
+    "strop.ops": {"strop.ops.triton.kernels": NEEDS_TRITON},
+    "strop.ops.attention": {"strop.ops.triton.attention": NEEDS_TRITON},
     "strop.resolve": {"huggingface_hub": "half a second, and only for what is no path"},
     "strop.run.folder": {"strop.run.checkpoint": "imports torch; a page on a run does not wait for it"},
     "strop.training.gradients": {"strop.fused.capture": NEEDS_TRITON},

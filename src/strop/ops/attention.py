@@ -1,6 +1,6 @@
 """Causal attention over packed samples: each sees itself and nothing else; a prefix that several share is there once.
 
-On a GPU in bfloat16 a few kernels do a whole microbatch (`ops.fused.attention`). Elsewhere each node of the prefix
+On a GPU in bfloat16 a few kernels do a whole microbatch (`ops.triton.attention`). Elsewhere each node of the prefix
 tree is a call of its own to PyTorch's attention; a list of small calls costs under 2% of a layer on a CPU and wastes no
 padding.
 """
@@ -14,7 +14,7 @@ from strop.microbatch.tree import Tree
 def attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, tree: Tree, window: int | None) -> Tensor:
     """See `reference.attention`. Returns (T, N, H)."""
     if q_TNH.is_cuda and q_TNH.dtype == torch.bfloat16:
-        from strop.ops.fused.attention import packed_attention  # needs Triton, which torch's CPU builds lack
+        from strop.ops.triton.attention import packed_attention  # needs Triton, which torch's CPU builds lack
 
         return packed_attention(q_TNH, k_TKH, v_TKH, tree, window)
     # A node's keys are put together from the pieces of `split`, whose backward adds the pieces' gradients up one after

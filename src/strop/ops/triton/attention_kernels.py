@@ -1,4 +1,4 @@
-"""The kernels of `ops.fused.attention`.
+"""The kernels of `ops.triton.attention`.
 
 A tile of queries belongs to one node. Its keys are the node's path: the ancestors' tokens, gathered by an index list,
 then the node's own. FlashAttention-2's recurrences (Dao 2023, arXiv 2307.08691), in base 2. Head widths that are no
@@ -8,7 +8,7 @@ power of two are computed as two parts, 96 = 64 + 32.
 import triton
 import triton.language as tl
 
-from strop.ops.fused.thin import add_low_rank, add_thin_product, rows_of, store_parts
+from strop.ops.triton.thin import add_low_rank, add_thin_product, rows_of, store_parts
 
 
 @triton.jit
