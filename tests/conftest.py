@@ -2,6 +2,7 @@
 
 import os
 import signal
+from importlib.util import find_spec
 
 import hypothesis
 import torch
@@ -9,6 +10,10 @@ import torch
 if not torch.cuda.is_available():
     # Triton's own helpers become interpreted or compiled ones when it is first imported, which peft may do.
     os.environ["TRITON_INTERPRET"] = "1"
+    if find_spec("triton"):  # it has builds for Linux only
+        import fast_interpreter
+
+        fast_interpreter.install()
 
 # Two test processes share two cores whose speed varies fourfold; a deadline would measure the machine.
 hypothesis.settings.register_profile("strop", deadline=None)

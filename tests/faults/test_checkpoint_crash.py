@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
-from checkpoints import assert_is, flip_bit, names, save, state, tensors
 from crashing_os import MODES, Mode, crash_everywhere
+from known_checkpoints import assert_is, flip_bit, names, save, state, tensors
 from strop.errors import StropError
 from strop.run import durable
 from strop.run.checkpoint import STATE_FILE, TENSORS_FILE, checkpoint_path, load_newest, prune

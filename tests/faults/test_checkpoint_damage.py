@@ -11,7 +11,7 @@ import pytest
 import safetensors
 import safetensors.torch
 
-from checkpoints import assert_is, flip_bit, save, state, tensors
+from known_checkpoints import assert_is, flip_bit, save, state, tensors
 from strop.errors import CheckpointError
 from strop.run.checkpoint import MANIFEST_FILE, STATE_FILE, TENSORS_FILE, checkpoint_path, load_newest
 

@@ -18,10 +18,11 @@ import pytest
 import torch
 
 import strop
-from helpers import metrics, write_recipe
 from strop.errors import StropError
 from strop.evaluation import samples
 from strop.recipe import Recipe, load_recipe
+from tiny_runs import metrics, write_recipe
+from waiting import until_step
 
 RANDOM_TRIALS, WRITE_TRIALS = 32, 28
 
@@ -72,11 +73,7 @@ def some_time_after(step: int, run: Path, draw: random.Random) -> Callable[[], N
     """Wait until a run has recorded a step, and then for up to the time of a few steps."""
 
     def wait() -> None:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            if (run / "metrics.jsonl").exists() and any(record["step"] >= step for record in metrics(run)):
-                break
-            time.sleep(0.001)
+        until_step(run, step)
         time.sleep(draw.uniform(0, 0.05))
 
     return wait

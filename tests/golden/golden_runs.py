@@ -32,8 +32,8 @@ def write_recipe(folder: Path, family: str, sizes: dict[str, int], dtype: str = 
 
     import torch
 
-    from helpers import write_rows
     from tiny_models import write_checkpoint
+    from tiny_runs import write_rows
 
     partial = {"hidden_size": 64} if family == "phi3-partial" else {}
     write_checkpoint(folder / "model", family, gain=gain, dtype=getattr(torch, dtype), **sizes | partial)
@@ -172,6 +172,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "integration")]
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
     os.environ.update(PINNED)
     main()

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from golden_runs import PINNED
+from waiting import PATIENCE
 
 HERE = Path(__file__).parent
 
@@ -19,7 +20,9 @@ HERE = Path(__file__).parent
 def runs(which: str, folder: Path) -> dict[str, Any]:
     """What the runs come to now, made in a process whose arithmetic is pinned."""
     command = [sys.executable, str(HERE / "golden_runs.py"), which, str(folder)]
-    done = subprocess.run(command, env=os.environ | PINNED, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        command, env=os.environ | PINNED, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return dict(json.loads(done.stdout))
 

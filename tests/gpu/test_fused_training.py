@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import strop
-from helpers import metrics, write_recipe
 from strop.errors import Interrupted, NumericsError
 from strop.model.lora import LoraAdapter
 from strop.model.precision import choose_device
@@ -19,6 +18,7 @@ from strop.training.loop import Trainer
 from strop.training.step import StepInFlight
 from test_fused_gpu import adapter_of, captured, step_of
 from tiny_models import write_checkpoint
+from tiny_runs import metrics, write_recipe
 from training_doubles import StopAt, trainer_of
 from tree_batches import batch_of
 

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import FIXTURES, metrics, strop, write_rows
 from strop.exporting.adapter import load_adapter
 from strop.model.lora import LoraAdapter
 from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import write_checkpoint
+from tiny_runs import FIXTURES, metrics, strop, write_rows
+from waiting import PATIENCE
 
 pytestmark = [
     pytest.mark.gpu,
@@ -80,7 +81,7 @@ def write_recipe_for(folder: Path, family: str) -> Path:
 def train(folder: Path, run: str, engine: str, *overrides: str) -> Path:
     out = f"train.output_dir={folder / run}"
     done = strop(
-        "train", folder / "tiny.yaml", "--engine", engine, out, *overrides, cache=folder / "cache", timeout=500
+        "train", folder / "tiny.yaml", "--engine", engine, out, *overrides, cache=folder / "cache", timeout=PATIENCE
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / run
@@ -148,7 +149,7 @@ def test_out_of_memory_is_exit_6(tmp_path: Path) -> None:
     taken = torch.empty(torch.cuda.mem_get_info()[0] - (6 << 30), dtype=torch.uint8, device="cuda")
     batch = ("train.per_device_train_batch_size=16384", "train.gradient_accumulation_steps=1", "train.max_steps=1")
     out, cache = f"train.output_dir={tmp_path / 'run'}", tmp_path / "cache"
-    done = strop("train", tmp_path / "tiny.yaml", "--engine", "unsloth", out, *batch, cache=cache, timeout=500)
+    done = strop("train", tmp_path / "tiny.yaml", "--engine", "unsloth", out, *batch, cache=cache, timeout=PATIENCE)
     del taken
     assert done.returncode == 6, done.stdout + done.stderr
     assert "train.per_device_train_batch_size" in done.stderr

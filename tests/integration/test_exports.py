@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,13 +13,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from helpers import environment, strop, write_bfloat16_recipe
 from strop import Run
 from strop.commands.export import _reference
 from strop.data.template import load_template
 from strop.errors import ParityError
 from strop.exporting.parity.gate import check_parity
 from strop.model.pretrained.folder import open_model
+from tiny_runs import environment, strop, write_bfloat16_recipe
+from waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +127,9 @@ def test_killed_at_any_moment_it_is_whole_or_absent(workshop: Path) -> None:
     target = workshop / "killed"
     command = [sys.executable, "-m", "strop", "export", workshop / "run", "--to", "merged", "-o", target]
     seen_hidden = False
-    for wait in (0.0, 0.3):
+    for begun in (".*killed-*", ".*killed-*/*.safetensors"):
         child = subprocess.Popen(command, env=environment(workshop / "cache"), stderr=subprocess.DEVNULL)
-        while not list(workshop.glob(".*killed-*")) and child.poll() is None:
-            time.sleep(0.01)
-        time.sleep(wait)
+        until(lambda begun=begun, child=child: list(workshop.glob(begun)) or child.poll() is not None)
         child.send_signal(signal.SIGKILL)
         child.wait()
         seen_hidden |= bool(list(workshop.glob(".*killed-*")))

@@ -4,13 +4,16 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
 
-from helpers import environment, strop
+from one_core import one_core
+from tiny_runs import environment, strop
+from waiting import PATIENCE
 
 pytestmark = pytest.mark.slow
 OVERRIDES = (
@@ -21,6 +24,12 @@ OVERRIDES = (
     "data.max_train_samples=100",
     "data.max_eval_samples=2",
 )
+
+
+@pytest.fixture(autouse=True)
+def _one_core() -> Iterator[None]:
+    with one_core():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +91,7 @@ def test_a_file_of_another_adapter_is_refused(workshop: Path) -> None:
     )
     command = [sys.executable, "-c", program]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=environment(workshop / "cache"), timeout=240, check=False
+        command, capture_output=True, text=True, env=environment(workshop / "cache"), timeout=PATIENCE, check=False
     )
     assert done.returncode == 9, done.stderr
     assert "KL divergence" in done.stderr

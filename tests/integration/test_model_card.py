@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helpers import environment, strop, write_bfloat16_recipe
+from tiny_runs import environment, strop, write_bfloat16_recipe
+from waiting import PATIENCE
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +39,7 @@ def run_its_python(text: str, here: Path, base: Path, cache: Path) -> str:
         capture_output=True,
         text=True,
         env=environment(cache),
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

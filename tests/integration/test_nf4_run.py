@@ -4,12 +4,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from helpers import environment, metrics, strop, write_recipe
+from tiny_runs import environment, metrics, strop, write_recipe
+from waiting import until_step
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +51,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(workshop: Path, tmp_path: P
     run = tmp_path / "run"
     command = [sys.executable, "-m", "strop", *map(str, again(workshop, run))]
     with subprocess.Popen(command, env=environment(workshop / "cache"), stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            if (run / "metrics.jsonl").exists() and any(record["step"] >= 4 for record in metrics(run)):
-                break
-            time.sleep(0.001)
+        until_step(run, 4, lambda: process.poll() is None)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     done = strop("train", run, cache=workshop / "cache")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from helpers import environment, strop, write_recipe
 from strop import Run, plan, train
 from strop.errors import BudgetReached
 from strop.recipe import load_recipe
 from strop.run.records import TrainRecord
 from strop.run.reporter import Reporter
+from tiny_runs import environment, strop, write_recipe
 
 
 class Notes(Reporter):

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 import strop
-from helpers import write_recipe
 from strop.errors import Interrupted
 from strop.evaluation import samples as sampling
 from strop.recipe import load_recipe
 from strop.run.records import Sample, read_samples
+from tiny_runs import write_recipe
 
 NAME = "adapter_model.safetensors"
 

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from typing import Any
 import openai
 import pytest
 
-from helpers import environment, strop, write_recipe
+from tiny_runs import environment, strop, write_recipe
+from waiting import PATIENCE
 
 QUESTION = "Say the words of row 3.\n\nblue stone"
 
@@ -54,12 +54,12 @@ class Server:
         self.url, self.port = found[1], int(found[2])
 
     def client(self, key: str = "none") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE)
 
     def end(self, number: signal.Signals = signal.SIGINT) -> tuple[int, str]:
         """Signal it; its exit code and what it wrote to stderr."""
         self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=30)
+        _, errors = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, errors
 
 
@@ -195,7 +195,7 @@ def test_no_malformed_request_gets_more_than_a_refusal(server: Server) -> None:
     requests += [(method, path, b"{}") for method, path in WRONG_PATHS]
     assert len(requests) > 140
     for method, path, body in requests:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
         connection.request(method, path, body, json_type)
         answer = connection.getresponse()
         content = json.loads(answer.read())
@@ -220,7 +220,7 @@ def test_no_malformed_request_gets_more_than_a_refusal(server: Server) -> None:
     ],
 )
 def test_what_is_not_http_ends_its_own_connection_only(server: Server, garbage: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
         with contextlib.suppress(OSError):
             connection.sendall(garbage)
             connection.shutdown(socket.SHUT_WR)
@@ -236,15 +236,13 @@ def test_a_signal_in_the_middle_of_an_answer_ends_it_cleanly(workshop: Path) -> 
         refused = strop("chat", server.url, "--prompt", "Hi", cache=workshop / "cache")
         assert refused.returncode == 8
         assert "Set STROP_API_KEY" in refused.stderr
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
         body = json.dumps(good(max_tokens=480, stream=True, temperature=0))
         connection.request("POST", "/v1/chat/completions", body, key)
         answer = connection.getresponse()
         answer.readline()
-        asked = time.monotonic()
         assert server.end() == (0, "")
-        assert time.monotonic() - asked < 10
-        assert b"[DONE]" not in answer.read()
+        assert b"[DONE]" not in answer.read(), "it does not wait for the answer's end"
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import strop
-from helpers import write_model
 from strop.recipe import load_recipe
 from strop.run.records import TrainRecord
+from tiny_runs import write_model
 
 Row = dict[str, Any]
 SHAPES: dict[str, Callable[[int], Row]] = {

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 import strop
-from helpers import write_recipe
 from strop.errors import RecipeError
 from strop.recipe import load_recipe
 from strop.run.trackers import tracker
+from tiny_runs import write_recipe
 
 
 def test_a_run_leaves_events_and_a_missing_extra_leaves_nothing(

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import environment, metrics, strop, write_recipe
 from strop.run.records import read_samples
 from tiny_models import load_oracle
+from tiny_runs import environment, metrics, strop, write_recipe
+from waiting import PATIENCE, until, until_step
 
 # 40 rows in steps of 6: the last step has 4, as microbatches of 3 and 1. The gradient norm is near 5, so it is clipped.
 SETTINGS: dict[str, Any] = {
@@ -138,16 +138,6 @@ def start(folder: Path, run: str, *overrides: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=environment(folder / "cache"), stdout=subprocess.DEVNULL)
 
 
-def wait_for_step(process: subprocess.Popen[bytes], run: Path, step: int) -> None:
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline:
-        assert process.poll() is None, f"it ended before step {step}"
-        if (run / "metrics.jsonl").exists() and any(record["step"] >= step for record in metrics(run)):
-            return
-        time.sleep(0.005)
-    raise AssertionError(f"step {step} was not made in 200 s")
-
-
 def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -167,19 +157,16 @@ def test_killed_and_interrupted_it_ends_in_the_same_bits(workshop: Path) -> None
     run = workshop / "parts"
 
     process = start(workshop, "parts", *hard)
-    wait_for_step(process, run, 3)
+    until_step(run, 3, lambda: process.poll() is None)
     (worker,) = children_of(process.pid)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 60
-    while is_running(worker):
-        assert time.monotonic() < deadline, "the worker outlived its run"
-        time.sleep(0.05)
+    until(lambda: not is_running(worker), lambda: "the worker outlived its run")
 
     process = start(workshop, "parts", *hard)
-    wait_for_step(process, run, 7)
+    until_step(run, 7, lambda: process.poll() is None)
     os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(60) == 75
+    assert process.wait(PATIENCE) == 75
     manifest = json.loads((run / "run.json").read_text())
     assert manifest["status"] == "interrupted"
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import strop
-from helpers import write_bfloat16_recipe
 from strop.commands import load
 from strop.exporting.parity import gate
 from strop.model.pretrained import folder as model_folder
 from strop.model.pretrained.folder import ModelFolder
 from strop.model.pretrained.weights import load_decoder
+from tiny_runs import write_bfloat16_recipe
 
 
 @pytest.fixture(scope="module")

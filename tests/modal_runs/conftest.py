@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fake_modal import SECRETS, FakeModal
-from helpers import environment
+from tiny_runs import environment
+from waiting import PATIENCE
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def modal(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[FakeModal]
     marker = request.node.get_closest_marker("program")
     environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if marker is not None:
-        environment["FAKE_STROP"] = str(Path(__file__).with_name(marker.args[0]))
+        environment["FAKE_STROP"] = str(Path(__file__).parents[1] / "support" / marker.args[0])
     with FakeModal(folder, SECRETS, environment).running() as fake:
         yield fake
 
@@ -50,7 +51,7 @@ def client(start: Callable[..., "subprocess.Popen[str]"]) -> Callable[..., "subp
     def client(*arguments: object, module: str = "strop") -> "subprocess.CompletedProcess[str]":
         process = start(*arguments, module=module)
         try:
-            out, errors = process.communicate(timeout=120)
+            out, errors = process.communicate(timeout=PATIENCE)
         finally:
             process.kill()
         return subprocess.CompletedProcess(process.args, process.returncode, out, errors)

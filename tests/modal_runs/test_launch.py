@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ import pytest
 from modal_proto import api_pb2
 
 from fake_modal import SECRETS, FakeModal
-from helpers import write_rows
 from model_folders import write_model_folder
+from tiny_runs import write_rows
+from waiting import PATIENCE
 
-pytestmark = pytest.mark.program("stub_program.py")
+pytestmark = pytest.mark.program("stub_strop.py")
 
 Client = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -141,7 +141,7 @@ def test_logs_and_pull_reach_a_run_whose_client_was_killed(
     assert "is already running" in again.stdout
     assert len(modal.calls) == 1
     next(task.runs.glob("*/run")).joinpath("go-on").touch()
-    out, errors = follower.communicate(timeout=60)
+    out, errors = follower.communicate(timeout=PATIENCE)
     assert follower.returncode == 0, errors
     assert out.startswith(so_far.stdout)
     lines = [line for line in out.splitlines() if line.startswith("second")]
@@ -168,7 +168,7 @@ def test_the_older_of_two_containers_stops_and_writes_no_more(
     (tmp_path / "runs/slow/modal.json").unlink()  # as from another machine, which knows nothing of the first
     (tmp_path / "runs/slow/recipe.yaml").unlink()
     assert client("train", "slow.yaml", "--on", "modal", "--detach").returncode == 0
-    out, _ = older.communicate(timeout=60)
+    out, _ = older.communicate(timeout=PATIENCE)
     assert older.returncode == 75
     assert "a newer attempt owns slow-" in out
     _, second = modal.tasks.values()
@@ -191,7 +191,7 @@ def test_a_preempted_container_starts_again_without_a_retry(
     second = modal.wait_for(lambda: next((task for task in modal.tasks.values() if task is not first), None))
     modal.wait_for(lambda: modal.output().count("second 1\n") == 2)
     next(second.runs.glob("*/run")).joinpath("go-on").touch()
-    out, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, out + errors
     assert "attempt 2 of slow-" in out
     assert first.call.num_retries == 0
@@ -208,16 +208,15 @@ def test_an_attempt_that_fails_by_itself_is_retried(modal: FakeModal, start: Sta
     second = modal.wait_for(lambda: next((task for task in modal.tasks.values() if task is not first), None))
     modal.wait_for(lambda: modal.output().count("second 1\n") == 2)
     next(second.runs.glob("*/run")).joinpath("go-on").touch()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert first.call.num_retries == 1
 
 
 def interrupted(process: "subprocess.Popen[str]") -> int:
     """Press Ctrl-C in a client, and return its exit code."""
-    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert "Traceback" not in errors
     return process.returncode
 

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from modal_proto import api_pb2
 
-from fake_deployments import FakeDeployments
 from fake_modal import SECRETS
-from helpers import write_recipe
+from fake_modal_deployments import FakeDeployments
 from strop.data.template import load_template
 from strop.exporting.prompting import write_tokenizer
 from strop.modal_runs.remote_run import Places
 from strop.modal_runs.vllm import ServingJob, command
+from tiny_runs import write_recipe
+from waiting import PATIENCE
 
 Client = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -28,7 +29,7 @@ def modal(tmp_path: Path) -> Iterator[FakeDeployments]:
     """A fake with deployments, whose containers find a stub under the name vllm."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    stub = Path(__file__).with_name("stub_vllm.py")
+    stub = Path(__file__).parents[1] / "support" / "stub_vllm.py"
     (programs / "vllm").write_text(f'#!/bin/sh\nexec {sys.executable} {stub} "$@"\n')
     (programs / "vllm").chmod(0o755)
     (tmp_path / "modal").mkdir()
@@ -53,7 +54,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def get(port: int, path: str) -> Any:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as answer:
         return json.loads(answer.read())
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from fake_modal import FakeModal, Task
-from helpers import metrics, strop, write_recipe
+from tiny_runs import metrics, strop, write_recipe
+from waiting import PATIENCE
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -40,7 +41,7 @@ def test_an_interrupted_run_ends_in_the_bits_of_one_that_was_not(
     process = start("train", recipe, "--on", "modal")
     modal.preempt(wait_for_step(modal, 1, 5), signal.SIGINT)  # told to end: saves
     modal.preempt(wait_for_step(modal, 2, 15), signal.SIGKILL)  # gone at once, and with it what was not committed
-    out, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, out + errors
     assert len(modal.tasks) == 3
     assert out.count("resuming from step") == 2

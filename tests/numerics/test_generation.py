@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import captured_on_cpu
+import emulated_cuda_graphs
 from strop.evaluation import decode_step
 from strop.evaluation.generate import GeneratedAnswer, generate, stream
 from strop.evaluation.kv_cache import KVCache
@@ -131,7 +131,7 @@ tree_places, compute = Tree.places, decode_step.compute
 def test_captured_steps_are_the_same_steps(
     decoder: Decoder, want: list[GeneratedAnswer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graphs = captured_on_cpu.emulate_decode_graphs(monkeypatch)
+    graphs = emulated_cuda_graphs.emulate_decode_graphs(monkeypatch)
     assert answers(decoder, 4) == want
     assert {graph.shape for graph in graphs} <= {(4, 128), (2, 128), (1, 128)}
     assert sum(graph.replays for graph in graphs) > 8
@@ -141,7 +141,7 @@ def test_a_graph_that_reads_other_tensors_is_seen(
     decoder: Decoder, want: list[GeneratedAnswer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The emulation's control: a replay computes from the block that was captured, not from the caller's."""
-    captured_on_cpu.emulate_decode_graphs(monkeypatch)
+    emulated_cuda_graphs.emulate_decode_graphs(monkeypatch)
     capture = decode_step.CapturedSteps._capture
 
     def stale(self, block, width):

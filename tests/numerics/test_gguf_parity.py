@@ -1,7 +1,7 @@
 """A GGUF file says in llama.cpp what the decoder says, for every family that it can hold."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from one_core import one_core
 from strop.data.examples import Alpaca
 from strop.data.prompts import as_turns
 from strop.data.template import Template, load_template
@@ -56,6 +57,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("smollm2-tokenizer", {"head_dim": 32}),
 }
 TEXTS = ["What did Rabat's 3 rivers carry in 2014?", "¿Über straße?\n\n\tif x == 10_000:  # 漢字 🙂", "one"]
+
+
+@pytest.fixture(autouse=True)
+def _one_core() -> Iterator[None]:
+    with one_core():
+        yield
 
 
 @pytest.fixture(autouse=True)

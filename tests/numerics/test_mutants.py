@@ -18,7 +18,7 @@ pytest.importorskip("triton", reason="Triton has builds for Linux only")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("where there is a GPU the kernels are compiled; tests/gpu has them", allow_module_level=True)
 
-from captured_on_cpu import emulate_graphs
+from emulated_cuda_graphs import emulate_graphs
 from float8_interpreter import round_as_hardware
 from strop.data.store import Sample
 from strop.fused import inputs as fused_inputs

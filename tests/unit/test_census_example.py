@@ -15,6 +15,8 @@ from types import ModuleType
 
 import pytest
 
+from waiting import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "census" / "build.py"
 SHIPPED = ROOT / "src" / "strop" / "recipes" / "census"
@@ -193,7 +195,7 @@ def test_figures_are_those_of_the_tables(
 
 def run_script(folder: Path, *arguments: str) -> list[bytes]:
     command = [sys.executable, str(SCRIPT), "--out", str(folder), *arguments]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
     return [(folder / f"{side}.jsonl").read_bytes() for side in ("train", "validation")]
 
 

@@ -12,6 +12,7 @@ import pytest
 from strop.errors import ModelError, RecipeError
 from strop.model.pretrained.locate import locate_model
 from strop.resolve import cache_dir, is_hub_id, resolve_package_path, split_files
+from waiting import PATIENCE
 
 TOKEN = "hf_canaryCANARYcanaryCANARY1234567890"
 COMMIT = "a" * 40
@@ -200,7 +201,7 @@ def ask(call: str, arguments: list[str], home: Path, endpoint: str, **env: str) 
         env=os.environ | settings | {"HF_HUB_DISABLE_XET": "1"} | env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert TOKEN not in done.stdout + done.stderr

@@ -18,6 +18,8 @@ from rich.markup import escape
 from strop import __version__
 from strop.commands.console import Overrides, out
 from strop.errors import StropError
+from strop.model.config import read_config
+from strop.model.pretrained.folder import open_model
 from strop.recipe import LoraSection, Recipe, load_recipe
 from strop.resolve import cache_dir
 
@@ -134,9 +136,7 @@ def _engine(recipe: Recipe | None) -> Iterator[Finding]:
 
 
 def _against(recipe: Recipe | None, device: torch.device) -> str | None:
-    from strop.model.config import read_config
     from strop.model.precision import why_not_fused
-    from strop.model.pretrained.folder import open_model
 
     if recipe is None:
         return why_not_fused(read_config(_LLAMA), LoraSection(), device)

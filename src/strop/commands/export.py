@@ -17,6 +17,7 @@ from strop.commands.load import load_run_template, load_trained
 from strop.commands.run import Run
 from strop.errors import RecipeError
 from strop.exporting.staged import refuse_existing, staged_folder
+from strop.model.pretrained.folder import ModelFolder, open_model
 
 if TYPE_CHECKING:
     from strop.data.template import Template
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from strop.exporting.layout import Layout
     from strop.exporting.merge import MergedModel
     from strop.exporting.parity.gate import Parity, Reference
-    from strop.model.pretrained.folder import ModelFolder
     from strop.reporting.usage import Form
 
 _NF4_REFUSED = (
@@ -130,7 +130,6 @@ def command(
 
 def _other_layout(run: Run, layout: Layout, base: str | None, output: Path | None) -> Path:
     from strop.exporting.layout import convert_layout
-    from strop.model.pretrained.folder import open_model
 
     model = open_model(run.recipe.model)
     target = output or run.path / f"adapter-{layout}"
@@ -145,7 +144,6 @@ def _export(run: Run, to: Form, kind: str, target: Path, quantisation: Quantisat
     from strop.exporting.merge import merged_model, write_merged
     from strop.exporting.parity.gate import check_parity
     from strop.exporting.prompting import write_tokenizer
-    from strop.model.pretrained.folder import open_model
 
     base = open_model(run.recipe.model)
     template = load_run_template(run, base)

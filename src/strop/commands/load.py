@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from strop.errors import OutOfMemoryError
+from strop.model.pretrained.folder import ModelFolder, open_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,7 +96,6 @@ def load_tuned(run: Run) -> Tuned:
     Raises:
         RecipeError: The run is not finished.
     """
-    from strop.model.pretrained.folder import open_model
 
     run.require_adapter()
     model = open_model(run.recipe.model)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from strop.errors import RecipeError
+from strop.model.pretrained.folder import ModelFolder, open_model
 from strop.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
     from strop.data.audit import AuditReport
     from strop.data.dataset import Dataset
-    from strop.model.pretrained.folder import ModelFolder
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,6 @@ def prepare(recipe: Recipe, note: Callable[[str], None] = lambda line: None, nee
     from strop.data.audit import audit
     from strop.data.dataset import open_dataset
     from strop.model.lora import resolve_targets
-    from strop.model.pretrained.folder import open_model
 
     model = open_model(recipe.model, note, needs_weights)
     resolve_targets(model.config, recipe.lora.target_modules)

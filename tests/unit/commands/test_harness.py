@@ -13,7 +13,6 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
-from helpers import write_model
 from strop.commands import harness
 from strop.data.template import load_template
 from strop.errors import RecipeError
@@ -21,6 +20,7 @@ from strop.model.lora import LoraAdapter
 from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import load_oracle
+from tiny_runs import write_model
 
 CONTEXT = "The capital of France is"
 PAIRS = [

@@ -14,6 +14,7 @@ from strop.data.prompts import ALPACA
 from strop.data.template import Template, load_template
 from strop.data.tokenizer import load_tokenizer
 from strop.exporting.prompting import go_template, modelfile, take_apart
+from waiting import PATIENCE
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 PHI3, SMOLLM2 = FIXTURES / "phi3-tokenizer", FIXTURES / "smollm2-tokenizer"
@@ -46,7 +47,7 @@ def go(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("go")
     source = Path(__file__).with_name("ollama_template.go")
     environment = os.environ | {"GOCACHE": str(folder / "cache"), "GOFLAGS": "-mod=mod", "GO111MODULE": "off"}
-    subprocess.run(["go", "build", "-o", folder / "render", source], check=True, env=environment, timeout=300)
+    subprocess.run(["go", "build", "-o", folder / "render", source], check=True, env=environment, timeout=PATIENCE)
     return folder / "render"
 
 
@@ -57,7 +58,7 @@ def render(go: Path, source: str, chats: list[list[dict[str, str]]]) -> list[str
         system = chat[0]["content"] if chat[0]["role"] == "system" else ""
         messages = [{"Role": m["role"], "Content": m["content"]} for m in chat]
         jobs.append({"Template": source, "System": system, "Messages": messages, "Prompt": chat[-1]["content"]})
-    done = subprocess.run([go], input=json.dumps(jobs), capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([go], input=json.dumps(jobs), capture_output=True, text=True, check=True, timeout=PATIENCE)
     texts: list[str] = json.loads(done.stdout)
     return texts
 

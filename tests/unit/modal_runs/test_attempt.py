@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,29 +17,50 @@ from strop.modal_runs.attempt import Pace, run_attempt
 from strop.modal_runs.fence import FENCE_FILE
 from strop.modal_runs.remote_run import Outcome, Places, TrainingJob
 from strop.recipe import DataSection, ModelSection, Recipe, load_recipe
+from waiting import PATIENCE, until
 
 RUN = "mine-0123456789"
-SAVES = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); time.sleep(60)"
+SAVES = f"import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); time.sleep({PATIENCE})"
+WAIT = f"""
+import os, time
+def wait(path):
+    end = time.monotonic() + {PATIENCE}
+    while not os.path.exists(path) and time.monotonic() < end:
+        time.sleep(0.005)
+"""
 
 
 class Folder:
-    """The runs Volume as a plain folder; keeps what each commit found."""
+    """The runs Volume as a plain folder; keeps what each commit found.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    Attributes:
+        refuses: So many commits of a checkpoint are refused.
+        told: Here are files for a child to wait for: `commit-N` after N commits, `unread` after a read that failed.
+    """
+
+    def __init__(self, root: Path, refuses: int = 0) -> None:
+        self.root, self.refuses = root, refuses
+        self.told = root.parent / "told"
+        self.told.mkdir(exist_ok=True)
         self.commits: list[set[str]] = []
-        self.is_refusing = False
 
     def reload(self) -> None:
         pass
 
     def commit(self) -> None:
-        if self.is_refusing:
+        found = {path.relative_to(self.root).as_posix() for path in self.root.rglob("*")}
+        if self.refuses and any("/step-" in name for name in found):
+            self.refuses -= 1
             raise OSError("busy")
-        self.commits.append({path.relative_to(self.root).as_posix() for path in self.root.rglob("*")})
+        self.commits.append(found)
+        (self.told / f"commit-{len(self.commits)}").touch()
 
     def read(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
+        try:
+            return (self.root / path).read_bytes()
+        except OSError:
+            (self.told / "unread").touch()
+            raise
 
 
 @pytest.fixture
@@ -65,13 +87,7 @@ def attempt(places: Places) -> Callable[..., Outcome]:
 def later(action: Callable[[], object], when: Callable[[], object]) -> None:
     """Do something as soon as a condition holds."""
 
-    def wait() -> None:
-        deadline = time.monotonic() + 30
-        while not when() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        action()
-
-    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=lambda: (until(when), action()), daemon=True).start()
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 5, 6, 7, 130])
@@ -91,6 +107,7 @@ def test_the_child_gets_the_recipe_and_what_it_needs_to_account_for_the_cost(
 ) -> None:
     out = places.root / "out.json"
     code = f"import json, os, sys; json.dump([sys.argv[1:], dict(os.environ)], open({str(out)!r}, 'w'))"
+    before = time.time()
     attempt(code)
     (command, path), environment = json.loads(out.read_text())
     recipe = load_recipe(path)
@@ -99,7 +116,7 @@ def test_the_child_gets_the_recipe_and_what_it_needs_to_account_for_the_cost(
     assert recipe.data.train_file == (str(places.data / "inputs/abc/rows.jsonl"), "some/hub-rows")
     assert recipe.output_dir == places.runs / RUN / "run"
     assert environment["STROP_MODAL_GPU"] == "H100:2"
-    assert abs(float(environment["STROP_ATTEMPT_STARTED"]) - time.time()) < 30
+    assert before - 0.001 <= float(environment["STROP_ATTEMPT_STARTED"]) <= time.time()  # it has milliseconds
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -110,7 +127,7 @@ def test_a_signal_is_passed_on_and_what_was_saved_is_committed(
     save = "(open(run + '/saved', 'w'), sys.exit(75))"
     code = (
         f"import signal, sys, time; run = {str(ready.parent)!r}\n"
-        f"signal.signal(signal.SIGTERM, lambda *_: {save})\nopen({str(ready)!r}, 'w')\ntime.sleep(60)"
+        f"signal.signal(signal.SIGTERM, lambda *_: {save})\nopen({str(ready)!r}, 'w')\ntime.sleep({PATIENCE})"
     )
     later(lambda: os.kill(os.getpid(), number), ready.exists)
     before = signal.getsignal(number)
@@ -120,19 +137,29 @@ def test_a_signal_is_passed_on_and_what_was_saved_is_committed(
     assert signal.getsignal(number) is before
 
 
-def test_the_child_is_stopped_before_the_time_is_over(attempt: Callable[..., Outcome]) -> None:
-    started = time.monotonic()
+@pytest.mark.parametrize(("timeout", "stopped"), [(3600, 3300), (400, 300)], ids=["long", "short"])
+def test_the_child_is_stopped_before_the_time_is_over(
+    timeout: int, stopped: int, attempt: Callable[..., Outcome], places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five minutes before, or a quarter of a shorter time. The clock goes on by a minute with every look at it."""
+    clock, ready = [1000.0], places.root / "ready"
+
+    def look() -> float:
+        clock[0] += 60 * ready.exists()
+        return clock[0]
+
+    monkeypatch.setattr("strop.modal_runs.attempt.time", SimpleNamespace(time=look, monotonic=time.monotonic))
     with pytest.raises(Interrupted, match="time is over"):
-        attempt(SAVES, timeout=4)
-    assert 2.5 < time.monotonic() - started < 15
+        attempt(SAVES.replace("time.sleep", f"open({str(ready)!r}, 'w'); time.sleep"), timeout=timeout)
+    assert clock == [1000.0 + stopped]
 
 
 def test_each_checkpoint_is_committed_when_it_appears(attempt: Callable[..., Outcome], places: Places) -> None:
     storage = Folder(places.runs)
     code = (
-        "import os, time\n"
-        f"run = {str(places.runs / RUN / 'run')!r}\n"
-        "for step in (1, 2): os.makedirs(f'{run}/checkpoints/step-{step}'); time.sleep(1)"
+        f"{WAIT}\nrun = {str(places.runs / RUN / 'run')!r}\n"
+        "for step in (1, 2):\n"
+        f"    os.makedirs(f'{{run}}/checkpoints/step-{{step}}'); wait(f'{storage.told}/commit-{{step + 1}}')"
     )
     attempt(code, storage=storage)
     counts = [sum("/step-" in name for name in names) for names in storage.commits]
@@ -140,20 +167,19 @@ def test_each_checkpoint_is_committed_when_it_appears(attempt: Callable[..., Out
 
 
 def test_a_commit_that_is_refused_is_made_again(attempt: Callable[..., Outcome], places: Places) -> None:
-    storage = Folder(places.runs)
+    storage = Folder(places.runs, refuses=2)
     step = places.runs / RUN / "run/checkpoints/step-1"
-    later(lambda: setattr(storage, "is_refusing", True), lambda: storage.commits)
-    later(lambda: (time.sleep(0.3), setattr(storage, "is_refusing", False)), step.exists)
-    attempt(f"import os, time; time.sleep(0.3); os.makedirs({str(step)!r}); time.sleep(1.5)", storage=storage)
-    assert sum(any("/step-1" in name for name in names) for names in storage.commits) == 2
+    attempt(f"{WAIT}\nos.makedirs({str(step)!r}); wait({str(storage.told / 'commit-2')!r})", storage=storage)
+    assert storage.refuses == 0
+    assert sum(any("/step-1" in name for name in names) for names in storage.commits) == 2  # the second is the end's
 
 
 def test_the_older_attempt_kills_its_child_and_commits_nothing(attempt: Callable[..., Outcome], places: Places) -> None:
-    storage, fence = Folder(places.runs), places.runs / RUN / FENCE_FILE
+    storage, fence, ended = Folder(places.runs), places.runs / RUN / FENCE_FILE, places.root / "ended"
     later(lambda: fence.write_text('{"attempt": 2, "token": "another"}'), lambda: storage.commits)
-    started = time.monotonic()
-    assert attempt(SAVES, storage=storage) == Outcome(75, attempt=1, superseded=True)
-    assert time.monotonic() - started < 10
+    code = f"try:\n    import time; time.sleep({PATIENCE})\nfinally:\n    open({str(ended)!r}, 'w')"
+    assert attempt(code, storage=storage) == Outcome(75, attempt=1, superseded=True)
+    assert not ended.exists(), "it was killed"
     assert len(storage.commits) == 1  # its own fence, at the beginning
     assert json.loads(fence.read_text())["token"] == "another"
 
@@ -161,7 +187,9 @@ def test_the_older_attempt_kills_its_child_and_commits_nothing(attempt: Callable
 def test_a_fence_that_cannot_be_read_stops_nobody(attempt: Callable[..., Outcome], places: Places) -> None:
     storage = Folder(places.runs)
     later((places.runs / RUN / FENCE_FILE).unlink, lambda: storage.commits)
-    assert attempt("import time; time.sleep(0.5)", storage=storage).exit_code == 0
+    unread = storage.told / "unread"
+    assert attempt(f"{WAIT}\nwait({str(unread)!r})", storage=storage).exit_code == 0
+    assert unread.exists()
 
 
 def test_whatever_ends_the_attempt_no_child_is_left(
@@ -170,10 +198,12 @@ def test_whatever_ends_the_attempt_no_child_is_left(
     class Cancelled(BaseException):
         pass
 
+    pid = places.root / "pid"
+
     def cancel(*_: object) -> None:
+        until(lambda: pid.exists() and pid.read_text())
         raise Cancelled
 
-    pid = places.root / "pid"
     monkeypatch.setattr(Folder, "read", cancel)
     with pytest.raises(Cancelled):
         attempt(f"import os; open({str(pid)!r}, 'w').write(str(os.getpid()))\n{SAVES}")

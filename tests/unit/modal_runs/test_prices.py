@@ -1,7 +1,7 @@
 """Prices: Modal's own answer where there is one, else the stored list, and a line that says why."""
 
 import sys
-import time
+import threading
 from decimal import Decimal
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -12,6 +12,7 @@ from strop.errors import RecipeError
 from strop.gpus import GPUS
 from strop.modal_runs import prices
 from strop.modal_runs.prices import STORED, current_prices
+from waiting import PATIENCE
 
 ANSWER = {
     **{f"gpu_hour_cost_{gpu.billing_key}": Decimal("3.60") for gpu in GPUS.values()},
@@ -67,12 +68,12 @@ def test_modal_s_own_answer(monkeypatch: pytest.MonkeyPatch, local: bool) -> Non
         (ConnectionError("no route to 10.0.0.1 with token as-123"), "ConnectionError asking Modal"),
         ({"cpu_hour_cost": Decimal(1)}, "lacks 'gpu_hour_cost_t4'"),
         ({**ANSWER, "cpu_hour_cost": "a lot"}, "ValueError"),
-        (lambda: time.sleep(1), "did not answer"),
+        (lambda: threading.Event().wait(PATIENCE), "did not answer"),
     ],
     ids=["no network", "other names", "no number", "hangs"],
 )
 def test_any_failure_means_the_stored_list(monkeypatch: pytest.MonkeyPatch, rates: Any, why: str) -> None:
-    monkeypatch.setattr(prices, "_PATIENCE", 0.3)
+    monkeypatch.setattr(prices, "_PATIENCE", 0.3 if callable(rates) else PATIENCE)
     pretend_modal(monkeypatch, rates)
     found = current_prices()
     assert found.gpu == STORED.gpu

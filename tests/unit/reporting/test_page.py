@@ -180,9 +180,9 @@ def test_a_million_steps_make_a_small_page_in_seconds(tmp_path: Path) -> None:
     template = json.dumps(next(iter(records(1)))).replace('"step": 1', '"step": %d')
     with (folder / "metrics.jsonl").open("w") as file:
         file.writelines(f"{template % step}\n" for step in range(1, 1_000_001))
-    began = time.perf_counter()
+    began = time.process_time()  # the processor's seconds, however many others want it
     page = render([read_run(folder, "a")])
-    assert time.perf_counter() - began < 60  # 8 s where it was written; two processes share two cores here
+    assert time.process_time() - began < 30  # 6 s where it was written
     assert len(page.html) < 1_000_000
 
 

@@ -11,6 +11,7 @@ from strop.commands.report import page_server
 from strop.errors import RecipeError
 from strop.reporting import report_server as serve
 from strop.reporting.report_server import PageServer
+from waiting import PATIENCE
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PageServer
 
 
 def ask(server: PageServer, method: str = "GET", path: str = "/", **headers: str) -> http.client.HTTPResponse:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=PATIENCE)
     connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
     return connection.getresponse()
 

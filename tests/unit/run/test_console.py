@@ -17,6 +17,7 @@ from run_folders import train_record
 from strop.run.live import LiveReporter, console_reporter
 from strop.run.records import EvalRecord, TrainRecord
 from strop.run.reporter import LineReporter, Reporter, clock, describe
+from waiting import PATIENCE
 
 STEPS = 60
 
@@ -170,7 +171,8 @@ def script() -> list[str]:
     import strop
 
     assert strop.__file__ is not None
-    path = [str(Path(strop.__file__).parents[1]), str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    here = Path(__file__)
+    path = [str(Path(strop.__file__).parents[1]), str(here.parent), str(here.parents[2] / "support")]
     return [sys.executable, "-c", _SCRIPT.format(path=path)]
 
 
@@ -178,7 +180,7 @@ def test_a_reader_that_leaves_does_not_change_the_exit_code() -> None:
     process = subprocess.Popen(script(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     assert b"LineReporter survived" in errors
     assert errors.count(b"training continues") == 1
@@ -200,7 +202,7 @@ def test_a_terminal_gets_the_bar_unless_it_cannot_redraw(term: str, want: bytes)
     assert process.stderr.readline() == b"chosen\n"
     os.close(theirs)
     os.close(ours)  # the terminal is closed, too: what is written to it fails
-    _, errors = process.communicate(b"\n", timeout=60)
+    _, errors = process.communicate(b"\n", timeout=PATIENCE)
     assert want + b" survived" in errors, errors
     assert process.returncode == 0
     assert errors.count(b"training continues") == 1

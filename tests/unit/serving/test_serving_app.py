@@ -21,6 +21,7 @@ from strop.serving.app import Served, build_app
 from strop.serving.requests import ApiError
 from strop.serving.server import MAX_BODY_BYTES, Guard, bind
 from strop.serving.worker import GenerationJob, GenerationWorker, Piece
+from waiting import PATIENCE, until
 
 SMOLLM2 = Path(__file__).parents[2] / "fixtures" / "smollm2-tokenizer"
 STOP = 2
@@ -180,21 +181,14 @@ def collected(worker: GenerationWorker, **changes: Any) -> tuple[GenerationJob, 
     return job, pieces
 
 
-def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
 def test_what_nobody_waits_for_is_not_generated(script: Script, worker: GenerationWorker) -> None:
     job, pieces = collected(worker)
-    wait_until(lambda: len(pieces) > 3)
+    until(lambda: len(pieces) > 3)
     job.cancelled.set()
     waiting, unheard = collected(worker)
     waiting.cancelled.set()
     _, answered = collected(worker, max_new_tokens=1)
-    wait_until(lambda: answered)
+    until(lambda: answered)
     assert script.yielded < 1000  # of 10,000
     assert unheard == []
     assert len(script.calls) == 2
@@ -207,7 +201,7 @@ def port(script: Script, worker: GenerationWorker) -> Iterator[int]:
     with bind("127.0.0.1", 0) as taken:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
         thread.start()
-        wait_until(lambda: server.started)
+        until(lambda: server.started)
         yield taken.getsockname()[1]
         server.should_exit = True
         thread.join(20)
@@ -216,26 +210,26 @@ def port(script: Script, worker: GenerationWorker) -> Iterator[int]:
 @pytest.mark.parametrize("streams", [True, False])
 def test_a_caller_that_hangs_up_stops_its_answer(script: Script, port: int, streams: bool) -> None:
     for asked in (1, 2):  # the second finds the line empty
-        caller = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        caller = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         body = json.dumps(question(max_tokens=3900, stream=streams))
         caller.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
-        wait_until(lambda asked=asked: len(script.calls) == asked)
+        until(lambda asked=asked: len(script.calls) == asked)
         if streams:
             caller.getresponse().readline()
         caller.sock.shutdown(socket.SHUT_RDWR)
         caller.close()
-        wait_until(lambda asked=asked: script.ended == asked)
+        until(lambda asked=asked: script.ended == asked)
     assert script.yielded < 2000  # of 7,800
 
 
 def test_a_full_line_says_so(script: Script, worker: GenerationWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = [collected(worker) for _ in range(serving_worker.MAX_WAITING)]
-    wait_until(lambda: script.calls)
+    until(lambda: script.calls)
     jobs.append(collected(worker))
     refused = client(worker).post("/v1/chat/completions", json=question(stream=True))
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
     worker.close()
-    wait_until(lambda: all(pieces and isinstance(pieces[-1], ApiError) for _, pieces in jobs))
+    until(lambda: all(pieces and isinstance(pieces[-1], ApiError) for _, pieces in jobs))
     assert {pieces[-1].status for _, pieces in jobs if isinstance(pieces[-1], ApiError)} == {503}
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from captured_on_cpu import Graph, emulate_graphs
+from emulated_cuda_graphs import Graph, emulate_graphs
 from strop.errors import OutOfMemoryError
 from strop.model.lora import LoraAdapter
 from strop.model.pretrained.weights import load_decoder

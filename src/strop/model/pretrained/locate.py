@@ -51,9 +51,10 @@ def locate_model(
 
 
 def _convert(file: Path, note: Callable[[str], None]) -> Path:
+    from strop.model.pretrained.gguf import CONVERTER_VERSION, convert_gguf  # imports torch
+
     if file.suffix.lower() != ".gguf":
         raise ModelError(f"model.model_name_or_path: {file} is a file; name the model's folder or a .gguf file")
-    from strop.model.pretrained.gguf import CONVERTER_VERSION, convert_gguf  # imports torch
 
     key = f"{file.stem}-{fingerprint_file(file)[:12]}-v{CONVERTER_VERSION}"
     return convert_gguf(file, cache_dir() / "models" / key, note)

@@ -13,6 +13,7 @@ import torch
 
 from strop.run.records import read_metrics
 from tiny_models import write_checkpoint
+from waiting import PATIENCE
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 _WORDS = ["red", "blue", "green", "stone", "river", "cloud", "maple", "lantern", "copper", "violet"]
@@ -86,7 +87,7 @@ def environment(cache: Path) -> dict[str, str]:
     }
 
 
-def strop(*arguments: object, cache: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def strop(*arguments: object, cache: Path, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "strop", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment(cache), check=False)

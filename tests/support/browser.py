@@ -12,6 +12,8 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
+from waiting import PATIENCE
+
 _FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -45,7 +47,7 @@ def chromium(profile: Path, width: int = 1280, height: int = 900) -> Iterator[we
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-    driver.set_page_load_timeout(60)
+    driver.set_page_load_timeout(PATIENCE)
     try:
         yield driver
     finally:

@@ -36,6 +36,8 @@ from grpclib.const import Handler
 from grpclib.server import Server
 from modal_proto import api_grpc, api_pb2
 
+from waiting import until
+
 SECRETS = {"huggingface": {"HF_TOKEN": "hf_thisisacanaryandnotatoken00000"}}
 """What the account's secrets hold; a test looks for the value everywhere."""
 
@@ -139,14 +141,9 @@ class FakeModal:
         else:
             os.kill(task.process.pid, number)
 
-    def wait_for(self, condition: Callable[[], Any], seconds: float = 100) -> Any:
+    def wait_for(self, condition: Callable[[], Any]) -> Any:
         """Wait in the test's thread until a condition holds, and return what it gave."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if value := condition():
-                return value
-            time.sleep(0.02)
-        raise AssertionError(f"did not happen in {seconds} s\n{self.output()}")
+        return until(condition, self.output, pause=0.02)
 
     def output(self) -> str:
         """All that containers printed."""
@@ -519,7 +516,7 @@ class FakeModal:
         secret_ids = options.secret_ids
         task.process = await asyncio.create_subprocess_exec(
             sys.executable,
-            str(HERE / "container.py"),
+            str(HERE / "modal_container.py"),
             env=self._container_environment(task, arguments, secret_ids),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
