@@ -80,7 +80,7 @@ class Base:
 
     def gradient(self, flat: Tensor, batch: Microbatch) -> Tensor:
         self.put(flat)
-        _, grad = self.gradients.of([batch])
+        _, grad = self.gradients.of([batch], 1.0 / batch.num_loss_tokens)
         return grad.clone()
 
 

@@ -16,8 +16,9 @@ from strop.model.lora import LoraAdapter
 from strop.model.pretrained.weights import load_decoder
 from strop.recipe import TrainSection
 from strop.training.gradients import PlainGradients
+from strop.training.loss import NonFiniteError
 from strop.training.optim import FlatAdamW
-from strop.training.step import NonFiniteError, train_step
+from strop.training.step import train_step
 from tiny_models import write_checkpoint
 from training_doubles import adapter_with_b
 

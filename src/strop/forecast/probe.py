@@ -72,7 +72,7 @@ def probe(recipe: Recipe, adapter: LoraAdapter, store: SampleStore) -> Probe:
     steps = [microbatches.of_step(step) for step in range(min(_STEPS, order.num_steps))]
     largest = max(max(sum(batch.num_tokens for batch in step), longest) for step in steps)
     try:
-        gradients.of([worst_microbatch(max(longest, min(budget, largest)), longest)])
+        gradients.of([worst_microbatch(max(longest, min(budget, largest)), longest)], scale=1.0)
         step_seconds = _time(lambda: _train(gradients, optimizer, steps)) / len(steps)
         evaluation_seconds = _time(lambda: _evaluate(gradients, steps[0]))
     except torch.OutOfMemoryError as error:

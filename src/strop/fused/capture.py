@@ -44,13 +44,13 @@ class CapturedGradients:
         self._pool = torch.cuda.graph_pool_handle()
 
     def of(
-        self, microbatches: Sequence[Microbatch], check_stop: Callable[[], None] = lambda: None
+        self, microbatches: Sequence[Microbatch], scale: float, check_stop: Callable[[], None] = lambda: None
     ) -> tuple[Tensor, Tensor]:
         """See `Gradients`. The gradient is allocated once activations are freed, which saves 4 bytes a parameter."""
         work = self._model.work
         work.refresh()
         work.grad.zero_()
-        self._scale.fill_(1.0 / sum(microbatch.num_loss_tokens for microbatch in microbatches))
+        self._scale.fill_(scale)
         losses = []
         for microbatch in microbatches:
             check_stop()

@@ -83,7 +83,7 @@ def _peaks(gradients: Gradients, device: torch.device, more: int, longest_sample
 def peak_memory(gradients: Gradients, device: torch.device, tokens: int, longest_sample: int) -> int:
     """Peak bytes allocated on the device while a microbatch of the worst kind is computed."""
     torch.cuda.reset_peak_memory_stats(device)
-    gradients.of([worst_microbatch(tokens, longest_sample)])
+    gradients.of([worst_microbatch(tokens, longest_sample)], scale=1.0)
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device)
 

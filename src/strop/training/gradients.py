@@ -21,16 +21,19 @@ class Gradients(Protocol):
     device: torch.device
 
     def of(
-        self, microbatches: Sequence[Microbatch], check_stop: Callable[[], None] = lambda: None
+        self, microbatches: Sequence[Microbatch], scale: float, check_stop: Callable[[], None] = lambda: None
     ) -> tuple[Tensor, Tensor]:
-        """The mean -log p over the learned tokens of a step, and its gradient; does not wait for a GPU.
+        """A step's loss, `scale` times the sum of -log p over its learned tokens, and its gradient.
+
+        Does not wait for a GPU.
 
         Args:
             microbatches: All of the step's.
+            scale: Factor on -log p of each learned token.
             check_stop: Called before each; may raise to abandon the step.
 
         Returns:
-            Each microbatch's part of the mean, (microbatches,), and the gradient in the order of `LoraAdapter.flat`.
+            Each microbatch's part of the loss, (microbatches,), and the gradient in the order of `LoraAdapter.flat`.
             The gradient is valid until the next call; the caller may overwrite it.
         """
 
@@ -49,15 +52,14 @@ class PlainGradients:
         self.device = adapter.decoder.device
 
     def of(
-        self, microbatches: Sequence[Microbatch], check_stop: Callable[[], None] = lambda: None
+        self, microbatches: Sequence[Microbatch], scale: float, check_stop: Callable[[], None] = lambda: None
     ) -> tuple[Tensor, Tensor]:
         """See `Gradients`."""
-        num_loss_tokens = sum(microbatch.num_loss_tokens for microbatch in microbatches)
         self._grad.zero_()
         losses = []
         for microbatch in microbatches:
             check_stop()
-            losses.append(self._add(microbatch, 1.0 / num_loss_tokens))
+            losses.append(self._add(microbatch, scale))
         return torch.stack(losses), self._grad
 
     def nll_of(self, microbatch: Microbatch) -> Tensor:

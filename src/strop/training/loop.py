@@ -21,8 +21,9 @@ from strop.run.progress import LossWatch, Progress, is_due
 from strop.run.records import EvalRecord, MetricsLog, Sample, TrainRecord, read_metrics, write_samples
 from strop.run.reporter import Reporter
 from strop.training.engine import Engine, InFlight, Tensors
+from strop.training.loss import NonFiniteError, explain_non_finite
 from strop.training.optim import learning_rate
-from strop.training.step import NonFiniteError, StepResult, explain_non_finite
+from strop.training.step import StepResult
 
 _T = TypeVar("_T")
 

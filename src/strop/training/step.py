@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from strop.data.store import SampleStore
-from strop.errors import NumericsError
 from strop.microbatch.pack import Microbatch
 from strop.run.records import TrainRecord
 from strop.training.gradients import Gradients
+from strop.training.loss import refuse_non_finite, token_weight
 from strop.training.optim import FlatOptimizer
 
 
@@ -62,14 +61,6 @@ class StepResult:
         )
 
 
-class NonFiniteError(NumericsError):
-    """A loss or gradient of this step is not finite; `samples` are the store's indices it was computed from."""
-
-    def __init__(self, what: str, samples: tuple[int, ...]) -> None:
-        super().__init__(what)
-        self.samples = samples
-
-
 class _Clock:
     """Times the work queued on a device between construction and `stop`; on a GPU, with the GPU's own events."""
 
@@ -103,16 +94,6 @@ class _Clock:
         return torch.cuda.max_memory_allocated(self._device) / 2**30 if self._events else None
 
 
-def explain_non_finite(step: int, error: NonFiniteError, store: SampleStore) -> str:
-    """The message for the user about a step that failed, counted from 1."""
-    rows = ", ".join(str(store.origin(i)) for i in error.samples[:16])
-    more = f" and {len(error.samples) - 16} more" if len(error.samples) > 16 else ""
-    return (
-        f"step {step}: {error}. Nothing was updated. It came from these rows: {rows}{more}. "
-        "Check them first; if they are fine, lower train.learning_rate or set train.max_grad_norm."
-    )
-
-
 class StepInFlight:
     """A step queued on the device, perhaps still running: each microbatch's part of the loss, and the gradient norm."""
 
@@ -136,12 +117,7 @@ class StepInFlight:
         seconds = self._clock.seconds()
         *losses, grad_norm = self._numbers.tolist()
         microbatches = self._microbatches
-        for loss, microbatch in zip(losses, microbatches, strict=True):
-            if not _is_finite(loss):
-                raise NonFiniteError(f"the loss is {loss}", microbatch.samples)
-        if not _is_finite(grad_norm):
-            samples = tuple(index for microbatch in microbatches for index in microbatch.samples)
-            raise NonFiniteError(f"the gradient norm is {grad_norm}", samples)
+        refuse_non_finite(losses, grad_norm, microbatches)
         return StepResult(
             loss=sum(losses),
             grad_norm=grad_norm,
@@ -179,10 +155,6 @@ def train_step(
         check_stop: Called before each microbatch; may raise to abandon the step.
     """
     clock = _Clock(gradients.device)
-    losses, grad = gradients.of(microbatches, check_stop)
+    losses, grad = gradients.of(microbatches, token_weight(microbatches), check_stop)
     grad_norm = optimizer.update(grad, losses.sum(), learning_rate, max_grad_norm)
     return StepInFlight(microbatches, losses, grad_norm, clock)
-
-
-def _is_finite(number: float) -> bool:
-    return abs(number) < float("inf")

@@ -21,7 +21,8 @@ from strop.model.pretrained.folder import ModelFolder
 from strop.recipe import Recipe, TrainSection
 from strop.run.folder import RunFolder
 from strop.training.engine import InFlight, Tensors
-from strop.training.step import NonFiniteError, StepResult
+from strop.training.loss import NonFiniteError
+from strop.training.step import StepResult
 from strop.unsloth.process import Worker, WorkerFailed, write_job
 
 _QUIET = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENIZERS_PARALLELISM": "false"}

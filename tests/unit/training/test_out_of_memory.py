@@ -151,7 +151,7 @@ class Card:
         patch.setattr(torch.cuda, "synchronize", lambda device: None)
         patch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
 
-    def of(self, microbatches) -> None:
+    def of(self, microbatches, scale: float) -> None:
         (batch,) = microbatches
         self.probed.append(batch.num_tokens)
         self.peak = self.constant + 1000 * batch.num_tokens
@@ -200,7 +200,7 @@ def test_released_graphs_are_captured_anew_with_the_same_gradients(
     batch = budget.worst_microbatch(20, 10)
 
     def gradient() -> torch.Tensor:
-        return gradients.of([batch])[1]
+        return gradients.of([batch], 1.0)[1]
 
     eager, replayed = gradient(), gradient()
     gradients.release()
@@ -215,7 +215,7 @@ def test_released_graphs_are_captured_anew_with_the_same_gradients(
 def test_a_capture_that_ran_out_says_so_whatever_its_end_says(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, gradients = captured(model, monkeypatch)
     batch = budget.worst_microbatch(20, 10)
-    gradients.of([batch])
+    gradients.of([batch], 1.0)
 
     class Broken:
         def __init__(self, made: Graph, **_: object) -> None: ...
@@ -229,4 +229,4 @@ def test_a_capture_that_ran_out_says_so_whatever_its_end_says(model: Path, monke
     monkeypatch.setattr(torch.cuda, "graph", Broken)
     monkeypatch.setattr(type(gradients), "_compute", full)
     with pytest.raises(torch.OutOfMemoryError):
-        gradients.of([batch])
+        gradients.of([batch], 1.0)
