@@ -18,9 +18,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from strop.ops import kernels as plain
-from strop.ops.fused import attention_kernels, norm, rotary, swiglu, thin
-from strop.ops.fused import thin as operand
+from strop.ops.triton import attention_kernels, norm, rotary, swiglu, thin
+from strop.ops.triton import kernels as plain
+from strop.ops.triton import thin as operand
 
 WARPS = 4
 INTEGERS = (

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from strop.microbatch.pack import Microbatch, PackedInputs
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.ops.linear import Float8Weight, Operand, quantise_rows
 from strop.recipe import LoraSection, TrainSection
+from strop.training.loss import NonFiniteError
 from strop.training.optim import FlatAdamW
-from strop.training.step import NonFiniteError, train_step
+from strop.training.step import train_step
 from tiny_models import write_checkpoint
 from tree_batches import batch_of
 
@@ -42,8 +43,8 @@ def captured(adapter: LoraAdapter):
 
 def step_of(gradients, adapter: LoraAdapter, batch: Microbatch) -> tuple[torch.Tensor, torch.Tensor]:
     """The summed loss and its gradient."""
-    losses, grad = gradients.of([batch])
-    return losses.sum() * batch.num_loss_tokens, grad * batch.num_loss_tokens
+    losses, grad = gradients.of([batch], scale=1.0)
+    return losses.sum(), grad.clone()
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["tree", "flat"])

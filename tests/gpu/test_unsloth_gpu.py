@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from strop.exporting.adapter import load_adapter
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import write_checkpoint
 from tiny_runs import FIXTURES, metrics, strop, write_rows

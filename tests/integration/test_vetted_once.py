@@ -9,9 +9,9 @@ import torch
 import strop
 from strop.commands import load
 from strop.exporting.parity import gate
-from strop.model.checkpoint import folder as model_folder
-from strop.model.checkpoint.folder import ModelFolder
-from strop.model.checkpoint.weights import load_decoder
+from strop.model.pretrained import folder as model_folder
+from strop.model.pretrained.folder import ModelFolder
+from strop.model.pretrained.weights import load_decoder
 from tiny_runs import write_bfloat16_recipe
 
 

@@ -11,13 +11,14 @@ import torch
 from strop.data.store import Sample
 from strop.microbatch.pack import Microbatch, PackedInputs, pack
 from strop.microbatch.tree import Tree
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.decoder import Decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import TrainSection
 from strop.training.gradients import PlainGradients
+from strop.training.loss import NonFiniteError
 from strop.training.optim import FlatAdamW
-from strop.training.step import NonFiniteError, train_step
+from strop.training.step import train_step
 from tiny_models import write_checkpoint
 from training_doubles import adapter_with_b
 

@@ -90,7 +90,12 @@ WHEN_CALLED = {"strop.commands.harness"}
 OPTIONAL = "strop can do without it"
 NEEDS_MODAL = "imports modal, which strop can do without"
 NEEDS_TRITON = "imports triton, which machines without a GPU need not have"
+ON_MODAL = "a tenth of a second that only runs on Modal need"
 LATE: dict[str, dict[str, str]] = {
+    "strop.commands.logs": {"strop.modal_runs.follow": ON_MODAL},
+    "strop.commands.pull": {"strop.modal_runs.pull": ON_MODAL},
+    "strop.commands.serve": {"strop.modal_runs.serving": ON_MODAL},
+    "strop.commands.train": {"strop.modal_runs.launch": ON_MODAL},
     "strop.data.readers": {"pyarrow": OPTIONAL},
     "strop.evaluation.result": {"pyarrow": OPTIONAL},
     "strop.exporting.gguf.file": {"gguf": OPTIONAL},
@@ -107,14 +112,13 @@ LATE: dict[str, dict[str, str]] = {
         "strop.modal_runs.serving_app": NEEDS_MODAL,
     },
     "strop.modal_runs.upload": {"modal": OPTIONAL},
-    "strop.model.checkpoint.gguf": {"gguf": OPTIONAL},
-    "strop.model.checkpoint.locate": {
-        "strop.model.checkpoint.gguf": "imports torch; only for a file of that kind, and `strop pull` locates models"
+    "strop.model.pretrained.gguf": {"gguf": OPTIONAL},
+    "strop.model.pretrained.locate": {
+        "strop.model.pretrained.gguf": "imports torch; only for a file of that kind, and `strop pull` locates models"
     },
-    "strop.ops": {"strop.ops.kernels": NEEDS_TRITON},
-    "strop.ops.attention": {"strop.ops.fused.attention": NEEDS_TRITON},
+    "strop.ops": {"strop.ops.triton.kernels": NEEDS_TRITON},
+    "strop.ops.attention": {"strop.ops.triton.attention": NEEDS_TRITON},
     "strop.resolve": {"huggingface_hub": "half a second, and only for what is no path"},
-    "strop.run.folder": {"strop.run.checkpoint": "imports torch; a page on a run does not wait for it"},
     "strop.training.gradients": {"strop.fused.capture": NEEDS_TRITON},
     "strop.unsloth.worker": dict.fromkeys(
         ("unsloth", "trl", "peft", "transformers", "pyarrow", "datasets"),

@@ -12,6 +12,6 @@ calls; `strop.cli` registers them all. What several commands need:
     card        the model card beside an adapter or an export
     harness     a run as a model of lm-evaluation-harness
 
-Here everything is wired together. Only this package imports modules that load torch inside functions, so that
-`strop --help` and an error in a recipe are shown at once.
+Here everything is wired together. What loads torch, numpy or Modal's client is imported inside functions, in this
+package alone, so that `strop --help` and an error in a recipe are shown at once.
 """

@@ -1,4 +1,4 @@
-"""One attempt at a run, whichever engine computes its steps: what it starts from, how it ends, and what it cost."""
+"""One attempt at a run, on any engine: what it starts from, how it ends, and what it cost."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 
 class StopSignals:
-    """While entered, remembers the first SIGINT or SIGTERM; `check` raises it where the state is consistent.
+    """Within its context, remembers the first SIGINT or SIGTERM; `check` raises it where the state is consistent.
 
-    A handler that raised by itself could strike inside the optimizer's update or a file write. Nothing is lost by
-    waiting for the next microbatch: the step in progress has changed no parameter yet.
+    A handler that raised immediately could strike inside the optimizer's update or a file write. Nothing is lost by
+    waiting for the next microbatch: the step in progress has not changed any parameter yet.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class StopSignals:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses to set handlers
+        if threading.current_thread() is threading.main_thread():  # other threads may not set handlers
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._remember)
         return self
@@ -51,7 +51,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise `Interrupted` if a signal has come."""
+        """Raise `Interrupted` if a signal has arrived."""
         if self._received is not None:
             raise Interrupted(f"stopped by {self._received}")
 
@@ -65,9 +65,9 @@ class Attempt:
 
     Attributes:
         prepared: Its model folder and data.
-        fingerprints: What a later attempt must find unchanged.
-        meter: Counts dollars; None where nothing is billed.
-        stop: SIGINT and SIGTERM.
+        fingerprints: Of model and data; they must be the same in a later attempt.
+        meter: Counts dollars; None if nothing is billed.
+        stop: Remembers SIGINT and SIGTERM.
     """
 
     recipe: Recipe
@@ -86,17 +86,17 @@ class Attempt:
         plan: Estimate | None = None,
         limit: SpeedLimit | None = None,
     ) -> list[str]:
-        """Enter recipe, data and this attempt in the run folder.
+        """Record recipe, data and this attempt in the run folder.
 
         Args:
-            engine: What computes the steps, and on which device.
-            num_steps: Updates from beginning to end.
-            sharing_ratio: The rows' tokens for each token computed, where it is known.
-            plan: What was predicted for this device.
-            limit: What a step's throughput is a share of.
+            engine: Computes the steps.
+            num_steps: Steps of the whole run.
+            sharing_ratio: The rows' tokens per computed token; None if unknown.
+            plan: The prediction for this device.
+            limit: The speed limit that a step's throughput is compared with.
 
         Returns:
-            What differs from the attempt before, one a line.
+            One line for each difference from the previous attempt.
         """
         folder, data = self.folder, self.prepared.data
         if folder.manifest is None:
@@ -123,13 +123,13 @@ class Attempt:
         return changes
 
     def tell(self, *lines: str) -> None:
-        """Say what was chosen or has changed, and keep it in the manifest."""
+        """Show what was chosen or has changed, and keep it in the manifest."""
         for line in lines:
             self.reporter.note(line)
         self.folder.update(lambda manifest: replace(manifest, notes=lines))
 
     def resume(self, trainer: Trainer) -> None:
-        """Continue from the newest checkpoint that verifies, if there is one."""
+        """Resume from the newest checkpoint that verifies, if there is one."""
         from strop.run.checkpoint import load_newest
 
         checkpoint, rejected = load_newest(self.folder.checkpoints)
@@ -142,7 +142,7 @@ class Attempt:
             trainer.metrics.truncate_after(0)
 
     def write_adapter(self, adapter: LoraAdapter) -> None:
-        """Save the trained adapter in PEFT's format, read back and checked."""
+        """Save the trained adapter in PEFT's format; it is read back and checked."""
         from strop.exporting.adapter import save_adapter
         from strop.exporting.prompting import write_tokenizer
         from strop.reporting.card import CARD_FILE
@@ -154,27 +154,27 @@ class Attempt:
 
         def carry(staging: Path) -> None:
             write_tokenizer(template, path, staging)
-            if (card := self.folder.adapter / CARD_FILE).exists():  # it may have been changed by hand
+            if (card := self.folder.adapter / CARD_FILE).exists():  # keep it: the user may have edited it
                 shutil.copyfile(card, staging / card.name)
 
         save_adapter(adapter, self.folder.adapter, base, model.revision, carry)
 
     def finish(self, trainer: Trainer) -> None:
-        """Enter that the run is finished, and what it cost."""
+        """Record that the run has finished, and what it cost."""
         self.folder.update(lambda manifest: replace(manifest, status="finished", progress=trainer.progress))
         enter_cost(self.folder, self.meter)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """While entered, signals wait until they are checked; run.json records how the attempt ended and what it cost.
+        """Within its context, signals wait until checked, and run.json records how the attempt ended and its cost.
 
-        Before that a signal may end the process at once: nothing is lost.
+        Before that, a signal may end the process at once, because nothing would be lost.
         """
         with self.stop, telling_how_to_resume(self.folder):
             try:
                 yield
             except StropError as error:
-                with suppress(StropError):  # on a full disk this fails too, and the first failure is the one to tell
+                with suppress(StropError):  # on a full disk this fails too; report the first failure
                     resumable = isinstance(error, Interrupted | BudgetReached)
                     self.folder.set_status("interrupted" if resumable else "failed")
                     enter_cost(self.folder, self.meter)
@@ -183,7 +183,7 @@ class Attempt:
 
 @contextmanager
 def telling_how_to_resume(folder: RunFolder) -> Iterator[None]:
-    """Add the command that resumes the run to the error that stopped it."""
+    """Add the command that resumes the run to the error that stops it."""
     try:
         yield
     except Interrupted as error:
@@ -193,7 +193,7 @@ def telling_how_to_resume(folder: RunFolder) -> Iterator[None]:
 
 
 def _counted(report: AuditReport) -> TrainingRows:
-    """What the audit counted, as the manifest has it."""
+    """The audit's counts in the manifest's form."""
     train, held_out, overlap = report.train, report.validation, report.overlap
     counted = None
     if held_out is not None and overlap is not None:

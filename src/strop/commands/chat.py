@@ -12,7 +12,7 @@ from strop.commands.console import out
 from strop.commands.load import load_tuned
 from strop.commands.run import Run
 from strop.data.prompts import question_of
-from strop.data.questions import held_out_examples
+from strop.data.sources import held_out_examples
 from strop.errors import RecipeError
 from strop.serving.client import EndpointSession, connect, is_url
 

@@ -18,8 +18,8 @@ from rich.markup import escape
 from strop import __version__
 from strop.commands.console import Overrides, out
 from strop.errors import StropError
-from strop.model.checkpoint.folder import open_model
 from strop.model.config import read_config
+from strop.model.pretrained.folder import open_model
 from strop.recipe import LoraSection, Recipe, load_recipe
 from strop.resolve import cache_dir
 

@@ -19,9 +19,8 @@ from strop.commands.prepare import prepare
 from strop.commands.report import keep_report
 from strop.commands.run import Run
 from strop.data.examples import Fault
-from strop.data.questions import held_out_specs, questions_at
 from strop.data.readers import read_rows
-from strop.data.sources import find_files
+from strop.data.sources import find_files, held_out_specs, questions_at
 from strop.errors import DataError, RecipeError
 from strop.evaluation.result import METRICS, ScoreSettings, check_path, write_answers
 from strop.run.folder import RunFolder

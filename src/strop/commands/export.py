@@ -17,7 +17,7 @@ from strop.commands.load import load_run_template, load_trained
 from strop.commands.run import Run
 from strop.errors import RecipeError
 from strop.exporting.staged import refuse_existing, staged_folder
-from strop.model.checkpoint.folder import ModelFolder, open_model
+from strop.model.pretrained.folder import ModelFolder, open_model
 
 if TYPE_CHECKING:
     from strop.data.template import Template

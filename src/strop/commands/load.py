@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from strop.errors import OutOfMemoryError
-from strop.model.checkpoint.folder import ModelFolder, open_model
+from strop.model.pretrained.folder import ModelFolder, open_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from strop.commands.run import Run
     from strop.data.template import Template
     from strop.model.lora import LoraAdapter
+    from strop.model.pretrained.folder import ModelFolder
     from strop.recipe import Recipe
 
 
@@ -46,9 +47,9 @@ def load_model(
     """
     import torch
 
-    from strop.model.checkpoint.weights import load_decoder
     from strop.model.lora import LoraAdapter
     from strop.model.precision import choose_device, choose_precision, grow_segments, why_not_fused
+    from strop.model.pretrained.weights import load_decoder
 
     grow_segments()
     device = choose_device()

@@ -9,7 +9,6 @@ import typer
 from strop.commands import console
 from strop.commands.console import RunArgument
 from strop.modal_runs import require_modal
-from strop.modal_runs.follow import show_logs
 
 
 def command(
@@ -18,6 +17,8 @@ def command(
 ) -> None:
     """Print the log of a run on Modal, from its beginning."""
     require_modal()
+    from strop.modal_runs.follow import show_logs
+
     outcome = show_logs(run, follow)
     if outcome is not None:
         console.note(f"ended with exit code {outcome.exit_code}. Next: strop pull {run}")

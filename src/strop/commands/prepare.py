@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from strop.errors import RecipeError
-from strop.model.checkpoint.folder import ModelFolder, open_model
+from strop.model.pretrained.folder import ModelFolder, open_model
 from strop.recipe import Recipe
 
 if TYPE_CHECKING:

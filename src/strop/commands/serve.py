@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,10 +17,12 @@ from strop.commands.load import load_tuned
 from strop.commands.run import Run
 from strop.errors import RecipeError
 from strop.modal_runs import require_modal
-from strop.modal_runs.serving import Deployed, deploy, take_down
 from strop.recipe import load_recipe
 from strop.run.folder import now
 from strop.serving import require_server
+
+if TYPE_CHECKING:
+    from strop.modal_runs.serving import Deployed
 
 
 def serve(
@@ -126,6 +128,8 @@ def command(
 
 def _on_modal(run: Path, gpu: str | None, stop: bool) -> None:
     require_modal()
+    from strop.modal_runs.serving import deploy, take_down
+
     recipe = Run(run).recipe
     if stop:
         return console.note(f"stopped {take_down(run)}; nothing of it is running any more")

@@ -1,4 +1,4 @@
-"""`strop train`: a recipe's adapter, trained on strop's engine or on Unsloth, here or on Modal."""
+"""`strop train`: train a recipe's adapter with strop's engine or Unsloth, here or on Modal."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from strop.commands.load import load_model
 from strop.commands.prepare import Prepared, prepare
 from strop.commands.report import keep_report
 from strop.commands.run import Run
-from strop.data.questions import questions_at
+from strop.data.sources import questions_at
 from strop.errors import RecipeError
 from strop.modal_runs import require_modal
-from strop.modal_runs.launch import launch
 from strop.modal_runs.prices import meter_of
-from strop.model.checkpoint.locate import fingerprint_folder
+from strop.model.pretrained.locate import fingerprint_folder
 from strop.recipe import Recipe, differences, load_recipe
 from strop.run.folder import RunFolder, refuse_changes
 from strop.run.live import console_reporter
@@ -48,17 +47,17 @@ if TYPE_CHECKING:
 
 
 def train(recipe: Recipe, *, reporter: Reporter | None = None) -> Run:
-    """Train a recipe's adapter, from the newest checkpoint of its run folder if there is one.
+    """Train a recipe's adapter, resuming from the newest checkpoint in its run folder if there is one.
 
     Args:
         recipe: From `load_recipe`.
-        reporter: Told of everything that happens; silent by default.
+        reporter: Told about everything that happens; silent by default.
 
     Returns:
-        The run, with its adapter in `Run.adapter_path`. A finished run is returned as it is.
+        The run, with its adapter in `Run.adapter_path`. A finished run is returned unchanged.
 
     Raises:
-        StropError: See `strop.errors`; what was trained until then is in a checkpoint.
+        StropError: See `strop.errors`. What was trained so far is in a checkpoint.
     """
     reporter = reporter or Reporter()
     require(recipe.train.report_to)
@@ -70,12 +69,12 @@ def train(recipe: Recipe, *, reporter: Reporter | None = None) -> Run:
         if folder.manifest is not None:
             _refuse_another_run(folder, recipe, fingerprints)
         if folder.status == "finished":
-            reporter.note(f"{folder.path} is finished already; its adapter is {folder.adapter}")
+            reporter.note(f"{folder.path} has already finished; its adapter is in {folder.adapter}")
             return Run(folder.path)
         with telling_how_to_resume(folder):
             meter = meter_of(recipe, folder, reporter.note)
             if meter is not None:
-                meter.check()  # before the model is loaded at the user's expense
+                meter.check()  # before loading the model, which costs the user money
         reporter = _tracked(recipe, folder, reporter)
         attempt = Attempt(recipe, prepared, fingerprints, folder, reporter, meter, StopSignals())
         try:
@@ -92,8 +91,8 @@ def train(recipe: Recipe, *, reporter: Reporter | None = None) -> Run:
 def command(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    on: Annotated[Place, typer.Option(help="Train here, or on a GPU of Modal's (docs/modal.md).")] = Place.here,
-    detach: Annotated[bool, typer.Option("--detach", help="With --on modal: start the run and leave it.")] = False,
+    on: Annotated[Place, typer.Option(help="Train here, or on a Modal GPU (docs/modal.md).")] = Place.here,
+    detach: Annotated[bool, typer.Option("--detach", help="With --on modal: start the run and exit.")] = False,
     engine: Annotated[
         Literal["strop", "unsloth"] | None,
         typer.Option(help="Compute the steps with strop, or with Unsloth and TRL's trainer."),
@@ -111,12 +110,14 @@ def command(
     if on is Place.modal:
         return _on_modal(loaded, detach)
     if detach:
-        raise RecipeError("--detach goes with --on modal")
+        raise RecipeError("--detach needs --on modal")
     _print_finished(train(loaded, reporter=console_reporter(loaded.train.logging_steps, loaded.modal.max_cost)))
 
 
 def _on_modal(recipe: Recipe, detach: bool) -> None:
     require_modal()
+    from strop.modal_runs.launch import launch
+
     outcome = launch(recipe, console.note, detach=detach)
     if outcome is not None and outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
@@ -138,7 +139,7 @@ def _print_finished(run: Run) -> None:
 
 
 def _tracked(recipe: Recipe, folder: RunFolder, reporter: Reporter) -> Reporter:
-    """The reporter, with the recipe's trackers beside it."""
+    """The reporter, which also feeds the recipe's trackers if there are any."""
     if not recipe.train.report_to:
         return reporter
     settings = recipe.model_dump(mode="json", exclude={"modal": {"secrets"}})
@@ -157,36 +158,37 @@ def _run(attempt: Attempt) -> None:
 
     recipe, folder, reporter = attempt.recipe, attempt.folder, attempt.reporter
     held_out = attempt.prepared.data.validation
-    with (_unsloth if recipe.train.engine == "unsloth" else _strop)(attempt) as ways:
-        engine = ways.engine
+    with (_unsloth_setup if recipe.train.engine == "unsloth" else _strop_setup)(attempt) as setup:
+        engine = setup.engine
         trainer = Trainer(
             engine, attempt.prepared.data.train, recipe.train, folder, reporter, attempt.stop.check, meter=attempt.meter
         )
         if held_out is not None:
-            trainer.evaluate = lambda: ways.evaluate(trainer.check)
+            trainer.evaluate = lambda: setup.evaluate(trainer.check)
         if rows := _sampled_rows(attempt):
-            trainer.sample = lambda step: rows.answered(step, ways.generate(trainer.check))
-        changes = attempt.begin(engine, trainer.num_steps, ways.sharing_ratio, ways.plan, ways.limit)
-        attempt.tell(*changes, *engine.explain(), *ways.notes)
+            trainer.sample = lambda step: rows.answered(step, setup.generate(trainer.check))
+        changes = attempt.begin(engine, trainer.num_steps, setup.sharing_ratio, setup.plan, setup.limit)
+        attempt.tell(*changes, *engine.explain(), *setup.notes)
         with attempt.watched():
             attempt.resume(trainer)
             attempt.write_adapter(engine.adapter_with(trainer.run()))
     attempt.finish(trainer)
-    if ways.plan is not None:
+    if setup.plan is not None:
         compare(folder, _outcome(trainer), reporter.note)
 
 
 @dataclass(frozen=True)
-class _Ways:
-    """What an engine's model is asked beside training it, and what there is to say of it before.
+class _Setup:
+    """A recipe's engine, ready to train: how to evaluate its model, and what to record about it before the first step.
 
     Attributes:
-        evaluate: Held-out loss; its argument is called between microbatches and may raise.
-        generate: Greedy answers; likewise.
-        sharing_ratio: The rows' tokens for each token computed, where it is known.
-        plan: What was predicted for this device.
-        limit: What a step's throughput is a share of.
-        notes: For a person, and the manifest.
+        engine: Computes the steps.
+        evaluate: Returns the held-out loss. Its argument may be called between microbatches, and may raise.
+        generate: Returns a function that answers greedily. Its argument may be called between tokens, and may raise.
+        sharing_ratio: The rows' tokens per computed token; None if unknown.
+        plan: The prediction for this device.
+        limit: The speed limit that a step's throughput is compared with.
+        notes: Lines for the user and the manifest.
     """
 
     engine: Engine
@@ -199,9 +201,9 @@ class _Ways:
 
 
 @contextmanager
-def _strop(attempt: Attempt) -> Iterator[_Ways]:
-    """Strop's own engine, with what its run is expected to take."""
-    from strop.evaluation.loss import held_out_loss
+def _strop_setup(attempt: Attempt) -> Iterator[_Setup]:
+    """The setup of strop's own engine, with a prediction for the run."""
+    from strop.evaluation.held_out_loss import held_out_loss
     from strop.evaluation.samples import greedily
     from strop.forecast.estimate import PlannedRun
     from strop.forecast.prediction import prediction
@@ -221,7 +223,7 @@ def _strop(attempt: Attempt) -> Iterator[_Ways]:
         nll_of = engine.gradients.nll_of
         return held_out_loss(engine.decoder, data.validation, engine.max_tokens, check_stop, nll_of).nll
 
-    yield _Ways(
+    yield _Setup(
         engine,
         evaluate,
         partial(greedily, engine.decoder),
@@ -233,8 +235,8 @@ def _strop(attempt: Attempt) -> Iterator[_Ways]:
 
 
 @contextmanager
-def _unsloth(attempt: Attempt) -> Iterator[_Ways]:
-    """Unsloth in a worker; its adapter is read back and checked on strop's own decoder once the GPU is free."""
+def _unsloth_setup(attempt: Attempt) -> Iterator[_Setup]:
+    """The setup of Unsloth in a worker; in the end its adapter is loaded into strop's own decoder and checked."""
     from strop.exporting.adapter import fill_adapter
     from strop.unsloth.engine import UnslothEngine, start_worker
 
@@ -246,9 +248,9 @@ def _unsloth(attempt: Attempt) -> Iterator[_Ways]:
         return adapter
 
     with start_worker(recipe, prepared.model, data.train, data.validation, attempt.folder) as worker:
-        attempt.reporter.note(f"Unsloth is starting in a process of its own; its output is in {worker.log}")
+        attempt.reporter.note(f"Unsloth is starting in its own process; its output goes to {worker.log}")
         engine = UnslothEngine(worker, data.train, recipe.train, on_own_decoder)
-        yield _Ways(engine, lambda check_stop: engine.evaluate(), lambda check_stop: engine.generate)
+        yield _Setup(engine, lambda check_stop: engine.evaluate(), lambda check_stop: engine.generate)
 
 
 def _fingerprints(prepared: Prepared) -> dict[str, str]:
@@ -265,7 +267,7 @@ def _refuse_another_run(folder: RunFolder, recipe: Recipe, fingerprints: dict[st
 
 
 def _sampled_rows(attempt: Attempt) -> SampledRows | None:
-    """The held-out rows that are answered during training; None where there are none, or they ask nothing."""
+    """The held-out rows to answer during training; None if there are none, or they contain no questions."""
     from strop.evaluation.samples import SampledRows
 
     data, recipe = attempt.prepared.data, attempt.recipe
@@ -273,7 +275,7 @@ def _sampled_rows(attempt: Attempt) -> SampledRows | None:
     if data.validation is None or not wanted:
         return None
     if data.format == "text" or recipe.data.train_on == "all":
-        attempt.reporter.note("no samples during training: these rows have no answer separate from the question")
+        attempt.reporter.note("no samples during training: these rows do not separate question and answer")
         return None
     store = data.validation
     origins = [store.origin(i) for i in range(min(wanted, len(store)))]
@@ -282,7 +284,7 @@ def _sampled_rows(attempt: Attempt) -> SampledRows | None:
 
 
 def _most_tokens(folder: RunFolder, recipe: Recipe, adapter: LoraAdapter) -> int | None:
-    """The microbatch that this run was left with on a GPU like this one, unless the recipe's was changed since."""
+    """The size to which this run reduced its microbatches on a GPU like this one; None if the recipe's has changed."""
     from strop.training.engine import device_name
 
     manifest = folder.manifest

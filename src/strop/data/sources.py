@@ -1,20 +1,22 @@
-"""The files that a recipe names, and the examples in them, each with its file:line.
+"""Which files a recipe means, the examples in them with their file:line, and what held-out rows ask.
 
-Paths, globs, `package:` paths and hub ids keep a fixed order; rows that cannot be used appear among the rest as Faults.
+Paths, globs, `package:` paths and hub ids come in a fixed order; rows that cannot be used come out as Faults, in order.
 """
 
 import glob
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from strop.data.examples import Example, Fault, Origin
+from strop.data.prompts import question_of
 from strop.data.readers import BOM, read_rows
-from strop.data.shapes import Format, RowError, describe_shapes, shape_of, to_example
+from strop.data.row_shapes import Format, RowError, describe_shapes, shape_of, to_example
 from strop.errors import DataError
+from strop.recipe import DataSection
 from strop.resolve import DATA_SUFFIXES, is_hub_id, resolve_dataset, resolve_package_path
 
 _ROWS_LOOKED_AT = 100
@@ -157,3 +159,31 @@ def read_examples(files: Sequence[Path], format: Format) -> Iterator[tuple[Origi
                 yield Fault(origin, str(error))
         if row is None:
             raise DataError(f"{path} has no rows")
+
+
+def held_out_specs(data: DataSection) -> Sequence[str]:
+    """The files that held-out rows are in: those of their own, or the training files that they are split from."""
+    return data.validation_file or data.train_file
+
+
+def held_out_examples(data: DataSection, format: Format) -> Iterator[tuple[Origin, Example]]:
+    """Every row of those files that can be used, in order.
+
+    Raises:
+        DataError: A file is missing or cannot be read.
+    """
+    for row in read_examples(find_files(held_out_specs(data)), format):
+        if not isinstance(row, Fault):
+            yield row
+
+
+def questions_at(data: DataSection, format: Format, origins: Collection[Origin]) -> dict[Origin, str]:
+    """What the rows at these places ask; reads no further than the last of them."""
+    found: dict[Origin, str] = {}
+    if origins:
+        for origin, example in held_out_examples(data, format):
+            if origin in origins:
+                found[origin] = question_of(example)
+            if len(found) == len(origins):
+                break
+    return found

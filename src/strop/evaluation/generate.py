@@ -15,25 +15,25 @@ from strop.model.decoder import Decoder
 from strop.model.lora import LoraAdapter
 
 _CPU_SLOTS, _CPU_BYTES = 32, 2 << 30
-"""A CPU gains little from more sequences at once than this, and strop shares its memory with other programs."""
+"""A CPU gains little from running more sequences at once, and strop shares its memory with other programs."""
 
 _GPU_SLOTS, _GPU_SHARE = 256, 0.6
-"""On a GPU a step takes about as long for 256 sequences as for one, apart from reading the cache. The share is of the
-free memory, because prompts and graphs need some too."""
+"""On a GPU, apart from reading the cache, a step takes about as long for 256 sequences as for one. The cache may use
+this share of the free memory; prompts and graphs need some too."""
 
 _CAPACITY = 128
-"""A slot has a multiple of this many positions, so that captured steps have few shapes."""
+"""A slot's positions are a multiple of this, so that captured steps have few different shapes."""
 
 _PREFILL_TOKENS = 8192
-"""Prompt tokens read at a time, unless one prompt has more."""
+"""Most prompt tokens read at a time, unless a single prompt has more."""
 
 _REFILL = 8
-"""Free slots are refilled once they are an eighth of the pool: reading one prompt costs as much as reading several."""
+"""Free slots are refilled once they make up an eighth of the pool: reading one prompt costs as much as several."""
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedAnswer:
-    """What was generated for one prompt: its ids without the stop token, and whether it ended with one."""
+    """The answer to one prompt: its ids without the stop token, and whether it ended with one."""
 
     ids: list[int]
     stopped: bool
@@ -46,7 +46,7 @@ def generate(
     max_new_tokens: int,
     slots: int | None = None,
 ) -> list[GeneratedAnswer]:
-    """Answer every prompt greedily; results in the given order, whatever the number of slots."""
+    """Answer every prompt greedily; results are in the order of the prompts, for any number of slots."""
     written: list[list[int]] = [[] for _ in prompts]
     stopped = [False] * len(prompts)
     for row, token in stream(decoder, prompts, stop_ids, max_new_tokens, slots=slots):
@@ -70,17 +70,17 @@ def stream(
     """Yield (index of the prompt, next token) as answers grow; a stop token is yielded and ends its answer.
 
     Args:
-        decoder: With or without its LoRA terms enabled; both must stay as they are until the last token.
+        decoder: With or without its LoRA terms enabled; must not change until the last token.
         prompts: Token ids, at least one each. If there are more prompts than slots, the longest go first.
         stop_ids: Tokens that end an answer.
-        max_new_tokens: Longest answer to each prompt, in tokens.
+        max_new_tokens: Longest answer to a prompt, in tokens.
         temperature: 0 takes the likeliest token; above 0, samples from softmax(logits / temperature).
-        seed: Seed of the sampling; a prompt's draws depend only on it and on the prompt's index.
-        top_p: Sample from the likeliest tokens of this mass only.
-        slots: Sequences that run at once; None takes as many as memory allows.
+        seed: Seed of the sampling; a prompt's random numbers depend only on it and on the prompt's index.
+        top_p: Sample only from the likeliest tokens with this total probability.
+        slots: Sequences that run at once; None means as many as memory allows.
 
     Raises:
-        OutOfMemoryError: There is no room for a single sequence.
+        OutOfMemoryError: There is not enough memory for a single sequence.
     """
     sampling = Sampling(temperature, top_p, seed)
     if not prompts or max_new_tokens < 1:
@@ -93,10 +93,10 @@ def stream(
 
 
 def slots_that_fit(decoder: Decoder, capacity: int) -> int:
-    """How many sequences of `capacity` tokens can run at once in the memory that is free.
+    """How many sequences of `capacity` tokens can run at once in the free memory.
 
     Raises:
-        OutOfMemoryError: Not even one.
+        OutOfMemoryError: Not even one fits.
     """
     bytes_per_slot = capacity * KVCache.bytes_per_token(decoder.config, decoder.dtype)
     device = decoder.device
@@ -117,13 +117,13 @@ class _Sequence:
     row: int
     token: int
     length: int
-    """Tokens in the cache; the last one chosen is not among them yet."""
+    """Tokens in the cache; the last chosen token is not in it yet."""
     final: int
     generator: torch.Generator
 
 
 class _Pool:
-    """The slots, the sequences that run in them, and the prompts that wait."""
+    """The slots, the sequences running in them, and the waiting prompts."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class _Pool:
         self._waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # the longest is taken first
 
     def run(self) -> Iterator[tuple[int, int]]:
-        """Every token of every prompt; inference mode never spans a yield, because it would leak into the caller."""
+        """Yield every token of every answer. Inference mode never spans a yield: it would leak into the caller."""
         while self._waiting or self._running:
             free = self._cache.slots - len(self._running)
             if self._waiting and (not self._running or free * _REFILL >= self._cache.slots):
@@ -211,7 +211,7 @@ class _Pool:
 
 @dataclass(frozen=True, slots=True)
 class ChatSession:
-    """A loaded model that answers single questions, each on its own.
+    """A loaded model that answers single questions; each question is independent of the others.
 
     Attributes:
         max_new_tokens: Longest answer.
@@ -227,7 +227,7 @@ class ChatSession:
         """The answer to a prompt, piece by piece.
 
         Args:
-            prompt: The user's words; under the alpaca template an instruction and, after a blank line, its input.
+            prompt: The user's text; under the alpaca template, an instruction and, after a blank line, its input.
             tuned: False asks the base model.
         """
         self.adapter.enable(tuned)
@@ -241,6 +241,6 @@ class ChatSession:
                 return
             ids.append(token)
             text = self.template.tokenizer.decode(ids, skip_special_tokens=True)
-            if not text.endswith("\ufffd"):  # a character whose last bytes are still to come
+            if not text.endswith("\ufffd"):  # a character whose last bytes are still missing
                 yield text[len(shown) :]
                 shown = text

@@ -1,6 +1,6 @@
 """Keys and values of the tokens read so far, in a fixed pool of slots that sequences enter and leave.
 
-Prompts enter packed: a prefix that several share is read once.
+Prompts are read packed: a prefix that several share is computed once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,8 +20,8 @@ from strop.ops.attention import attention
 class KVCache:
     """Room for S sequences of up to `capacity` tokens in every layer; a sequence starts at position 0 of its slot.
 
-    It does not track which slots are in use: the caller says where to write and how much to read. Its tensors
-    never move, so a step that reads and writes them can be captured as a CUDA graph.
+    It does not track which slots are in use: the caller says where to write and how much to read. Its tensors stay at
+    the same address, so a step that reads and writes them can be captured as a CUDA graph.
     """
 
     def __init__(self, config: DecoderConfig, slots: int, capacity: int, dtype: torch.dtype, device: torch.device):
@@ -33,11 +33,11 @@ class KVCache:
 
     @staticmethod
     def bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
-        """Memory of one position of one slot, over all layers."""
+        """Memory of one position in one slot, over all layers."""
         return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of a slot to another one."""
+        """Copy the first `length` positions of one slot to another."""
         for held in (self._k, self._v):
             held[:, target, :, :length] = held[:, source, :, :length]
 
@@ -46,9 +46,9 @@ class KVCache:
 
         Args:
             tree: The prompts' prefix tree, T tokens.
-            place_L: For each token of each prompt, with those of a shared prefix repeated, its index among the T.
-            slot_L: The slot it goes to.
-            position_L: Its position there.
+            place_L: The index among the T of each token of each prompt; a shared prefix's tokens are repeated.
+            slot_L: The slot of each of these tokens.
+            position_L: Its position in the slot.
         """
 
         def attend(layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, window: int | None) -> Tensor:
@@ -59,13 +59,13 @@ class KVCache:
         return attend
 
     def writing(self, position_B: Tensor, width: int) -> Attend:
-        """Attention for one new token of each of the first B slots: it is stored, and sees what was stored before it.
+        """Attention for one new token in each of the first B slots: it is stored, and sees itself and earlier tokens.
 
-        Query heads that share a key head are rows of one small matrix, so no kernel has to support grouped heads.
+        Query heads that share a key head become rows of one small matrix, so no kernel has to support grouped heads.
 
         Args:
-            position_B: int64, where each new token goes.
-            width: Positions that are read; greater than all of `position_B`.
+            position_B: int64, each new token's position.
+            width: How many positions are read; greater than every `position_B`.
         """
         batch = len(position_B)
         rows = torch.arange(batch, device=position_B.device)
@@ -87,7 +87,7 @@ class KVCache:
 
 
 def _bias(distance_BW: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
-    """0 where a position is visible and -inf elsewhere, (B, 1, 1, W), made once for all layers."""
+    """0 where a position is visible and -inf elsewhere, (B, 1, 1, W); made once for all layers."""
     visible_BW = distance_BW >= 0 if window is None else (distance_BW >= 0) & (distance_BW < window)
     bias_BW = torch.zeros(distance_BW.shape, dtype=dtype, device=distance_BW.device)
     return bias_BW.masked_fill_(~visible_BW, float("-inf"))[:, None, None]
@@ -95,7 +95,7 @@ def _bias(distance_BW: Tensor, window: int | None, dtype: torch.dtype) -> Tensor
 
 @contextmanager
 def _kernels(device: torch.device) -> Iterator[None]:
-    """Avoid cuDNN attention on a GPU: it plans anew for each shape, which takes longer than a step."""
+    """Avoid cuDNN attention on a GPU: it makes a new plan for each shape, which takes longer than a step."""
     if device.type != "cuda":
         yield
         return
@@ -110,10 +110,10 @@ def read_prompts(
 
     Args:
         decoder: With or without its LoRA terms enabled.
-        cache: Filled on the way; each slot's positions from the prompt's length on keep what they held.
+        cache: Receives the prompts' keys and values; positions after a prompt's end stay unchanged.
         prompts: Token ids, at least one each.
-        slots: One for each prompt, no two alike.
-        max_new_tokens: What will follow, which decides LongRoPE's frequencies.
+        slots: A different slot for each prompt.
+        max_new_tokens: How many tokens may follow, which decides LongRoPE's frequencies.
     """
     device = decoder.device
     arrays = [np.asarray(prompt, np.int32) for prompt in prompts]

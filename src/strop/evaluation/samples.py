@@ -1,4 +1,4 @@
-"""What a model answers to a few held-out questions while it is being trained."""
+"""A model's answers to a few held-out questions while it is being trained."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from strop.model.decoder import Decoder
 from strop.run.records import Sample
 
 MAX_NEW_TOKENS = 64
-"""Longest sample: enough to see what an answer looks like, and a bound on what an untrained model rambles on."""
+"""Longest sample: enough to see what an answer looks like, and a limit for untrained models, which ramble."""
 
 Generate = Callable[[Sequence[Sequence[int]], frozenset[int], int], Sequence[Sequence[int]]]
-"""Prompts, stop tokens and the most new tokens -> what follows each prompt greedily, up to and with a stop token."""
+"""Prompts, stop tokens, most new tokens -> each prompt's greedy continuation, up to and including a stop token."""
 
 
 @dataclass(frozen=True)
 class SampledRows:
-    """The first held-out rows, whose questions are asked again at every evaluation.
+    """The first held-out rows, whose questions are asked at every evaluation.
 
     Attributes:
         store: The held-out samples.
-        questions: In the rows' own words, in the store's order.
+        questions: As written in the rows, in the store's order.
     """
 
     store: SampleStore
@@ -31,7 +31,7 @@ class SampledRows:
     questions: Sequence[str]
 
     def answered(self, step: int, generate: Generate) -> list[Sample]:
-        """The greedy answer to each question, by a model with the weights of this step."""
+        """The current model's greedy answer to each question, recorded under this step."""
         stop_ids = self.template.stop_ids
         pairs = [split_question(self.store[i], stop_ids) for i in range(len(self.questions))]
         answers = generate([prompt for prompt, _ in pairs], stop_ids, MAX_NEW_TOKENS)
@@ -51,9 +51,9 @@ class SampledRows:
 
 
 def greedily(decoder: Decoder, check_stop: Callable[[], None]) -> Generate:
-    """Answers of the plain decoder as it is; `check_stop` is called between tokens and may raise to end early.
+    """Greedy answers of the plain decoder; `check_stop` is called between tokens and may raise to end early.
 
-    Draws no random number, changes no parameter, and leaves the decoder in the mode in which it was.
+    Draws no random numbers, changes no parameters, and restores the decoder's mode.
     """
 
     def generate(prompts: Sequence[Sequence[int]], stop_ids: frozenset[int], max_new_tokens: int) -> list[list[int]]:

@@ -1,6 +1,6 @@
-"""What was predicted for a run, and after it, how far off that was.
+"""The prediction for a run and, afterwards, how far off it was.
 
-A prediction was measured by `strop plan` on the same device and kept in the run folder, or is scaled.
+A prediction is either measured (`strop plan` ran on the same device and kept it in the run folder) or scaled.
 """
 
 import hashlib
@@ -20,16 +20,16 @@ from strop.run.reporter import clock
 
 
 def prediction(job: PlannedRun, folder: RunFolder, device: str, meter: Meter | None) -> Estimate | None:
-    """What was predicted for this run on this device: measured by `strop plan` here, or scaled.
+    """The prediction for this run on this device: what `strop plan` measured here, or a scaled one.
 
     Args:
         job: The run.
-        folder: Its folder.
-        device: The device's name, as the driver gives it.
+        folder: The run's folder.
+        device: The driver's name for the device.
         meter: Of a run that is billed.
 
     Returns:
-        The prediction; None on a device that nothing is published of and nothing was measured on.
+        The prediction; None if nothing was measured here and the device has no published figures.
     """
     kept = folder.plan
     if kept and kept.device.lower() == device.lower() and kept.of == _key(job):
@@ -44,27 +44,27 @@ def prediction(job: PlannedRun, folder: RunFolder, device: str, meter: Meter | N
 
 
 def keep_prediction(job: PlannedRun, device: str, line: Estimate, note: Callable[[str], None]) -> None:
-    """Keep a measured prediction in the run folder, unless the run has begun.
+    """Save a measured prediction in the run folder, unless the run has begun.
 
     Args:
         job: The run.
-        device: Where it was measured.
+        device: The device on which it was measured.
         line: The prediction.
-        note: Told why it is not kept, if it is not.
+        note: Called with the reason if the prediction is not saved.
     """
     folder = RunFolder(job.recipe.output_dir)
     try:
         with folder.claim():
             if folder.manifest is not None:
-                note(f"{folder.path}: this run has begun, and keeps the prediction that it began with")
+                note(f"{folder.path}: this run has already begun and keeps its first prediction")
                 return
             folder.write_plan(KeptEstimate(device, _key(job), line.rounded()))
     except RecipeError as error:
-        note(f"the prediction is not kept: {error}")
+        note(f"the prediction was not saved: {error}")
 
 
 def _key(job: PlannedRun) -> str:
-    """What a measured prediction is of: another recipe, other rows or another strop make another run."""
+    """What a measured prediction is valid for: the same recipe, rows and version of strop."""
     recipe = job.recipe
     parts = [__version__, recipe.identity(), job.train.fingerprint, recipe.train.max_tokens_per_microbatch]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -75,11 +75,11 @@ class Outcome:
     """What a run took, over all attempts.
 
     Attributes:
-        training_seconds: Steps and checkpoints.
-        tokens_per_second: Tokens of the rows.
-        peak_gib: The most memory that torch reserved in the last attempt; None on a CPU.
+        training_seconds: Time for steps and checkpoints.
+        tokens_per_second: Tokens of the rows per second.
+        peak_gib: Peak memory that torch reserved in the last attempt; None on a CPU.
         dollars: None if nothing was billed.
-        steps: Updates made and updates planned; early stopping may have ended the run before.
+        steps: Updates made and updates planned; early stopping makes fewer.
         attempts: How often the run was started.
     """
 
@@ -91,7 +91,7 @@ class Outcome:
     attempts: int
 
     def beside(self, line: Estimate) -> dict[str, Compared]:
-        """Each figure with its prediction, and how far off that was, for the manifest."""
+        """Each figure next to its prediction, with the relative error, for the manifest."""
         share = self.steps[0] / self.steps[1]
         pairs = {
             "training_seconds": (line.training_seconds * share, self.training_seconds),
@@ -115,7 +115,7 @@ _SHOWN = {
 
 
 def sentence(line: Estimate, beside: Mapping[str, Compared], attempts: int) -> str:
-    """How far off the plan was, in one line."""
+    """One line that says how far off the plan was."""
     parts = []
     for name, (label, show) in _SHOWN.items():
         if found := beside.get(name):
@@ -125,7 +125,7 @@ def sentence(line: Estimate, beside: Mapping[str, Compared], attempts: int) -> s
 
 
 def compare(folder: RunFolder, outcome: Outcome, note: Callable[[str], None]) -> None:
-    """Write into the manifest of a finished run how far off its prediction was, and say so in a line."""
+    """Write how far off a finished run's prediction was into its manifest, and say so in one line."""
     predicted = folder.begun.plan
     if predicted is None or predicted.problem is not None:
         return

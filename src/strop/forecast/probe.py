@@ -1,6 +1,6 @@
-"""Some of a recipe's own steps, timed on this machine's device, and its worst microbatch for the memory.
+"""Times some of a recipe's own steps on this machine's device, and measures its worst microbatch's memory.
 
-Everything is training's own: the layers, the token budget, the step. The adapter is changed by it, and is thrown away.
+Layers, token budget and step are the same as in training. The probe changes the adapter, which is then discarded.
 """
 
 import time
@@ -21,7 +21,7 @@ from strop.training.optim import FlatOptimizer, choose_optimizer
 from strop.training.step import StepInFlight, train_step
 
 _STEPS, _RUNS = 8, 3
-"""Different steps, and times that each is run: the first compiles, the second captures, the third is timed."""
+"""Different steps, and how often they are run: the first run compiles, the second captures, the third is timed."""
 
 _PATIENCE = 20.0
 """Seconds after which the steps are not run again."""
@@ -29,18 +29,18 @@ _PATIENCE = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What was measured.
+    """The measurements.
 
     Attributes:
-        device: The GPU as the driver names it, or `CPU`.
+        device: The driver's name for the GPU, or `CPU`.
         precision: Of the frozen weights.
         layers: `fused` or `plain`.
         memory_gib: The device's memory; 0 on a CPU.
-        peak_gib: Reserved at most, the worst microbatch included; 0 on a CPU.
-        max_tokens: Budget of a microbatch.
+        peak_gib: Peak reserved memory, worst microbatch included; 0 on a CPU.
+        max_tokens: Token budget of a microbatch.
         step_seconds: Mean time of a step.
-        token_seconds: Time without gradients for each token computed.
-        steps: Steps timed.
+        token_seconds: Time per computed token without gradients.
+        steps: Number of steps timed.
     """
 
     device: str
@@ -58,7 +58,7 @@ def probe(recipe: Recipe, adapter: LoraAdapter, store: SampleStore) -> Probe:
     """Measure a recipe on the device where `adapter` is.
 
     Raises:
-        OutOfMemoryError: Its worst microbatch does not fit.
+        OutOfMemoryError: The worst microbatch does not fit.
     """
     decoder, section = adapter.decoder, recipe.train
     decoder.gradient_checkpointing = section.gradient_checkpointing
@@ -72,12 +72,12 @@ def probe(recipe: Recipe, adapter: LoraAdapter, store: SampleStore) -> Probe:
     steps = [microbatches.of_step(step) for step in range(min(_STEPS, order.num_steps))]
     largest = max(max(sum(batch.num_tokens for batch in step), longest) for step in steps)
     try:
-        gradients.of([worst_microbatch(max(longest, min(budget, largest)), longest)])
+        gradients.of([worst_microbatch(max(longest, min(budget, largest)), longest)], scale=1.0)
         step_seconds = _time(lambda: _train(gradients, optimizer, steps)) / len(steps)
         evaluation_seconds = _time(lambda: _evaluate(gradients, steps[0]))
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
-            f"a microbatch of {budget} tokens does not fit on this GPU; set train.max_tokens_per_microbatch lower"
+            f"a microbatch of {budget} tokens does not fit on this GPU; lower train.max_tokens_per_microbatch"
         ) from error
     is_gpu = device.type == "cuda"
     return Probe(
@@ -94,7 +94,7 @@ def probe(recipe: Recipe, adapter: LoraAdapter, store: SampleStore) -> Probe:
 
 
 def _time(run: Callable[[], None]) -> float:
-    """Seconds of the last run, which is the third unless that takes too long."""
+    """Seconds of the last run: the third, or an earlier one if they take too long."""
     began = time.perf_counter()
     for _ in range(_RUNS):
         started = time.perf_counter()
@@ -106,7 +106,7 @@ def _time(run: Callable[[], None]) -> float:
 
 
 def _train(gradients: Gradients, optimizer: FlatOptimizer, steps: Sequence[list[Microbatch]]) -> None:
-    """The steps as a run makes them: one is in flight while the host launches the next."""
+    """Train the steps as a run does: one is in flight while the host launches the next."""
     in_flight: StepInFlight | None = None
     for microbatches in steps:
         launched = train_step(gradients, optimizer, microbatches, learning_rate=0.0, max_grad_norm=1.0)

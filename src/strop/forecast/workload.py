@@ -1,6 +1,6 @@
-"""What a run computes, as counts: the model's shape, and the user's own samples packed as in training.
+"""The work of a run, as counts: the model's shape, and the user's own samples packed as in training.
 
-No weights are read, and nothing is computed.
+This reads no weights and computes nothing.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ import numpy as np
 from strop.data.store import SampleStore
 from strop.microbatch.order import Order
 from strop.microbatch.pack import Microbatch, Microbatches, pack
-from strop.model.checkpoint.weights import group_modules, part_rows
 from strop.model.config import DecoderConfig
 from strop.model.lora import resolve_targets
+from strop.model.pretrained.weights import group_modules, part_rows
 from strop.recipe import LoraSection, Recipe
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The counts of a decoder with LoRA; O and I are a merged projection's outputs and inputs."""
+    """The sizes of a decoder with LoRA; O and I are a merged projection's outputs and inputs."""
 
     config: DecoderConfig
     lora: LoraSection
@@ -36,7 +36,7 @@ class Shape:
 
     @property
     def layer_weights(self) -> int:
-        """Elements of all layers' frozen matrices: each takes 2 operations per token in a product."""
+        """Elements of all layers' frozen matrices; in a product, each takes 2 operations per token."""
         return self.config.num_layers * sum(o * i for o, i in self.projections.values())
 
     @property
@@ -51,14 +51,14 @@ class Shape:
 
     @property
     def other_weights(self) -> int:
-        """Embedding and head, once if they are tied, and the norms."""
+        """Elements of embedding and head (counted once if tied) and the norms."""
         config = self.config
         norms = (2 * config.num_layers + 1) * config.hidden_size
         return self.head_weights * (1 if config.tie_word_embeddings else 2) + norms
 
     @cached_property
     def _modules(self) -> dict[str, list[int]]:
-        """Output rows of each targeted module of each merged projection."""
+        """For each merged projection, the output rows of each targeted module."""
         targets = resolve_targets(self.config, self.lora.target_modules)
         return {
             group: [last - first for module, (first, last) in modules.items() if module in targets]
@@ -76,11 +76,11 @@ class Shape:
 
     @property
     def thin_rows(self) -> int:
-        """Rows in all A matrices of a layer."""
+        """Rows of all A matrices of a layer."""
         return self.lora.r * sum(map(len, self._modules.values()))
 
     def thin_width(self, group: str) -> int:
-        """Columns of a projection's thin matrices as the fused kernels read them (`fused.lora_work`)."""
+        """Columns of a projection's A as the fused kernels read it (`fused.lora_work`)."""
         return self._block * _power_of_two(max(1, len(self._modules[group])))
 
     @property
@@ -107,11 +107,11 @@ class Load:
     """A microbatch as counts.
 
     Attributes:
-        tokens: Computed.
-        learned: Positions from which something is learned.
+        tokens: Tokens computed.
+        learned: Positions that predict at least one learned token.
         pairs: Query-key pairs of attention, over all layers.
-        sample_tokens: Tokens of the samples as the user has them.
-        samples: How many.
+        sample_tokens: Tokens of the user's samples, shared prefixes repeated.
+        samples: Number of samples.
     """
 
     tokens: int
@@ -142,12 +142,12 @@ class Workload:
     """The recipe's steps under one token budget.
 
     Attributes:
-        num_steps: Of the run.
-        steps: The first steps, each as its microbatches.
-        evaluations: Times that the held-out samples are evaluated.
-        held_out: The first held-out samples' microbatches.
-        held_out_share: Of all held-out samples that those are.
-        saves: Checkpoints.
+        num_steps: Steps of the run.
+        steps: The microbatches of each of the first steps.
+        evaluations: How often the held-out samples are evaluated.
+        held_out: The microbatches of the first held-out samples.
+        held_out_share: The share of all held-out samples in `held_out`.
+        saves: Checkpoints written.
     """
 
     num_steps: int
@@ -159,13 +159,13 @@ class Workload:
 
     @property
     def sharing(self) -> float:
-        """Tokens of the rows for each token computed."""
+        """Tokens of the rows per computed token."""
         loads = [load for step in self.steps for load in step]
         return sum(load.sample_tokens for load in loads) / sum(load.tokens for load in loads)
 
     @property
     def largest(self) -> Load:
-        """The microbatch with most tokens."""
+        """The microbatch with the most tokens."""
         return max((load for step in self.steps for load in step), key=lambda load: load.tokens)
 
 

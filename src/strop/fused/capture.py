@@ -1,10 +1,10 @@
-"""A microbatch's forward and backward as a CUDA graph, one for each shape that comes up more than once.
+"""A microbatch's forward and backward as a CUDA graph, one for each shape that occurs more than once.
 
-A step of eight short samples is 25 ms of kernels and, launched one by one, 100 ms of Python. So a microbatch is padded
-to the next of a few capacities and the first of a capacity runs as it is, which also compiles its kernels; the second
-is captured, and from then on the graph is replayed. Inputs go to the GPU as one block, results stay there. Graph and
-eager run are the same kernels on the same shapes: their results are the same bits. A large microbatch keeps the GPU
-busy for longer than its launches take, and is neither captured nor padded beyond whole tiles.
+A step of eight short samples takes 25 ms of kernels but, launched one by one, 100 ms of Python. So each microbatch is
+padded to the next of a few capacities. The first of a capacity runs eagerly, which also compiles its kernels; the
+second is captured, and from then on the graph is replayed. Inputs go to the GPU as one block; results stay there.
+Graph and eager run launch the same kernels on the same shapes, so their results are identical to the bit. A large
+microbatch keeps the GPU busy for longer than its launches take, so it is not captured, and padded to whole tiles only.
 """
 
 from collections import OrderedDict
@@ -20,8 +20,8 @@ from strop.microbatch.pack import Microbatch
 from strop.model.lora import LoraAdapter
 
 _MAX_GRAPHS = 32
-"""Graphs kept; the one that was used longest ago goes first. Each takes some 20 MiB, and memory for its tensors is
-shared by all."""
+"""Graphs kept; the least recently used is dropped first. Each takes about 20 MiB, and all share the memory for their
+tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +44,13 @@ class CapturedGradients:
         self._pool = torch.cuda.graph_pool_handle()
 
     def of(
-        self, microbatches: Sequence[Microbatch], check_stop: Callable[[], None] = lambda: None
+        self, microbatches: Sequence[Microbatch], scale: float, check_stop: Callable[[], None] = lambda: None
     ) -> tuple[Tensor, Tensor]:
-        """See `Gradients`. The gradient's memory is taken once the activations' is free: 4 bytes a parameter less."""
+        """See `Gradients`. The gradient is allocated once activations are freed, which saves 4 bytes a parameter."""
         work = self._model.work
         work.refresh()
         work.grad.zero_()
-        self._scale.fill_(1.0 / sum(microbatch.num_loss_tokens for microbatch in microbatches))
+        self._scale.fill_(scale)
         losses = []
         for microbatch in microbatches:
             check_stop()
@@ -64,7 +64,7 @@ class CapturedGradients:
             return self._model.nll_sum(self._model.inputs_of(microbatch))
 
     def release(self) -> None:
-        """See `Gradients`: every graph and their pool; shapes that come again are captured anew."""
+        """See `Gradients`: frees every graph and their pool. Shapes that occur again are captured again."""
         self._graphs.clear()
         self._seen.clear()
         torch.cuda.synchronize(self.device)
@@ -72,7 +72,7 @@ class CapturedGradients:
         self._pool = torch.cuda.graph_pool_handle()
 
     def _add(self, microbatch: Microbatch) -> Tensor:
-        """Add a microbatch's gradient to the sum; returns its part of the loss."""
+        """Add a microbatch's gradient to the sum and return its part of the loss."""
         launch_bound = microbatch.num_tokens <= self._max_tokens
         block, capacity = lay_out(microbatch, "graph" if launch_bound else "tiles")
         block = block.pin_memory() if self.device.type == "cuda" else block
@@ -97,13 +97,13 @@ class CapturedGradients:
     def _capture(self, example: Tensor, capacity: Capacity) -> _Graph:
         block = example.to(self.device)
         torch.cuda.synchronize(self.device)
-        torch.cuda.empty_cache()  # what eager runs left behind is needed for the graphs' own pool
+        torch.cuda.empty_cache()  # the graphs' own pool needs the memory that eager runs have cached
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self._pool):
                 nll = self._compute(block, capacity)
         except RuntimeError as error:
-            # Leaving a capture that failed can fail by itself, and hide what it failed of.
+            # Leaving a failed capture can itself raise, which would hide the original error.
             if isinstance(error.__context__, torch.OutOfMemoryError):
                 raise error.__context__ from None
             raise

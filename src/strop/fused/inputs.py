@@ -1,8 +1,8 @@
-"""What the fused decoder reads of a microbatch: one block of numbers, copied to the GPU at once.
+"""A microbatch as the fused decoder reads it: one block of numbers, copied to the GPU at once.
 
-Its shapes can be padded: to whole tiles, so that kernels meet few kinds of shapes, or up to a `Capacity` that many
-microbatches have in common, so that one captured CUDA graph computes them all. Padding is made of samples of their own
-that nobody learns.
+Its shapes can be padded: to whole tiles, so that kernels see few different shapes, or up to a `Capacity` that many
+microbatches share, so that one captured CUDA graph computes them all. Padding consists of extra samples with nothing
+to learn.
 """
 
 from dataclasses import dataclass, replace
@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strop.microbatch.pack import Microbatch
-from strop.ops.fused.attention_plan import QUERIES, AttentionPlan, plan_attention
+from strop.ops.triton.attention_plan import QUERIES, AttentionPlan, plan_attention
 
 Padding = Literal["none", "tiles", "graph"]
 
 _LAUNCH_BOUND = 3e13
-"""Tokens times parameters up to which a graph pays. Phi-3-mini on an H200: at 1.4e13 it is 3 to 18% faster than
-launches one by one, at 5.4e13 the padding that it needs costs as much as it saves."""
+"""Tokens times parameters up to which a graph pays off. Phi-3-mini on an H200: at 1.4e13 it is 3 to 18% faster than
+launching kernels one by one; at 5.4e13 its padding costs as much as it saves."""
 
 
 def most_captured_tokens(num_base_parameters: int) -> int:
-    """Microbatches of the fused layers up to this are captured as graphs; larger ones run as they come."""
+    """Tokens of the largest microbatch that is captured as a graph; larger ones run eagerly."""
     return int(_LAUNCH_BOUND / num_base_parameters)
 
 
@@ -43,11 +43,11 @@ class Capacity:
     longest: int
 
     def rounded(self, padding: Padding) -> "Capacity":
-        """The next shapes of this kind.
+        """The shapes, rounded up as this padding asks.
 
-        A graph's tokens are within 3%, learned positions and tiles within 12%. The other numbers cost next to nothing
-        and are rounded far: were they not, 150 steps of 128 census rows would need 51 graphs, for the length of `path`
-        alone takes 15 values, instead of 7.
+        For a graph, tokens are rounded up by at most 3%, learned positions and tiles by at most 12%. The other numbers
+        cost next to nothing and are rounded coarsely. Without that, 150 steps of 128 census rows need 51 graphs instead
+        of 7: the length of `path` alone takes 15 values.
         """
         if padding == "none":
             return self
@@ -67,7 +67,7 @@ class Capacity:
 
 
 def _round_up(count: int, bits: int, least: int = 16) -> int:
-    """The next multiple of the count's power of two over 2^bits, or of `least`; zero stays zero."""
+    """The next multiple of 2^floor(log2 count) / 2^bits, or of `least` if that is larger; zero stays zero."""
     step = max(least, 1 << max(0, count.bit_length() - 1 - bits))
     return -(-count // step) * step
 
@@ -96,7 +96,7 @@ class FusedInputs:
 
 
 def lay_out(microbatch: Microbatch, padding: Padding) -> tuple[Tensor, Capacity]:
-    """A microbatch as one int32 tensor on the host, padded to `Capacity.rounded`, and the shapes to read it by."""
+    """A microbatch as one int32 tensor on the host, padded to `Capacity.rounded`, and the shapes to read it with."""
     exact = microbatch.num_tokens
     tokens = Capacity(exact, *[0] * 8).rounded(padding).tokens
     filler = [min(QUERIES, tokens - start) for start in range(exact, tokens, QUERIES)]
@@ -132,7 +132,7 @@ def lay_out(microbatch: Microbatch, padding: Padding) -> tuple[Tensor, Capacity]
 
 
 def read_inputs(block: Tensor, capacity: Capacity) -> FusedInputs:
-    """Views of what `lay_out` made, on the device where it is by now."""
+    """Views of a block that `lay_out` made, on whichever device the block is now."""
     c = capacity
     shapes = (
         (c.tokens,), (c.tokens,), (c.queries, 5), (c.path,), (c.keys, 5), (c.sums, 4), (c.tokens,),
@@ -147,7 +147,7 @@ def read_inputs(block: Tensor, capacity: Capacity) -> FusedInputs:
 
 
 def _fill(array: NDArray[np.generic], length: int, value: int = 0) -> NDArray[np.generic]:
-    """An array lengthened to `length` rows of `value`."""
+    """The array, extended to `length` rows with `value`."""
     if len(array) == length:
         return array
     rest = np.full((length - len(array), *array.shape[1:]), value, array.dtype)

@@ -1,10 +1,10 @@
-"""A layer as it is trained on a GPU: its forward and backward written out, with nothing done twice.
+"""A layer as a GPU trains it: its forward and backward written out, with nothing computed twice.
 
-The plain decoder's layer (`model.decoder`) says what is computed and runs anywhere; this is the same function and its
-gradient as a sequence of frozen products and fused kernels (`ops.fused`). The tests hold the two together.
+The plain decoder's layer (`model.decoder`) defines what is computed and runs anywhere. This is the same function and
+its gradient as a sequence of frozen products and fused kernels (`ops.triton`). Tests compare the two.
 
-What a layer keeps for its backward: x and x1, the stream before its two blocks; q, k, v turned; the attention's output;
-gate and up; and thin things. Operands of products are never kept: no frozen weight has a gradient.
+For its backward a layer keeps x and x1, the stream before its two blocks; q, k and v after rotation; the attention's
+output; gate and up; and thin matrices. Operands of products are never kept, because no frozen weight has a gradient.
 """
 
 from dataclasses import dataclass
@@ -15,24 +15,24 @@ from torch import Tensor
 
 from strop.fused.lora_work import LoraWork, ThinPair
 from strop.model.decoder import Layer
-from strop.ops.fused.attention import tree_attention, tree_attention_backward
-from strop.ops.fused.attention_plan import AttentionPlan
-from strop.ops.fused.norm import Stream, advance, norm_backward, norm_operand
-from strop.ops.fused.rotary import finish_qkv, turn_back
-from strop.ops.fused.swiglu import swiglu, swiglu_backward
-from strop.ops.fused.thin import LowRank, Measured, measure, operand_of
 from strop.ops.linear import FrozenWeight, Operand
+from strop.ops.triton.attention import tree_attention, tree_attention_backward
+from strop.ops.triton.attention_plan import AttentionPlan
+from strop.ops.triton.norm import Stream, advance, norm_backward, norm_operand
+from strop.ops.triton.rotary import finish_qkv, turn_back
+from strop.ops.triton.swiglu import swiglu, swiglu_backward
+from strop.ops.triton.thin import LowRank, Measured, measure, operand_of
 
 
 @dataclass(frozen=True, slots=True)
 class LayerInputs:
-    """What all layers read of a microbatch: rotary tables, attention's tiles, and the rows that the loss depends on.
+    """What every layer reads about a microbatch: rotary tables, attention's tiles, and the rows that the loss needs.
 
     Attributes:
         cos_TR: Cosines of every token's position.
         sin_TR: Sines.
         plan: Attention's tiles.
-        learned_R: Positions that predict a learned token, each once; T stands for no position.
+        learned_R: Positions that predict a learned token, each once; the value T is padding.
     """
 
     cos_TR: Tensor
@@ -54,16 +54,19 @@ class FusedProjection(NamedTuple):
         return y_TO if self.bias is None else y_TO.add_(self.bias)
 
     def forward_term(self, h_TR: Tensor) -> LowRank:
-        """What is still to be added to the product."""
+        """The low-rank term, still to be added to the product."""
         return LowRank(h_TR, self.thin.b_OR)
 
     def backward_term(self, dh_TR: Tensor) -> LowRank:
-        """What is still to be added to the gradient of the product's input."""
+        """The low-rank term, still to be added to the gradient of the product's input."""
         return LowRank(dh_TR, self.thin.a_IR)
 
 
 class Kept(NamedTuple):
-    """A layer's tensors between forward and backward; the second line has one row a learned token in the last layer."""
+    """A layer's tensors between forward and backward.
+
+    In the last layer, those from `last_out` on have one row per learned position instead of one per token.
+    """
 
     x_TD: Tensor
     factor_T: Tensor
@@ -81,7 +84,7 @@ class Kept(NamedTuple):
 
 
 class FusedLayer:
-    """One layer. The last of a model computes what follows its attention for the learned positions alone."""
+    """One layer. A model's last layer computes everything after its attention for the learned positions only."""
 
     def __init__(self, layer: Layer, work: LoraWork, scaling: float, num_layers: int) -> None:
         config, index = layer.config, layer.index
@@ -102,7 +105,7 @@ class FusedLayer:
         return Stream(kept.x1, self.down.product(operand), self.down.forward_term(kept.h_down)), kept
 
     def recall(self, x_TD: Tensor, inputs: LayerInputs) -> Kept:
-        """What the backward needs, computed again from the stream before the layer."""
+        """What the backward needs, recomputed from the stream before the layer."""
         return self._up_to_down(Stream(x_TD, None, None), inputs)[0]
 
     def _up_to_down(self, stream: Stream, inputs: LayerInputs) -> tuple[Kept, Operand]:
@@ -129,7 +132,7 @@ class FusedLayer:
         return kept, operand
 
     def backward(self, grad: Measured, kept: Kept, inputs: LayerInputs) -> Measured | None:
-        """The gradient of the stream before the layer, None before the first; LoRA's gradients go to their buffers."""
+        """The gradient of the stream before the layer (None for the first); adds LoRA's gradients to their buffers."""
         qkv = self.qkv
         grad_TO, dh_o, grad1_TD = self._output_backward(self._feed_forward_backward(grad, kept), kept, inputs)
         dqkv_TO = tree_attention_backward(
@@ -179,7 +182,7 @@ class FusedLayer:
 
 
 def _scatter(rows_RD: Tensor, learned_R: Tensor, total: int) -> Tensor:
-    """Rows put at their positions, zeros elsewhere; the position T is dropped."""
+    """Put rows at their positions, with zeros elsewhere; rows at position T are dropped."""
     out = rows_RD.new_zeros((total + 1, rows_RD.shape[1]))
     return out.index_copy_(0, learned_R, rows_RD)[:total]
 
@@ -190,14 +193,14 @@ def _add_product(total_OR: Tensor, grad_TO: Tensor, h_TR: Tensor) -> None:
 
 
 def _add_part_products(thin: ThinPair, grad_TO: Tensor, h_TR: Tensor) -> None:
-    """The same for each part of the output, with its own columns of h."""
+    """`_add_product` for each part of the output, with its own columns of h."""
     product_OR = _wide_product(grad_TO.t(), h_TR)
     for (first, last), start in zip(thin.rows, thin.blocks.starts, strict=True):
         thin.grad_b_OR[first:last].add_(product_OR[first:last, start : start + thin.blocks.width])
 
 
 def _add_norm_product(total_IR: Tensor, gain_D: Tensor, x_TD: Tensor, factor_T: Tensor, dh_TR: Tensor) -> None:
-    """Total += n^T dh of the normed rows n = gain * factor * x, which are not kept."""
+    """Total += n^T dh, for the normed rows n = gain * factor * x, which were not kept."""
     scaled_TR = (dh_TR * factor_T[:, None]).to(dh_TR.dtype)
     total_IR.addcmul_(_wide_product(x_TD.t(), scaled_TR), gain_D[:, None].float())
 

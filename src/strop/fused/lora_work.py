@@ -1,10 +1,10 @@
 """LoRA's parameters as the fused ops read them: thin matrices in the weights' type, made from the flat buffer.
 
-The optimizer keeps every A and B in one float32 buffer, in PEFT's shapes. The kernels want, for each merged
-projection, A transposed, (I, R), with a block of columns for each of its modules, and B, (O, width), whose rows belong
-to one module each; the width of a block and R are powers of two, and zeros fill up. A table of tiles says where each
-block of either buffer is in the other, so one kernel makes all thin matrices after an update, and one brings all
-gradients back. Casting each A and B where it is used took some 1,000 launches a step.
+The optimizer keeps every A and B in one float32 buffer, in PEFT's shapes. For each merged projection the kernels want
+A transposed, (I, R), with a block of columns for each module, and B, (O, width), in which each row belongs to one
+module. Block width and R are powers of two, padded with zeros. A table of tiles maps each block of one buffer to its
+place in the other, so one kernel makes all thin matrices after an update, and one copies all gradients back. Casting
+each A and B where it is used took about 1,000 launches a step.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from strop.model.checkpoint.weights import part_rows
 from strop.model.decoder import Projection
 from strop.model.lora import LoraAdapter, projections
-from strop.ops.fused.copy_blocks import Block, copy_blocks, tiles_of
-from strop.ops.fused.thin import Blocks
+from strop.model.pretrained.weights import part_rows
+from strop.ops.triton.copy_blocks import Block, copy_blocks, tiles_of
+from strop.ops.triton.thin import Blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class ThinPair:
         a_IR: A transposed, in the weights' type.
         b_OR: B, each row with the columns of the one module that it belongs to.
         grad_a_IR: Gradient of `a_IR`, float32; backward passes add into it.
-        grad_b_OR: Likewise of `b_OR`.
-        blocks: Which columns of A each part of the output uses: q, k and v; gate and up; or the one part there is.
+        grad_b_OR: The same for `b_OR`.
+        blocks: Which columns of A each part of the output uses: q, k and v; gate and up; or the only part.
         rows: The output rows of each part.
     """
 
@@ -44,8 +44,8 @@ class LoraWork:
     """The working copy of an adapter.
 
     Attributes:
-        thin: Each projection's matrices, by (layer, group); views of one buffer. Zeros where it has no LoRA.
-        grad: The buffer of all gradients.
+        thin: Each projection's matrices, by (layer, group); views of one buffer, all zeros without LoRA.
+        grad: The buffer with all gradients.
     """
 
     def __init__(self, adapter: LoraAdapter) -> None:
@@ -73,11 +73,11 @@ class LoraWork:
         self._tiles = tiles_of(copied, device)
 
     def refresh(self) -> None:
-        """Take over the parameters as they are now."""
+        """Copy the current parameters in."""
         copy_blocks(self._values, self._adapter.flat, self._tiles, self._adapter.section.r, out=False)
 
     def collect(self) -> Tensor:
-        """The gradients in the order of the adapter's buffer, as the optimizer reads them."""
+        """The gradients in the order of the adapter's buffer, ready for the optimizer."""
         grad = torch.empty_like(self._adapter.flat)
         copy_blocks(self.grad, grad, self._tiles, self._adapter.section.r, out=True)
         return grad
@@ -92,20 +92,20 @@ def _thin_width(projection: Projection, block: int) -> int:
 
 
 def _sizes(projection: Projection, block: int) -> list[int]:
-    """Numbers of a projection's a_IR and b_OR."""
+    """Element counts of a projection's a_IR and b_OR."""
     height, inputs = projection.frozen.shape
     return [inputs * _thin_width(projection, block), height * block]
 
 
 def _block_starts(projection: Projection, parts: tuple[tuple[int, int], ...], block: int) -> tuple[int, ...]:
-    """The first column of each part's module; 0, whose rows of B are zeros, for a part without LoRA."""
+    """The first column of each part's module; 0 for a part without LoRA, whose rows of B are zeros."""
     modules = projection.lora.rows if projection.lora else ()
     owners = [[i for i, (first, last) in enumerate(modules) if first <= part < last] for part, _ in parts]
     return tuple(block * owner[0] if owner else 0 for owner in owners)
 
 
 def _copied(projection: Projection, block: int, start: int) -> list[Block]:
-    """Where each module's A and B are in the adapter's buffer and, from `start`, in the working one."""
+    """Where each module's A and B lie in the adapter's buffer and, from `start` on, in the working copy."""
     if projection.lora is None:
         return []
     (_, inputs), terms = projection.frozen.shape, projection.lora

@@ -1,7 +1,7 @@
-"""Which samples make step n: a pure function of the seed, the number of samples and n.
+"""Which samples make up step n: a pure function of the seed, the number of samples and n.
 
-Nothing is shuffled in memory and nothing is skipped at resume: each epoch's order is a pseudo-random permutation,
-evaluated one index at a time, so 2 million rows and 2 billion cost the same.
+Nothing is shuffled in memory, and resuming skips nothing: each epoch's order is a pseudo-random permutation, evaluated
+one index at a time, so 2 billion rows cost no more than 2 million.
 """
 
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ _ROUNDS = 8
 class Order:
     """The order in which a run sees its samples.
 
-    The stream of all epochs is cut into steps of `samples_per_step`. Only the last step of a run that is counted in
-    epochs may be shorter, so that one epoch visits each sample exactly once.
+    All epochs form one stream, cut into steps of `samples_per_step`. Only the last step may be shorter, and only if the
+    run's length is given in epochs, so that one epoch visits each sample exactly once.
 
     Attributes:
         num_samples: Samples in the store.
-        samples_per_step: The user's batch.
-        num_epochs: Length of the run where `max_steps` is None.
-        max_steps: Length of the run in steps; it then takes as many epochs as that needs.
-        seed: Another seed is another order.
+        samples_per_step: The user's batch size.
+        num_epochs: Length of the run if `max_steps` is None.
+        max_steps: Length of the run in steps, however many epochs that takes.
+        seed: Each seed gives another order.
     """
 
     num_samples: int
@@ -47,7 +47,7 @@ class Order:
         return self.max_steps or -(-self._length // self.samples_per_step)
 
     def samples(self, step: int) -> NDArray[np.int64]:
-        """Indices of the samples that make a step, which is counted from 0."""
+        """Indices of the samples in a step, counted from 0."""
         first, last = step * self.samples_per_step, (step + 1) * self.samples_per_step
         if self.max_steps is None:
             last = min(last, self._length)
@@ -58,16 +58,16 @@ class Order:
 
     @property
     def _length(self) -> int:
-        """Samples of a run that is counted in epochs, each as often as it is seen."""
+        """Samples seen in a run of `num_epochs`, counting repetitions."""
         return round(self.num_samples * self.num_epochs)
 
 
 def _permute(index: NDArray[np.int64], n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """A permutation of range(n), evaluated at `index`.
 
-    A Feistel network over the next even power of two is a bijection whatever its round function (Luby and Rackoff
-    1988); indices that land outside range(n) go round again until they are inside ("cycle walking", Black and
-    Rogaway 2002). The domain is at most four times n, so a few rounds suffice.
+    A Feistel network over the next even power of two is a bijection for any round function (Luby and Rackoff 1988).
+    Indices that land outside range(n) are mapped again until they land inside ("cycle walking", Black and Rogaway
+    2002). The domain is at most four times n, so a few rounds suffice.
     """
     half_bits = max(1, ((max(n - 1, 1)).bit_length() + 1) // 2)
     keys = np.random.SeedSequence([seed, epoch]).generate_state(_ROUNDS, np.uint64).astype(np.uint64)

@@ -1,4 +1,4 @@
-"""Samples -> packed microbatches under a token budget: no padding, no sample cut, no state, no prefix twice.
+"""Samples -> packed microbatches under a token budget. No padding, no split samples, no state, no repeated prefixes.
 
 samples        [h h a a] [h h b] [c c c]         budget 8
 microbatches   h h a a b | c c c                 labels point at the next token of the same sample
@@ -18,22 +18,22 @@ from strop.microbatch.order import Order
 from strop.microbatch.tree import Tree, fit, sort_by_prefix
 
 _MEASURED_STEPS, _MEASURED_SAMPLES = 16, 1024
-"""Enough for two digits of the sharing ratio, and under 30 ms for a thousand short samples."""
+"""Enough for two digits of the sharing ratio; takes under 30 ms for a thousand short samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class Microbatch:
-    """What one forward and backward reads, on the host: the T tokens of its samples' prefix tree, and E labels.
+    """The input of one forward and backward, on the host: the T tokens of its samples' prefix tree, and E labels.
 
     Attributes:
         input_ids: int64 (T,), node after node.
         tree: How the tokens divide into nodes and samples.
         learned: int64 (R,), ascending: the positions that predict at least one learned token.
-        label_rows: int64 (E,), non-decreasing: for each label its position's index in `learned`.
-        labels: int64 (E,), the token to predict; no position has the same one twice.
+        label_rows: int64 (E,), non-decreasing: the index in `learned` of each label's position.
+        labels: int64 (E,), the tokens to predict; no position has the same label twice.
         weights: float32 (E,), how many samples learn that label at that position.
-        samples: Index in the store of each packed sample, for error messages.
-        places: int64 (num_sample_tokens,), where each token of each sample is, one sample after the other.
+        samples: Each packed sample's index in the store, for error messages.
+        places: int64 (num_sample_tokens,), where each token of each sample is among the T; samples concatenated.
     """
 
     input_ids: NDArray[np.int64]
@@ -47,33 +47,33 @@ class Microbatch:
 
     @property
     def num_tokens(self) -> int:
-        """T: the tokens that are computed; those of a shared prefix count once."""
+        """T: the tokens computed; those of a shared prefix count once."""
         return len(self.input_ids)
 
     @property
     def num_sample_tokens(self) -> int:
-        """Tokens of the samples as the user has them."""
+        """Tokens of the user's samples, shared prefixes repeated."""
         return len(self.places)
 
     @property
     def num_loss_tokens(self) -> int:
-        """Learned tokens of the samples: what the loss counts."""
+        """Learned tokens of the samples, by which the loss is normalised."""
         return int(self.weights.sum(dtype=np.float64))
 
 
 @dataclass(frozen=True, slots=True)
 class PackedInputs:
-    """What the plain decoder reads of a microbatch, on its device: T tokens, of which R predict E learned ones.
+    """A microbatch as the plain decoder reads it, on its device: T tokens, R of which predict E learned ones.
 
     Attributes:
         input_ids_T: int64.
         positions_T: int64, position of each token in its sample.
         sample_lengths_T: int64, length of the sample that each token belongs to (see `RotaryTable`).
         tree: How the tokens divide into nodes and samples.
-        learned_R: int64, ascending: the tokens from which a learned one is predicted.
-        label_rows_E: int64, the index in `learned_R` of each label's token.
-        labels_E: int64, the token to predict.
-        weights_E: float32, how many samples learn it there.
+        learned_R: int64, ascending: the positions that predict at least one learned token.
+        label_rows_E: int64, the index in `learned_R` of each label's position.
+        labels_E: int64, the tokens to predict.
+        weights_E: float32, how many samples learn that label at that position.
     """
 
     input_ids_T: Tensor
@@ -107,14 +107,14 @@ class PackedInputs:
 
 @dataclass(frozen=True, slots=True)
 class Microbatches:
-    """The microbatches of every step; a pure function of what is said here.
+    """The microbatches of every step; a pure function of these attributes.
 
     Attributes:
         store: The training samples.
-        order: Which of them make each step.
-        max_tokens: Tokens computed in a microbatch, at most.
-        share: Compute a prefix that samples of a microbatch share once. Off where LoRA has dropout: it draws a mask
-            for each token computed, so samples that share would get the same one.
+        order: Which samples make up each step.
+        max_tokens: Most tokens computed in a microbatch.
+        share: Compute a prefix that samples of a microbatch share only once. Off if LoRA has dropout: it draws a mask
+            for each computed token, so samples that share a prefix would get the same mask.
         long_from: See `sort_by_prefix`.
     """
 
@@ -125,26 +125,26 @@ class Microbatches:
     long_from: int | None
 
     def of_step(self, step: int) -> list[Microbatch]:
-        """The microbatches of a step, which is counted from 0."""
+        """The microbatches of a step, counted from 0."""
         indices = self.order.samples(step).tolist()
         samples = [self.store[i] for i in indices]
         return pack(samples, indices, self.max_tokens, share=self.share, long_from=self.long_from)
 
     def first_steps(self) -> list[list[Microbatch]]:
-        """The microbatches of as many steps as it takes to know what the others will be like."""
+        """The microbatches of the first steps, enough to estimate what the others will be like."""
         steps = min(self.order.num_steps, _MEASURED_STEPS, 1 + _MEASURED_SAMPLES // self.order.samples_per_step)
         return [self.of_step(step) for step in range(steps)]
 
     def sharing(self) -> float:
-        """Tokens of the samples for each token computed, measured on the first steps."""
+        """Tokens of the samples per computed token, measured on the first steps."""
         microbatches = [microbatch for step in self.first_steps() for microbatch in step]
         return sum(m.num_sample_tokens for m in microbatches) / sum(m.num_tokens for m in microbatches)
 
     def explain(self, sharing: float) -> str:
-        """What a person should know about shared prefixes, given `sharing()`."""
+        """A note for the user about shared prefixes, given `sharing()`."""
         if self.share:
             return f"shared prefixes: {sharing:.2f} tokens of the rows for each token computed"
-        return "shared prefixes are not used: lora_dropout draws a mask for each token of each row"
+        return "shared prefixes are off: lora_dropout draws a mask for each token of each row"
 
 
 def pack(
@@ -158,10 +158,10 @@ def pack(
     """Pack samples into microbatches in which at most `max_tokens` tokens are computed.
 
     Args:
-        samples: In any order. One longer than the budget gets a microbatch of its own.
+        samples: In any order. A sample longer than the budget gets a microbatch of its own.
         indices: Their indices in the store.
         max_tokens: Budget of a microbatch.
-        share: Compute a common prefix once. False keeps every sample whole, and their order.
+        share: Compute a common prefix once. False keeps every sample whole, and the samples in order.
         long_from: See `sort_by_prefix`.
     """
     if share:
@@ -177,14 +177,14 @@ def pack(
 
 
 def _microbatch(samples: Sequence[Sample], indices: tuple[int, ...], tree: Tree) -> Microbatch:
-    """The microbatch of a tree's samples. L counts their tokens one sample after the other."""
+    """The microbatch of a tree's samples. L: the tokens of all samples, concatenated."""
     ids_L = np.concatenate([sample.input_ids for sample in samples]).astype(np.int64)
     place_L = tree.places()
     input_ids = np.empty(tree.num_tokens, np.int64)
-    input_ids[place_L] = ids_L  # a shared place is written once for each of its samples, always with the same token
+    input_ids[place_L] = ids_L  # a shared place is written once per sample, always with the same token
 
     targets = _targets(samples)
-    # Place and label as one number: equal ones are one label of several samples, and sorting orders them by place.
+    # Place and label packed into one number: equal numbers are one label of several samples, and sort by place.
     pairs, counts = np.unique(place_L[targets - 1] << 32 | ids_L[targets], return_counts=True)
     places = pairs >> 32
     is_new = np.diff(places, prepend=-1) > 0
@@ -205,10 +205,10 @@ def labels_of(microbatch: Microbatch, samples: Sequence[Sample]) -> tuple[NDArra
 
     Args:
         microbatch: From `pack`.
-        samples: Those of `microbatch.samples`, in that order.
+        samples: The samples of `microbatch.samples`, in that order.
 
     Returns:
-        For each learned token of each sample the sample's index in `samples`, and its label's index among the E.
+        For each learned token of each sample: the sample's index in `samples`, and the label's index among the E.
     """
     ids_L = np.concatenate([sample.input_ids for sample in samples]).astype(np.int64)
     sample_L = np.repeat(np.arange(len(samples)), [len(sample.input_ids) for sample in samples])
@@ -219,7 +219,7 @@ def labels_of(microbatch: Microbatch, samples: Sequence[Sample]) -> tuple[NDArra
 
 
 def _targets(samples: Sequence[Sample]) -> NDArray[np.int64]:
-    """Which of the samples' tokens, one sample after the other, are learned."""
+    """Indices of the learned tokens among the tokens of all samples, concatenated."""
     learned_L = np.concatenate([sample.learned for sample in samples])
     ends = np.cumsum([len(sample.input_ids) for sample in samples])
     learned_L[[0, *ends[:-1]]] = False  # nothing comes before a sample's first token that could predict it

@@ -1,12 +1,12 @@
-"""The tree of prefixes that samples share, so that what many begin with is computed once.
+"""The tree of prefixes that samples share, so that a common beginning is computed once.
 
 samples   [h h h a a]  [h h h a b b]  [h h h c]        nodes   h h h ─┬─ a ─┬─ a
                                                                       │     └─ b b
                                                                       └─ c
 
-Samples are sorted lexicographically. Those with a common prefix are then neighbours, and the number of tokens that each
-shares with the one before it says everything: the tree is that list of numbers, read by intervals. No loop runs over
-tokens.
+Samples are sorted lexicographically, so those with a common prefix are neighbours. The number of tokens that each
+sample shares with the previous one then determines the tree, which is built from intervals of that list. No loop runs
+over tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,24 +19,24 @@ from numpy.typing import NDArray
 
 _MIN_NODE_TOKENS = 4
 _MIN_SAVED_TOKENS = 16
-"""A node costs every layer an attention call or a tile of its own, so it has to save something.
+"""A node costs every layer an extra attention call or tile, so it has to save something.
 
-On the census rows, 128 samples of 19,540 tokens at a time, a node for all that is shared saves 5,580 of them with 49
-shared nodes; these limits save 5,280 with 5.
+On the census rows, 128 samples with 19,540 tokens at a time, a node for everything shared saves 5,580 tokens with 49
+shared nodes; with these limits, 5 shared nodes save 5,280.
 """
 
 
 @dataclass(frozen=True)
 class Tree:
-    """How T tokens divide into nodes, in depth-first pre-order. A sample is the path from a root to one of its nodes.
+    """How T tokens divide into nodes, in depth-first pre-order. A sample is the path from a root to a node below it.
 
-    The nodes of a subtree lie side by side, so token q sees token k exactly where k <= q < ends[node of k], and no
-    ancestors need be listed. Without shared prefixes every node is a root and a whole sample.
+    The nodes of a subtree are adjacent, so token q sees token k exactly if k <= q < ends[node of k], and ancestors need
+    not be listed. Without shared prefixes every node is a root and a whole sample.
 
     Attributes:
         lengths: Tokens of each node.
         parents: Index of each node's parent, -1 for a root.
-        last_nodes: For each sample the node that holds its last token; never smaller than the sample's before it.
+        last_nodes: For each sample, the node with its last token; non-decreasing.
     """
 
     lengths: tuple[int, ...]
@@ -45,7 +45,7 @@ class Tree:
 
     @classmethod
     def of(cls, lengths: Sequence[int], parents: Sequence[int] | None = None) -> "Tree":
-        """A tree in which each leaf is a sample; without `parents` every node is.
+        """A tree in which each leaf is a sample; without `parents`, every node is a root and a leaf.
 
         Raises:
             ValueError: The nodes are not in depth-first pre-order.
@@ -63,7 +63,7 @@ class Tree:
 
     @cached_property
     def num_tokens(self) -> int:
-        """T: the tokens of all nodes, which is what is computed."""
+        """T: the tokens of all nodes, each computed once."""
         return sum(self.lengths)
 
     @cached_property
@@ -81,7 +81,7 @@ class Tree:
 
     @cached_property
     def paths(self) -> tuple[tuple[int, ...], ...]:
-        """For each node its ancestors, root first, then itself."""
+        """For each node, its ancestors, root first, then the node itself."""
         paths: list[tuple[int, ...]] = []
         for node, parent in enumerate(self.parents):
             paths.append((node,) if parent < 0 else (*paths[parent], node))
@@ -95,23 +95,23 @@ class Tree:
 
     @cached_property
     def sample_lengths(self) -> tuple[int, ...]:
-        """For each node the length of the longest sample that runs through it."""
+        """For each node, the length of the longest sample that passes through it."""
         return self._largest_below([depth + length for depth, length in zip(self.depths, self.lengths, strict=True)])
 
     @property
     def is_flat(self) -> bool:
-        """No prefix is shared: every node is a whole sample."""
+        """Whether no prefix is shared, so that every node is a whole sample."""
         return all(parent < 0 for parent in self.parents)
 
     def positions(self) -> NDArray[np.int64]:
-        """(T,), the position of each token in its sample."""
+        """The position of each token in its sample, (T,)."""
         positions: NDArray[np.int64] = np.arange(self.num_tokens) + np.repeat(
             np.subtract(self.depths, self.starts), self.lengths
         )
         return positions
 
     def places(self) -> NDArray[np.int64]:
-        """Where each token of each sample is among the T, one sample after the other: (tokens of all samples,)."""
+        """Where each token of each sample is among the T, samples concatenated: (tokens of all samples,)."""
         nodes = np.array([node for last in self.last_nodes for node in self.paths[last]])
         sizes = np.array(self.lengths)[nodes]
         starts_before = np.array(self.starts)[nodes] - (np.cumsum(sizes) - sizes)
@@ -119,13 +119,13 @@ class Tree:
         return places
 
     def costs(self) -> list[int]:
-        """Tokens that each sample adds to those before it: the nodes that no earlier one has."""
+        """Tokens that each sample adds to the earlier samples: those of nodes that no earlier sample has."""
         reached = np.cumsum((0, *self.lengths))[np.array(self.last_nodes) + 1]
         costs: list[int] = np.diff(reached, prepend=0).tolist()
         return costs
 
     def with_samples(self, lengths: Sequence[int]) -> "Tree":
-        """The tree with further samples behind it that share nothing."""
+        """The tree with further samples appended that share nothing."""
         count = len(self.lengths)
         return Tree(
             (*self.lengths, *lengths),
@@ -134,7 +134,7 @@ class Tree:
         )
 
     def _largest_below(self, numbers: list[int]) -> tuple[int, ...]:
-        """The largest of a node's and its descendants' numbers; a child comes after its parent."""
+        """For each node, the largest of its own and its descendants' numbers; children come after their parents."""
         largest = list(numbers)
         for node in range(len(largest) - 1, -1, -1):
             if (parent := self.parents[node]) >= 0:
@@ -143,18 +143,18 @@ class Tree:
 
 
 def sort_by_prefix(tokens: Sequence[NDArray[np.int32]], long_from: int | None) -> tuple[list[int], list[int]]:
-    """Put samples into an order in which those with a common prefix are neighbours.
+    """Sort samples so that those with a common prefix are neighbours.
 
     Args:
         tokens: The ids of each sample.
-        long_from: Samples longer than this share with each other only, if at all: LongRoPE turns the same position
-            differently in them. None: there is no such limit.
+        long_from: Samples longer than this share prefixes only with each other, because LongRoPE rotates the same
+            position differently in them. None means no such limit.
 
     Returns:
-        The samples' order, and for each in it how many tokens it shares with the one before it.
+        The samples' order, and for each sample in that order, how many tokens it shares with the previous one.
     """
     is_long = [long_from is not None and len(ids) > long_from for ids in tokens]
-    # Big-endian bytes compare as the tokens themselves do.
+    # Big-endian bytes compare in the same order as the tokens themselves.
     keys = [(long, ids.astype(">u4").tobytes()) for long, ids in zip(is_long, tokens, strict=True)]
     order = sorted(range(len(tokens)), key=keys.__getitem__)
     shared = [0] * min(1, len(order))
@@ -163,17 +163,17 @@ def sort_by_prefix(tokens: Sequence[NDArray[np.int32]], long_from: int | None) -
 
 
 def _common(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
-    """How many tokens two samples share before the first that differs."""
+    """How many tokens two samples have in common before the first difference."""
     length = min(len(a), len(b))
     differs = a[:length] != b[:length]
     return int(differs.argmax()) if differs.any() else length
 
 
 def grow(lengths: Sequence[int], shared: Sequence[int]) -> Tree:
-    """The tree of one or more samples of these lengths, each sharing so many tokens with the one before it.
+    """The tree of one or more samples, given their lengths and how many tokens each shares with the previous one.
 
-    What an interval of samples has in common becomes a node if that is worth it. If not, its tokens stay at the head of
-    each part of the interval.
+    The common prefix of an interval of samples becomes a node if that is worth it. If not, its tokens stay at the head
+    of each part of the interval.
     """
     nodes: list[tuple[int, int]] = []  # length, parent
     last_nodes = [-1] * len(lengths)
@@ -198,24 +198,24 @@ def grow(lengths: Sequence[int], shared: Sequence[int]) -> Tree:
 
 
 def fit(lengths: Sequence[int], shared: Sequence[int], max_tokens: int) -> Iterator[tuple[int, Tree]]:
-    """Cut ordered samples into runs whose trees hold at most `max_tokens`, as few and as even as the order allows.
+    """Cut sorted samples into runs whose trees hold at most `max_tokens`, as few and as even as the order allows.
 
     Yields:
-        Where each run begins, and its tree. A sample longer than the budget is a run of its own.
+        The index at which each run begins, and its tree. A sample longer than the budget is a run of its own.
     """
     tree = grow(lengths, shared)
     if tree.num_tokens <= max_tokens or len(lengths) == 1:
         yield 0, tree
         return
-    # A run's own tree may hold a little more than this tree has there, where a node has lost the samples that made it
-    # worth while; then that run is cut once more.
+    # A run's own tree may hold slightly more tokens than its part of this tree, if a node has lost the samples that
+    # made it worthwhile. Such a run is cut again.
     for low, high in pairwise([*_cut(lengths, tree.costs(), max_tokens), len(lengths)]):
         for start, part in fit(lengths[low:high], shared[low:high], max_tokens):
             yield low + start, part
 
 
 def _cut(lengths: Sequence[int], costs: Sequence[int], max_tokens: int) -> list[int]:
-    """Where the fewest runs within the budget begin, their fullest as empty as possible."""
+    """Where the runs begin: as few as the budget allows, with the fullest as small as possible."""
     best = _fill(lengths, costs, max_tokens)
     low, high = sum(costs) // len(best), max_tokens
     while low < high:
@@ -229,7 +229,7 @@ def _cut(lengths: Sequence[int], costs: Sequence[int], max_tokens: int) -> list[
 
 
 def _fill(lengths: Sequence[int], costs: Sequence[int], max_tokens: int) -> list[int]:
-    """Runs filled one after the other; the first sample of each is computed in full."""
+    """Where the runs begin if each is filled before the next; a run's first sample is computed in full."""
     begins, room = [0], max_tokens - lengths[0]
     for i in range(1, len(lengths)):
         if costs[i] > room:

@@ -1,7 +1,7 @@
-"""Causal attention over packed samples: each sees itself and nothing else; a prefix that several share is there once.
+"""Causal attention over packed samples: each sample sees only itself; a prefix that several share is present once.
 
-On a GPU in bfloat16 a few kernels do a whole microbatch (`ops.fused.attention`). Elsewhere each node of the prefix
-tree is a call of its own to PyTorch's attention; a list of small calls costs under 2% of a layer on a CPU and wastes no
+On a GPU in bfloat16, a few kernels compute a whole microbatch (`ops.triton.attention`). Elsewhere, PyTorch's attention
+is called once for each node of the prefix tree. On a CPU these small calls cost under 2% of a layer, and they need no
 padding.
 """
 
@@ -14,11 +14,11 @@ from strop.microbatch.tree import Tree
 def attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, tree: Tree, window: int | None) -> Tensor:
     """See `reference.attention`. Returns (T, N, H)."""
     if q_TNH.is_cuda and q_TNH.dtype == torch.bfloat16:
-        from strop.ops.fused.attention import packed_attention  # needs Triton, which torch's CPU builds lack
+        from strop.ops.triton.attention import packed_attention  # needs Triton, which torch's CPU builds lack
 
         return packed_attention(q_TNH, k_TKH, v_TKH, tree, window)
-    # A node's keys are put together from the pieces of `split`, whose backward adds the pieces' gradients up one after
-    # the other: no index, no atomics, the same bits every time.
+    # A node's keys are concatenated from the pieces of `split`, whose backward adds up the pieces' gradients one after
+    # the other: no indexing, no atomics, the same bits every time.
     q, k, v = (x.split(tree.lengths) for x in (q_TNH, k_TKH, v_TKH))
     return torch.cat([_one_node(q[path[-1]], _along(k, path), _along(v, path), window) for path in tree.paths])
 
@@ -28,7 +28,7 @@ def _along(pieces: tuple[Tensor, ...], path: tuple[int, ...]) -> Tensor:
 
 
 def _one_node(q_LNH: Tensor, k_PKH: Tensor, v_PKH: Tensor, window: int | None) -> Tensor:
-    """The last L of a path's P positions, which see those before them."""
+    """Attention of the last L of a path's P positions, which also see the positions before them."""
     length, total = q_LNH.shape[0], k_PKH.shape[0]
     mask = None
     if length < total or (window is not None and total > window):

@@ -188,13 +188,6 @@ class RunFolder:
         """Put evaluation.json in place."""
         self._write("evaluation.json", json.dumps(result, indent=2, ensure_ascii=False).encode() + b"\n")
 
-    def has_checkpoint(self, step: int) -> bool:
-        """A checkpoint of this step is in place and verifies; a damaged one has to be written again."""
-        # Imported here because it imports torch, and `strop runs` should not.
-        from strop.run.checkpoint import checkpoint_path, is_intact
-
-        return is_intact(checkpoint_path(self.checkpoints, step))
-
     def _refuse_strangers(self) -> None:
         """Refuse a folder that is in use for something else; a run.lock shows that a run was begun here."""
         if any((self.path / name).exists() for name in ("run.json", "run.lock")):

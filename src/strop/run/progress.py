@@ -1,4 +1,4 @@
-"""How far a run is between steps, what follows from that, and whether its loss falls; the same for every engine."""
+"""How far a run has come, what is due next, and whether its loss falls; the same for every engine."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from strop.recipe import TrainSection
 
 @dataclass
 class Progress:
-    """What the loop has to remember between steps, beside the tensors; a checkpoint's JSON.
+    """What the loop has to remember between steps besides the tensors; stored as a checkpoint's JSON.
 
     Attributes:
         step: Updates made.
@@ -18,9 +18,9 @@ class Progress:
         num_tokens: Tokens of the samples so far.
         evaluated_step: The step after which the held-out rows were last evaluated.
         best_loss: Lowest held-out loss.
-        best_step: Where that was.
-        evals_without_gain: Evaluations since the last that was better by the recipe's threshold.
-        stopped_early: Early stopping ended the run.
+        best_step: The step with that loss.
+        evals_without_gain: Evaluations since the last one that improved by more than the recipe's threshold.
+        stopped_early: Whether early stopping ended the run.
     """
 
     step: int = 0
@@ -32,8 +32,8 @@ class Progress:
     evals_without_gain: int = 0
     stopped_early: bool = False
 
-    def judge(self, loss: float, section: TrainSection) -> bool:
-        """Take in the held-out loss after this step; True if it is the lowest so far."""
+    def record_eval(self, loss: float, section: TrainSection) -> bool:
+        """Record the held-out loss after this step; returns whether it is the lowest so far."""
         self.evaluated_step = self.step
         gain = float("inf") if self.best_loss is None else self.best_loss - loss
         self.evals_without_gain = 0 if gain > section.early_stopping_threshold else self.evals_without_gain + 1
@@ -44,38 +44,38 @@ class Progress:
         return gain > 0
 
     def evaluation_is_due(self, section: TrainSection, num_steps: int) -> bool:
-        """After this step, unless it has been done; an interruption may have cut it off."""
+        """Whether an evaluation is due after this step and was not yet made; an interruption may have cut it off."""
         if self.evaluated_step == self.step:
             return False
         if self.step == 0:
             return section.eval_on_start
         return self.step == num_steps or is_due(self.step, section.eval_steps)
 
-    def told(self, stop: Interrupted | BudgetReached, num_steps: int) -> Interrupted | BudgetReached:
-        """The same error, saying how far the run has come."""
+    def added_to(self, stop: Interrupted | BudgetReached, num_steps: int) -> Interrupted | BudgetReached:
+        """The same error, with how far the run has come."""
         done = f"step {self.step} of {num_steps}"
         return type(stop)(f"{stop}; {done} is saved" if self.step else f"{stop} before step 1")
 
 
 def is_due(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps, or never for 0, happens after this one."""
+    """Whether something that happens every `every` steps (0: never) happens after this one."""
     return every > 0 and step % every == 0
 
 
 _WINDOW = 25
-"""Steps whose losses are averaged: a batch of eight short answers scatters by a fifth of its loss."""
+"""Steps whose losses are averaged: the loss of a batch of eight short answers scatters by a fifth."""
 
 _PATIENCE = 4
-"""Windows after the first without a fall."""
+"""Windows after the first in which the loss may fail to fall."""
 
 _FALL, _RISE = 0.93, 1.5
 
 
 class LossWatch:
-    """Reads the loss of every step; each of its two warnings comes once.
+    """Watches the loss of every step; gives each of its two warnings at most once.
 
-    Losses are compared by windows of steps. Against the first window, which warmup makes a fair start, the loss should
-    have fallen by 7% in any of the next four. A window half as high again as the best one is a divergence.
+    It compares averages over windows of steps. In one of the four windows after the first, the loss should be 7% lower
+    than in the first; warmup makes that a fair start. A window 50% above the lowest one is a divergence.
     """
 
     def __init__(self, losses: Iterable[float] = ()) -> None:
@@ -86,7 +86,7 @@ class LossWatch:
             self.see(loss)
 
     def see(self, loss: float) -> str | None:
-        """Take in the loss of the next step; a warning if there is a new reason for one."""
+        """Add the loss of the next step; returns a warning if there is a new reason for one."""
         self._window.append(loss)
         if len(self._window) < _WINDOW:
             return None
@@ -96,13 +96,13 @@ class LossWatch:
         if rest and rest[-1] > _RISE * min(self._means) and self._is_new("risen"):
             return (
                 f"the loss has risen from {min(self._means):.3g} to {rest[-1]:.3g} (means of {_WINDOW} steps): lower "
-                "train.learning_rate, or give it more train.warmup_steps"
+                "train.learning_rate or raise train.warmup_steps"
             )
         if len(rest) == _PATIENCE and min(rest) > _FALL * first and self._is_new("level"):
             return (
                 f"the loss has hardly fallen in {_WINDOW * len(self._means)} steps ({first:.3g}, now {rest[-1]:.3g}): "
-                "is anything to be learned from these rows? `strop check` shows what is learned. If it is, try another "
-                "train.learning_rate"
+                "is there anything to learn in these rows? `strop check` shows which tokens are learned. If there is, "
+                "try another train.learning_rate"
             )
         return None
 

@@ -25,27 +25,27 @@ Tensors = dict[str, Tensor]
 
 
 class InFlight(Protocol):
-    """A step that was launched and may not be done."""
+    """A step that was launched and may still be running."""
 
     @property
     def is_done(self) -> bool:
-        """The result can be had without waiting."""
+        """Whether the result is available without waiting."""
 
     def result(self) -> StepResult:
         """Wait for the step.
 
         Raises:
-            NonFiniteError: The step updated nothing, and neither did any after it.
+            NonFiniteError: Neither this step nor any later one updated anything.
         """
 
 
 class Engine(Protocol):
-    """Computes steps, and holds what they change. `weights` and `state` name tensors as a checkpoint does.
+    """Computes steps and owns the state that they change. `weights` and `state` name tensors as a checkpoint does.
 
     Attributes:
-        device: What it trains on, by name.
-        num_trainable: Parameters that are trained.
-        save_seconds: What a checkpoint may take until one has been measured.
+        device: The device's name.
+        num_trainable: Trained parameters.
+        save_seconds: Assumed time of a checkpoint until one has been measured.
     """
 
     device: str
@@ -54,44 +54,44 @@ class Engine(Protocol):
 
     @property
     def chosen(self) -> Mapping[str, Any]:
-        """What was chosen for this device and may change last digits, for the run's manifest."""
+        """Choices made for this device that may change a result's last digits, for the run's manifest."""
 
     def explain(self) -> list[str]:
-        """The same for a person, with reasons."""
+        """What was chosen, and why, as lines for the user."""
 
     def launch(self, step: int, learning_rate: float, check_stop: Callable[[], None]) -> InFlight:
-        """Start a step, counted from 0; `check_stop` may raise to abandon it, and then it updates nothing.
+        """Start a step, counted from 0. `check_stop` may raise to abandon it; nothing is updated then.
 
         Raises:
-            torch.OutOfMemoryError: It does not fit, and updates nothing; see `make_room`.
-            NonFiniteError, OutOfMemoryError: It failed for good; the state is that of the step before.
+            torch.OutOfMemoryError: It does not fit. Nothing was updated; see `make_room`.
+            NonFiniteError, OutOfMemoryError: It failed for good. The state is that of the previous step.
         """
 
     def make_room(self, step: int) -> str:
-        """After a step ran out of memory: compute it in smaller pieces from now on, and say what was changed.
+        """Use smaller microbatches from now on, because a step ran out of memory; returns a line that says so.
 
         Raises:
-            OutOfMemoryError: There is nothing smaller.
+            OutOfMemoryError: They cannot be made smaller.
         """
 
     def weights(self) -> Tensors:
         """The trained parameters on the host: `lora`, or `lora/NAME` for each."""
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
-        """The weights and all else that resuming needs: tensors on the host, and further entries in JSON."""
+        """Everything that resuming needs, weights included: tensors on the host, and further entries for JSON."""
 
     def load_state(self, step: int, tensors: Tensors, entries: Mapping[str, Any]) -> None:
-        """Continue from what `state` gave after a step."""
+        """Resume from what `state` returned after a step."""
 
     def adapter_with(self, weights: Tensors) -> LoraAdapter:
-        """The adapter with these weights; nothing is trained after that."""
+        """The adapter with these weights; no step may follow."""
 
 
 class StropEngine:
-    """strop's own: packed microbatches on the fused or the plain decoder, one step in flight."""
+    """strop's own engine: packed microbatches on the fused or the plain decoder, one step in flight."""
 
     save_seconds = 10.0
-    """90 million floats took 2."""
+    """A checkpoint of 90 million floats took 2 seconds."""
 
     def __init__(
         self,
@@ -107,8 +107,8 @@ class StropEngine:
             adapter: On its device.
             store: The training samples.
             section: Of the recipe.
-            folder: Keeps the size of a microbatch once it had to be made smaller.
-            most_tokens: Tokens of a microbatch that an earlier attempt was left with after it ran out of memory.
+            folder: Records the size of a microbatch if it has to be reduced.
+            most_tokens: Tokens of a microbatch that an earlier attempt reduced it to after running out of memory.
         """
         self.adapter, self.decoder, self._section, self._folder = adapter, adapter.decoder, section, folder
         self.decoder.gradient_checkpointing = section.gradient_checkpointing
@@ -129,7 +129,7 @@ class StropEngine:
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of a microbatch, at most."""
+        """Most tokens in a microbatch."""
         return self.microbatches.max_tokens
 
     @property
@@ -138,7 +138,7 @@ class StropEngine:
         return {"precision": self.decoder.precision, "max_tokens_per_microbatch": self.max_tokens}
 
     def explain(self) -> list[str]:
-        """See `Engine`; nothing is chosen on a CPU."""
+        """See `Engine`; on a CPU there is nothing to choose."""
         if self.decoder.device.type != "cuda":
             return []
         reason = why_plain(self.adapter)
@@ -153,16 +153,16 @@ class StropEngine:
         return train_step(self.gradients, self.optimizer, microbatches, learning_rate, norm, check_stop)
 
     def make_room(self, step: int) -> str:
-        """See `Engine`: microbatches of half the size, in which the step's samples are packed anew."""
+        """See `Engine`: halves the microbatches; the step's samples are packed again."""
         before = self.max_tokens
         if before <= self._longest:
             raise OutOfMemoryError(
                 f"step {step}: a microbatch of {before} tokens does not fit in the GPU's memory, and the longest "
                 f"sample has {self._longest}. Set train.gradient_checkpointing=true or a smaller "
-                "model.max_seq_length, or use a GPU with more memory: `strop plan` says which."
+                "model.max_seq_length, or use a GPU with more memory: `strop plan` shows which."
             )
         self.microbatches = replace(self.microbatches, max_tokens=max(before // 2, self._longest))
-        gc.collect()  # the frames of what failed may lie in a cycle, and with them its tensors
+        gc.collect()  # the failed step's frames may lie in a reference cycle and keep its tensors alive
         self.gradients.release()
         self._folder.update(lambda manifest: replace(manifest, max_tokens_per_microbatch=self.max_tokens))
         return (
@@ -190,12 +190,12 @@ class StropEngine:
 
 
 def device_name(device: torch.device) -> str:
-    """A device as its driver calls it, or `cpu`."""
+    """The driver's name for a device, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def dropout_seed(seed: int, step: int) -> int:
-    """Dropout's draws are a function of seed and step, so a resumed run draws what an undisturbed one does.
+    """Dropout's seed is a function of seed and step, so a resumed run draws the same masks as an uninterrupted one.
 
     A single 32-bit number, because torch's CPU generator ignores a seed's upper half.
     """

@@ -1,4 +1,4 @@
-"""Two ways to compute gradients: autograd on the plain decoder (any device), or the fused one as CUDA graphs."""
+"""Two ways to compute gradients: autograd on the plain decoder (any device), or the fused decoder as CUDA graphs."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -12,7 +12,7 @@ from strop.model.precision import why_not_fused
 
 
 class Gradients(Protocol):
-    """Computes losses of an adapter, and their gradients.
+    """Computes an adapter's losses and their gradients.
 
     Attributes:
         device: Where they are computed.
@@ -21,43 +21,45 @@ class Gradients(Protocol):
     device: torch.device
 
     def of(
-        self, microbatches: Sequence[Microbatch], check_stop: Callable[[], None] = lambda: None
+        self, microbatches: Sequence[Microbatch], scale: float, check_stop: Callable[[], None] = lambda: None
     ) -> tuple[Tensor, Tensor]:
-        """The mean -log p over the learned tokens of a step, and its gradient; nothing waits for a GPU.
+        """A step's loss, `scale` times the sum of -log p over its learned tokens, and its gradient.
+
+        Does not wait for a GPU.
 
         Args:
-            microbatches: All of the step.
+            microbatches: All of the step's.
+            scale: Factor on -log p of each learned token.
             check_stop: Called before each; may raise to abandon the step.
 
         Returns:
-            Each microbatch's part of the mean, (microbatches,), and the gradient in the order of `LoraAdapter.flat`,
-            which is good until the next call and may be overwritten.
+            Each microbatch's part of the loss, (microbatches,), and the gradient in the order of `LoraAdapter.flat`.
+            The gradient is valid until the next call; the caller may overwrite it.
         """
 
     def nll_of(self, microbatch: Microbatch) -> Tensor:
         """The sum of -log p over a microbatch's learned tokens, a scalar on the device."""
 
     def release(self) -> None:
-        """Give back all memory that only makes the next microbatch faster."""
+        """Free all memory that only serves to make the next microbatch faster."""
 
 
 class PlainGradients:
-    """Autograd on the plain decoder, which adds into the adapter's own buffer."""
+    """Autograd on the plain decoder; it accumulates into the adapter's own buffer."""
 
     def __init__(self, adapter: LoraAdapter) -> None:
         self._decoder, self._grad = adapter.decoder, adapter.flat_grad
         self.device = adapter.decoder.device
 
     def of(
-        self, microbatches: Sequence[Microbatch], check_stop: Callable[[], None] = lambda: None
+        self, microbatches: Sequence[Microbatch], scale: float, check_stop: Callable[[], None] = lambda: None
     ) -> tuple[Tensor, Tensor]:
         """See `Gradients`."""
-        num_loss_tokens = sum(microbatch.num_loss_tokens for microbatch in microbatches)
         self._grad.zero_()
         losses = []
         for microbatch in microbatches:
             check_stop()
-            losses.append(self._add(microbatch, 1.0 / num_loss_tokens))
+            losses.append(self._add(microbatch, scale))
         return torch.stack(losses), self._grad
 
     def nll_of(self, microbatch: Microbatch) -> Tensor:
@@ -70,14 +72,14 @@ class PlainGradients:
             torch.cuda.empty_cache()
 
     def _add(self, microbatch: Microbatch, scale: float) -> Tensor:
-        """Add a microbatch's gradient to the sum; returns its part of the loss."""
+        """Add a microbatch's gradient to the sum and return its part of the loss."""
         loss = self.nll_of(microbatch) * scale
         loss.backward()
         return loss.detach()
 
 
 def why_plain(adapter: LoraAdapter) -> str | None:
-    """What keeps an adapter from being trained by the fused layers, if anything does."""
+    """Why the fused layers cannot train this adapter; None if they can."""
     decoder = adapter.decoder
     if reason := why_not_fused(decoder.config, adapter.section, decoder.device):
         return reason
@@ -85,7 +87,7 @@ def why_plain(adapter: LoraAdapter) -> str | None:
 
 
 def choose_gradients(adapter: LoraAdapter) -> Gradients:
-    """The fused layers where they apply, else the plain decoder."""
+    """The fused layers if they apply, else the plain decoder."""
     if why_plain(adapter):
         return PlainGradients(adapter)
     from strop.fused.capture import CapturedGradients  # its kernels need Triton, which torch's CPU builds lack

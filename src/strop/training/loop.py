@@ -1,4 +1,4 @@
-"""The run: steps, evaluations, samples and checkpoints on whichever engine, and an end that is always resumable."""
+"""The run: steps, evaluations, samples and checkpoints on any engine; however it ends, it can be resumed."""
 
 import time
 from collections import deque
@@ -14,33 +14,34 @@ from strop.data.store import SampleStore
 from strop.errors import BudgetReached, Interrupted, NumericsError, OutOfMemoryError
 from strop.microbatch.order import Order
 from strop.recipe import TrainSection
-from strop.run.checkpoint import Checkpoint, prune, save_checkpoint
+from strop.run.checkpoint import Checkpoint, checkpoint_path, is_intact, prune, save_checkpoint
 from strop.run.cost import Meter
 from strop.run.folder import RunFolder
 from strop.run.progress import LossWatch, Progress, is_due
 from strop.run.records import EvalRecord, MetricsLog, Sample, TrainRecord, read_metrics, write_samples
 from strop.run.reporter import Reporter
 from strop.training.engine import Engine, InFlight, Tensors
+from strop.training.loss import NonFiniteError, explain_non_finite
 from strop.training.optim import learning_rate
-from strop.training.step import NonFiniteError, StepResult, explain_non_finite
+from strop.training.step import StepResult
 
 _T = TypeVar("_T")
 
 _EXIT_SECONDS = 5.0
-"""From the last checkpoint to the end of the container."""
+"""Time from the last checkpoint until the container has exited."""
 
 
 @dataclass
 class Trainer:
-    """Trains one adapter on one store, from wherever its last checkpoint left off.
+    """Trains one adapter on one store, starting from its last checkpoint.
 
     Attributes:
         engine: Computes the steps.
-        store: The training samples, which an error names by file:line.
-        check_stop: Raises `Interrupted` once a signal has come.
-        evaluate: Held-out loss of the model as it is; None where no rows are held out.
-        sample: Answers to held-out questions by the model as it is, for a step's record; None for no samples.
-        meter: Counts dollars; None where nothing is billed.
+        store: The training samples; errors name them by file:line.
+        check_stop: Raises `Interrupted` once a signal has arrived.
+        evaluate: Returns the current model's held-out loss; None if there are no held-out rows.
+        sample: Returns the current model's answers to held-out questions, for a step's record; None for no samples.
+        meter: Counts dollars; None if nothing is billed.
     """
 
     engine: Engine
@@ -64,18 +65,18 @@ class Trainer:
         self._save_seconds, self._step_seconds = self.engine.save_seconds, 0.0
 
     def check(self) -> None:
-        """Asked between microbatches: is it time to stop?
+        """Called between microbatches; raises if it is time to stop.
 
         Raises:
-            Interrupted: A signal has come.
-            BudgetReached: What is left of modal.max_cost is needed for the steps in flight, a checkpoint and the exit.
+            Interrupted: A signal has arrived.
+            BudgetReached: The rest of modal.max_cost is needed for the steps in flight, a checkpoint and the exit.
         """
         self.check_stop()
         if self.meter is not None:
             self.meter.check(2 * self._step_seconds + self._save_seconds + _EXIT_SECONDS)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint: parameters, moments, progress and the metrics up to its step."""
+        """Resume from a checkpoint: parameters, moments, progress and the metrics up to its step."""
         known = {item.name for item in fields(Progress)}
         self.progress = Progress(**{key: value for key, value in checkpoint.state.items() if key in known})
         self._best = {name: tensor for name, tensor in checkpoint.tensors.items() if _is_best(name)}
@@ -90,20 +91,20 @@ class Trainer:
         """Train to the end.
 
         Returns:
-            The final or, if the recipe says so, the best weights, as `Engine.weights` names them.
+            The final weights or, if the recipe asks for them, the best ones, named as by `Engine.weights`.
 
         Raises:
-            Interrupted: A signal came; a checkpoint of the last finished step was written.
-            BudgetReached: The recipe's limit of dollars is near; likewise.
-            NumericsError: A loss or gradient was not finite; likewise.
-            OutOfMemoryError: Not even the smallest microbatch fits; likewise.
+            Interrupted: A signal arrived. Here and below, a checkpoint of the last finished step was written.
+            BudgetReached: The recipe's cost limit is near.
+            NumericsError: A loss or gradient was not finite.
+            OutOfMemoryError: Not even the smallest microbatch fits.
         """
         self.reporter.on_start(self.progress.step, self.num_steps)
         try:
             self._train()
         except (Interrupted, BudgetReached) as stop:
             self._save()
-            raise self.progress.told(stop, self.num_steps) from None
+            raise self.progress.added_to(stop, self.num_steps) from None
         except NonFiniteError as error:
             self._save()
             raise NumericsError(explain_non_finite(self.progress.step + 1, error, self.store)) from None
@@ -124,32 +125,32 @@ class Trainer:
         while self.progress.step < self.num_steps and not self.progress.stopped_early:
             step = self.progress.step + len(self._in_flight)
             rate = learning_rate(step, self.section, self.num_steps)
-            self._in_flight.append(self._fitting(partial(self.engine.launch, step, rate, self.check)))
-            self._finish(all_but=0 if self._in_flight[-1].is_done or self._is_stop(step + 1) else 1)
+            self._in_flight.append(self._retry_smaller(partial(self.engine.launch, step, rate, self.check)))
+            self._finish(all_but=0 if self._in_flight[-1].is_done or self._needs_state_after(step + 1) else 1)
             if not self._in_flight:
                 self._evaluate_if_due()
                 if self.progress.step < self.num_steps and is_due(self.progress.step, self.section.save_steps):
                     self._save()
 
-    def _is_stop(self, step: int) -> bool:
-        """Whether the host needs the state after this step."""
+    def _needs_state_after(self, step: int) -> bool:
+        """Whether an evaluation, a checkpoint or the end of the run follows this step."""
         section = self.section
         evaluates = self.evaluate is not None and is_due(step, section.eval_steps)
         return step == self.num_steps or is_due(step, section.save_steps) or evaluates
 
-    def _fitting(self, compute: Callable[[], _T]) -> _T:
-        """What `compute` gives, in smaller pieces after each time that memory runs out.
+    def _retry_smaller(self, compute: Callable[[], _T]) -> _T:
+        """Call `compute`, with smaller microbatches each time it runs out of memory.
 
-        A step that failed has updated nothing: its gradients are computed again from the same samples.
+        A step that failed has updated nothing; its gradients are computed again from the same samples.
         """
         while True:
-            with suppress(torch.OutOfMemoryError):  # whose traceback, while it lives, holds the microbatch's tensors
+            with suppress(torch.OutOfMemoryError):  # while its traceback lives, it keeps the microbatch's tensors
                 return compute()
             self._finish()
             self.reporter.note(self.engine.make_room(self.progress.step + 1))
 
     def _finish(self, all_but: int = 0) -> None:
-        """Wait for steps in flight, the oldest first, until so many are left, and record them."""
+        """Wait for and record steps in flight, oldest first, until only `all_but` are left."""
         while len(self._in_flight) > all_but:
             try:
                 result = self._in_flight.popleft().result()
@@ -170,13 +171,13 @@ class Trainer:
 
     def _evaluate_if_due(self) -> None:
         if self.evaluate is not None and self.progress.evaluation_is_due(self.section, self.num_steps):
-            loss = self._fitting(self.evaluate)
-            self._answer()  # before the loss is taken in: interrupted here, both are made again
-            self._take_in(loss)
+            loss = self._retry_smaller(self.evaluate)
+            self._write_samples()  # before the loss is recorded: after an interruption here, both are repeated
+            self._record_eval(loss)
             self._started = time.perf_counter()
 
-    def _answer(self) -> None:
-        """Samples of the model as it is, into samples.jsonl; a GPU too full for them goes without."""
+    def _write_samples(self) -> None:
+        """Add the current model's answers to samples.jsonl; skipped if they do not fit in the GPU's memory."""
         if self.sample is None:
             return
         step = self.progress.step
@@ -188,12 +189,12 @@ class Trainer:
         write_samples(self.folder.samples_path, step, samples)
         self.reporter.on_samples(samples)
 
-    def _take_in(self, loss: float) -> None:
-        """Record a held-out loss and judge it: the best so far, or reason to stop early."""
+    def _record_eval(self, loss: float) -> None:
+        """Record a held-out loss, and keep the weights if it is the lowest so far."""
         record = EvalRecord(self.progress.step, loss)
         self.metrics.append(record)
         self.reporter.on_eval(record)
-        if self.progress.judge(loss, self.section) and self.section.load_best_model_at_end:
+        if self.progress.record_eval(loss, self.section) and self.section.load_best_model_at_end:
             self._best = {f"best{name.removeprefix('lora')}": x for name, x in self.engine.weights().items()}
 
     def _record(self, result: StepResult, rate: float) -> None:
@@ -205,14 +206,14 @@ class Trainer:
             self.reporter.note(f"step {self.progress.step}: {warning}")
 
     def _save(self) -> None:
-        """Write a checkpoint of the current step, unless nothing was trained yet or it is there already.
+        """Write a checkpoint of the current step, unless it is step 0 or already has one.
 
-        Steps still in flight are waited for: the state on the device is already theirs.
+        This first waits for steps in flight, because the state on the device is already theirs.
         """
         with suppress(NonFiniteError):
             self._finish()
         step = self.progress.step
-        if step == 0 or self.folder.has_checkpoint(step):
+        if step == 0 or is_intact(checkpoint_path(self.folder.checkpoints, step)):
             return
         began = time.perf_counter()
         tensors, entries = self.engine.state()

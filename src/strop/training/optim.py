@@ -13,7 +13,7 @@ from strop.recipe import TrainSection
 
 
 class FlatOptimizer(ABC):
-    """What all optimizers do: clip, and stop for good where a number is not finite."""
+    """What all optimizers share: clip, and stop updating for good once a number is not finite."""
 
     def __init__(self, adapter: LoraAdapter, section: TrainSection) -> None:
         self._adapter = adapter
@@ -25,11 +25,11 @@ class FlatOptimizer(ABC):
     def update(self, grad: Tensor, loss: Tensor, learning_rate: float, max_grad_norm: float) -> Tensor:
         """Clip the gradient to `max_grad_norm` (0: never), in place, and update every parameter.
 
-        Nothing waits for the device: where loss or gradient is not finite, the device skips this update and every later
-        one, so that parameters and moments stay as the last sound step left them until the host has heard of it.
+        This does not wait for the device. If loss or gradient is not finite, the device skips this update and every
+        later one, so parameters and moments stay as the last good step left them until the host finds out.
 
         Returns:
-            The L2 norm of all gradients together before clipping, a scalar on the device.
+            The L2 norm of the whole gradient before clipping, a scalar on the device.
         """
         grad_norm: Tensor = torch.linalg.vector_norm(grad)
         self._failed.logical_or_(~torch.isfinite(grad_norm + loss))
@@ -45,11 +45,11 @@ class FlatOptimizer(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint needs beside the parameters, on the host."""
+        """What a checkpoint needs besides the parameters, on the host."""
 
     @abstractmethod
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Continue from `state()` of an earlier run."""
+        """Resume from what `state()` returned."""
 
 
 class FlatAdamW(FlatOptimizer):
@@ -62,7 +62,7 @@ class FlatAdamW(FlatOptimizer):
         self._adamw = torch.optim.AdamW(
             [self._parameter], lr=0.0, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=True
         )
-        # AdamW would make them in its first step, where running out of memory would leave half of them.
+        # AdamW would allocate them in its first step; running out of memory there would leave only half of them.
         moments = {name: torch.zeros_like(adapter.flat) for name in ("exp_avg", "exp_avg_sq")}
         self._adamw.state[self._parameter] = {"step": torch.zeros((), device=adapter.flat.device), **moments}
 
@@ -85,11 +85,11 @@ class FlatAdamW(FlatOptimizer):
 
 
 class FlatAdamW8bit(FlatOptimizer):
-    """AdamW with moments in 8 bits (`ops.adamw_8bit`), as bitsandbytes' AdamW8bit.
+    """AdamW with moments in 8 bits (`ops.adamw_8bit`), like bitsandbytes' AdamW8bit.
 
-    bitsandbytes quantises each tensor by itself and leaves those of less than 4,096 numbers in 32 bits. Here blocks of
-    256 run through the one buffer of all of them, the small ones too. Where r times a module's inputs and outputs are
-    multiples of 256, as in most models from rank 16 on, these are bitsandbytes' blocks.
+    bitsandbytes quantises each tensor separately and leaves those with fewer than 4,096 numbers in 32 bits. Here,
+    blocks of 256 run through the one buffer that holds all tensors, small ones included. If r times a module's inputs
+    and outputs are multiples of 256, as in most models from rank 16 on, the blocks are the same as bitsandbytes'.
     """
 
     def __init__(self, adapter: LoraAdapter, section: TrainSection) -> None:
@@ -115,7 +115,7 @@ def choose_optimizer(adapter: LoraAdapter, section: TrainSection) -> FlatOptimiz
 
 
 def learning_rate(step: int, section: TrainSection, num_steps: int) -> float:
-    """The rate of a step (from 0), as transformers' schedules define it: step 0 of a warmup has rate 0."""
+    """The learning rate of a step, counted from 0, as in transformers' schedules: step 0 of a warmup has rate 0."""
     warmup = section.warmup_steps or math.ceil(section.warmup_ratio * num_steps)
     if section.lr_scheduler_type != "constant" and step < warmup:
         return section.learning_rate * step / max(1, warmup)

@@ -7,27 +7,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from strop.data.store import SampleStore
-from strop.errors import NumericsError
 from strop.microbatch.pack import Microbatch
 from strop.run.records import TrainRecord
 from strop.training.gradients import Gradients
+from strop.training.loss import refuse_non_finite, token_weight
 from strop.training.optim import FlatOptimizer
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step measured.
+    """Measurements of a step.
 
     Attributes:
         loss: Mean -log p over the learned tokens of the whole step, before the update.
         grad_norm: L2 norm of the gradient before clipping.
         num_samples: Samples in the step.
         num_tokens: Tokens of the samples.
-        num_executed_tokens: Tokens computed: a prefix that samples of a microbatch share counts once.
-        num_loss_tokens: Tokens learned.
-        seconds: Time the device took, from the first microbatch to the update.
-        peak_memory_gib: Most that tensors have taken of the GPU so far; None on a CPU.
+        num_executed_tokens: Tokens computed; a prefix that samples of a microbatch share counts once.
+        num_loss_tokens: Learned tokens.
+        seconds: Time on the device, from the first microbatch to the update.
+        peak_memory_gib: Peak GPU memory allocated by tensors so far; None on a CPU.
     """
 
     loss: float
@@ -45,7 +44,7 @@ class StepResult:
         Args:
             step: Counted from 1.
             learning_rate: Of this step.
-            dollars: That the run has cost so far; None where nothing is billed.
+            dollars: Cost of the run so far; None if nothing is billed.
         """
         return TrainRecord(
             step=step,
@@ -62,16 +61,8 @@ class StepResult:
         )
 
 
-class NonFiniteError(NumericsError):
-    """A loss or gradient of this step is not finite; `samples` are the store's indices that made it."""
-
-    def __init__(self, what: str, samples: tuple[int, ...]) -> None:
-        super().__init__(what)
-        self.samples = samples
-
-
 class _Clock:
-    """Times what is handed to a device between its making and `stop`; on a GPU with the GPU's own events."""
+    """Times the work queued on a device between construction and `stop`; on a GPU, with the GPU's own events."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -81,40 +72,30 @@ class _Clock:
             self._events[0].record()
 
     def stop(self) -> None:
-        """The last of it has been handed over."""
+        """Call once the last work has been queued."""
         self._times.append(time.perf_counter())
         if self._events:
             self._events[1].record()
 
     @property
     def has_run_out(self) -> bool:
-        """The device has done it all."""
+        """Whether the device has finished the work."""
         return not self._events or self._events[1].query()
 
     def seconds(self) -> float:
-        """Wait for the device, and say how long it took."""
+        """Wait for the device; returns how long the work took."""
         if not self._events:
             return self._times[1] - self._times[0]
         self._events[1].synchronize()
         return float(self._events[0].elapsed_time(self._events[1])) / 1e3
 
     def peak_memory_gib(self) -> float | None:
-        """Most that tensors have taken of the GPU so far; None on a CPU."""
+        """Peak GPU memory allocated by tensors so far; None on a CPU."""
         return torch.cuda.max_memory_allocated(self._device) / 2**30 if self._events else None
 
 
-def explain_non_finite(step: int, error: NonFiniteError, store: SampleStore) -> str:
-    """What a person should know about a step that failed, counted from 1."""
-    rows = ", ".join(str(store.origin(i)) for i in error.samples[:16])
-    more = f" and {len(error.samples) - 16} more" if len(error.samples) > 16 else ""
-    return (
-        f"step {step}: {error}. Nothing was updated. The rows it came from: {rows}{more}. "
-        "Look at these rows first; if they are sound, lower train.learning_rate or set train.max_grad_norm."
-    )
-
-
 class StepInFlight:
-    """A step that was handed to the device and may not be done: each microbatch's part of the loss, and the norm."""
+    """A step queued on the device, perhaps still running: each microbatch's part of the loss, and the gradient norm."""
 
     def __init__(self, microbatches: Sequence[Microbatch], losses: Tensor, grad_norm: Tensor, clock: _Clock) -> None:
         self._microbatches, self._clock = microbatches, clock
@@ -124,24 +105,19 @@ class StepInFlight:
 
     @property
     def is_done(self) -> bool:
-        """The result can be had without waiting."""
+        """Whether the result is available without waiting."""
         return self._clock.has_run_out
 
     def result(self) -> StepResult:
         """Wait for the step.
 
         Raises:
-            NonFiniteError: The step updated nothing, and neither did any after it.
+            NonFiniteError: Neither this step nor any later one updated anything.
         """
         seconds = self._clock.seconds()
         *losses, grad_norm = self._numbers.tolist()
         microbatches = self._microbatches
-        for loss, microbatch in zip(losses, microbatches, strict=True):
-            if not _is_finite(loss):
-                raise NonFiniteError(f"the loss is {loss}", microbatch.samples)
-        if not _is_finite(grad_norm):
-            samples = tuple(index for microbatch in microbatches for index in microbatch.samples)
-            raise NonFiniteError(f"the gradient norm is {grad_norm}", samples)
+        refuse_non_finite(losses, grad_norm, microbatches)
         return StepResult(
             loss=sum(losses),
             grad_norm=grad_norm,
@@ -164,25 +140,21 @@ def train_step(
 ) -> StepInFlight:
     """Update the adapter once, without waiting for a GPU.
 
-    The loss is the sum over all microbatches divided by the learned tokens of all of them, so how samples fall into
-    microbatches changes nothing but rounding.
+    The loss is the sum over all microbatches divided by the learned tokens in all of them, so the way samples are
+    divided into microbatches changes nothing but rounding.
 
-    A loss or gradient that is not finite stops this update and all later ones on the device itself; the host hears of
-    it from `StepInFlight.result`.
+    If a loss or gradient is not finite, the device itself skips this update and all later ones; `StepInFlight.result`
+    tells the host.
 
     Args:
-        gradients: Of the model that is trained.
+        gradients: Computes the gradients of the model being trained.
         optimizer: Holds the adapter's parameters.
-        microbatches: All of the step.
+        microbatches: All of the step's.
         learning_rate: Of this step.
-        max_grad_norm: The gradient is scaled down to this norm; 0 for never.
+        max_grad_norm: The gradient is scaled down to this norm; 0 turns clipping off.
         check_stop: Called before each microbatch; may raise to abandon the step.
     """
     clock = _Clock(gradients.device)
-    losses, grad = gradients.of(microbatches, check_stop)
+    losses, grad = gradients.of(microbatches, token_weight(microbatches), check_stop)
     grad_norm = optimizer.update(grad, losses.sum(), learning_rate, max_grad_norm)
     return StepInFlight(microbatches, losses, grad_norm, clock)
-
-
-def _is_finite(number: float) -> bool:
-    return abs(number) < float("inf")

@@ -1,1 +1,1 @@
-"""Other engines: what computes the steps of a recipe in place of strop's own, each in a process of its own."""
+"""Unsloth as the engine: TRL's trainer computes a recipe's steps, in a process of its own."""

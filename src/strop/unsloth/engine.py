@@ -1,7 +1,7 @@
-"""A recipe on Unsloth and TRL's trainer: the same rows, labels, order, schedule and first adapter as on strop's engine.
+"""A recipe on Unsloth and TRL's trainer: rows, labels, order, schedule and first adapter are as on strop's own engine.
 
 Unsloth patches transformers when it is imported, so it runs in a process of its own (`unsloth.worker`). This side asks
-it for one step after the other; the loop, its metrics, evaluations and checkpoints are those of every run.
+for one step at a time; the loop, its metrics, evaluations and checkpoints are the same as for every run.
 """
 
 import math
@@ -16,25 +16,26 @@ from safetensors.torch import load, save_file
 from strop.data.store import SampleStore
 from strop.errors import OutOfMemoryError, RecipeError, StropError
 from strop.microbatch.order import Order
-from strop.model.checkpoint.folder import ModelFolder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.folder import ModelFolder
 from strop.recipe import Recipe, TrainSection
 from strop.run.folder import RunFolder
 from strop.training.engine import InFlight, Tensors
-from strop.training.step import NonFiniteError, StepResult
+from strop.training.loss import NonFiniteError
+from strop.training.step import StepResult
 from strop.unsloth.process import Worker, WorkerFailed, write_job
 
 _QUIET = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENIZERS_PARALLELISM": "false"}
-"""The model is a local folder by now, and nobody is told of the run."""
+"""The model is already a local folder, and the run is reported to nobody."""
 
 _NOT_INSTALLED = ("ImportError", "ModuleNotFoundError", "NotImplementedError")
-"""What a package raises that does not fit the others, or the machine."""
+"""What a package raises if it does not fit the other packages or the machine."""
 
 
 def start_worker(
     recipe: Recipe, model: ModelFolder, train: SampleStore, held_out: SampleStore | None, folder: RunFolder
 ) -> Worker:
-    """Write the job into the run folder and start the worker, which then loads the model.
+    """Write the job into the run folder and start the worker, which then begins to load the model.
 
     Raises:
         RecipeError: Unsloth is not installed, or cannot run here.
@@ -59,25 +60,25 @@ class _Done:
 class UnslothEngine:
     """An `Engine` whose steps a worker computes.
 
-    Its `chosen` names the precision and the versions of the packages: what may change a result in its last digits.
+    Its `chosen` has the precision and the packages' versions, because they may change a result's last digits.
     """
 
     save_seconds = 60.0
-    """Parameters and moments go through a file of the worker's first."""
+    """The worker first writes parameters and moments to a file."""
 
     def __init__(
         self, worker: Worker, store: SampleStore, section: TrainSection, load: Callable[[Tensors], LoraAdapter]
     ) -> None:
-        """Wait for a worker that was just started to load its model.
+        """Wait until a worker that was just started has loaded its model.
 
         Args:
             worker: From `start_worker`.
             store: The training samples.
             section: Of the recipe.
-            load: Makes strop's own decoder with an adapter of these weights, once the worker has left the GPU.
+            load: Puts these weights on strop's own decoder, once the worker has left the GPU.
 
         Raises:
-            RecipeError, OutOfMemoryError, StropError: The worker could not load it.
+            RecipeError, OutOfMemoryError, StropError: The worker could not load the model.
         """
         self._worker, self._store, self._section, self._load = worker, store, section, load
         self._order = Order.of(section, len(store))
@@ -85,14 +86,14 @@ class UnslothEngine:
         self._begin_with: dict[str, Any] | None = {"step": 0, "state": None, "scalars": {}}
         self._padding_free, self._step = False, 0
         ready = self._expect(worker.answer)
-        for read in ("rows.npz", "initial.safetensors"):  # large, and in the worker's memory by now
+        for read in ("rows.npz", "initial.safetensors"):  # large, and already in the worker's memory
             self._state.with_name(read).unlink()
         self.device: str = ready["device"]
         self.num_trainable: int = ready["num_trainable"]
         self.chosen: Mapping[str, Any] = {"precision": ready["precision"], **ready["versions"]}
 
     def explain(self) -> list[str]:
-        """What the steps are computed with."""
+        """See `Engine`."""
         names = ("unsloth", "trl", "transformers", "peft", "bitsandbytes")
         versions = ", ".join(f"{name} {self.chosen[name]}" for name in names if name in self.chosen)
         return [
@@ -101,7 +102,7 @@ class UnslothEngine:
         ]
 
     def launch(self, step: int, learning_rate: float, check_stop: Callable[[], None]) -> InFlight:
-        """See `Engine`. The worker knows each step's rate; the step is done when this returns."""
+        """See `Engine`. The worker already knows each step's learning rate; the step is done when this returns."""
         check_stop()
         self._step = step
         done, samples = self._ask("go"), self._order.samples(step)
@@ -112,7 +113,7 @@ class UnslothEngine:
         return _Done(result)
 
     def make_room(self, step: int) -> str:
-        """See `Engine`: how a batch is divided is the recipe's decision here."""
+        """See `Engine`; always raises, because here the recipe sets the size of a microbatch."""
         raise self._out_of_memory(step)
 
     def evaluate(self) -> float:
@@ -123,7 +124,7 @@ class UnslothEngine:
     def generate(
         self, prompts: Sequence[Sequence[int]], stop_ids: frozenset[int], max_new_tokens: int
     ) -> list[list[int]]:
-        """What follows each prompt greedily, up to and with a stop token."""
+        """The greedy continuation of each prompt, up to and including a stop token."""
         details = {"prompts": [list(map(int, prompt)) for prompt in prompts], "stop_ids": sorted(stop_ids)}
         answers: list[list[int]] = self._ask("generate", **details, max_new_tokens=max_new_tokens)["answers"]
         return answers
@@ -134,9 +135,9 @@ class UnslothEngine:
         return {name: tensor for name, tensor in tensors.items() if name.startswith("lora/")}
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
-        """See `Engine`: parameters and moments as the worker has them, and the numbers that its optimizer keeps."""
+        """See `Engine`: the worker's parameters and moments, and the scalars that its optimizer keeps."""
         entries = {"scalars": self._ask("save", path=str(self._state))["scalars"]}
-        tensors = load(self._state.read_bytes())  # not mapped: the file goes
+        tensors = load(self._state.read_bytes())  # not memory-mapped, because the file is deleted
         self._state.unlink()
         return tensors, entries
 
@@ -166,7 +167,7 @@ class UnslothEngine:
         )
 
     def _ask(self, what: str, **details: Any) -> dict[str, Any]:
-        """An answer of the worker's, which begins to train when it is first asked for something."""
+        """Ask the worker and return its answer; before the first question, tell it to begin training."""
         if self._begin_with is not None:
             begin_with, self._begin_with = self._begin_with, None
             self._padding_free = self._expect(lambda: self._worker.ask("begin", **begin_with))["padding_free"]
@@ -174,7 +175,7 @@ class UnslothEngine:
         return self._expect(lambda: self._worker.ask(what, **details))
 
     def _expect(self, answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """An answer, or the error that a person should see in its place."""
+        """The worker's answer; a failure is raised as the error that the user should see."""
         try:
             return answer()
         except WorkerFailed as failure:
@@ -186,12 +187,12 @@ class UnslothEngine:
         if failure.what == "not finite":
             return NonFiniteError(str(failure), tuple(self._order.samples(self._step).tolist()))
         kind = RecipeError if failure.what in _NOT_INSTALLED else StropError
-        return kind(f"Unsloth could not do it: {failure.what}: {failure}\n{self._worker.last_words()}")
+        return kind(f"Unsloth failed: {failure.what}: {failure}\n{self._worker.last_words()}")
 
     def _out_of_memory(self, step: int) -> OutOfMemoryError:
         return OutOfMemoryError(
-            f"step {step}: out of memory. Set train.per_device_train_batch_size to less than "
-            f"{self._section.per_device_train_batch_size} and train.gradient_accumulation_steps so that the batch "
-            f"stays at {self._section.samples_per_step} samples, or train.gradient_checkpointing=true, or "
+            f"step {step}: out of memory. Set train.per_device_train_batch_size below "
+            f"{self._section.per_device_train_batch_size} and raise train.gradient_accumulation_steps so that the "
+            f"batch stays at {self._section.samples_per_step} samples; or set train.gradient_checkpointing=true or "
             "model.load_in_4bit=true."
         )

@@ -1,4 +1,4 @@
-"""Unsloth's process: what it reads (settings, rows and their order), and the pipes to it."""
+"""Unsloth's process: the files that it reads (settings, rows and their order), and the pipes to it."""
 
 import importlib.util
 import json
@@ -19,70 +19,69 @@ from safetensors.torch import save_file
 from strop.data.store import SampleStore
 from strop.errors import RecipeError, StropError
 from strop.microbatch.order import Order
-from strop.model.checkpoint.folder import ModelFolder
 from strop.model.lora import initial_tensors, resolve_targets
+from strop.model.pretrained.folder import ModelFolder
 from strop.recipe import Recipe, TrainSection
 from strop.training.engine import dropout_seed
 from strop.training.optim import learning_rate
 
 LOADER = "STROP_UNSLOTH_LOADER"
-"""Environment variable: `transformers` puts plain transformers and PEFT in Unsloth's place, on any machine. It is how
-everything here but Unsloth itself is tested without a GPU."""
-
+"""Environment variable: `transformers` replaces Unsloth with plain transformers and PEFT, which run on any machine. So
+everything here except Unsloth itself can be tested without a GPU."""
 
 _AS_IT_IS = {
     *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "weight_decay", "optim"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
 }
-"""Keys that mean the same to TRL's trainer."""
+"""Keys that mean the same in TRL's trainer."""
 
 _CHUNK = 1 << 16
-"""Samples gathered at a time."""
+"""Samples copied at a time."""
 
 
 def choose_loader() -> str:
-    """`unsloth`, or what the environment puts in its place.
+    """`unsloth`, or the loader that the environment variable names.
 
     Raises:
-        RecipeError: It is not installed, or there is no GPU for it.
+        RecipeError: It is not installed, or needs a GPU and there is none.
     """
     loader = os.environ.get(LOADER, "unsloth")
     if loader not in ("unsloth", "transformers"):
-        raise RecipeError(f"{LOADER}={loader}: it may be unsloth or transformers")
+        raise RecipeError(f"{LOADER}={loader}: must be unsloth or transformers")
     needed = ("unsloth", "bitsandbytes") if loader == "unsloth" else ("peft",)
     if missing := [name for name in (*needed, "trl", "datasets") if importlib.util.find_spec(name) is None]:
         raise RecipeError(
-            f"train.engine=unsloth: not installed: {', '.join(missing)}. Install what it needs with: "
-            "pip install 'strop[unsloth]', or leave train.engine out"
+            f"train.engine=unsloth: not installed: {', '.join(missing)}. Install them with: "
+            "pip install 'strop[unsloth]', or remove train.engine"
         )
     if loader == "unsloth" and not torch.cuda.is_available():
-        raise RecipeError("train.engine=unsloth: Unsloth needs a CUDA GPU and there is none; leave train.engine out")
+        raise RecipeError("train.engine=unsloth: Unsloth needs a CUDA GPU, and there is none here; remove train.engine")
     return loader
 
 
 def choose_dtype(recipe: Recipe, loader: str) -> str:
-    """The type of activations, and of the frozen weights unless they are NF4.
+    """The type of the activations, and of the frozen weights unless they are NF4.
 
     Raises:
-        RecipeError: Unsloth has no such type here.
+        RecipeError: The loader does not support the recipe's type on this machine.
     """
     asked = recipe.model.precision
     if loader == "transformers" and recipe.model.load_in_4bit:
-        raise RecipeError(f"model.load_in_4bit=True: {LOADER}=transformers has no NF4; leave one of them out")
+        raise RecipeError(f"model.load_in_4bit=True: {LOADER}=transformers has no NF4; remove one of the two")
     if loader == "transformers":
         on_gpu = torch.cuda.is_available()
         return asked if asked != "auto" else "bfloat16" if on_gpu else "float32"
     if asked == "float32":
-        raise RecipeError("model.precision=float32: with train.engine=unsloth it is bfloat16; leave it out")
+        raise RecipeError("model.precision=float32: train.engine=unsloth always uses bfloat16; remove model.precision")
     if torch.cuda.get_device_capability() < (8, 0):
-        raise RecipeError("train.engine=unsloth: this GPU has no bfloat16; leave train.engine out")
+        raise RecipeError("train.engine=unsloth: this GPU has no bfloat16; remove train.engine")
     return "bfloat16"
 
 
 def write_job(
     folder: Path, recipe: Recipe, model: ModelFolder, train: SampleStore, held_out: SampleStore | None
 ) -> Path:
-    """Everything that the worker reads, into a folder; returns the job's file.
+    """Write everything that the worker reads into a folder; returns the path of the job file.
 
     Raises:
         RecipeError: Unsloth is not installed, or cannot run here.
@@ -113,18 +112,18 @@ def write_job(
 
 
 def rows_of(section: TrainSection, train: SampleStore, held_out: SampleStore | None) -> dict[str, NDArray[Any]]:
-    """The samples that a run visits, the order of its visits, and each step's learning rate and seed.
+    """The samples that a run visits, in which order, and each step's learning rate and seed.
 
     Returns:
-        Of `train` and `held_out` each the ids and labels of all samples one after the other, int32, a label being -100
-        where nothing is learned, and the offsets of the samples in them; `order`, indices of training samples;
-        `rates` and `seeds`, one a step.
+        For `train` and `held_out`: the ids and labels of all samples, concatenated, int32, with label -100 where
+        nothing is learned, and the samples' offsets in them. `order`: indices of the training samples. `rates` and
+        `seeds`: one per step.
     """
     order = Order.of(section, len(train))
     num_steps = order.num_steps
     visits = replace(order, samples_per_step=num_steps * order.samples_per_step).samples(0)  # the run as one step
     visited, places = np.unique(visits, return_inverse=True)
-    # Longest first: batches of equal length hold little padding, and what does not fit shows at once.
+    # Longest first: batches of similar lengths have little padding, and a batch that does not fit fails at once.
     held = np.argsort(-held_out.lengths, kind="stable") if held_out else np.empty(0, np.int64)
     return {
         **{f"train_{name}": array for name, array in _samples(train, visited).items()},
@@ -149,13 +148,14 @@ def _samples(store: SampleStore, indices: NDArray[np.int64]) -> dict[str, NDArra
 
 
 _PATIENCE = 20.0
-"""Seconds that a worker may take to end by itself."""
+"""Seconds that a worker may take to exit by itself."""
+
 _LAST_LINES = 12
 """Lines of the log that an error message shows."""
 
 
 class WorkerFailed(Exception):
-    """The worker could not do what it was asked; `what` is the kind of failure."""
+    """The worker could not do what it was asked to do; `what` is the kind of failure."""
 
     def __init__(self, what: str, message: str) -> None:
         super().__init__(message)
@@ -163,13 +163,13 @@ class WorkerFailed(Exception):
 
 
 class Worker:
-    """A module of strop run by itself, with a job to read; a context manager that leaves no process behind.
+    """A Python module in a process of its own; a context manager that leaves no process behind.
 
     Args:
-        module: Its name.
-        job: The file with its job.
-        folder: Where it works; everything that it prints goes to `log` there.
-        environment: Variables that it has beside this process's.
+        module: The module's name.
+        job: The file that tells it what to do.
+        folder: Its working folder; everything that it prints goes to `log` there.
+        environment: Environment variables, added to this process's.
 
     Attributes:
         log: The file with its output.
@@ -177,7 +177,7 @@ class Worker:
 
     def __init__(self, module: str, job: Path, folder: Path, environment: dict[str, str]) -> None:
         self.log = folder / "worker.log"
-        # The working folder is another, so that what libraries write there does not litter the user's.
+        # It works in another folder, so that files which libraries write do not litter the user's.
         inherited = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
         paths = [str(Path(__file__).parents[2]), *inherited]
         with self.log.open("wb") as log:
@@ -188,7 +188,7 @@ class Worker:
                 stderr=log,
                 env=os.environ | environment | {"PYTHONPATH": os.pathsep.join(paths)},
                 cwd=folder,
-                start_new_session=True,  # Ctrl-C on the terminal is for this process to answer
+                start_new_session=True,  # this process, not the worker, handles Ctrl-C on the terminal
                 text=True,
                 encoding="utf-8",
             )
@@ -197,12 +197,12 @@ class Worker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is not None:  # nobody waits for what it is doing
+        if kind is not None:  # nobody needs its current work any more
             self._process.kill()
         self.close()
 
     def close(self) -> None:
-        """Ask it to end, and see that it does; then its memory is free."""
+        """Tell the process to end, and kill it if it does not; afterwards its memory is free."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(OSError):
@@ -215,20 +215,20 @@ class Worker:
         self._process.stdout.close()
 
     def ask(self, what: str, **details: Any) -> dict[str, Any]:
-        """Ask for something and wait for the answer.
+        """Send a request and wait for the answer.
 
         Raises:
-            WorkerFailed: It says why not.
-            StropError: It has died.
+            WorkerFailed: The worker answered with a failure.
+            StropError: The worker has died.
         """
         assert self._process.stdin is not None
-        with suppress(OSError):  # it has died; what it said last is still to be read
+        with suppress(OSError):  # it has died, but its last answer can still be read
             self._process.stdin.write(json.dumps({"ask": what, **details}) + "\n")
             self._process.stdin.flush()
         return self.answer()
 
     def answer(self) -> dict[str, Any]:
-        """Wait for an answer; raises what `ask` does."""
+        """Wait for an answer; raises the same errors as `ask`."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -239,11 +239,11 @@ class Worker:
         return answer
 
     def last_words(self) -> str:
-        """The end of its log, indented, and where the whole of it is."""
+        """The end of the log, indented, and the path of the whole log."""
         lines = self.log.read_text("utf-8", errors="replace").splitlines()[-_LAST_LINES:]
-        return "\n".join(f"  {line}" for line in lines) + f"\nIts whole output is in {self.log}."
+        return "\n".join(f"  {line}" for line in lines) + f"\nFull output: {self.log}"
 
     def _obituary(self) -> str:
         status = self._process.wait()
         how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
-        return f"the training process {how}. Its last lines:\n{self.last_words()}"
+        return f"the training process {how}. Its last output:\n{self.last_words()}"

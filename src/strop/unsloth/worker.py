@@ -1,27 +1,29 @@
-"""The process that trains on Unsloth: python -m strop.unsloth.worker JOB.json, started by `unsloth.trainer`.
+"""The process that trains on Unsloth: python -m strop.unsloth.worker JOB.json, started by `unsloth.engine`.
 
-Importing Unsloth patches transformers, peft and TRL, so this is the only place that does, and it imports nothing of
-strop. A line of JSON on standard input asks for something and a line on standard output answers; what the libraries
-print goes to standard error, which is the log.
+Importing Unsloth patches transformers, PEFT and TRL, so only this module imports it, and this module imports nothing
+from strop. Each line of JSON on standard input is a request, and a line on standard output answers it. Whatever the
+libraries print goes to standard error, which is the log.
 
-    asked                      answered
+    request                    answer
                                ready {device, precision, versions, num_trainable}, once the model is loaded
     begin {step, state, scalars}
-                               begun {padding_free}, with the parameters and moments of `save`, or fresh ones
-    go                         step {loss, grad_norm, learning_rate, seconds, peak_memory_gib}
+                               begun {padding_free}, with the parameters and moments that `save` wrote, or fresh ones
+    go                         step {loss, grad_norm, seconds, peak_memory_gib}
     evaluate                   evaluated {nll}: mean over the learned tokens of the held-out rows
-    save {path}                saved {scalars}: tensors in the file, what an optimizer keeps as numbers here
+    generate {prompts, stop_ids, max_new_tokens}
+                               generated {answers}: ids after each prompt, up to and including a stop token
+    save {path}                saved {scalars}: tensors in the file; numbers that the optimizer keeps, in the answer
     stop, or end of input      the process ends
 
-`failed {what, message}` may come in place of any answer; parameters and moments are then those of the last step, and
-can still be saved.
+Any answer may be `failed {what, message}` instead. Parameters and moments are then those of the last step and can still
+be saved.
 
-The job, which `unsloth.trainer` writes:
+The job, which `unsloth.process` writes:
 
     loader                     unsloth, or transformers: a stand-in without Unsloth, which runs on any machine
     model, adapter, rows       paths: the model folder, LoRA's first values under PEFT's names, and the samples (.npz)
     dtype, load_in_4bit, max_seq_length, gradient_checkpointing, seed, lora
-    trainer                    arguments of SFTConfig, as they are
+    trainer                    arguments that SFTConfig takes unchanged
 """
 
 import json
@@ -48,16 +50,16 @@ PACKAGES = ("unsloth", "unsloth_zoo", "trl", "transformers", "peft", "accelerate
 
 
 class Stopped(Exception):
-    """The other side wants no more."""
+    """strop asked this process to end, or is gone."""
 
 
 class NotFinite(Exception):
-    """A gradient is not finite; the update was not made."""
+    """A gradient is not finite; the update was skipped."""
 
 
 def load_unsloth(job: Job) -> Loaded:
-    """The model with LoRA, its tokenizer and TRL's trainer, all as Unsloth makes them."""
-    from unsloth import FastLanguageModel  # before anything of transformers and TRL
+    """The model with LoRA, its tokenizer and TRL's trainer, all patched by Unsloth."""
+    from unsloth import FastLanguageModel  # before anything from transformers and TRL
 
     checkpointing = "unsloth" if job["gradient_checkpointing"] else False
     model, tokenizer = FastLanguageModel.from_pretrained(
@@ -70,19 +72,19 @@ def load_unsloth(job: Job) -> Loaded:
     model = FastLanguageModel.get_peft_model(
         model, **job["lora"], use_gradient_checkpointing=checkpointing, random_state=job["seed"]
     )
-    from trl import SFTTrainer  # Unsloth's, which stands under this name by now
+    from trl import SFTTrainer  # by now this name means Unsloth's trainer
 
     return model, tokenizer, SFTTrainer
 
 
 def load_stand_in(job: Job) -> Loaded:
-    """The same from transformers, PEFT and TRL: what Unsloth patches, unpatched, on a GPU or a CPU."""
+    """The same from unpatched transformers, PEFT and TRL, on a GPU or a CPU."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
     from trl import SFTTrainer
 
     class PlainLoss(SFTTrainer):
-        """With the model's own loss, as Unsloth's trainer has it; TRL's is a Triton kernel and needs a GPU."""
+        """Uses the model's own loss, as Unsloth's trainer does; TRL's is a Triton kernel and needs a GPU."""
 
         compute_loss = Trainer.compute_loss
 
@@ -96,19 +98,19 @@ LOADERS: dict[str, Callable[[Job], Loaded]] = {"unsloth": load_unsloth, "transfo
 
 
 class Channel:
-    """The two pipes."""
+    """The two pipes to strop."""
 
     def __init__(self) -> None:
-        # Whatever prints from here on prints to the log.
+        # From here on, everything that is printed goes to the log.
         self._answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
 
     def send(self, answer: str, **what: Any) -> None:
-        """Answer; if nobody listens any more, that ends the process."""
+        """Send an answer; if nobody is listening any more, the resulting error ends the process."""
         print(json.dumps({"answer": answer, **what}), file=self._answers, flush=True)
 
     def receive(self) -> Message:
-        """The next request, waiting for it."""
+        """Wait for the next request; raises `Stopped` on `stop` or at the end of input."""
         line = sys.stdin.readline()
         request: Message = json.loads(line) if line else {"ask": "stop"}
         if request["ask"] == "stop":
@@ -117,18 +119,18 @@ class Channel:
 
 
 class Session:
-    """A loaded model, its trainer once training has begun, and the answers to what is asked about them."""
+    """A loaded model, its trainer once training has begun, and the answers to requests about them."""
 
     def __init__(self, job: Job, channel: Channel) -> None:
         self.job, self.channel = job, channel
         self.model, self.tokenizer, self.trainer_class = LOADERS[job["loader"]](job)
-        # As PEFT writes them: without the name of the adapter.
+        # Named as PEFT writes them: without the adapter's name.
         named = {name.replace(".default.", "."): p for name, p in self.model.named_parameters() if p.requires_grad}
         first = _read(job["adapter"])
         if first.keys() != named.keys():
             differ = sorted(first.keys() ^ named.keys())
             raise RuntimeError(
-                f"LoRA is on other modules than strop's, {len(differ)} tensors differ, such as {differ[0]}"
+                f"LoRA is on other modules than strop's: {len(differ)} tensors differ, such as {differ[0]}"
             )
         self.parameters: dict[str, torch.nn.Parameter] = named
         self.rows = dict(np.load(job["rows"]))
@@ -136,7 +138,7 @@ class Session:
         self._set_parameters(first)
 
     def train(self, step: int, state: str | None, scalars: dict[str, dict[str, Any]]) -> None:
-        """Train from `step` on, as far as asked to, from what `save` wrote or from the start."""
+        """Train from `step` on, one step for each request, with the state that `save` wrote or a fresh one."""
         self.trainer = self._make_trainer(step, state, scalars)
         try:
             self.trainer.train()
@@ -146,11 +148,11 @@ class Session:
             self.channel.send("failed", what="not finite", message=str(error))
 
     def _make_trainer(self, step: int, state: str | None, scalars: dict[str, dict[str, Any]]) -> Any:
-        """The trainer of the steps from `step` on.
+        """The trainer for the steps from `step` on.
 
-        Each microbatch's loss is its sum divided by the learned tokens of the whole step (`num_items_in_batch`), in
-        TRL 1.15 and in Unsloth's loss alike, and the trainer logs their sum: strop's loss. The count leaves out a
-        sample's first token, which nothing predicts; its label is -100 here, so that padding-free batches agree.
+        In TRL 1.15 and in Unsloth's loss, a microbatch's loss is its sum divided by the learned tokens of the whole
+        step (`num_items_in_batch`), and the trainer logs the sum of these: strop's loss. The count excludes a sample's
+        first token, which nothing predicts; its label is -100 here, so that padding-free batches agree.
         """
         from transformers import PrinterCallback
         from trl import SFTConfig
@@ -158,7 +160,7 @@ class Session:
         settings = self.job["trainer"]
         per_step = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
         order = self.rows["order"][step * per_step :]
-        if not len(order):  # nothing is left to train, but something to evaluate
+        if not len(order):  # nothing is left to train, but there is something to evaluate
             order = self.rows["order"]
         held_out = self._dataset("held_out") if len(self.rows["held_out_offsets"]) > 1 else None
         arguments = SFTConfig(
@@ -191,7 +193,7 @@ class Session:
         return trainer
 
     def _dataset(self, part: str, order: NDArray[np.int64] | None = None) -> Any:
-        """Samples as a table of ids and labels, without a copy of them; in an order, in which one may come twice."""
+        """A table of the samples' ids and labels, without copying them; `order` may repeat samples."""
         import pyarrow as pa
         from datasets import Dataset
         from datasets.table import InMemoryTable
@@ -204,12 +206,12 @@ class Session:
         dataset = Dataset(InMemoryTable(pa.table(columns)), fingerprint=f"strop-{part}")
         if order is not None:
             dataset = dataset.select(order, new_fingerprint=f"strop-{part}-in-order")
-        # Unsloth's own mark for rows that are cut already; without it, it pads rows that have ids.
+        # Unsloth's own mark for rows that are already truncated; without it, Unsloth pads rows that have ids.
         dataset._unsloth_truncated_to = self.job["max_seq_length"]
         return dataset
 
     def restore(self, state: str, scalars: dict[str, dict[str, Any]]) -> None:
-        """Parameters and moments from what `save` wrote."""
+        """Load the parameters and moments that `save` wrote."""
         tensors = _read(state)
         self._set_parameters({name: tensors.pop(f"lora/{name}") for name in self.parameters})
         moments: dict[str, dict[str, Any]] = {name: dict(scalars.get(name, {})) for name in self.parameters}
@@ -223,7 +225,7 @@ class Session:
         optimizer.load_state_dict({"state": state_of, "param_groups": optimizer.state_dict()["param_groups"]})
 
     def save(self, path: str) -> dict[str, dict[str, Any]]:
-        """Write parameters and moments to a file; returns the optimizer's numbers, by parameter."""
+        """Write parameters and moments to a file; returns the optimizer's scalars by parameter."""
         tensors = {f"lora/{name}": p.detach() for name, p in self.parameters.items()}
         scalars: dict[str, dict[str, Any]] = {}
         for name, parameter in self.parameters.items():
@@ -236,7 +238,7 @@ class Session:
         return scalars
 
     def evaluate(self) -> float:
-        """Mean -log p in nats over the learned tokens of all held-out rows, however they fall into batches."""
+        """Mean -log p in nats over the learned tokens of all held-out rows, however they are batched."""
         total, count = 0.0, 0
         self.model.eval()
         for inputs in self.trainer.get_eval_dataloader():
@@ -247,10 +249,10 @@ class Session:
         return total / count
 
     def generate(self, prompts: list[list[int]], stop_ids: list[int], max_new_tokens: int) -> list[list[int]]:
-        """What follows each prompt greedily, up to and with a stop token.
+        """The greedy continuation of each prompt, up to and including a stop token.
 
-        Each token takes a forward of its own, the one that is evaluated: Unsloth's kernels for generation would have to
-        be switched on and off around it.
+        Each token takes a whole forward, the same one that `evaluate` uses: Unsloth's kernels for generation would have
+        to be switched on and off around it.
         """
         device = next(iter(self.parameters.values())).device
         answers = []
@@ -267,7 +269,7 @@ class Session:
         return answers
 
     def serve(self) -> None:
-        """Answer until asked for a step; raises `Stopped`."""
+        """Answer requests until one asks for a step; raises `Stopped` if asked to end."""
         while (request := self.channel.receive())["ask"] != "go":
             if request["ask"] == "evaluate":
                 self.channel.send("evaluated", nll=self.evaluate())
@@ -284,7 +286,7 @@ class Session:
 
 
 def _steps_of(session: Session, first: int, saved: str | None, scalars: dict[str, dict[str, Any]]) -> Any:
-    """The callback through which the trainer's steps are led and watched; nothing of the trainer is replaced."""
+    """The callback that starts and reports the trainer's steps; no part of the trainer is replaced."""
     from transformers import TrainerCallback
 
     rates, seeds = session.rows["rates"], session.rows["seeds"]
@@ -326,7 +328,7 @@ def _steps_of(session: Session, first: int, saved: str | None, scalars: dict[str
 
 
 def main() -> None:
-    """Load, train, and end when asked to, or when the other side is gone."""
+    """Load, train, and end when asked to or when strop is gone."""
     job: Job = json.loads(Path(sys.argv[1]).read_text("utf-8"))
     channel = Channel()
     try:
@@ -337,7 +339,7 @@ def main() -> None:
         channel.send("ready", device=device, precision=precision, versions=_versions(), num_trainable=num_trainable)
         request = channel.receive()
         session.train(request["step"], request["state"], request["scalars"])
-        session.serve()  # after a failure the state is still to be saved
+        session.serve()  # after a failure the state can still be saved
     except (Stopped, BrokenPipeError):
         return
     except Exception as error:
@@ -348,7 +350,7 @@ def main() -> None:
 
 
 def _read(path: str) -> dict[str, torch.Tensor]:
-    """The tensors of a file, in memory: `load_file` maps them, and the file may be written anew."""
+    """A file's tensors, in memory: `load_file` would map the file, which may be overwritten."""
     tensors: dict[str, torch.Tensor] = load(Path(path).read_bytes())
     return tensors
 

@@ -16,8 +16,8 @@ from lm_eval.tasks import TaskManager
 from strop.commands import harness
 from strop.data.template import load_template
 from strop.errors import RecipeError
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import load_oracle
 from tiny_runs import write_model

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from strop.errors import StropError
-from strop.run.checkpoint import is_intact, load_newest, prune, save_checkpoint
-from strop.run.folder import RunFolder
+from strop.run.checkpoint import checkpoint_path, is_intact, load_newest, prune, save_checkpoint
 
 STATE = {"step": 7, "seconds": 0.1 + 0.2, "best_loss": None, "nested": {"list": [1, 2.5, "x"]}}
 
@@ -110,10 +109,10 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
 
 
 def test_a_run_has_a_checkpoint_only_if_it_verifies(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    assert not folder.has_checkpoint(3)
-    save(folder.checkpoints, 3)
-    assert folder.has_checkpoint(3)
-    os.truncate(folder.checkpoints / "step-00000003" / "state.json", 1)
-    assert not folder.has_checkpoint(3)
-    assert not is_intact(folder.checkpoints / "step-00000003")
+    path = checkpoint_path(tmp_path, 3)
+    assert path.name == "step-00000003"
+    assert not is_intact(path)
+    save(tmp_path, 3)
+    assert is_intact(path)
+    os.truncate(path / "state.json", 1)
+    assert not is_intact(path)

@@ -9,9 +9,10 @@ import torch
 
 from emulated_cuda_graphs import Graph, emulate_graphs
 from strop.errors import OutOfMemoryError
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection, TrainSection
+from strop.run.checkpoint import checkpoint_path, is_intact
 from strop.run.records import read_metrics
 from strop.training import budget
 from strop.training.gradients import PlainGradients
@@ -117,7 +118,7 @@ def test_at_one_longest_sample_it_ends_with_what_was_trained_saved(start: Start)
         trainer.run()
     assert caught.value.exit_code == 6
     assert trainer.engine.max_tokens == LONGEST
-    assert trainer.folder.has_checkpoint(3)
+    assert is_intact(checkpoint_path(trainer.folder.checkpoints, 3))
 
 
 def test_an_evaluation_that_runs_out_is_made_again(start: Start) -> None:
@@ -150,7 +151,7 @@ class Card:
         patch.setattr(torch.cuda, "synchronize", lambda device: None)
         patch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
 
-    def of(self, microbatches) -> None:
+    def of(self, microbatches, scale: float) -> None:
         (batch,) = microbatches
         self.probed.append(batch.num_tokens)
         self.peak = self.constant + 1000 * batch.num_tokens
@@ -199,7 +200,7 @@ def test_released_graphs_are_captured_anew_with_the_same_gradients(
     batch = budget.worst_microbatch(20, 10)
 
     def gradient() -> torch.Tensor:
-        return gradients.of([batch])[1]
+        return gradients.of([batch], 1.0)[1]
 
     eager, replayed = gradient(), gradient()
     gradients.release()
@@ -214,7 +215,7 @@ def test_released_graphs_are_captured_anew_with_the_same_gradients(
 def test_a_capture_that_ran_out_says_so_whatever_its_end_says(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, gradients = captured(model, monkeypatch)
     batch = budget.worst_microbatch(20, 10)
-    gradients.of([batch])
+    gradients.of([batch], 1.0)
 
     class Broken:
         def __init__(self, made: Graph, **_: object) -> None: ...
@@ -228,4 +229,4 @@ def test_a_capture_that_ran_out_says_so_whatever_its_end_says(model: Path, monke
     monkeypatch.setattr(torch.cuda, "graph", Broken)
     monkeypatch.setattr(type(gradients), "_compute", full)
     with pytest.raises(torch.OutOfMemoryError):
-        gradients.of([batch])
+        gradients.of([batch], 1.0)

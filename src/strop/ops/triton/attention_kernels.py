@@ -1,19 +1,19 @@
-"""The kernels of `ops.fused.attention`.
+"""The kernels of `ops.triton.attention`.
 
-A tile of queries belongs to one node. Its keys are the node's path: the ancestors' tokens, gathered by an index list,
-then the node's own. FlashAttention-2's recurrences (Dao 2023, arXiv 2307.08691), in base 2. Head widths that are no
-power of two are computed as two parts, 96 = 64 + 32.
+A tile of queries belongs to one node. Its keys are the tokens on the node's path: first the ancestors', gathered with
+an index list, then the node's own. The recurrences are FlashAttention-2's (Dao 2023, arXiv 2307.08691), in base 2. A
+head width that is not a power of two is computed in two parts, such as 96 = 64 + 32.
 """
 
 import triton
 import triton.language as tl
 
-from strop.ops.fused.thin import add_low_rank, add_thin_product, rows_of, store_parts
+from strop.ops.triton.thin import add_low_rank, add_thin_product, rows_of, store_parts
 
 
 @triton.jit
 def _tile(x, token, real, row_stride, H: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr):
-    """Channels FIRST to FIRST + WIDTH of some tokens of one head."""
+    """Load channels FIRST to FIRST + WIDTH of some tokens of one head."""
     channel = FIRST + tl.arange(0, WIDTH)
     return tl.load(x + token[:, None] * row_stride + channel[None, :], real[:, None] & (channel < H)[None, :], 0.0)
 
@@ -26,7 +26,7 @@ def _store(x, token, real, row_stride, value, H: tl.constexpr, FIRST: tl.constex
 
 @triton.jit
 def _query_tile(queries):
-    """This program's tile: its first query, how many, the positions and ancestors before it, its path's place."""
+    """This program's tile: first query, number of queries, positions and ancestors before it, offset of its path."""
     tile = queries + tl.program_id(0) * 5
     first, count, before = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
     return first, count, before, tl.load(tile + 4), tl.load(tile + 3)
@@ -34,7 +34,7 @@ def _query_tile(queries):
 
 @triton.jit
 def _path_tokens(path, j, high, before, first, TREE: tl.constexpr):
-    """The token at place j of a node's path of `high` tokens, `before` of them its ancestors'."""
+    """The token at place j of a node's path, which has `high` tokens, the first `before` of them its ancestors'."""
     token = first + j - before
     if TREE:
         token = tl.where(j < before, tl.load(path + j, j < before, 0), token)
@@ -47,7 +47,7 @@ def forward(
     GROUPS: tl.constexpr, H: tl.constexpr, H1: tl.constexpr, H2: tl.constexpr, R: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr, TREE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of queries: its output, measured, and the log2 of its sums of weights."""
+    """For a tile of queries: the output, measured, and the log2 of the sums of weights."""
     first, count, before, ancestors, offset = _query_tile(queries)
     head = tl.program_id(1).to(tl.int64)
     if count > 0:
@@ -110,7 +110,7 @@ def forward(
 def finish_grad(
     grad, h, thin, out, delta, rows, H: tl.constexpr, HP: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
-    """The low-rank term added to the gradient of the output, in place, and delta = sum(grad out) of each head."""
+    """Add the low-rank term to the output's gradient, in place, and compute each head's delta = sum(grad out)."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     head, heads = tl.program_id(1), tl.num_programs(1)
     real = row < rows
@@ -183,10 +183,10 @@ def backward_keys(
     GROUPS: tl.constexpr, H: tl.constexpr, H1: tl.constexpr, H2: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of a tile of keys and values, or this program's share of them.
+    """The gradients of a tile of keys and values, or this program's partial sum of them.
 
-    The heads of a tile run side by side and read the same rows of queries at about the same time: 988 us instead of
-    1,270 with documents of 1,250 tokens, and 5% less with 150 tokens.
+    The programs of a tile's heads are adjacent in the grid, so they read the same rows of queries at about the same
+    time: 988 us instead of 1,270 with documents of 1,250 tokens, and 5% less with 150 tokens.
     """
     tile = keys + tl.program_id(1) * 5
     kv_head, kv_heads = tl.program_id(0).to(tl.int64), tl.num_programs(0)
@@ -223,7 +223,7 @@ def backward_keys(
                 if WINDOWED:
                     query_position = tl.load(positions + query, seeing, 0)
                     weights = tl.where(query_position[None, :] - key_position[:, None] < window, weights, 0.0)
-                if start < first + KEYS:  # otherwise all these queries come after the tile
+                if start < first + KEYS:  # otherwise all these queries come after the tile's keys
                     weights = tl.where(key[:, None] <= query[None, :], weights, 0.0)
                 d_scores = (weights * (d_weights - d[None, :])).to(q1.dtype)
                 weights = weights.to(q1.dtype)

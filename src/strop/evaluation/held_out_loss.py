@@ -1,4 +1,4 @@
-"""Held-out loss: how surprised a model is by answers that it has not seen."""
+"""Held-out loss: how surprised a model is by answers that it was not trained on."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,14 +34,14 @@ def held_out_loss(
     check_stop: Callable[[], None] = lambda: None,
     nll_of: Callable[[Microbatch], Tensor] | None = None,
 ) -> HeldOutLoss:
-    """Evaluate every sample of `store`, packed under `max_tokens` computed tokens a microbatch.
+    """Evaluate every sample of `store`, packed into microbatches of at most `max_tokens` computed tokens.
 
     Args:
         decoder: With or without its LoRA terms enabled.
         store: The held-out samples.
-        max_tokens: Token budget of a microbatch; changes nothing but rounding.
+        max_tokens: Token budget of a microbatch; affects nothing but rounding.
         check_stop: Called between microbatches; may raise to end early.
-        nll_of: Another way to compute the decoder's loss of a microbatch, such as the one it is trained with.
+        nll_of: Another function for the decoder's loss of a microbatch, such as the one used in training.
     """
     was_training = decoder.training
     decoder.eval()
@@ -58,7 +58,7 @@ def held_out_loss(
 
 
 def row_losses(decoder: Decoder, store: Samples, max_tokens: int) -> RowSums:
-    """`held_out_loss` by row: the same microbatches, in which a prefix that rows share is computed once.
+    """`held_out_loss` per row: the same microbatches, in which a prefix that rows share is computed once.
 
     Args:
         decoder: With or without its LoRA terms enabled.
@@ -71,7 +71,7 @@ def row_losses(decoder: Decoder, store: Samples, max_tokens: int) -> RowSums:
 
 @torch.inference_mode()
 def token_losses(decoder: Decoder, store: Samples, max_tokens: int) -> tuple[RowSums, NDArray[np.int64]]:
-    """`row_losses`, and how many of each row's learned tokens greedy decoding would not have chosen, (N,)."""
+    """`row_losses`, and how many of each row's learned tokens are not the model's likeliest, (N,)."""
     decoder.eval()
     nll_N, tokens_N, missed_N = np.zeros(len(store)), np.zeros(len(store)), np.zeros(len(store), np.int64)
     for microbatch, samples in _microbatches(decoder, store, max_tokens):

@@ -1,9 +1,9 @@
 """The tiles of attention over packed prefix trees, made on the host.
 
-Nodes lie depth-first, so key k is visible to query q exactly if k <= q < end of the subtree of k's node. A tile of
-queries, in the forward, needs the keys on its node's path from the root. A tile of keys, in the backward, is seen by
-one contiguous run of queries; where that run is long, as for a prefix that many samples share, it is cut into chunks
-whose sums are added up afterwards in a fixed order.
+Nodes are in depth-first order, so key k is visible to query q exactly if k <= q < end of the subtree of k's node. In
+the forward, a tile of queries needs the keys on its node's path from the root. In the backward, a tile of keys is seen
+by one contiguous run of queries. A long run, as for a prefix that many samples share, is cut into chunks whose sums are
+added up afterwards in a fixed order.
 """
 
 from dataclasses import dataclass
@@ -18,14 +18,13 @@ from strop.microbatch.tree import Tree
 QUERIES, KEYS = 64, 64
 """Tokens of a tile."""
 
-
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """The tiles of a tree, int32; a tile with a count of zero is padding.
+    """The tiles of a tree, int32; a tile with zero tokens is padding.
 
     Attributes:
         queries: (tiles, 5): first token, tokens, tokens on the path before it, where its ancestors start in `path`,
@@ -33,9 +32,9 @@ class AttentionPlan:
         path: The tokens of nodes' ancestors, root first.
         keys: (tiles, 5): first token, tokens, first and end of the queries that see it, slot of its partial sum or -1.
         sums: (tiles, 4): first token, tokens, first slot, slots.
-        positions: (T,) each token's position in its sample.
-        num_slots: Partial sums that there is room for.
-        longest: Tokens of the longest sample, or more.
+        positions: (T,), each token's position in its sample.
+        num_slots: Slots for partial sums.
+        longest: An upper bound on the tokens of the longest sample.
     """
 
     queries: Tensor
@@ -69,7 +68,7 @@ def plan_attention(tree: Tree) -> AttentionPlan:
 
 
 def _paths(tree: Tree) -> tuple[Int32, Int64]:
-    """The tokens of each parent's path, one list after the other, and where each node's ancestors begin in it."""
+    """The tokens of each parent's path, concatenated, and where each node's ancestors begin in them."""
     lists, begins, total = [np.zeros(0, np.int64)], {-1: 0}, 0
     for parent in sorted(set(tree.parents) - {-1}):
         begins[parent] = total
@@ -80,24 +79,26 @@ def _paths(tree: Tree) -> tuple[Int32, Int64]:
 
 
 def _chunk(tokens: int) -> int:
-    """Queries that one program adds up at most for a tile of keys.
+    """Most queries that one program adds up for a tile of keys.
 
-    A prefix of all samples is seen by every query: cut fine enough to keep all multiprocessors busy, coarse enough that
-    the partial sums cost little (1,024 is 8% faster than 2,048 at 14,700 tokens, and 256 than 1,024 at 1,000).
+    Every query sees a prefix that all samples share. Chunks must be small enough to keep all multiprocessors busy, and
+    large enough that the partial sums cost little: 1,024 is 8% faster than 2,048 at 14,700 tokens, and 256 than 1,024
+    at 1,000 tokens.
     """
     return min(1024, max(256, 1 << (tokens // 16).bit_length()))
 
 
 def _key_tiles(lengths: Int64, starts: Int64, ends: Int64, chunk_size: int) -> tuple[Int32, Int32, int]:
+    """`keys`, `sums` and `num_slots` of the plan."""
     node, at = _tiles(lengths, KEYS)
     first, count, end = starts[node] + at, np.minimum(KEYS, lengths[node] - at), ends[node]
     run = end - first
-    # Partial sums cost more than they spread where a tile would be cut in two only.
+    # For a run of only two chunks, the partial sums cost more than spreading the work gains.
     chunks = np.where(run > 2 * chunk_size, -(-run // chunk_size), 1)
     many, few = np.flatnonzero(chunks > 1), np.flatnonzero(chunks == 1)
     first_slot = chunks[many].cumsum() - chunks[many]
     num_slots = int(chunks[many].sum())
-    # Tiles in chunks come first: their programs run longest.
+    # Tiles cut into chunks come first, because their programs run longest.
     tile = np.concatenate((np.repeat(many, chunks[many]), few))
     chunk = np.concatenate((np.arange(num_slots) - np.repeat(first_slot, chunks[many]), np.zeros_like(few)))
     slots = np.concatenate((np.arange(num_slots), np.full_like(few, -1)))
@@ -108,7 +109,7 @@ def _key_tiles(lengths: Int64, starts: Int64, ends: Int64, chunk_size: int) -> t
 
 
 def _tiles(lengths: Int64, size: int) -> tuple[Int64, Int64]:
-    """The node of each tile, and where in the node the tile starts."""
+    """Each tile's node, and where in the node the tile starts."""
     counts = -(-lengths // size)
     node = np.repeat(np.arange(len(lengths)), counts)
     return node, (np.arange(len(node)) - np.repeat(counts.cumsum() - counts, counts)) * size

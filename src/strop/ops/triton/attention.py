@@ -1,7 +1,7 @@
-"""Causal attention over packed prefix trees, forward and backward, for short and long samples alike.
+"""Causal attention over packed prefix trees, forward and backward, for both short and long samples.
 
 Written for samples of a hundred tokens, where FlashAttention's tiles of 128 are mostly empty, and for prefixes that
-are computed once: no library's varlen call knows a key that several samples see.
+are computed once: no library's varlen call supports a key that several samples see.
 """
 
 from functools import lru_cache
@@ -12,16 +12,17 @@ import triton
 from torch import Tensor
 
 from strop.microbatch.tree import Tree
-from strop.ops.fused.attention_kernels import backward_keys, backward_queries, finish_grad, forward, sum_parts
-from strop.ops.fused.attention_plan import KEYS, QUERIES, AttentionPlan, plan_attention
-from strop.ops.fused.thin import LowRank, Measured, Parts
+from strop.ops.triton.attention_kernels import backward_keys, backward_queries, finish_grad, forward, sum_parts
+from strop.ops.triton.attention_plan import KEYS, QUERIES, AttentionPlan, plan_attention
+from strop.ops.triton.thin import LowRank, Measured, Parts
 
 _LOG2_E = 1.4426950408889634
 _ROWS = 64
 
 _STEP = 32
-"""Keys that a tile of queries takes at a time, and queries that a tile of keys does. Against 64, on an H200 with head
-width 96: the queries' gradient of 128 samples behind one header 348 instead of 404 us, the others up to 11% less."""
+"""Keys that a tile of queries processes at a time, and queries that a tile of keys does. Compared with 64, on an H200
+with head width 96: the queries' gradient of 128 samples behind one header takes 348 us instead of 404, and the other
+kernels take up to 11% less."""
 
 
 def tree_attention(
@@ -30,14 +31,14 @@ def tree_attention(
     """See `reference.attention`.
 
     Args:
-        qkv_TO: Queries, keys and values side by side, (T, (N + 2 K) H), turned.
+        qkv_TO: Queries, keys and values side by side, (T, (N + 2 K) H), already rotated.
         plan: The tree's tiles.
         heads: N, K.
-        window: A query sees itself and the `window - 1` positions before it; None sees all before it.
-        thin_OR: (N H, R), what the output is multiplied with for the product that reads it.
+        window: A query sees itself and the `window - 1` positions before it; with None, all positions before it.
+        thin_OR: (N H, R); the output is multiplied with it for the product that reads the output.
 
     Returns:
-        The output (T, N H), measured, and the log2 of each query's sum of weights, (N, T) in float32.
+        The output (T, N H), measured, and the log2 of each query's sum of weights, (N, T), float32.
     """
     q, k, v, width = _split(qkv_TO, heads)
     total, num_heads = qkv_TO.shape[0], heads[0]
@@ -55,9 +56,9 @@ def tree_attention_backward(
     grad_TO: Tensor, pending: LowRank, qkv_TO: Tensor, out_TO: Tensor, lse_NT: Tensor,
     plan: AttentionPlan, heads: tuple[int, int], window: int | None,
 ) -> Tensor:  # fmt: skip
-    """The gradient of q, k and v, side by side as they are in `qkv_TO`.
+    """The gradients of q, k and v, side by side as in `qkv_TO`.
 
-    `grad_TO` is overwritten: `pending`, its low-rank term, is added to it.
+    Overwrites `grad_TO`, to which `pending`, its low-rank term, is added.
     """
     (num_heads, kv_heads), total = heads, qkv_TO.shape[0]
     dqkv = torch.empty_like(qkv_TO)
@@ -85,7 +86,7 @@ def tree_attention_backward(
 
 
 def packed_attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, tree: Tree, window: int | None) -> Tensor:
-    """`tree_attention` of separate queries, keys and values, for autograd. Returns (T, N, H)."""
+    """`tree_attention` for autograd, with separate queries, keys and values. Returns (T, N, H)."""
     qkv_TO = torch.cat([x.flatten(1) for x in (q_TNH, k_TKH, v_TKH)], dim=1)
     heads = (q_TNH.shape[1], k_TKH.shape[1])
     plan = _plan_on(tree, qkv_TO.device)
@@ -113,8 +114,8 @@ class _PackedAttention(torch.autograd.Function):
 
 @lru_cache(maxsize=1)
 def _plan_on(tree: Tree, device: torch.device) -> AttentionPlan:
-    """All layers of a microbatch ask for the same."""
-    with torch.inference_mode(False):  # a later training step may get the one that an evaluation made
+    """A tree's plan on a device; cached, because all layers of a microbatch ask for the same one."""
+    with torch.inference_mode(False):  # a later training step may get a plan that an evaluation made
         return plan_attention(tree).to(device)
 
 
@@ -127,12 +128,13 @@ def _split(qkv_TO: Tensor, heads: tuple[int, int]) -> tuple[Tensor, Tensor, Tens
 
 
 def _by_queries(plan: AttentionPlan, width: int, heads: tuple[int, int], window: int | None) -> dict[str, Any]:
-    """Of the kernels whose programs own a tile of queries; four of them share a multiprocessor."""
+    """Constants of the kernels whose programs own a tile of queries; four programs share a multiprocessor."""
     few = {"maxnreg": 128} if width <= 96 else {}  # wider heads would spill
     return {"QUERIES": QUERIES, "KEYS": _STEP, "TREE": len(plan.path) > 0, **_shape(plan, width, heads, window), **few}
 
 
 def _shape(plan: AttentionPlan, width: int, heads: tuple[int, int], window: int | None) -> dict[str, Any]:
+    """Constants of all kernels."""
     first = max(16, 1 << (width.bit_length() - 1))
     rest = width - first
     return {
@@ -140,7 +142,7 @@ def _shape(plan: AttentionPlan, width: int, heads: tuple[int, int], window: int 
         "H": width,
         "H1": first,
         "H2": max(16, triton.next_power_of_2(rest)) if rest > 0 else 0,
-        # Phi-3's window of 2,047 tokens hides nothing from shorter samples, and looking costs a third of the kernels.
+        # Phi-3's window of 2,047 tokens hides nothing from shorter samples, and checking costs a third of the time.
         "WINDOWED": window is not None and plan.longest > window,
         "num_stages": 3,
     }

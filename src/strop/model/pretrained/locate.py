@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from strop.errors import ModelError
-from strop.model.checkpoint.headers import MAX_HEADER_BYTES
+from strop.model.pretrained.headers import MAX_HEADER_BYTES
 from strop.resolve import cache_dir, fetch_model, is_hub_id, nearest_sibling, resolve_package_path
 
 BLOCK_BYTES = 4096
@@ -51,10 +51,11 @@ def locate_model(
 
 
 def _convert(file: Path, note: Callable[[str], None]) -> Path:
-    from strop.model.checkpoint.gguf import CONVERTER_VERSION, convert_gguf  # imports torch
+    from strop.model.pretrained.gguf import CONVERTER_VERSION, convert_gguf  # imports torch
 
     if file.suffix.lower() != ".gguf":
         raise ModelError(f"model.model_name_or_path: {file} is a file; name the model's folder or a .gguf file")
+
     key = f"{file.stem}-{fingerprint_file(file)[:12]}-v{CONVERTER_VERSION}"
     return convert_gguf(file, cache_dir() / "models" / key, note)
 
