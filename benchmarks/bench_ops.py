@@ -2,10 +2,10 @@
 
     python benchmarks/bench_ops.py [--tokens 16384] [--length 150] [--precision float8 bfloat16]
 
-Phi-3-mini's shapes and LoRA r=16, random data; times are the best of four runs of ten, of which the first
-also compiles. "plain" is what a layer in plain PyTorch does instead (`model.decoder`, bfloat16, not compiled),
-including its low-rank term; for attention it is FlashAttention 2 as torch ships it. Bytes count each tensor once, or
-twice if a float8 operand needs its rows' scales first.
+Phi-3-mini's shapes and LoRA r=16, random data; times are the best of four runs of ten (the first run also
+compiles). "plain" is what a layer in plain PyTorch does instead (`model.decoder`, bfloat16, not compiled), including
+its low-rank term; for attention it is FlashAttention 2 as torch ships it. Bytes count each tensor once, or twice if a
+float8 operand needs its rows' scales first.
 """
 
 import argparse

@@ -14,8 +14,8 @@ pytest.importorskip("triton", reason="Triton has builds for Linux only")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("where there is a GPU the kernels are compiled; tests/gpu has them", allow_module_level=True)
 
-from strop.ops.fused.copy_blocks import Block, copy_blocks, tiles_of
 from strop.ops import reference
+from strop.ops.fused.copy_blocks import Block, copy_blocks, tiles_of
 from strop.ops.fused.cross_entropy import fused_linear_cross_entropy
 from strop.ops.fused.norm import Stream, advance, norm_backward, norm_operand
 from strop.ops.fused.rotary import finish_qkv, turn_back
