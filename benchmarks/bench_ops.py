@@ -17,14 +17,14 @@ from torch.nn.attention.varlen import varlen_attn
 
 from strop.microbatch.tree import Tree
 from strop.ops.elementwise import rms_norm, rotary, swiglu
-from strop.ops.fused.attention import tree_attention, tree_attention_backward
-from strop.ops.fused.attention_plan import plan_attention
-from strop.ops.fused.norm import Stream, advance, norm_backward, norm_operand
-from strop.ops.fused.rotary import finish_qkv, turn_back
-from strop.ops.fused.swiglu import swiglu as fused_swiglu
-from strop.ops.fused.swiglu import swiglu_backward
-from strop.ops.fused.thin import Blocks, LowRank, measure, operand_of
 from strop.ops.linear import quantise_rows
+from strop.ops.triton.attention import tree_attention, tree_attention_backward
+from strop.ops.triton.attention_plan import plan_attention
+from strop.ops.triton.norm import Stream, advance, norm_backward, norm_operand
+from strop.ops.triton.rotary import finish_qkv, turn_back
+from strop.ops.triton.swiglu import swiglu as fused_swiglu
+from strop.ops.triton.swiglu import swiglu_backward
+from strop.ops.triton.thin import Blocks, LowRank, measure, operand_of
 
 WIDTH, FF, HEADS, HEAD, RANK = 3072, 8192, 32, 96, 16
 Call = Callable[[], object]

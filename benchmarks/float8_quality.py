@@ -32,13 +32,13 @@ import report
 from strop.data.dataset import Dataset, open_dataset
 from strop.data.store import SampleStore
 from strop.evaluation.generate import generate
-from strop.evaluation.loss import held_out_loss
+from strop.evaluation.held_out_loss import held_out_loss
 from strop.evaluation.score import exact_match, numbers, split_question
 from strop.microbatch.order import Order
 from strop.microbatch.pack import Microbatch, Microbatches
-from strop.model.checkpoint.locate import locate_model
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter, projections
+from strop.model.pretrained.locate import locate_model
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection, Recipe, TrainSection, load_recipe
 from strop.training.budget import wanted_tokens
 from strop.training.gradients import choose_gradients

@@ -30,9 +30,9 @@ from strop.data.examples import Alpaca
 from strop.data.readers import read_rows
 from strop.data.template import Template, load_template
 from strop.evaluation.generate import generate
-from strop.model.checkpoint.locate import locate_model
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.decoder import Decoder
+from strop.model.pretrained.locate import locate_model
+from strop.model.pretrained.weights import load_decoder
 
 System = Callable[[list[list[int]]], list[list[int]]]
 """Prompts -> each prompt's new tokens, a stop token included."""

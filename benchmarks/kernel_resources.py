@@ -18,8 +18,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from strop.ops import kernels as plain
-from strop.ops.fused import attention_kernels, norm, rotary, swiglu, thin
+from strop.ops.triton import attention_kernels, norm, rotary, swiglu, thin
+from strop.ops.triton import kernels as plain
 
 WARPS = 4
 INTEGERS = (

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from strop.forecast import published
-from strop.model.checkpoint.weights import group_modules, module_path
 from strop.model.config import DecoderConfig, read_config
+from strop.model.pretrained.weights import group_modules, module_path
 
 PHI3_MINI = published.PHI3_MINI | {
     "rms_norm_eps": 1e-5,

@@ -34,10 +34,10 @@ from random_checkpoint import LAYOUTS, PHI3_MINI
 from strop.data.store import SampleStore
 from strop.microbatch.order import Order
 from strop.microbatch.pack import Microbatch, pack
-from strop.model.checkpoint.weights import build_decoder, group_modules
 from strop.model.config import DecoderConfig, read_config
 from strop.model.lora import LoraAdapter
 from strop.model.precision import grow_segments
+from strop.model.pretrained.weights import build_decoder, group_modules
 from strop.ops.linear import Float8Weight, FrozenWeight, Operand, quantise_rows
 from strop.ops.nf4 import Nf4, quantise
 from strop.recipe import LoraSection, TrainSection

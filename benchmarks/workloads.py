@@ -17,7 +17,7 @@ from pathlib import Path
 
 from random_checkpoint import TOKENIZER
 from strop.data.dataset import open_or_build
-from strop.data.shapes import shape_of
+from strop.data.row_shapes import shape_of
 from strop.data.store import SampleStore, StoreSettings
 from strop.data.template import load_template
 from strop.microbatch.order import Order

@@ -8,8 +8,8 @@ import torch
 from strop.data.examples import Origin
 from strop.data.store import Sample
 from strop.errors import Interrupted
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection, TrainSection
 from strop.run.folder import RunFolder
 from strop.run.reporter import Reporter

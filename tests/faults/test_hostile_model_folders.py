@@ -20,8 +20,8 @@ from model_folders import (
     write_shards,
 )
 from strop.errors import ModelError
-from strop.model.checkpoint.locate import locate_model
-from strop.model.checkpoint.vet import vet_model_folder
+from strop.model.pretrained.locate import locate_model
+from strop.model.pretrained.vet import vet_model_folder
 
 SHARDS = {"model.embed_tokens.weight": "a.safetensors", "model.norm.weight": "b.safetensors"}
 DATA_BYTES = 4 * (16 * 8 + 8)
@@ -248,7 +248,7 @@ def test_what_is_planted_would_run(tmp_path: Path) -> None:
 def test_the_decoder_is_not_built_from_an_unvetted_folder(tmp_path: Path) -> None:
     import torch
 
-    from strop.model.checkpoint.weights import load_decoder
+    from strop.model.pretrained.weights import load_decoder
 
     folder = write_model_folder(tmp_path / "model")
     edit_json(folder / "config.json", auto_map={"AutoConfig": "evil.Config"})

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from strop.microbatch.pack import Microbatch, PackedInputs
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.ops.linear import Float8Weight, Operand, quantise_rows
 from strop.recipe import LoraSection, TrainSection
 from strop.training.optim import FlatAdamW

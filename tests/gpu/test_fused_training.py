@@ -9,9 +9,9 @@ import torch
 import strop
 from helpers import metrics, write_recipe
 from strop.errors import Interrupted, NumericsError
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
 from strop.model.precision import choose_device
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection, TrainSection, load_recipe
 from strop.run.checkpoint import load_newest
 from strop.run.reporter import Reporter

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from strop.evaluation import decode_step, generate
-from strop.model.checkpoint.weights import load_decoder
+from strop.model.pretrained.weights import load_decoder
 from tiny_models import write_checkpoint
 
 pytestmark = [

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from strop.microbatch.tree import Tree
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.ops import reference
 from strop.ops.attention import attention
 from strop.ops.elementwise import rms_norm, rotary, swiglu

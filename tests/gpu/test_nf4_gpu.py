@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.ops import adamw_8bit as module
 from strop.ops.adamw_8bit import AdamWSettings, Moments, adamw_8bit
 from strop.ops.nf4 import dequantise, dequantise_into, quantise

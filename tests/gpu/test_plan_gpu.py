@@ -7,9 +7,9 @@ import torch
 
 import strop
 from helpers import write_recipe
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
 from strop.model.precision import choose_device
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection, TrainSection, load_recipe
 from strop.training.loop import Trainer
 from tiny_models import write_checkpoint

@@ -15,8 +15,8 @@ import torch
 
 from helpers import FIXTURES, metrics, strop, write_rows
 from strop.exporting.adapter import load_adapter
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import write_checkpoint
 

@@ -16,8 +16,8 @@ import torch
 from helpers import environment, metrics, strop, write_recipe, write_rows
 from strop.exporting.adapter import load_adapter
 from strop.microbatch.tree import Tree
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import load_oracle
 

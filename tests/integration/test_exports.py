@@ -20,7 +20,7 @@ from strop.commands.export import _reference
 from strop.data.template import load_template
 from strop.errors import ParityError
 from strop.exporting.parity.gate import check_parity
-from strop.model.checkpoint.folder import open_model
+from strop.model.pretrained.folder import open_model
 
 
 @pytest.fixture(scope="module")

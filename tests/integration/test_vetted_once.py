@@ -10,9 +10,9 @@ import strop
 from helpers import write_bfloat16_recipe
 from strop.commands import load
 from strop.exporting.parity import gate
-from strop.model.checkpoint import folder as model_folder
-from strop.model.checkpoint.folder import ModelFolder
-from strop.model.checkpoint.weights import load_decoder
+from strop.model.pretrained import folder as model_folder
+from strop.model.pretrained.folder import ModelFolder
+from strop.model.pretrained.weights import load_decoder
 
 
 @pytest.fixture(scope="module")

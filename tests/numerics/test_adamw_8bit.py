@@ -103,7 +103,7 @@ def test_pieces_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="tests/gpu has the compiled kernel")
 def test_the_kernel_has_the_plain_forms_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = pytest.importorskip("strop.ops.kernels", reason="Triton has builds for Linux only")
+    kernels = pytest.importorskip("strop.ops.triton.kernels", reason="Triton has builds for Linux only")
     want, want_moments = run(4)
     monkeypatch.setattr(module, "kernels_for", lambda x: kernels)
     parameter, moments = run(4)

@@ -18,11 +18,11 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from strop.microbatch.tree import Tree
 from strop.ops import reference
-from strop.ops.fused import attention as fused_attention
-from strop.ops.fused import attention_plan
-from strop.ops.fused.attention import packed_attention, tree_attention, tree_attention_backward
-from strop.ops.fused.attention_plan import plan_attention
-from strop.ops.fused.thin import LowRank, operand_of
+from strop.ops.triton import attention as fused_attention
+from strop.ops.triton import attention_plan
+from strop.ops.triton.attention import packed_attention, tree_attention, tree_attention_backward
+from strop.ops.triton.attention_plan import plan_attention
+from strop.ops.triton.thin import LowRank, operand_of
 
 BOUND, FAR = 1e-5, 1e-3
 

@@ -11,8 +11,8 @@ import torch
 from strop.fused.decoder import FusedDecoder
 from strop.fused.inputs import Padding, lay_out, read_inputs
 from strop.microbatch.pack import Microbatch, PackedInputs
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import write_checkpoint
 from tree_batches import batch_of

@@ -11,10 +11,10 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("where there is a GPU the kernels are compiled; tests/gpu has them", allow_module_level=True)
 
 from float8_interpreter import round_as_hardware
-from strop.ops.fused.norm import Stream, advance, norm_operand
-from strop.ops.fused.swiglu import swiglu, swiglu_backward
-from strop.ops.fused.thin import Blocks, LowRank, measure, operand_of
 from strop.ops.linear import FLOAT8_MAX, Operand, quantise_rows
+from strop.ops.triton.norm import Stream, advance, norm_operand
+from strop.ops.triton.swiglu import swiglu, swiglu_backward
+from strop.ops.triton.thin import Blocks, LowRank, measure, operand_of
 
 ROWS, WIDTH, RANK = 70, 150, 16
 BLOCKS = Blocks(RANK, (0, 0), RANK)

@@ -15,13 +15,13 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("where there is a GPU the kernels are compiled; tests/gpu has them", allow_module_level=True)
 
 from strop.ops import reference
-from strop.ops.fused.copy_blocks import Block, copy_blocks, tiles_of
-from strop.ops.fused.cross_entropy import fused_linear_cross_entropy
-from strop.ops.fused.norm import Stream, advance, norm_backward, norm_operand
-from strop.ops.fused.rotary import finish_qkv, turn_back
-from strop.ops.fused.swiglu import swiglu, swiglu_backward
-from strop.ops.fused.thin import Blocks, LowRank, measure, operand_of, sum_up
 from strop.ops.linear import FrozenWeight
+from strop.ops.triton.copy_blocks import Block, copy_blocks, tiles_of
+from strop.ops.triton.cross_entropy import fused_linear_cross_entropy
+from strop.ops.triton.norm import Stream, advance, norm_backward, norm_operand
+from strop.ops.triton.rotary import finish_qkv, turn_back
+from strop.ops.triton.swiglu import swiglu, swiglu_backward
+from strop.ops.triton.thin import Blocks, LowRank, measure, operand_of, sum_up
 
 BOUND, FAR = 1e-5, 1e-3
 SCALING = 0.7
@@ -188,7 +188,7 @@ def test_rotary(rows: int, rank: int, heads: tuple[int, int], width: int, half: 
 def test_cross_entropy(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to four labels a row, weights, and rows without a label."""
     rows, vocab = 29, 4100  # two blocks of logits
-    monkeypatch.setattr("strop.ops.fused.cross_entropy.LOGITS_BYTES", vocab * 4 * chunk)
+    monkeypatch.setattr("strop.ops.triton.cross_entropy.LOGITS_BYTES", vocab * 4 * chunk)
     hidden, head = torch.randn(rows, 40, requires_grad=True), torch.randn(vocab, 40) / 4
     row = torch.arange(rows).repeat_interleave(torch.randint(0, 5, (rows,)))
     labels = (torch.randint(0, vocab, (rows,))[row] + torch.arange(len(row)) * 700) % vocab

@@ -12,9 +12,9 @@ from strop.evaluation import decode_step
 from strop.evaluation.generate import GeneratedAnswer, generate, stream
 from strop.evaluation.kv_cache import KVCache
 from strop.microbatch.tree import Tree
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.decoder import Decoder, attend_packed
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import FAMILIES, load_oracle, write_checkpoint
 

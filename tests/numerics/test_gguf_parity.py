@@ -23,9 +23,9 @@ from strop.exporting.merge import merged_model
 from strop.exporting.parity import gate
 from strop.exporting.parity.gate import Limits, Parity, Question, check_parity
 from strop.exporting.parity.reference import ask
-from strop.model.checkpoint.folder import ModelFolder
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.folder import ModelFolder
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import write_checkpoint
 

@@ -12,7 +12,8 @@ pytest.importorskip("triton", reason="Triton has builds for Linux only")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("where there is a GPU the kernels are compiled; tests/gpu has them", allow_module_level=True)
 
-from strop.ops import kernels, reference
+from strop.ops import reference
+from strop.ops.triton import kernels
 
 BOUND = 1e-5
 

@@ -29,12 +29,12 @@ from strop.fused.decoder import FusedDecoder
 from strop.fused.inputs import FusedInputs, lay_out, read_inputs
 from strop.microbatch.pack import Microbatch, PackedInputs, pack
 from strop.microbatch.tree import Tree
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.ops import linear
-from strop.ops.fused import attention as fused_attention
-from strop.ops.fused import attention_plan
 from strop.ops.linear import Float8Weight, Operand
+from strop.ops.triton import attention as fused_attention
+from strop.ops.triton import attention_plan
 from strop.recipe import LoraSection, TrainSection
 from strop.training.gradients import Gradients, PlainGradients
 from strop.training.optim import FlatAdamW

@@ -117,7 +117,7 @@ def test_the_definition() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_kernel_has_the_plain_forms_bits(shape: tuple[int, int], double: bool) -> None:
     """In float32: the interpreter cuts bfloat16 off instead of rounding it."""
-    kernels = pytest.importorskip("strop.ops.kernels", reason="Triton has builds for Linux only")
+    kernels = pytest.importorskip("strop.ops.triton.kernels", reason="Triton has builds for Linux only")
     packed = quantise(matrix(shape), double)
     out = torch.full((shape[0] + 1, shape[1]), 7.0)
     kernels.nf4_dequantise(*packed[:3], levels(out.device), BLOCK, out[:-1])

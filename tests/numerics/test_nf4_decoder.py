@@ -12,8 +12,8 @@ from torch import Tensor
 import bitsandbytes_oracle as oracle
 from strop.errors import ModelError, RecipeError
 from strop.microbatch.pack import PackedInputs
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter, projections
+from strop.model.pretrained.weights import load_decoder
 from strop.ops.linear import Float8Weight, FrozenWeight
 from strop.ops.nf4 import Nf4Weight, dequantise, quantise
 from strop.recipe import LoraSection
@@ -108,7 +108,7 @@ def test_the_fused_layers_equal_the_plain_decoder(
     family: str, recompute: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under the interpreter, the matrices made dense by the Triton kernel."""
-    kernels = pytest.importorskip("strop.ops.kernels", reason="Triton has builds for Linux only")
+    kernels = pytest.importorskip("strop.ops.triton.kernels", reason="Triton has builds for Linux only")
     from test_fused_decoder import TOLERANCE, fused
 
     adapter = adapter_of(write_checkpoint(tmp_path, family, num_hidden_layers=2, **SIZES), torch.float32, nf4=True)

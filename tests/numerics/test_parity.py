@@ -10,9 +10,9 @@ import torch
 from strop.data.store import Sample
 from strop.microbatch.pack import PackedInputs, pack
 from strop.microbatch.tree import Tree
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.decoder import Decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import FAMILIES, load_oracle, write_checkpoint
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from strop.data.store import Sample
-from strop.evaluation import loss
-from strop.evaluation.loss import held_out_loss, row_losses
+from strop.evaluation import held_out_loss as loss
+from strop.evaluation.held_out_loss import held_out_loss, row_losses
 from strop.microbatch.pack import Microbatch, labels_of, pack
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.decoder import Decoder
+from strop.model.pretrained.weights import load_decoder
 from tiny_models import write_checkpoint
 
 

@@ -11,9 +11,9 @@ import torch
 from strop.data.store import Sample
 from strop.microbatch.pack import Microbatch, PackedInputs, pack
 from strop.microbatch.tree import Tree
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.decoder import Decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import TrainSection
 from strop.training.gradients import PlainGradients
 from strop.training.optim import FlatAdamW

@@ -11,8 +11,8 @@ import transformers
 from strop.data.store import Sample
 from strop.microbatch.order import Order
 from strop.microbatch.pack import pack
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection, TrainSection
 from strop.training.gradients import PlainGradients
 from strop.training.optim import FlatAdamW, learning_rate

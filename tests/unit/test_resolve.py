@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from strop.errors import ModelError, RecipeError
-from strop.model.checkpoint.locate import locate_model
+from strop.model.pretrained.locate import locate_model
 from strop.resolve import cache_dir, is_hub_id, resolve_package_path, split_files
 
 TOKEN = "hf_canaryCANARYcanaryCANARY1234567890"
@@ -183,7 +183,7 @@ def locate(name: str, home: Path, endpoint: str, revision: str | None = None, **
 def ask(call: str, arguments: list[str], home: Path, endpoint: str, **env: str) -> list[str]:
     """[path, ...] or [class, message] of a call, in its own process: the hub client reads env once."""
     code = (
-        "import json, sys\nfrom strop.model.checkpoint.locate import locate_model\n"
+        "import json, sys\nfrom strop.model.pretrained.locate import locate_model\n"
         "from strop.resolve import resolve_dataset\n"
         f"try: out = [str(path) for path in {call}]\n"
         "except Exception as error: out = [type(error).__name__, str(error)]\nprint(json.dumps(out))"

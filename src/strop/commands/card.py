@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from strop.data.template import Template
-    from strop.model.checkpoint.folder import ModelFolder
+    from strop.model.pretrained.folder import ModelFolder
     from strop.reporting.card import About
     from strop.reporting.usage import Form
 

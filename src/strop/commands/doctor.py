@@ -134,9 +134,9 @@ def _engine(recipe: Recipe | None) -> Iterator[Finding]:
 
 
 def _against(recipe: Recipe | None, device: torch.device) -> str | None:
-    from strop.model.checkpoint.folder import open_model
     from strop.model.config import read_config
     from strop.model.precision import why_not_fused
+    from strop.model.pretrained.folder import open_model
 
     if recipe is None:
         return why_not_fused(read_config(_LLAMA), LoraSection(), device)

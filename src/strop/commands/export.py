@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from strop.exporting.layout import Layout
     from strop.exporting.merge import MergedModel
     from strop.exporting.parity.gate import Parity, Reference
-    from strop.model.checkpoint.folder import ModelFolder
+    from strop.model.pretrained.folder import ModelFolder
     from strop.reporting.usage import Form
 
 _NF4_REFUSED = (
@@ -130,7 +130,7 @@ def command(
 
 def _other_layout(run: Run, layout: Layout, base: str | None, output: Path | None) -> Path:
     from strop.exporting.layout import convert_layout
-    from strop.model.checkpoint.folder import open_model
+    from strop.model.pretrained.folder import open_model
 
     model = open_model(run.recipe.model)
     target = output or run.path / f"adapter-{layout}"
@@ -145,7 +145,7 @@ def _export(run: Run, to: Form, kind: str, target: Path, quantisation: Quantisat
     from strop.exporting.merge import merged_model, write_merged
     from strop.exporting.parity.gate import check_parity
     from strop.exporting.prompting import write_tokenizer
-    from strop.model.checkpoint.folder import open_model
+    from strop.model.pretrained.folder import open_model
 
     base = open_model(run.recipe.model)
     template = load_run_template(run, base)

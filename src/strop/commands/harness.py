@@ -17,7 +17,7 @@ from strop.commands.run import Run
 from strop.data.store import Sample
 from strop.errors import RecipeError
 from strop.evaluation.generate import generate
-from strop.evaluation.loss import token_losses
+from strop.evaluation.held_out_loss import token_losses
 from strop.training.budget import wanted_tokens
 
 try:

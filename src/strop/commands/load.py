@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from strop.commands.run import Run
     from strop.data.template import Template
-    from strop.model.checkpoint.folder import ModelFolder
     from strop.model.lora import LoraAdapter
+    from strop.model.pretrained.folder import ModelFolder
     from strop.recipe import Recipe
 
 
@@ -46,9 +46,9 @@ def load_model(
     """
     import torch
 
-    from strop.model.checkpoint.weights import load_decoder
     from strop.model.lora import LoraAdapter
     from strop.model.precision import choose_device, choose_precision, grow_segments, why_not_fused
+    from strop.model.pretrained.weights import load_decoder
 
     grow_segments()
     device = choose_device()
@@ -95,7 +95,7 @@ def load_tuned(run: Run) -> Tuned:
     Raises:
         RecipeError: The run is not finished.
     """
-    from strop.model.checkpoint.folder import open_model
+    from strop.model.pretrained.folder import open_model
 
     run.require_adapter()
     model = open_model(run.recipe.model)

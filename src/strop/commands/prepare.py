@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from strop.data.audit import AuditReport
     from strop.data.dataset import Dataset
-    from strop.model.checkpoint.folder import ModelFolder
+    from strop.model.pretrained.folder import ModelFolder
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def prepare(recipe: Recipe, note: Callable[[str], None] = lambda line: None, nee
     """
     from strop.data.audit import audit
     from strop.data.dataset import open_dataset
-    from strop.model.checkpoint.folder import open_model
     from strop.model.lora import resolve_targets
+    from strop.model.pretrained.folder import open_model
 
     model = open_model(recipe.model, note, needs_weights)
     resolve_targets(model.config, recipe.lora.target_modules)

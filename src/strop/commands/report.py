@@ -16,7 +16,7 @@ from strop.run.durable import replace_file
 
 if TYPE_CHECKING:
     from strop.reporting.page import Page
-    from strop.reporting.serve import PageServer
+    from strop.reporting.report_server import PageServer
 
 REPORT_FILE = "report.html"
 
@@ -75,7 +75,7 @@ def page_server(runs: Sequence[Run], port: int = 0) -> PageServer:
     Raises:
         RecipeError: A folder is not a run's, there are too many, or the port is taken.
     """
-    from strop.reporting.serve import PageServer
+    from strop.reporting.report_server import PageServer
 
     _page(runs, live=True)
     return PageServer(lambda: _page(runs, live=True), port)

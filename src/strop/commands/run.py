@@ -14,7 +14,7 @@ from strop.run.manifest import Manifest
 from strop.run.records import Record, read_metrics
 
 if TYPE_CHECKING:
-    from strop.data.shapes import Format
+    from strop.data.row_shapes import Format
 
 
 @dataclass(frozen=True)

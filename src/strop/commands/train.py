@@ -24,7 +24,7 @@ from strop.errors import RecipeError
 from strop.modal_runs import require_modal
 from strop.modal_runs.launch import launch
 from strop.modal_runs.prices import meter_of
-from strop.model.checkpoint.locate import fingerprint_folder
+from strop.model.pretrained.locate import fingerprint_folder
 from strop.recipe import Recipe, differences, load_recipe
 from strop.run.folder import RunFolder, refuse_changes
 from strop.run.live import console_reporter
@@ -202,7 +202,7 @@ class _Setup:
 @contextmanager
 def _strop_setup(attempt: Attempt) -> Iterator[_Setup]:
     """The setup of strop's own engine, with a prediction for the run."""
-    from strop.evaluation.loss import held_out_loss
+    from strop.evaluation.held_out_loss import held_out_loss
     from strop.evaluation.samples import greedily
     from strop.forecast.estimate import PlannedRun
     from strop.forecast.prediction import prediction

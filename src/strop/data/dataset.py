@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from strop.data.build import build
-from strop.data.shapes import Format
+from strop.data.row_shapes import Format
 from strop.data.sources import detect_format, find_files, hash_file
 from strop.data.store import CODE_VERSION, SampleStore, Split, StoreSettings, read_manifest
 from strop.data.template import Template, load_template

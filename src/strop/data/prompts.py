@@ -4,7 +4,7 @@ from typing import Literal
 
 from strop.data.chat_template import Segment
 from strop.data.examples import Alpaca, Conversation, Example, Message, PromptCompletion, Text
-from strop.data.shapes import Format
+from strop.data.row_shapes import Format
 from strop.errors import DataError, RecipeError
 
 TemplateName = Literal["chat", "alpaca", "plain"]

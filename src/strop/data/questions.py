@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from strop.data.examples import Example, Fault, Origin
 from strop.data.prompts import question_of
-from strop.data.shapes import Format
+from strop.data.row_shapes import Format
 from strop.data.sources import find_files, read_examples
 from strop.recipe import DataSection
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from strop.data.examples import Example, Fault, Origin
 from strop.data.readers import BOM, read_rows
-from strop.data.shapes import Format, RowError, describe_shapes, shape_of, to_example
+from strop.data.row_shapes import Format, RowError, describe_shapes, shape_of, to_example
 from strop.errors import DataError
 from strop.resolve import DATA_SUFFIXES, is_hub_id, resolve_dataset, resolve_package_path
 

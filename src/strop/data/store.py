@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strop.data.examples import Fault, Origin
-from strop.data.shapes import Format
+from strop.data.row_shapes import Format
 from strop.errors import DataError
 
 CODE_VERSION = 1  # raise it when the same rows and settings would give other tokens

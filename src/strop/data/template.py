@@ -24,7 +24,7 @@ from strop.data.prompts import (
     as_turns,
     resolve_template,
 )
-from strop.data.shapes import Format
+from strop.data.row_shapes import Format
 from strop.data.tokenizer import (
     bos_to_prepend,
     chat_template_of,

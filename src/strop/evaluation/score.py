@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from strop.data.store import Sample, SampleStore
 from strop.evaluation.generate import GeneratedAnswer, generate
+from strop.evaluation.held_out_loss import row_losses
 from strop.evaluation.intervals import (
     RowSums,
     nll_difference,
@@ -20,7 +21,6 @@ from strop.evaluation.intervals import (
     score_difference,
     score_interval,
 )
-from strop.evaluation.loss import row_losses
 from strop.evaluation.result import METRICS, AnswerPair, Evaluation, Group, JudgedAnswer, Scores, ScoreSettings
 from strop.model.lora import LoraAdapter
 

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from strop.errors import RecipeError, StropError
 from strop.exporting.adapter import CONFIG_FILE, WEIGHTS_FILE
-from strop.model.checkpoint.weights import part_rows
 from strop.model.config import DecoderConfig
+from strop.model.pretrained.weights import part_rows
 
 Layout = Literal["fused", "split"]
 Factors = dict[str, tuple[Tensor, Tensor]]

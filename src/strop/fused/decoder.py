@@ -14,9 +14,9 @@ from strop.fused.lora_work import LoraWork
 from strop.microbatch.pack import Microbatch
 from strop.model.lora import LoraAdapter
 from strop.ops.elementwise import rms_norm
-from strop.ops.fused.cross_entropy import fused_linear_cross_entropy
-from strop.ops.fused.norm import Stream
-from strop.ops.fused.thin import Measured, measure
+from strop.ops.triton.cross_entropy import fused_linear_cross_entropy
+from strop.ops.triton.norm import Stream
+from strop.ops.triton.thin import Measured, measure
 
 
 class FusedDecoder:

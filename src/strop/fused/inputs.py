@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strop.microbatch.pack import Microbatch
-from strop.ops.fused.attention_plan import QUERIES, AttentionPlan, plan_attention
+from strop.ops.triton.attention_plan import QUERIES, AttentionPlan, plan_attention
 
 Padding = Literal["none", "tiles", "graph"]
 

@@ -1,7 +1,7 @@
 """A layer as a GPU trains it: its forward and backward written out, with nothing computed twice.
 
 The plain decoder's layer (`model.decoder`) defines what is computed and runs anywhere. This is the same function and
-its gradient as a sequence of frozen products and fused kernels (`ops.fused`). Tests compare the two.
+its gradient as a sequence of frozen products and fused kernels (`ops.triton`). Tests compare the two.
 
 For its backward a layer keeps x and x1, the stream before its two blocks; q, k and v after rotation; the attention's
 output; gate and up; and thin matrices. Operands of products are never kept, because no frozen weight has a gradient.
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from strop.fused.lora_work import LoraWork, ThinPair
 from strop.model.decoder import Layer
-from strop.ops.fused.attention import tree_attention, tree_attention_backward
-from strop.ops.fused.attention_plan import AttentionPlan
-from strop.ops.fused.norm import Stream, advance, norm_backward, norm_operand
-from strop.ops.fused.rotary import finish_qkv, turn_back
-from strop.ops.fused.swiglu import swiglu, swiglu_backward
-from strop.ops.fused.thin import LowRank, Measured, measure, operand_of
 from strop.ops.linear import FrozenWeight, Operand
+from strop.ops.triton.attention import tree_attention, tree_attention_backward
+from strop.ops.triton.attention_plan import AttentionPlan
+from strop.ops.triton.norm import Stream, advance, norm_backward, norm_operand
+from strop.ops.triton.rotary import finish_qkv, turn_back
+from strop.ops.triton.swiglu import swiglu, swiglu_backward
+from strop.ops.triton.thin import LowRank, Measured, measure, operand_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from strop.model.checkpoint.weights import part_rows
 from strop.model.decoder import Projection
 from strop.model.lora import LoraAdapter, projections
-from strop.ops.fused.copy_blocks import Block, copy_blocks, tiles_of
-from strop.ops.fused.thin import Blocks
+from strop.model.pretrained.weights import part_rows
+from strop.ops.triton.copy_blocks import Block, copy_blocks, tiles_of
+from strop.ops.triton.thin import Blocks
 
 
 @dataclass(frozen=True, slots=True)

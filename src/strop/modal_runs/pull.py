@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from strop.errors import CloudError
 from strop.modal_runs.follow import cloud_errors
 from strop.modal_runs.remote_run import RECORD_FILE, files_list, read_record, run_folder
-from strop.model.checkpoint.locate import locate_model
+from strop.model.pretrained.locate import locate_model
 from strop.recipe import load_recipe
 from strop.resolve import is_hub_id
 from strop.run.durable import replace_file, sync_folder

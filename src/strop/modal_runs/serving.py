@@ -13,9 +13,9 @@ from strop.modal_runs.prices import current_prices
 from strop.modal_runs.remote_run import UPLOADED
 from strop.modal_runs.upload import add_folder, add_model, upload_files
 from strop.modal_runs.vllm import BASE, RANKS, ServingJob
-from strop.model.checkpoint.folder import open_model
-from strop.model.checkpoint.locate import locate_model
 from strop.model.config import DecoderConfig
+from strop.model.pretrained.folder import open_model
+from strop.model.pretrained.locate import locate_model
 from strop.recipe import Recipe
 from strop.run.folder import RunFolder
 

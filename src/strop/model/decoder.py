@@ -1,7 +1,7 @@
 """The one transformer: a pre-norm decoder with rotary attention and SwiGLU, for every supported family.
 
 It works on T packed tokens with no batch axis. How queries attend to keys is passed in as `attend`: packed samples in
-training (`attend_packed`), a KV cache in generation. Weights are loaded by `model.checkpoint.weights`, LoRA by
+training (`attend_packed`), a KV cache in generation. Weights are loaded by `model.pretrained.weights`, LoRA by
 `model.lora`.
 """
 

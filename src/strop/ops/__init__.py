@@ -18,9 +18,9 @@ from torch import Tensor
 
 
 def kernels_for(x: Tensor) -> ModuleType | None:
-    """`ops.kernels` if it can compute with x: on a GPU, in float32 or narrower. torch's CUDA builds include Triton."""
+    """`ops.triton.kernels` if it can compute with x: on a GPU, in float32 or narrower. torch's CUDA builds include Triton."""
     if not x.is_cuda or x.dtype == torch.float64:
         return None
-    from strop.ops import kernels  # its kernels need Triton, which torch's CPU builds lack
+    from strop.ops.triton import kernels  # its kernels need Triton, which torch's CPU builds lack
 
     return kernels

@@ -1,6 +1,6 @@
 """Causal attention over packed samples: each sample sees only itself; a prefix that several share is present once.
 
-On a GPU in bfloat16, a few kernels compute a whole microbatch (`ops.fused.attention`). Elsewhere, PyTorch's attention
+On a GPU in bfloat16, a few kernels compute a whole microbatch (`ops.triton.attention`). Elsewhere, PyTorch's attention
 is called once for each node of the prefix tree. On a CPU these small calls cost under 2% of a layer, and they need no
 padding.
 """
@@ -14,7 +14,7 @@ from strop.microbatch.tree import Tree
 def attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, tree: Tree, window: int | None) -> Tensor:
     """See `reference.attention`. Returns (T, N, H)."""
     if q_TNH.is_cuda and q_TNH.dtype == torch.bfloat16:
-        from strop.ops.fused.attention import packed_attention  # needs Triton, which torch's CPU builds lack
+        from strop.ops.triton.attention import packed_attention  # needs Triton, which torch's CPU builds lack
 
         return packed_attention(q_TNH, k_TKH, v_TKH, tree, window)
     # A node's keys are concatenated from the pieces of `split`, whose backward adds up the pieces' gradients one after

@@ -1,7 +1,7 @@
 """Linear layers whose weight is never trained: two products, and never the third; alone or with LoRA's terms.
 
 Every frozen matrix of a model is a `FrozenWeight`; how it is stored is its own business. A new storage format is a
-class with the same products and a line in `model.checkpoint.weights` that picks it; no caller changes.
+class with the same products and a line in `model.pretrained.weights` that picks it; no caller changes.
 
 `lora_linear` is a frozen linear and the LoRA terms of every module merged into it, as one op with its own backward.
 Autograd on the plain form would keep y twice, add into a fresh copy and compute each module's product on its own.

@@ -16,8 +16,8 @@ from safetensors.torch import load, save_file
 from strop.data.store import SampleStore
 from strop.errors import OutOfMemoryError, RecipeError, StropError
 from strop.microbatch.order import Order
-from strop.model.checkpoint.folder import ModelFolder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.folder import ModelFolder
 from strop.recipe import Recipe, TrainSection
 from strop.run.folder import RunFolder
 from strop.training.engine import InFlight, Tensors

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from strop.data.store import SampleStore
 from strop.errors import RecipeError, StropError
 from strop.microbatch.order import Order
-from strop.model.checkpoint.folder import ModelFolder
 from strop.model.lora import initial_tensors, resolve_targets
+from strop.model.pretrained.folder import ModelFolder
 from strop.recipe import Recipe, TrainSection
 from strop.training.engine import dropout_seed
 from strop.training.optim import learning_rate

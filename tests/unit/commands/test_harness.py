@@ -17,8 +17,8 @@ from helpers import write_model
 from strop.commands import harness
 from strop.data.template import load_template
 from strop.errors import RecipeError
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import load_oracle
 

@@ -21,8 +21,8 @@ from strop.evaluation.result import (
     write_answers,
 )
 from strop.evaluation.score import HeldOutQuestion, evaluate
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import write_checkpoint
 from training_doubles import Rows

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from strop.errors import StropError
 from strop.exporting.adapter import CONFIG_FILE, WEIGHTS_FILE, check_adapter, load_adapter, save_adapter
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import write_checkpoint
 

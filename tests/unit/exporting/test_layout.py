@@ -12,8 +12,8 @@ from strop.errors import RecipeError, StropError
 from strop.exporting import layout as layouts
 from strop.exporting.adapter import CONFIG_FILE, WEIGHTS_FILE, load_adapter, save_adapter
 from strop.exporting.layout import Layout, convert_layout
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import load_oracle, write_checkpoint
 

@@ -12,10 +12,10 @@ from strop.forecast.published import FIGURES, PHI3_MINI, Figure
 from strop.forecast.workload import Shape
 from strop.gpus import GPUS
 from strop.microbatch.pack import PackedInputs
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.config import read_config
 from strop.model.decoder import Decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection
 from strop.training.budget import worst_microbatch
 from tiny_models import FAMILIES, write_checkpoint
@@ -93,7 +93,7 @@ def kept_bytes(decoder: Decoder, tokens: int) -> int:
 
 
 class LikeOnAGpu(torch.autograd.Function):
-    """Attention keeps there what `ops.fused.attention.packed_attention` does; PyTorch's on a CPU keeps other things."""
+    """Attention keeps there what `ops.triton.attention.packed_attention` does; PyTorch's on a CPU keeps other things."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 
 from strop.errors import OutOfMemoryError
 from strop.forecast.probe import probe
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection, Recipe
 from strop.training.gradients import PlainGradients
 from tiny_models import write_checkpoint

@@ -12,7 +12,7 @@ from strop.data.store import Sample
 from strop.fused.inputs import Capacity, FusedInputs, Padding, lay_out, read_inputs
 from strop.microbatch.pack import Microbatch, pack
 from strop.microbatch.tree import Tree
-from strop.ops.fused import attention_plan
+from strop.ops.triton import attention_plan
 
 
 def batch_of(seed: int, count: int = 9) -> Microbatch:

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from strop.errors import ModelError, RecipeError
-from strop.model.checkpoint.gguf import convert_gguf
-from strop.model.checkpoint.locate import locate_model
-from strop.model.checkpoint.vet import vet_model_folder
+from strop.model.pretrained.gguf import convert_gguf
+from strop.model.pretrained.locate import locate_model
+from strop.model.pretrained.vet import vet_model_folder
 
 gguf = pytest.importorskip("gguf", reason="needs strop[gguf]")
 

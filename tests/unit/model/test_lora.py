@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from strop.errors import RecipeError
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.config import read_config
 from strop.model.lora import LoraAdapter, initial_tensors, resolve_targets
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import write_checkpoint
 

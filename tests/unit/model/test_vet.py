@@ -4,9 +4,9 @@ import pytest
 
 from model_folders import TENSORS, edit_json, make_header, write_model_folder, write_safetensors, write_shards
 from strop.errors import ModelError
-from strop.model.checkpoint.headers import check_safetensors
-from strop.model.checkpoint.locate import fingerprint_file, fingerprint_folder
-from strop.model.checkpoint.vet import vet_model_folder
+from strop.model.pretrained.headers import check_safetensors
+from strop.model.pretrained.locate import fingerprint_file, fingerprint_folder
+from strop.model.pretrained.vet import vet_model_folder
 
 SHARDS = {"model.embed_tokens.weight": "a.safetensors", "model.norm.weight": "b.safetensors"}
 

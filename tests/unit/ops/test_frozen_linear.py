@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from strop.model.checkpoint.weights import freeze, load_decoder
+from strop.model.pretrained.weights import freeze, load_decoder
 from strop.ops.linear import Float8Weight, FrozenWeight, quantise_rows
 from tiny_models import write_checkpoint
 

@@ -9,8 +9,8 @@ from run_folders import write_run
 from strop import Run
 from strop.commands.report import page_server
 from strop.errors import RecipeError
-from strop.reporting import serve
-from strop.reporting.serve import PageServer
+from strop.reporting import report_server as serve
+from strop.reporting.report_server import PageServer
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import torch
 
 from strop.errors import Interrupted, NumericsError
 from strop.microbatch.order import Order
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection, TrainSection
 from strop.run.checkpoint import load_newest
 from strop.run.records import EvalRecord, Sample, TrainRecord, read_metrics

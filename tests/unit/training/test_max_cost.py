@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from strop.errors import BudgetReached
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection, TrainSection
 from strop.run.checkpoint import load_newest
 from strop.run.cost import Meter

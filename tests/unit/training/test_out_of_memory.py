@@ -9,8 +9,8 @@ import torch
 
 from captured_on_cpu import Graph, emulate_graphs
 from strop.errors import OutOfMemoryError
-from strop.model.checkpoint.weights import load_decoder
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection, TrainSection
 from strop.run.records import read_metrics
 from strop.training import budget

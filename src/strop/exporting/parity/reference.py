@@ -7,7 +7,7 @@ import torch
 from strop.data.examples import Example, Text
 from strop.data.prompts import as_segments, as_turns
 from strop.data.questions import held_out_examples, held_out_specs
-from strop.data.shapes import Format
+from strop.data.row_shapes import Format
 from strop.data.template import Template
 from strop.errors import RecipeError
 from strop.evaluation.generate import generate

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.errors import ModelError
-from strop.model.checkpoint.headers import ITEM_BYTES, PACKED_BYTES, check_safetensors, load_strict_json
+from strop.model.pretrained.headers import ITEM_BYTES, PACKED_BYTES, check_safetensors, load_strict_json
 from strop.resolve import MAX_CHAT_TEMPLATE_BYTES
 
 JSON_LIMITS = {

@@ -1,4 +1,4 @@
-"""The kernels of `ops.fused.attention`.
+"""The kernels of `ops.triton.attention`.
 
 A tile of queries belongs to one node. Its keys are the tokens on the node's path: first the ancestors', gathered with
 an index list, then the node's own. The recurrences are FlashAttention-2's (Dao 2023, arXiv 2307.08691), in base 2. A
@@ -8,7 +8,7 @@ head width that is not a power of two is computed in two parts, such as 96 = 64 
 import triton
 import triton.language as tl
 
-from strop.ops.fused.thin import add_low_rank, add_thin_product, rows_of, store_parts
+from strop.ops.triton.thin import add_low_rank, add_thin_product, rows_of, store_parts
 
 
 @triton.jit

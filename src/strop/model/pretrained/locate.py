@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from strop.errors import ModelError
-from strop.model.checkpoint.gguf import CONVERTER_VERSION, convert_gguf
-from strop.model.checkpoint.headers import MAX_HEADER_BYTES
+from strop.model.pretrained.gguf import CONVERTER_VERSION, convert_gguf
+from strop.model.pretrained.headers import MAX_HEADER_BYTES
 from strop.resolve import cache_dir, fetch_model, is_hub_id, nearest_sibling, resolve_package_path
 
 BLOCK_BYTES = 4096

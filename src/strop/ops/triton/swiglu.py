@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from strop.ops.fused.thin import (
+from strop.ops.triton.thin import (
     ROWS,
     SPAN,
     Blocks,

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from strop.errors import RecipeError
-from strop.model.checkpoint.locate import locate_model
-from strop.model.checkpoint.vet import holds_nf4, vet_model_folder
 from strop.model.config import DecoderConfig, read_config
+from strop.model.pretrained.locate import locate_model
+from strop.model.pretrained.vet import holds_nf4, vet_model_folder
 from strop.recipe import ModelSection
 
 

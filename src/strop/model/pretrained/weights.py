@@ -15,10 +15,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from strop.errors import ModelError
-from strop.model.checkpoint.folder import ModelFolder
-from strop.model.checkpoint.headers import load_strict_json
 from strop.model.config import DecoderConfig
 from strop.model.decoder import Decoder, Layer, Projection
+from strop.model.pretrained.folder import ModelFolder
+from strop.model.pretrained.headers import load_strict_json
 from strop.ops.blockwise import BLOCK as NESTED_BLOCK
 from strop.ops.blockwise import dynamic_code
 from strop.ops.linear import Float8Weight, FrozenWeight

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from strop.ops.fused.thin import ROWS, Blocks, LowRank, Measured, Parts, block_of, block_rows, registers, rows_of
+from strop.ops.triton.thin import ROWS, Blocks, LowRank, Measured, Parts, block_of, block_rows, registers, rows_of
 
 _HEADS_EACH = 8
 """Heads per program."""

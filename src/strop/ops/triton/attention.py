@@ -12,9 +12,9 @@ import triton
 from torch import Tensor
 
 from strop.microbatch.tree import Tree
-from strop.ops.fused.attention_kernels import backward_keys, backward_queries, finish_grad, forward, sum_parts
-from strop.ops.fused.attention_plan import KEYS, QUERIES, AttentionPlan, plan_attention
-from strop.ops.fused.thin import LowRank, Measured, Parts
+from strop.ops.triton.attention_kernels import backward_keys, backward_queries, finish_grad, forward, sum_parts
+from strop.ops.triton.attention_plan import KEYS, QUERIES, AttentionPlan, plan_attention
+from strop.ops.triton.thin import LowRank, Measured, Parts
 
 _LOG2_E = 1.4426950408889634
 _ROWS = 64
