@@ -51,7 +51,7 @@ def outputs(function, inputs: list[Tensor], cotangent: Tensor) -> list[Tensor]:
 
 def worst(got: list[Tensor], want: list[Tensor]) -> float:
     """Absolute, because a sample of one token has no gradient of q and k; everything here is near 1."""
-    return max(float((a - b).abs().max()) for a, b in zip(got, want, strict=True))
+    return max(float((a - b).detach().abs().max()) for a, b in zip(got, want, strict=True))
 
 
 def check(lengths: tuple[int, ...], parents: tuple[int, ...], heads: tuple[int, int], width: int, window) -> None:

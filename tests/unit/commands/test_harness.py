@@ -141,5 +141,6 @@ def test_a_task_from_a_file(model: harness.StropLM, tmp_path: Path, monkeypatch:
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
+    monkeypatch.delitem(sys.modules, "strop.commands.harness")
     with pytest.raises(RecipeError, match=r"strop\[lm-eval\]"):
         runpy.run_module("strop.commands.harness")
