@@ -1,11 +1,11 @@
-"""Every fused op on a GPU: its time, that of the plain ops in its place, and what its bytes need at the copy rate.
+"""Every fused op on a GPU: its time, the time of the plain ops that it replaces, and that of its bytes at copy rate.
 
     python benchmarks/bench_ops.py [--tokens 16384] [--length 150] [--precision float8 bfloat16]
 
-Phi-3-mini's shapes and LoRA r=16, random data; times are the best of three runs of ten. "plain" is what a layer in
-plain PyTorch does instead (`model.decoder`, bfloat16, not compiled), its low-rank term included; attention's
-is FlashAttention 2 as torch ships it. Bytes count each tensor once, and twice where a float8 operand needs its rows'
-scales first.
+Phi-3-mini's shapes and LoRA r=16, random data; times are the best of four runs of ten (the first run also
+compiles). "plain" is what a layer in plain PyTorch does instead (`model.decoder`, bfloat16, not compiled), including
+its low-rank term; for attention it is FlashAttention 2 as torch ships it. Bytes count each tensor once, or twice if a
+float8 operand needs its rows' scales first.
 """
 
 import argparse
@@ -48,12 +48,12 @@ def random(*shape: int) -> Tensor:
 
 
 def low_rank(tokens: int, width: int, rank: int = RANK, modules: int = 1) -> LowRank:
-    """The term of modules side by side: each row of W belongs to one of them."""
+    """The term of adjacent modules; each row of W belongs to one of them."""
     return LowRank(random(tokens, rank * modules), random(width, rank))
 
 
 def dense(term: LowRank) -> Tensor:
-    """What plain PyTorch adds: h W^T with the first module's columns, which takes as long as with each row's own."""
+    """What plain PyTorch adds: h W^T with the first module's columns, which take as long as each row's own."""
     return term.h_TR[:, :RANK] @ term.thin_OR.t()
 
 
@@ -65,12 +65,12 @@ def backward_of(op: Callable[..., Tensor], *inputs: Tensor) -> Call:
 
 
 def cases(tokens: int, length: int, float8: bool) -> dict[str, tuple[Call, Call, int]]:
-    """Name: the fused op, what stands in its place, and the numbers of bytes a token that it has to move."""
+    """Name -> the fused op, the plain ops that it replaces, and the bytes per token that it has to move."""
     quantised = 1 if float8 else 2
-    again = 2 if float8 else 1  # passes over what an operand is made of
+    again = 2 if float8 else 1  # passes over the tensor that an operand is made from
     x, block, gain, grad = random(tokens, WIDTH), random(tokens, WIDTH), random(WIDTH), random(tokens, WIDTH)
     gate_up, da = random(tokens, 2 * FF), random(tokens, FF)
-    spent = gate_up.clone()  # overwritten by each call; the numbers change nothing about the time
+    spent = gate_up.clone()  # each call overwrites it; the values do not affect the time
     qkv, angle = random(tokens, 3 * WIDTH), torch.rand(tokens, HEAD // 2, device="cuda")
     cos, sin = angle.cos().bfloat16(), angle.sin().bfloat16()
     o, gate_term, down_term, qkv_term = (
@@ -127,7 +127,7 @@ def cases(tokens: int, length: int, float8: bool) -> dict[str, tuple[Call, Call,
             5 * width,
         ),
         **attention_cases(tokens, length),
-        "operand of what comes from elsewhere": (
+        "operand of any other tensor": (
             lambda: operand_of(measure(x, thin_x), 1.0, float8),
             lambda: operand(x),
             again * width + quantised * WIDTH,

@@ -1,8 +1,8 @@
-"""Rows a second from JSONL to a token store, and from the store to its audit.
+"""Rows per second from JSONL to a token store, and from the store to its audit.
 
     STROP_CACHE=$(mktemp -d) PYTHONPATH=src python benchmarks/bench_tokenize.py TOKENIZER_FOLDER [ROWS]
 
-The rows are questions of about 150 tokens under the chat template, each different, in one file.
+The rows are different questions of about 150 tokens under the chat template, in one file.
 """
 
 import json

@@ -2,8 +2,8 @@
 
     python benchmarks/fit_forecast.py
 
-A step's predicted time is linear in them, so each one's part is found by setting it to one and the others to zero, and
-all of them by least squares of the relative errors. Run it after `strop.forecast.published` has changed.
+A step's predicted time is linear in the constants. Setting one of them to one and the others to zero gives its part;
+least squares of the relative errors gives all of them. Run this after `strop.forecast.published` has changed.
 """
 
 import numpy as np

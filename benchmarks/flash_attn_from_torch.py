@@ -1,8 +1,8 @@
-"""The package `flash_attn` on torch's own FlashAttention-2 kernels, for trainers that look for it by name.
+"""A `flash_attn` package built on torch's own FlashAttention-2 kernels, for trainers that look for it by name.
 
 flash-attn has no wheel for torch 2.11, and without it Unsloth and TRL run a third slower than their users see. torch
-ships the same kernels, so this file, installed under that name in a folder of its own, gives them back. Only what a
-causal language model's training calls is here; anything else raises.
+ships the same kernels, so this file, installed under that name in a folder of its own, makes them available. It has
+only what the training of a causal language model calls; anything else raises.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ PACKAGE = {
 
 
 def install(folder: Any) -> None:
-    """Write the package into a folder that then goes first on PYTHONPATH."""
+    """Write the package into a folder, which should then come first on PYTHONPATH."""
     from pathlib import Path
 
     for name, text in {"flash_attn/__init__.py": Path(__file__).read_text("utf-8"), **PACKAGE}.items():
@@ -51,7 +51,7 @@ def flash_attn_varlen_func(
     return_attn_probs: bool = False,
     block_table: Tensor | None = None,
 ) -> Tensor:
-    """(T, N, H) and the offsets of the sequences in it -> (T, N, H)."""
+    """(T, N, H) and the sequences' offsets in it -> (T, N, H)."""
     _reject(dropout_p, softcap, alibi_slopes, return_attn_probs, block_table)
     groups = q.shape[1] // k.shape[1]
     if groups > 1:  # torch 2.11's call takes equal head counts only
@@ -96,12 +96,12 @@ def flash_attn_func(
 
 
 def flash_attn_with_kvcache(*args: Any, **kwargs: Any) -> Tensor:
-    """For generation, which no benchmark does."""
+    """For generation, which no benchmark uses."""
     raise NotImplementedError("flash_attn_with_kvcache")
 
 
 def _window(causal: bool, window_size: tuple[int, int], longest: int) -> tuple[int, int]:
-    """As flash-attn itself reads it: a window that holds every key is none."""
+    """Like flash-attn itself, treat a window that contains every key as no window."""
     left, right = (-1 if side >= longest else side for side in window_size)
     return left, 0 if causal else right
 

@@ -1,21 +1,21 @@
-"""What float8 frozen weights cost in quality, beside bfloat16 and NF4: real weights, real rows, strop's own code.
+"""The cost of float8 frozen weights in quality, compared with bfloat16 and NF4: real weights, real rows, strop's code.
 
     python benchmarks/float8_quality.py [--model FOLDER_OR_GGUF] [--steps 300] [--seeds 0 1 2] [--answers 100]
                                         [--bases bfloat16 float8 nf4] [--rows FILE --held-out FILE] [--json FILE]
-    python benchmarks/float8_quality.py --device cpu --seeds          # the errors of single products alone
+    python benchmarks/float8_quality.py --device cpu --seeds          # only the errors of single products
 
-Model, rows, batch and learning rate are the demo recipe's, unless said otherwise. A seed decides the initial
-adapter and the order of the rows; the same seed is the same for every base. Printed, and written as lines of JSON:
+Model, rows, batch and learning rate come from the demo recipe unless set here. A seed decides the initial adapter and
+the order of the rows, in the same way for every base. The results are printed and written as lines of JSON:
 
-training  the held-out loss of each base before training and of each trained adapter: on the base that it was trained
-          on, and on the bfloat16 base, where adapters are served. With --answers, also the share of held-out rows for
-          which that pair generates the reference answer, or one with its numbers.
+training  the held-out loss of each base before training, and of each trained adapter both on the base that it was
+          trained on and on the bfloat16 base, where adapters are served. With --answers, also the share of held-out
+          rows for which the adapter on the bfloat16 base generates the reference answer, or one with the same numbers.
 product   relative errors of every frozen product on real activations and gradients; see product_errors.py
-gradient  relative error of LoRA's whole gradient, through all layers, against the same model in float32; as a measure
-          of what matters, also the float32 gradient of the next batch
+gradient  relative error of LoRA's whole gradient, through all layers, compared with the same model in float32; to show
+          which errors matter, also that of the float32 gradient of the next batch
 
-The last two are measured on 8 held-out rows, at the initial adapter and, where one was trained, at the bfloat16 base's
-of the first seed.
+The last two are measured on 8 held-out rows, at the initial adapter and, if there was training, at the adapter trained
+on the bfloat16 base with the first seed.
 """
 
 import argparse
@@ -47,7 +47,7 @@ from strop.training.step import train_step
 
 
 class Base:
-    """A model held in one way, and the adapter that is trained on it, as the trainer does it."""
+    """A model with one kind of frozen weights, and an adapter that is trained on it as a run does it."""
 
     def __init__(self, name: str, folder: Path, device: torch.device, lora: LoraSection) -> None:
         self.name, self.lora = name, lora
@@ -101,7 +101,7 @@ class Experiment:
         print(f"{what:9} " + ", ".join(shown), flush=True)
 
     def training(self) -> dict[tuple[str, int], Tensor]:
-        """The trained adapters by base and seed."""
+        """Train and return the adapters by base and seed."""
         store, trained, own, served = self.data.validation, {}, {}, {}
         for name, base in self.bases.items():
             base.put(self.starts[0])
@@ -126,7 +126,7 @@ class Experiment:
         return trained
 
     def compare(self, on: str, losses: dict[tuple[str, int], float]) -> None:
-        """Each base's losses against the spread of bfloat16's seeds."""
+        """Compare each base's losses with the spread over bfloat16's seeds."""
         by_base = {name: [losses[name, seed] for seed in self.options.seeds] for name in self.bases}
         for name, own in by_base.items() if "bfloat16" in by_base else ():
             spread = by_base["bfloat16"]
@@ -138,7 +138,7 @@ class Experiment:
             )  # fmt: skip
 
     def answers(self, trained: dict[tuple[str, int], Tensor]) -> None:
-        """Answers that the bfloat16 base generates with each first seed's adapter."""
+        """Score the answers that the bfloat16 base generates with each base's adapter of the first seed."""
         store, template = self.data.validation, self.data.template
         count = min(self.options.answers, len(store))
         pairs = [split_question(store[i], template.stop_ids) for i in range(count)]

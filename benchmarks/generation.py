@@ -1,4 +1,4 @@
-"""Greedy generation by strop beside transformers' generate: one process, the same folder, prompts and new tokens.
+"""Greedy generation by strop and by transformers: the same process, model folder, prompts and number of new tokens.
 
     python benchmarks/generation.py [--model FOLDER (else: Phi-3-mini's shape, random weights)]
                                     [--prompts 512] [--max-new-tokens 64] [--slots N] [--batch 32 128] [--stop]
@@ -6,10 +6,10 @@
 
 Prompts are the census rows' questions in the model's own template. transformers runs in batches of --batch prompts,
 sorted by length and padded on the left, with sdpa, in the type that strop uses: bfloat16 on a GPU, float32 on a CPU.
-Each system first runs once for nothing, on a batch. tokens/s are new tokens, a stop token
-included, by wall time, reading the prompts included. Without --stop every answer has --max-new-tokens; with it both end
-at the model's stop tokens, and what waiting for a batch's longest answer costs is seen. "same" is the share of answers
-that are strop's token for token: in bfloat16 two right programs part at near ties.
+Each system first runs once on a batch as a warm-up. tokens/s counts new tokens, stop tokens included, over wall time,
+which includes reading the prompts. Without --stop, every answer has --max-new-tokens; with it, both systems end at the
+model's stop tokens, which shows the cost of waiting for a batch's longest answer. "same" is the share of answers that
+equal strop's token for token: in bfloat16, two correct programs diverge at near ties.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from strop.model.pretrained.locate import locate_model
 from strop.model.pretrained.weights import load_decoder
 
 System = Callable[[list[list[int]]], list[list[int]]]
-"""Prompts in, the new tokens of each out, a stop token included."""
+"""Prompts -> each prompt's new tokens, a stop token included."""
 
 
 def random_phi3() -> Path:
@@ -58,7 +58,7 @@ def prompts_of(template: Template, count: int) -> list[list[int]]:
 
 def strop_system(decoder: Decoder, stops: frozenset[int], max_new_tokens: int, slots: int | None) -> System:
     def answer(prompts: list[list[int]]) -> list[list[int]]:
-        # The stop token itself is left out of an answer, but was generated: -1 stands for it.
+        # An answer does not contain its stop token, which was generated all the same: -1 stands for it.
         answers = generate(decoder, prompts, stops, max_new_tokens, slots)
         return [[*a.ids, -1] if a.stopped else a.ids for a in answers]
 

@@ -1,10 +1,10 @@
-"""What the fused kernels need of a GPU, read from the compiler; no GPU is needed.
+"""What the fused kernels require of a GPU, as the compiler reports it; no GPU is needed.
 
     python benchmarks/kernel_resources.py [--rank 16] [--capability 90]
 
-For each kernel, at Phi-3-mini's shape: instructions, registers a thread (65,536 a multiprocessor), bytes spilled to
-memory, shared memory, and how many programs of 128 threads the registers leave room for. On an H200 a program may have
-232,448 bytes of shared memory.
+For each kernel, at Phi-3-mini's shape: instructions, registers per thread (a multiprocessor has 65,536), bytes spilled
+to memory, shared memory, and how many programs of 128 threads the registers allow. On an H200 a program may use 232,448
+bytes of shared memory.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from triton.compiler import ASTSource
 
 from strop.ops.triton import attention_kernels, norm, rotary, swiglu, thin
 from strop.ops.triton import kernels as plain
-from strop.ops.triton import thin as operand
 
 WARPS = 4
 INTEGERS = (
@@ -42,7 +41,7 @@ BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 def kernels(rank: int) -> dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]:
-    """Each kernel with its constants and its launch options, as the fused layers run it on float8 weights."""
+    """Each kernel with its constants and launch options, as the fused layers run it on float8 weights."""
     block = max(16, 1 << (rank - 1).bit_length())
     q, g = 4 * block, 2 * block
     rows = {"ROWS": 64, "CHUNK": norm.CHUNK, "SPAN": 512}
@@ -55,7 +54,7 @@ def kernels(rank: int) -> dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]:
         "advance": (norm._advance, {"HAS_BLOCK": True, "BLOCK_R": block, "R": q, **rows}, limit(128, q)),
         "norm backward, along": (norm._norm_backward_along, {"R": q, **rows}, {}),
         "norm backward": (norm._norm_backward, {"R": q, "NEXT_R": block, **rows}, limit(168, q)),
-        "measure": (operand._measure, {"R": block, "ROWS": 64, "CHUNK": 128, "SPAN": 512}, {}),
+        "measure": (thin._measure, {"R": block, "ROWS": 64, "CHUNK": 128, "SPAN": 512}, {}),
         "finish q, k, v": (rotary._finish_qkv, heads, limit(rotary._REGISTERS, q)),
         "turn back": (rotary._turn_back, heads, {}),
         "swiglu": (

@@ -1,10 +1,10 @@
-"""What fits on this GPU: the resident size of models of real shapes, and the tokens a microbatch may then hold.
+"""What fits on this GPU: the resident size of models with real shapes, and how many tokens a microbatch may then hold.
 
     python benchmarks/limits.py [--precision float8] [--models phi3-mini llama3-8b qwen2.5-14b qwen2.5-32b]
 
-Random weights, LoRA r=16 on all seven modules. Memory is measured as the trainer's own probe does
-(`training.budget`): two small microbatches in which every token is learned give a constant and so much for each token;
-"tokens" is what the free memory then holds, and so the longest sequence too. Nothing of that length is run.
+Random weights, LoRA r=16 on all seven modules. Memory is measured like the trainer's own probe (`training.budget`): two
+small microbatches in which every token is learned give a constant and an amount per token. "tokens" is what the free
+memory then holds, which is also the longest possible sequence. Nothing of that length is run.
 """
 
 import argparse
@@ -32,8 +32,8 @@ GIB = 2**30
 FEW, MORE = 2048, 4096
 
 
-def measure(name: str, float8: bool) -> None:
-    adapter = random_adapter(read_config(PHI3_MINI | MODELS[name]), float8)
+def measure(name: str, precision: str) -> None:
+    adapter = random_adapter(read_config(PHI3_MINI | MODELS[name]), precision)
     resident = torch.cuda.memory_allocated()
     free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - resident
     billions = adapter.decoder.num_base_parameters / 1e9
@@ -61,7 +61,7 @@ def main() -> None:
         gc.collect()
         torch.cuda.empty_cache()
         try:
-            measure(name, options.precision == "float8")
+            measure(name, options.precision)
         except torch.OutOfMemoryError:
             print(f"{name:12} does not fit", flush=True)
 

@@ -1,6 +1,6 @@
-"""One system's process for peers.py: loads the model once for Unsloth, anew for TRL, and times each setting.
+"""One system's process for peers.py: times each setting, loading the model once for Unsloth and each time for TRL.
 
-Nothing of the trainers is replaced: a callback watches their steps, and the collator's batches are counted.
+No part of the trainers is replaced: a callback watches their steps, and the collator's batches are counted.
 """
 
 import gc
@@ -27,7 +27,7 @@ def synchronize() -> float:
 
 
 class Mark:
-    """A moment on the GPU's own clock, taken without waiting for it."""
+    """A moment on the GPU's own clock, taken without waiting for the GPU."""
 
     def __init__(self) -> None:
         self.at: Any = time.perf_counter()
@@ -45,7 +45,7 @@ def make_clock(warmup: int, steps: int) -> Any:
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
-        """Times steps warmup + 1 to warmup + steps as one; one more step follows for its loss."""
+        """Times steps warmup + 1 to warmup + steps together; one more step follows for its loss."""
 
         def __init__(self) -> None:
             self.marks: list[Mark] = []
@@ -76,7 +76,7 @@ def make_clock(warmup: int, steps: int) -> Any:
 
 
 def count_batches(trainer: Any) -> list[tuple[int, int, int]]:
-    """(samples, their tokens, tokens with padding) of each batch that the trainer's own collator makes."""
+    """(samples, their tokens, tokens with padding) for each batch that the trainer's own collator makes."""
     counts: list[tuple[int, int, int]] = []
     collator = trainer.data_collator
     inner = getattr(collator, "torch_call", collator)
@@ -96,7 +96,7 @@ def count_batches(trainer: Any) -> list[tuple[int, int, int]]:
 
 
 def make_dataset(job: Job, setting: Job) -> Any:
-    """Token ids and labels as columns; packed here, by TRL's own packer, so that no trainer prepares them again."""
+    """Token ids and labels as columns; packed here, with TRL's own packer, so that no trainer prepares them again."""
     from datasets import Dataset
 
     rows = np.load(job["rows"])
@@ -111,12 +111,12 @@ def make_dataset(job: Job, setting: Job) -> Any:
         from trl import pack_dataset
 
         dataset = pack_dataset(dataset, job["max_length"], "bfd").shuffle(seed=0)
-    dataset._unsloth_truncated_to = job["max_length"]  # Unsloth's mark; else it drops padding-free for rows with ids
+    dataset._unsloth_truncated_to = job["max_length"]  # Unsloth's mark; without it, rows with ids are padded
     return dataset
 
 
 def load_unsloth(job: Job, setting: Job) -> tuple[Any, Any]:
-    from unsloth import FastLanguageModel  # before anything of transformers
+    from unsloth import FastLanguageModel  # before anything from transformers
 
     model, tokenizer = FastLanguageModel.from_pretrained(
         job["model"],
@@ -154,7 +154,7 @@ def load_trl(job: Job, setting: Job) -> tuple[Any, Any]:
 
 
 def train(job: Job, setting: Job, model: Any, tokenizer: Any) -> Job:
-    from trl import SFTConfig, SFTTrainer  # after Unsloth, whose own trainer then stands under this name
+    from trl import SFTConfig, SFTTrainer  # after Unsloth, because then this name means Unsloth's trainer
 
     unsloth, total = job["system"] != "trl", job["warmup"] + job["steps"] + 1
     choice = {"padded": False, "padding-free": True, "packed": True, "recipe": None}[setting["mode"]]
@@ -219,7 +219,7 @@ def train(job: Job, setting: Job, model: Any, tokenizer: Any) -> Job:
 
 
 def run_setting(job: Job, setting: Job, loaded: list[Any]) -> Job:
-    """Load if nothing is loaded, put the adapter back to its start, train."""
+    """Load the model if none is loaded, reset the adapter to its initial values, and train."""
     if not loaded:
         model, tokenizer = (load_trl if job["system"] == "trl" else load_unsloth)(job, setting)
         adapter = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -235,7 +235,7 @@ def run_setting(job: Job, setting: Job, loaded: list[Any]) -> Job:
                 parameter.grad = None
     try:
         figures = train(job, setting, model, tokenizer)
-    finally:  # accelerate wraps it at every training
+    finally:  # accelerate wraps it in each training
         model.__dict__.pop("forward", None)
         if forward is not None:
             model.forward = forward
@@ -247,7 +247,7 @@ def run_setting(job: Job, setting: Job, loaded: list[Any]) -> Job:
 def main() -> None:
     job: Job = json.loads(Path(sys.argv[1]).read_text("utf-8"))
     loaded: list[Any] = []
-    longest = 0.0  # of the settings after the first, which also loads and compiles
+    longest = 0.0  # of all settings but the first, which also loads and compiles
     for number, setting in enumerate(job["settings"]):
         result = {"workload": job["workload"], "system": job["system"], "setting": setting["name"]}
         started = time.time()

@@ -1,15 +1,16 @@
-"""What other trainers reach on strop's rows, labels, model shape and LoRA: Unsloth at its best, and TRL with Liger.
+"""How fast other trainers are on strop's rows, labels, model shape and LoRA: Unsloth at its best, and TRL with Liger.
 
     python benchmarks/peers.py --json peers.jsonl [--workload census | long | --rows FILE] [--systems unsloth trl]
 
-Every trainer runs through its own SFTTrainer, in a process of its own, on the token ids and labels that strop trains
-on, in strop's order, from a checkpoint of Phi-3-mini's exact shape with random weights. The time is that of whole
-optimizer steps after a warm-up. What fails is reported, not hidden, and the rest goes on.
+Every trainer runs its own SFTTrainer, in a process of its own, on the token ids and labels that strop trains on, in
+strop's order, from a checkpoint of Phi-3-mini's exact shape with random weights. Times are those of whole optimizer
+steps after a warm-up. Failures are reported, not hidden, and the other settings continue.
 
-The search for each system's best: padded batches (`--batch`, in rows of about 150 tokens; longer rows make smaller
-batches), the same without padding, and packing to 2,048 tokens; no gradient checkpointing, FlashAttention from torch
-(flash_attn_from_torch.py), torch's fused AdamW. `unsloth-recipe` is what users run: NF4, 4 x 2, Unsloth's
-checkpointing, 8-bit AdamW. To put strop in the same table, let throughput.py --json write to the same file first.
+To find each system's best setting, this tries padded batches (`--batch`, in rows of about 150 tokens; longer rows make
+smaller batches), the same without padding, and packing to 2,048 tokens; without gradient checkpointing, with
+FlashAttention from torch (flash_attn_from_torch.py) and torch's fused AdamW. `unsloth-recipe` is what users run: NF4,
+4 x 2, Unsloth's checkpointing, 8-bit AdamW. For strop in the same table, first run throughput.py --json with the same
+file.
 """
 
 import argparse
@@ -32,16 +33,16 @@ from strop.recipe import LoraSection, TrainSection
 
 HERE = Path(__file__).parent
 TRAINABLE = 29_884_416  # r=16 on all seven projections of Phi-3-mini
-TYPICAL_TOKENS = 150  # of the rows that --batch is given for
+TYPICAL_TOKENS = 150  # in the rows that --batch assumes
 TRAIN_KEYS = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm")
 TRAIN_KEYS += ("adam_beta1", "adam_beta2", "adam_epsilon")
-TRAIN = TrainSection(warmup_steps=2).model_dump(include=set(TRAIN_KEYS))  # as throughput.py has it
+TRAIN = TrainSection(warmup_steps=2).model_dump(include=set(TRAIN_KEYS))  # as in throughput.py
 SYSTEMS = ("unsloth", "trl", "unsloth-recipe", "unsloth-fp8")
 MODES = ("padding-free", "packed", "padded", "recipe")
 
 
 def settings_of(system: str, batches: list[int], rows: list[int], attention: str) -> list[dict[str, Any]]:
-    """What a system is tried with, the most promising first: the time may run out."""
+    """The settings to try with a system, most promising first, because the time may run out."""
 
     def setting(mode: str, batch: int, **other: Any) -> dict[str, Any]:
         names = {"packed": f"packed {batch} x {workloads.MAX_SEQ_LENGTH}", "recipe": "4 x 2"}
@@ -71,8 +72,10 @@ def write_rows(path: Path, store: SampleStore, count: int) -> None:
 
 
 def make_model(folder: Path, layers: int) -> None:
-    """The shape that all trainers load fastest: separate projections. No row reaches the sliding window, so it goes:
-    the attention is the same, and no trainer pays for a mask."""
+    """Write a checkpoint of the shape that all trainers load fastest: separate projections.
+
+    No row reaches the sliding window, so it is removed: attention stays the same, and no trainer pays for a mask.
+    """
     if not (folder / "config.json").exists():
         command = [sys.executable, str(HERE / "random_checkpoint.py"), "--out", str(folder), "--layers", str(layers)]
         subprocess.run(command, check=True)
@@ -81,7 +84,7 @@ def make_model(folder: Path, layers: int) -> None:
 
 
 def run_system(job: dict[str, Any], timeout: float, scratch: Path) -> list[dict[str, Any]]:
-    """The results of one system's process, and a line for what it could not finish."""
+    """The results of one system's process, with a line for the setting at which it failed, if it did."""
     name = job["system"]
     job |= {"results": str(scratch / f"{name}.jsonl"), "scratch": str(scratch), "deadline": time.time() + timeout - 20}
     path, log = scratch / f"{name}.json", scratch / f"{name}.log"

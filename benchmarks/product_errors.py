@@ -1,8 +1,8 @@
 """How far the frozen products of a model are from exact ones, on its real weights, activations and gradients.
 
-A `Recorder` stands in for each frozen matrix while the plain decoder computes one microbatch in bfloat16. For every
-product it is asked for, it computes others of the same two factors and notes their errors against float32 products of
-the same bfloat16 factors. The model itself goes on with its bfloat16 products, so each error is one product's own.
+A `Recorder` replaces each frozen matrix while the plain decoder computes one microbatch in bfloat16. For every product,
+it also computes other kinds of product of the same two factors and records their errors relative to the float32 product
+of the same bfloat16 factors. The model itself continues with its bfloat16 products, so errors do not accumulate.
 """
 
 import statistics
@@ -18,7 +18,7 @@ from strop.ops.linear import Float8Weight, FrozenWeight, Operand, quantise_rows
 from strop.ops.nf4 import dequantise, quantise
 from strop.training.gradients import PlainGradients
 
-KINDS = {  # heading: what of a product is not exact
+KINDS = {  # heading: what is inexact about the product
     "bf16": "the result, rounded to bfloat16",
     "fp8": "strop's product: both factors in e4m3, rowwise scales, fast accumulation, result in bfloat16",
     "fp8 slow": "the same with use_fast_accum=False",
@@ -27,23 +27,23 @@ KINDS = {  # heading: what of a product is not exact
     "nf4": "the weights alone in NF4, result in bfloat16, as QLoRA computes it",
 }
 TO_EXACT = {"fast": "fp8", "slow": "fp8 slow"}
-"""Of these, also the distance to "fp8 exact" in bfloat16: what the GPU's way of adding up costs."""
+"""For these, also the distance to "fp8 exact" in bfloat16: the cost of the GPU's way of adding up."""
 
 
 def error(x: Tensor, exact: Tensor) -> float:
-    """The Frobenius norm of the difference, relative to that of the exact one."""
+    """The Frobenius norm of the difference, relative to that of the exact tensor."""
     return float((x.float() - exact.float()).norm() / exact.float().norm())
 
 
 class Matrix(NamedTuple):
-    """A frozen matrix in every way that is compared, summed over its second axis; the transpose for gradients."""
+    """A frozen matrix in every format compared; products sum over its second axis. Gradients use the transpose."""
 
     plain: Tensor
     float8: Operand
     nf4: Tensor
 
     def errors(self, x: Tensor) -> dict[str, float]:
-        """Of each kind of product X M^T."""
+        """The error of each kind of product X M^T."""
         exact, rounded, quantised = x.float() @ self.plain.float().t(), wide(self.float8), quantise_rows(x)
         products = {
             "bf16": x @ self.plain.t(),
@@ -68,7 +68,7 @@ def wide(x: Operand) -> Tensor:
 
 
 class Recorder(FrozenWeight):
-    """Computes a frozen matrix's bfloat16 products and notes what others would have made of them."""
+    """Computes a frozen matrix's bfloat16 products and records the errors of the other kinds."""
 
     def __init__(self, frozen: FrozenWeight, note: Callable[[str, dict[str, float]], None]) -> None:
         super().__init__(frozen.weight)
@@ -91,7 +91,7 @@ class Recorder(FrozenWeight):
 
 
 def record(adapter: LoraAdapter, batch: Microbatch) -> list[dict[str, Any]]:
-    """The errors of every product of a microbatch's forward and backward, and those of the weights themselves."""
+    """The errors of every product in a microbatch's forward and backward, and of the weights themselves."""
     results: list[dict[str, Any]] = []
     for (layer, group), projection in projections(adapter.decoder).items():
 
@@ -101,7 +101,7 @@ def record(adapter: LoraAdapter, batch: Microbatch) -> list[dict[str, Any]]:
         projection.frozen = Recorder(projection.frozen, note)
     try:
         with torch.enable_grad():
-            PlainGradients(adapter).add(batch, 1.0 / batch.num_loss_tokens)
+            PlainGradients(adapter).of([batch])
     finally:
         for projection in projections(adapter.decoder).values():
             projection.frozen = projection.frozen.frozen
@@ -109,7 +109,7 @@ def record(adapter: LoraAdapter, batch: Microbatch) -> list[dict[str, Any]]:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Smallest / median / largest of all layers in percent, and the layer where float8 is worst."""
+    """Smallest, median and largest error over the layers, in percent, and the layer where float8 is worst."""
     columns = [*KINDS, *TO_EXACT]
     lines = [["product", "of", *columns, "fp8's worst"]]
     for of in ("weight", "forward", "backward"):

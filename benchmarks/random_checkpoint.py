@@ -1,4 +1,4 @@
-"""A checkpoint of a real model's exact shape with random weights, where the real one is not to be had.
+"""A checkpoint of a real model's exact shape with random weights, for use where the real one is not available.
 
 python benchmarks/random_checkpoint.py --out /tmp/phi3 [--layout fused]
 """
@@ -44,7 +44,7 @@ def shapes_of_layer(config: DecoderConfig, layer: int) -> dict[str, tuple[int, .
 
 
 def random_tensors(shapes: dict[str, tuple[int, ...]], device: str) -> dict[str, torch.Tensor]:
-    """Norms of one, everything else normal with deviation 0.02, as the models are initialised."""
+    """Norms are 1, everything else is normal with deviation 0.02, as the models are initialised."""
     return {
         name: torch.ones(shape, dtype=torch.bfloat16)
         if len(shape) == 1

@@ -1,4 +1,4 @@
-"""One line of JSON for each measurement, and a table of them, the same for strop and for the other trainers."""
+"""One line of JSON per measurement, and a table of them; the same for strop and for other trainers."""
 
 import json
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def table(results: Iterable[dict[str, Any]]) -> str:
-    """Fastest first within a workload; what failed comes last, with its reason."""
+    """Fastest first within a workload; failures come last, with their reason."""
     ordered = sorted(results, key=lambda r: (r["workload"], -r.get("samples_per_s", -1.0)))
     lines = [list(COLUMNS)]
     for result in ordered:

@@ -1,22 +1,21 @@
-"""strop's training step on Phi-3-mini's exact shape with random weights, beside the limit of the matrix products.
+"""strop's training step on Phi-3-mini's exact shape with random weights, compared with the matrix products' limit.
 
     python benchmarks/throughput.py [--workload census | long | --rows FILE] [--batch 8 128] [--steps 20]
                                     [--precision float8 bfloat16 nf4] [--unshared] [--learn-all] [--profile]
                                     [--checkpointing] [--optim adamw_8bit] [--max-tokens 640] [--json FILE]
 
-Every line is training as a run does it: packed microbatches, captured graphs, clipping, AdamW, metrics read one step
-late. The steps that are timed have been run twice before, so that each shape has its graph, as after the first minutes
-of a run. Printed are samples/s and rows' tokens/s ("logical"), computed tokens/s (a shared prefix counts once), the
-share of the matrix-product rates measured in the same process, peak memory, and losses and gradient norm, which show
-what was trained. Peak memory is what PyTorch reserved, and ("allocated") what tensors took, at most, the first run of
-each shape included: in a replayed graph PyTorch counts no tensors. The recipe that users of QLoRA run, in two
-microbatches of four samples:
+Every line is training as in a run: packed microbatches, captured graphs, clipping, AdamW, metrics read one step late.
+The timed steps have run twice before, so that each shape has its graph, as after the first minutes of a run. The table
+has samples/s and the rows' tokens/s, computed tokens/s (a shared prefix counts once), the share of the matrix-product
+rates measured in the same process, peak memory, and losses and gradient norm, which show what was trained. Peak memory
+is the most that PyTorch reserved and ("allocated") the most that tensors took, including the first run of each shape,
+because PyTorch does not count the tensors of a replayed graph. The recipe that users of QLoRA run, in two microbatches
+of four samples:
 
     python benchmarks/throughput.py --precision nf4 --batch 8 --checkpointing --optim adamw_8bit --max-tokens 640
 
- Floating-point operations are those of the layers' frozen matrices, forward and input gradient: 4 for
-each weight and token computed. With --json the figures also go to a file that peers.py prints in one table with other
-trainers.
+Floating-point operations are those of the layers' frozen matrices in the forward and the input gradient: 4 per weight
+and computed token. With --json the figures also go to a file that peers.py prints in one table with other trainers.
 """
 
 import argparse
@@ -69,7 +68,7 @@ def random_adapter(config: DecoderConfig, precision: str) -> LoraAdapter:
 
 
 def product_rate(weight: FrozenWeight, x: Operand) -> float:
-    """Operations a second of a frozen product, on random data."""
+    """Operations per second of a frozen product, on random data."""
 
     def products(count: int) -> None:
         for _ in range(count):
@@ -125,7 +124,7 @@ class Run:
         return [*results, in_flight.result()]
 
     def measure(self) -> tuple[list[StepResult], float]:
-        torch.cuda.reset_peak_memory_stats()  # what looking for the budget took is over
+        torch.cuda.reset_peak_memory_stats()  # leave out the memory used to find the budget
         first = self.all()[0]
         self.all()
         started = time.perf_counter()
@@ -168,7 +167,7 @@ def main() -> None:
           + ", ".join(f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in limit.items()))  # fmt: skip
     print(f"{len(store):,} rows, {store.num_tokens / len(store):.1f} tokens a row, {store.num_loss_tokens:,} learned")
     for precision, batch in itertools.product(options.precision, options.batch):
-        run = adapter = None  # the last one's memory is the next one's
+        run = adapter = None  # free the last run's memory for the next
         gc.collect()
         torch.cuda.empty_cache()
         adapter = random_adapter(config, precision)

@@ -2,7 +2,7 @@
 
 census   generated census questions in the alpaca template; a shared header, loss on answers
 long     documents of 500 to 2,000 tokens made of the same census sentences; no header, loss on all tokens
---rows   a file of one's own, in any shape that strop reads
+--rows   your own file, in any shape that strop reads
 """
 
 import argparse
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_workload(name: str, rows: Path | None = None) -> SampleStore:
-    """The samples of a named workload, or those of a file."""
+    """The samples of a named workload, or of a file."""
     if rows is None:
         rows = {"census": census_rows, "long": long_rows}[name]()
     with rows.open(encoding="utf-8") as lines:
@@ -43,7 +43,7 @@ def open_workload(name: str, rows: Path | None = None) -> SampleStore:
 
 
 def stream(store: SampleStore, count: int, seed: int = 0) -> Iterator[tuple[list[int], list[int]]]:
-    """The first samples in strop's order, as input_ids and labels; -100 where nothing is learned."""
+    """The first samples in strop's order, as input_ids and labels, which are -100 where nothing is learned."""
     for index in Order(len(store), count, 1.0, max_steps=10**6, seed=seed).samples(0):
         sample = store[int(index)]
         ids = sample.input_ids.tolist()
@@ -62,7 +62,7 @@ def census_rows(rows: int = 20_000) -> Path:
 
 
 def long_rows(rows: int = 2_000, shortest: int = 500, longest: int = 1_920) -> Path:
-    """Census answers and questions strung together to a length drawn evenly between the two, and a sentence more."""
+    """Census answers and questions joined up to a length drawn evenly from the range, plus part of a sentence."""
     path = _folder("long") / "train.jsonl"
     if not path.exists():
         from strop.data.tokenizer import load_tokenizer

@@ -1,8 +1,10 @@
 """Settings that hold for every test."""
 
+import fcntl
 import os
 import random
 import signal
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import hypothesis
@@ -42,6 +44,19 @@ def _file_whose_fixtures_it_needs(item: pytest.Item) -> str | None:
     definitions = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
     needed = any(each.scope == "module" and each.baseid == file for same_name in definitions for each in same_name)
     return file.replace("/", "-") if needed else None
+
+
+@pytest.fixture(autouse=True)
+def _shares_the_gpu(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Workers share a GPU. A test marked `whole_gpu` takes its memory: it waits for the others, and they for it."""
+    if request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with (folder / "gpu.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if request.node.get_closest_marker("whole_gpu") else fcntl.LOCK_SH)
+        yield
 
 
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.

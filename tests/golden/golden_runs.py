@@ -1,7 +1,7 @@
 """Small runs whose results are known to the last bit: `python golden_runs.py cpu|gpu FOLDER` prints them as JSON.
 
-What a run is, is said in a recipe and made by `strop.train`, so these stay what they are however the code behind them
-is arranged. On a CPU the arithmetic is pinned (`PINNED`), so that every x86-64 processor gives the same bits.
+Each run is defined by a recipe and made by `strop.train`, so it stays the same however the code behind it is arranged.
+On a CPU the arithmetic is pinned (`PINNED`), so that every x86-64 processor gives the same bits.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ PINNED = {
 }
 SIZES = {"vocab_size": 49152, "num_hidden_layers": 2}
 WIDE = SIZES | {"hidden_size": 64, "intermediate_size": 64}
-"""Gemm-friendly sizes, for what NF4 and the GPU's kernels need."""
+"""Sizes that NF4 and the GPU's kernels can handle."""
 
 
 def write_recipe(folder: Path, family: str, sizes: dict[str, int], dtype: str = "float32", gain: float = 3.0) -> Path:
-    """A model of a family with SmolLM2's tokenizer, forty rows, six held-out ones, and twelve steps of four samples."""
+    """A model of the family, SmolLM2's tokenizer, forty rows, six held-out rows, and twelve steps of four samples."""
     import shutil
 
     import torch
@@ -65,7 +65,7 @@ def write_recipe(folder: Path, family: str, sizes: dict[str, int], dtype: str = 
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """What a run came to: hashes of its adapter, metrics and samples, and its losses for a person to read."""
+    """A run's results: hashes of its adapter, metrics and samples, and some of its losses for people to read."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kept = [{key: value for key, value in record.items() if key not in TIMED} for record in records]
     samples = run / "samples.jsonl"
@@ -96,7 +96,7 @@ def train(path: Path, stop_at: int | None = None, **changes: Any) -> Any:
 
 
 def cpu(folder: Path) -> dict[str, Any]:
-    """Every family in float32, and one of them in each way that a run can take."""
+    """Every family in float32, and one family with each of the options that change a run."""
     import strop
     from tiny_models import FAMILIES
 
@@ -134,33 +134,33 @@ def cpu(folder: Path) -> dict[str, Any]:
 
 
 def evaluated_path(folder: Path) -> Path:
-    """Where the evaluation of the run with dropout is."""
+    """The path of the evaluation of the run with dropout."""
     return folder / "phi3" / "dropout" / "evaluation.json"
 
 
 def gpu(folder: Path) -> dict[str, Any]:
-    """float8, bfloat16 and NF4, on captured graphs, on fused layers as they come, and on the plain decoder."""
+    """float8, bfloat16 and NF4: with captured graphs, with fused layers run eagerly, and with the plain decoder."""
     import strop.fused.capture as capture
 
     results: dict[str, Any] = {}
     path = write_recipe(folder / "gpu", "smollm2", WIDE, "bfloat16", gain=1.0)
     bound = capture.most_captured_tokens
-    ways = {"captured": (bound, 0.0), "fused": (lambda parameters: 0, 0.0), "plain": (bound, 0.1)}
+    variants = {"captured": (bound, 0.0), "fused": (lambda parameters: 0, 0.0), "plain": (bound, 0.1)}
     for precision in ("float8", "bfloat16", "nf4"):
-        held: dict[str, Any] = {"model__precision": precision}
+        changes: dict[str, Any] = {"model__precision": precision}
         if precision == "nf4":
-            held = {"model__load_in_4bit": True, "train__optim": "adamw_8bit"}
-        for way, (most, dropout) in ways.items():
+            changes = {"model__load_in_4bit": True, "train__optim": "adamw_8bit"}
+        for variant, (most, dropout) in variants.items():
             capture.most_captured_tokens = most
-            name = f"{precision}-{way}"
-            run = train(path, train__output_dir=str(folder / "gpu" / name), lora__lora_dropout=dropout, **held)
+            name = f"{precision}-{variant}"
+            run = train(path, train__output_dir=str(folder / "gpu" / name), lora__lora_dropout=dropout, **changes)
             results[name] = outcome(run.path)
     capture.most_captured_tokens = bound
     return results
 
 
 def main() -> None:
-    """Make the runs, and print what they came to."""
+    """Make the runs and print their results."""
     import torch
 
     torch.use_deterministic_algorithms(False)

@@ -61,7 +61,7 @@ def test_a_probe_is_kept_and_compared_with_what_the_run_took(workshop: Path) -> 
     assert outcome.off == pytest.approx(outcome.predicted / outcome.actual - 1, abs=1e-3)
     assert [line for line in notes.lines if line.startswith("plan (measured): training took")]
     plan(recipe, note=notes.note, probing=True)
-    assert any("this run has begun" in line for line in notes.lines)
+    assert any("this run has already begun" in line for line in notes.lines)
 
 
 def test_another_recipe_s_probe_is_not_this_run_s(workshop: Path) -> None:

@@ -53,6 +53,6 @@ def test_a_microbatch_that_does_not_fit_is_one_message(adapter: LoraAdapter, mon
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(PlainGradients, "_add", full)
-    with pytest.raises(OutOfMemoryError, match=r"max_tokens_per_microbatch lower") as caught:
+    with pytest.raises(OutOfMemoryError, match=r"; lower train\.max_tokens_per_microbatch") as caught:
         probe(recipe(max_tokens_per_microbatch=64), adapter, Rows())  # type: ignore[arg-type]
     assert caught.value.exit_code == 6

@@ -1,4 +1,4 @@
-"""A microbatch as one block of numbers: read back it is the same, padded or not, and padding is nobody's."""
+"""A microbatch as one block of numbers: it reads back unchanged, padded or not, and padding belongs to no sample."""
 
 from dataclasses import astuple, fields, replace
 
@@ -16,7 +16,7 @@ from strop.ops.triton import attention_plan
 
 
 def batch_of(seed: int, count: int = 9) -> Microbatch:
-    """Samples of which some share a prefix, one ends on the way, and labels that several learn."""
+    """Samples, some with shared prefixes or prefixes of others, and labels that several of them learn."""
     random = np.random.default_rng(seed)
     prefix = random.integers(3, 90, 70)
     rows = [prefix[: random.integers(2, 71)] for _ in range(count)]
@@ -32,7 +32,7 @@ def read(batch: Microbatch, padding: Padding) -> tuple[FusedInputs, Capacity]:
 
 
 def labelled(inputs: FusedInputs) -> list[tuple[int, int, float]]:
-    """(position, label, weight) as the loss's kernel reads them."""
+    """(position, label, weight) as the loss kernel reads them."""
     offsets = inputs.label_offsets.tolist()
     return [
         (position, int(inputs.labels_E[entry]), float(inputs.weights_E[entry]))
@@ -62,8 +62,8 @@ def test_a_block_reads_back_the_batch(seed: int, padding: Padding) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_padding_is_apart_from_the_batch(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No query of the batch meets a key of the padding, and no padding key a query of the batch."""
+def test_padding_is_separate_from_the_batch(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No query of the batch sees a key of the padding, and no query of the padding sees a key of the batch."""
     monkeypatch.setattr(attention_plan, "_chunk", lambda tokens: 32)
     batch = batch_of(seed)
     total = batch.num_tokens
@@ -88,11 +88,11 @@ TILES = {"tokens": (0, 64), "learned": (0, 64)}
 
 @pytest.mark.parametrize(("padding", "most"), [("graph", GRAPH), ("tiles", TILES)])
 def test_rounding_up(padding: Padding, most: dict[str, tuple[float, int]]) -> None:
-    """Monotone, idempotent, never less; what costs time within its share, beyond the smallest steps."""
+    """Monotone, idempotent, never smaller; numbers that cost time grow by at most their share or smallest step."""
     names = [field.name for field in fields(Capacity)]
     before = Capacity(*[0] * len(names))
     assert before.rounded(padding) == before
-    assert replace(before, longest=2_047).rounded(padding).longest == 2_047  # Phi-3's window: not reached
+    assert replace(before, longest=2_047).rounded(padding).longest == 2_047  # Phi-3's window is not reached
     for count in [*range(1, 3000), *range(3000, 70_000, 17)]:
         rounded = Capacity(*[count] * len(names)).rounded(padding)
         assert rounded.rounded(padding) == rounded
@@ -104,8 +104,8 @@ def test_rounding_up(padding: Padding, most: dict[str, tuple[float, int]]) -> No
         before = rounded
 
 
-def test_like_batches_share_a_graph() -> None:
-    """How long the path of ancestors is says nothing about cost, and it differs from batch to batch."""
+def test_similar_batches_share_a_graph() -> None:
+    """The length of the ancestors' path hardly affects cost, and it differs from batch to batch."""
     capacity = Capacity(13_900, 3_050, 3_060, 270, 200, 270, 5, 21, 160)
     same = replace(capacity, tokens=13_950, labels=3_100, path=330, sums=7, slots=23, longest=171)
     assert capacity.rounded("graph") == same.rounded("graph")
@@ -124,7 +124,7 @@ def test_batches_of_one_capacity_have_blocks_of_one_shape() -> None:
 
 
 def test_views_share_the_blocks_memory() -> None:
-    """A captured graph reads whatever is copied into the block."""
+    """A captured graph reads whatever was copied into the block."""
     (first, capacity), (second, _) = lay_out(batch_of(0), "graph"), lay_out(batch_of(0), "graph")
     tensor = torch.zeros(len(first), dtype=torch.int32)
     inputs = read_inputs(tensor, capacity)

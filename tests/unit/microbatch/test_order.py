@@ -22,7 +22,7 @@ def test_an_epoch_visits_every_sample_once(num_samples: int, batch: int, seed: i
     assert all(len(step) == batch for step in steps[:-1])
 
 
-def test_epochs_differ_and_each_is_whole() -> None:
+def test_epochs_differ_and_each_is_complete() -> None:
     order = flat(stream(100, 8, 3.0, None))
     epochs = [order[:100], order[100:200], order[200:]]
     assert all(sorted(epoch) == list(range(100)) for epoch in epochs)
@@ -48,7 +48,7 @@ def test_a_step_is_a_function_of_its_number() -> None:
 
 @pytest.mark.parametrize("n", [64, 1000, 4097])
 def test_order_looks_random(n: int) -> None:
-    """Rank correlation of position and value stays within four standard deviations of none; the identity's is 1."""
+    """The rank correlation of position and value is within four standard deviations of 0; for the identity it is 1."""
     for seed in range(20):
         order = Order(n, n, 1.0, None, seed).samples(0)
         assert abs(np.corrcoef(order, np.arange(n))[0, 1]) < 4 / n**0.5

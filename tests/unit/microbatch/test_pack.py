@@ -14,7 +14,7 @@ def sample(ids: list[int], learned: list[int]) -> Sample:
 
 @st.composite
 def families(draw: st.DrawFn) -> list[Sample]:
-    """Samples that go on from one another: random tries, with ends on the way, repetitions and strangers."""
+    """Samples that extend one another: random tries, including prefixes, repetitions and unrelated samples."""
     texts: list[list[int]] = [[]]
     for _ in range(draw(st.integers(1, 25))):
         start = draw(st.sampled_from(texts))
@@ -26,7 +26,7 @@ def families(draw: st.DrawFn) -> list[Sample]:
 
 
 def paths(batch: Microbatch) -> list[list[int]]:
-    """For each node its tokens' places from the root to its end."""
+    """For each node, the places of the tokens from the root to the node's end."""
     starts = np.cumsum((0, *batch.tree.lengths))
     found: list[list[int]] = []
     for node, parent in enumerate(batch.tree.parents):
@@ -36,7 +36,7 @@ def paths(batch: Microbatch) -> list[list[int]]:
 
 
 def check(batch: Microbatch, samples: list[Sample]) -> None:
-    """Every sample is a beginning of a path, and the labels are exactly theirs, counted."""
+    """Every sample is the beginning of a path, and the labels are exactly the samples' labels, counted."""
     assert sum(batch.tree.lengths) == batch.num_tokens
     wanted: Counter[tuple[tuple[int, ...], int]] = Counter()  # (all tokens up to a position, the label there)
     by_tokens = {}
@@ -89,7 +89,7 @@ def test_labels_stay_inside_their_sample() -> None:
     (batch,) = pack(samples, [3, 1, 2], 100, share=False)
     assert batch.input_ids.tolist() == [5, 6, 7, 8, 9, 4]
     assert batch.tree.lengths == batch.tree.sample_lengths == (3, 2, 1)
-    # position 0 predicts 6, 1 predicts 7, 3 predicts 9; nothing predicts a first token, 8 and 4 included
+    # position 0 predicts 6, 1 predicts 7, 3 predicts 9; nothing predicts a first token such as 8 or 4
     assert batch.learned.tolist() == [0, 1, 3]
     assert batch.labels.tolist() == [6, 7, 9]
     assert batch.num_loss_tokens == 3
@@ -108,7 +108,7 @@ def test_a_shared_position_counts_each_samples_own_labels() -> None:
     (batch,) = pack(samples, [7, 8, 9], 100)
     assert batch.tree.lengths == (20, 1, 1, 1)
     assert batch.samples == (7, 8, 9)
-    # 17 predicts 18 for all three, 18 predicts 19 for two of them, and 19 each sample's tail
+    # 17 predicts 18 for all three, 18 predicts 19 for two of them, and 19 predicts each sample's tail
     assert batch.learned.tolist() == [17, 18, 19]
     assert batch.label_rows.tolist() == [0, 1, 2, 2]
     assert batch.labels.tolist() == [18, 19, 50, 51]
@@ -117,7 +117,7 @@ def test_a_shared_position_counts_each_samples_own_labels() -> None:
     assert batch.num_sample_tokens == 63
 
 
-def test_the_budget_counts_what_is_computed() -> None:
+def test_the_budget_counts_computed_tokens() -> None:
     samples = [sample([*range(40), tail], [1] * 41) for tail in range(50, 60)]
     assert [len(batch.samples) for batch in pack(samples, range(10), 50)] == [10]
     assert [len(batch.samples) for batch in pack(samples, range(10), 50, share=False)] == [1] * 10

@@ -1,4 +1,4 @@
-"""The tree of shared prefixes, on cases made by hand: one letter a token."""
+"""The tree of shared prefixes, in handmade cases with one letter per token."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def tree(*texts: str, long_from: int | None = None) -> tuple[list[str], Tree]:
 
 
 def nodes(*texts: str, long_from: int | None = None) -> list[tuple[str, int]]:
-    """Each node's tokens and its parent."""
+    """Each node's tokens and parent."""
     ordered, grown = tree(*texts, long_from=long_from)
     packed = np.empty(grown.num_tokens, "<U1")
     packed[grown.places()] = list("".join(ordered))
@@ -74,13 +74,13 @@ def test_a_node_has_to_be_worth_it(head: int, count: int, is_shared: bool) -> No
     assert len(got) == count + is_shared
 
 
-def test_what_is_not_worth_a_node_is_given_to_the_parts() -> None:
-    """Eight tokens of two subtrees save too little by themselves, and lengthen the nodes below."""
+def test_a_prefix_not_worth_a_node_is_repeated_in_the_nodes_below() -> None:
+    """Eight tokens that two subtrees share save too little for a node, so they lengthen the nodes below."""
     got = nodes("h" * 8 + "a" * 10 + "1", "h" * 8 + "a" * 10 + "2", "h" * 8 + "b" * 10 + "1", "h" * 8 + "b" * 10 + "2")
     assert got == [("h" * 8 + "a" * 10, -1), ("1", 0), ("2", 0), ("h" * 8 + "b" * 10, -1), ("1", 3), ("2", 3)]
 
 
-def test_long_samples_share_with_long_ones_only() -> None:
+def test_long_samples_share_only_with_long_ones() -> None:
     short, long = HEAD + "x", HEAD + "x" * 20
     assert nodes(short, HEAD + "y", long, HEAD + "y" * 20, long_from=30) == [
         *[(HEAD, -1), ("x", 0), ("y", 0)],
@@ -103,7 +103,7 @@ def test_runs_keep_the_budget_and_are_about_equally_full() -> None:
 
 
 def test_a_run_whose_tree_outgrows_the_estimate_is_cut_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prefix that four share is worth a node; cut in two halves it is not, and costs each half more."""
+    """A prefix that four samples share is worth a node; in each half of them it is not, and so costs more."""
     monkeypatch.setattr(prefix, "_MIN_SAVED_TOKENS", 20)
     texts = ["h" * 10 + c * 5 for c in "abcd"]
     _, shared = sort_by_prefix([ids(text) for text in texts], None)

@@ -1,4 +1,4 @@
-"""The model that the training loop's tests train."""
+"""The model that the tests of the training loop train."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the loop decides: when to evaluate, which weights win, when to stop; and that a stop loses nothing."""
+"""What the loop decides: when to evaluate, which weights to keep, when to stop. Stopping loses nothing."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -74,7 +74,7 @@ def test_early_stopping_counts_evaluations_without_gain(start: Start) -> None:
     assert trainer.progress.step == 4
 
 
-def test_an_interrupted_evaluation_is_made_up_for(start: Start) -> None:
+def test_an_interrupted_evaluation_is_repeated(start: Start) -> None:
     def losses() -> Iterator[float]:
         yield 2.0
         raise Interrupted("SIGTERM")
@@ -92,7 +92,7 @@ def test_an_interrupted_evaluation_is_made_up_for(start: Start) -> None:
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_what_is_not_a_number_stops_before_the_update(start: Start, what: str) -> None:
+def test_a_number_that_is_not_finite_stops_the_run_before_the_update(start: Start, what: str) -> None:
     trainer = start(max_steps=5, max_tokens_per_microbatch=20)
     before: list[torch.Tensor] = []
     real = trainer.engine.decoder.nll_sum
@@ -154,7 +154,7 @@ def test_shared_prefixes_are_computed_once_unless_there_is_dropout(model: Path, 
     assert separate.engine.microbatches.sharing() == 1.0
 
 
-def test_a_gpu_too_full_for_samples_goes_without_them(start: Start) -> None:
+def test_samples_that_do_not_fit_are_skipped(start: Start) -> None:
     trainer = start(itertools.count(1.0))
     notes: list[str] = []
     trainer.reporter.note = notes.append  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""The limit of dollars: a run ends in time, saved, and goes on when the limit is raised."""
+"""The cost limit: a run saves and stops before it, and resumes when the limit is raised."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ from training_doubles import StopAt, trainer_of
 
 
 class Clock:
-    """A minute a step, at a dollar a minute."""
+    """A minute per step, at a dollar per minute."""
 
     seconds = 0.0
 
@@ -53,12 +53,12 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     return started
 
 
-def test_it_saves_and_goes_on_bitwise_when_the_limit_is_raised(start: Start) -> None:
+def test_it_saves_and_resumes_bitwise_when_the_limit_is_raised(start: Start) -> None:
     whole = start("whole", Clock(), None)
     whole.run()
     first = start("run", Clock(), 3.5)
     with pytest.raises(BudgetReached, match=r"max_cost=3\.5: \$2\.00 so far; step 2 of 8 is saved"):
-        # Two steps of a minute, the checkpoint's 10 s and the exit's 5 s would be over 3.5 minutes.
+        # Two more steps of a minute, a checkpoint's 10 s and the exit's 5 s would exceed 3.5 minutes.
         first.run()
     assert first.meter is not None
     assert first.meter.dollars <= 3.5
@@ -70,7 +70,7 @@ def test_it_saves_and_goes_on_bitwise_when_the_limit_is_raised(start: Start) -> 
     second.run()
     assert torch.equal(second.engine.adapter.flat, whole.engine.adapter.flat)
     dollars = [record.dollars for record in read_metrics(second.folder.metrics_path)]
-    assert dollars == [0, 1, 2, 3, 4, 5, 6, 7]  # of all attempts; the record of a step is written before its minute
+    assert dollars == [0, 1, 2, 3, 4, 5, 6, 7]  # over all attempts; a step's record is written before its minute passes
 
 
 def test_room_is_left_for_a_checkpoint_as_long_as_the_last_one_took(start: Start) -> None:
@@ -79,23 +79,23 @@ def test_room_is_left_for_a_checkpoint_as_long_as_the_last_one_took(start: Start
         trainer._save_seconds = save_seconds
         with pytest.raises(BudgetReached, match=f"step {steps} of 8 is saved"):
             trainer.run()
-        assert trainer._save_seconds == 0.0  # measured by now, on a clock that stands still
+        assert trainer._save_seconds == 0.0  # measured by now, on a clock that does not advance
 
 
-def test_a_limit_that_is_spent_before_the_first_step_trains_nothing(start: Start) -> None:
+def test_a_limit_already_reached_before_the_first_step_trains_nothing(start: Start) -> None:
     spent = (AttemptCost(1, "H200", "1970-01-01T00:00:00+00:00", 0.01, 500.0, 5.0),)
     with pytest.raises(BudgetReached, match="before step 1"):
         start("run", Clock(), 4.0, earlier=spent).run()
 
 
-def test_an_evaluation_is_not_begun_beyond_the_limit_either(start: Start) -> None:
+def test_an_evaluation_stops_at_the_limit_too(start: Start) -> None:
     clock = Clock()
     trainer = start("run", clock, 6.0)
 
     def evaluate() -> float:
         clock.seconds += 600
         trainer.check()
-        raise AssertionError("the check lets it go on")
+        raise AssertionError("the check did not stop it")
 
     trainer.section = trainer.section.model_copy(update={"eval_steps": 2})
     trainer.evaluate = evaluate

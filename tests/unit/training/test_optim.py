@@ -28,7 +28,7 @@ def test_schedules_equal_transformers(kind: str, warmup: dict[str, float]) -> No
 
 
 class FlatAdapter:
-    """The part of an adapter that the optimizer sees."""
+    """The part of an adapter that the optimizer uses."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -61,7 +61,7 @@ def test_an_update_clips_as_torch_does(limit: float) -> None:
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_what_is_not_finite_stops_this_update_and_all_later_ones(what: str, optim: str) -> None:
+def test_a_number_that_is_not_finite_stops_this_update_and_all_later_ones(what: str, optim: str) -> None:
     adapter = FlatAdapter()
     optimizer = optimizer_of(adapter, optim)
     optimizer.update(adapter.flat_grad, SOUND, 1e-2, 1.0)
@@ -77,14 +77,14 @@ def test_what_is_not_finite_stops_this_update_and_all_later_ones(what: str, opti
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
-def test_a_restored_state_goes_on_in_the_same_bits(optim: str) -> None:
+def test_a_restored_optimizer_continues_bitwise(optim: str) -> None:
     adapters = [FlatAdapter() for _ in range(3)]
     optimizers = [optimizer_of(adapter, optim) for adapter in adapters]
     for optimizer, adapter in zip(optimizers, adapters, strict=True):
         optimizer.update(adapter.flat_grad, SOUND, 1e-2, 1.0)
     stored = {name: tensor.clone() for name, tensor in optimizers[1].state().items()}
     optimizers[1:] = [optimizer_of(adapter, optim) for adapter in adapters[1:]]
-    optimizers[1].load_state(stored)  # and the third begins anew
+    optimizers[1].load_state(stored)  # the third starts from scratch
     for optimizer, adapter in zip(optimizers, adapters, strict=True):
         adapter.flat_grad.copy_(adapter.flat.flip(0))
         optimizer.update(adapter.flat_grad, SOUND, 1e-2, 1.0)

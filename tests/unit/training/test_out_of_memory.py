@@ -1,4 +1,4 @@
-"""Out of memory in a microbatch: the microbatch is halved, the batch is not, and the adapter is the same."""
+"""Out of memory in a microbatch: the microbatch is halved, the batch size stays, and the adapter is the same."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -39,10 +39,10 @@ def start(model: Path, tmp_path: Path) -> Start:
     return started
 
 
-def holds(trainer: Trainer, tokens: int, from_step: int = 0) -> list[int]:
-    """From a step on, memory for so many tokens a microbatch; returns a list of the sizes that failed.
+def limit_memory(trainer: Trainer, tokens: int, from_step: int = 0) -> list[int]:
+    """From a step on, microbatches over `tokens` run out of memory; returns a list that collects their sizes.
 
-    It runs out in the middle of the backward, when part of the gradient has been added up already.
+    Memory runs out at the end of the backward, when the gradient has already been added.
     """
     add, failed = trainer.engine.gradients._add, []
 
@@ -57,21 +57,21 @@ def holds(trainer: Trainer, tokens: int, from_step: int = 0) -> list[int]:
     return failed
 
 
-def test_the_adapter_is_bitwise_that_of_a_run_with_the_smaller_microbatch(start: Start) -> None:
+def test_the_adapter_equals_that_of_a_run_with_the_smaller_microbatch_bitwise(start: Start) -> None:
     small, large = start("small", 25), start("large", 100)
-    failed = holds(large, 25)
+    failed = limit_memory(large, 25)
     small.run()
     large.run()
-    assert [size > 50 for size in failed] == [True, False]  # all of the step, then half of it
+    assert [size > 50 for size in failed] == [True, False]  # the whole step, then half of it
     assert large.engine.max_tokens == 25
     assert torch.equal(large.engine.adapter.flat, small.engine.adapter.flat)
     losses = [[r.loss for r in read_metrics(trainer.folder.metrics_path)] for trainer in (small, large)]
     assert losses[0] == losses[1]
 
 
-def test_in_the_middle_of_a_run_nothing_but_rounding_changes(start: Start) -> None:
+def test_in_the_middle_of_a_run_only_rounding_changes(start: Start) -> None:
     undisturbed, disturbed, careless = start("a", 100), start("b", 100), start("c", 100)
-    failed = holds(disturbed, 26, from_step=3)
+    failed = limit_memory(disturbed, 26, from_step=3)
     undisturbed.run()
     disturbed.run()
     assert len(failed) == 2
@@ -80,8 +80,8 @@ def test_in_the_middle_of_a_run_nothing_but_rounding_changes(start: Start) -> No
     assert [r.num_tokens for r in read_metrics(disturbed.folder.metrics_path)] == [
         r.num_tokens for r in read_metrics(undisturbed.folder.metrics_path)
     ]
-    # The negative control: gradients of the failed microbatch that are kept.
-    holds(careless, 26, from_step=3)
+    # The negative control keeps the gradients of the failed microbatch.
+    limit_memory(careless, 26, from_step=3)
     of = careless.engine.gradients.of
 
     def keeping(*arguments):
@@ -97,12 +97,12 @@ def test_in_the_middle_of_a_run_nothing_but_rounding_changes(start: Start) -> No
     )
 
 
-def test_it_is_said_and_kept_for_the_rest_of_the_run(start: Start) -> None:
+def test_the_smaller_size_is_announced_and_kept_for_the_rest_of_the_run(start: Start) -> None:
     trainer = start("run", 100)
-    failed = holds(trainer, 40, from_step=2)
+    failed = limit_memory(trainer, 40, from_step=2)
     trainer.run()
     notes = trainer.reporter.notes  # type: ignore[attr-defined]
-    assert len(failed) == 1  # not once a step
+    assert len(failed) == 1  # not once per step
     assert len(notes) == 1
     for words in ("step 3", "100 tokens", "50", "8 samples"):
         assert words in notes[0]
@@ -111,9 +111,9 @@ def test_it_is_said_and_kept_for_the_rest_of_the_run(start: Start) -> None:
     assert start("less", 16, most_tokens=50).engine.max_tokens == 16
 
 
-def test_at_one_longest_sample_it_ends_with_what_was_trained_saved(start: Start) -> None:
+def test_if_the_longest_sample_does_not_fit_it_saves_and_stops(start: Start) -> None:
     trainer = start("run", 64)
-    holds(trainer, LONGEST - 1, from_step=3)
+    limit_memory(trainer, LONGEST - 1, from_step=3)
     with pytest.raises(OutOfMemoryError, match=r"gradient_checkpointing=true") as caught:
         trainer.run()
     assert caught.value.exit_code == 6
@@ -121,7 +121,7 @@ def test_at_one_longest_sample_it_ends_with_what_was_trained_saved(start: Start)
     assert is_intact(checkpoint_path(trainer.folder.checkpoints, 3))
 
 
-def test_an_evaluation_that_runs_out_is_made_again(start: Start) -> None:
+def test_an_evaluation_that_runs_out_of_memory_is_repeated(start: Start) -> None:
     trainer = start("run", 64)
     sizes = []
 
@@ -138,7 +138,7 @@ def test_an_evaluation_that_runs_out_is_made_again(start: Start) -> None:
 
 
 class Card:
-    """What `tokens_that_fit` asks of a GPU with so many bytes: a constant and 1,000 bytes a token."""
+    """The GPU that `tokens_that_fit` sees: `free` bytes, of which a microbatch takes a constant and 1,000 per token."""
 
     device = SimpleNamespace(type="cuda")
 
@@ -165,13 +165,13 @@ class Card:
 def test_a_probe_that_does_not_fit_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     card = Card(monkeypatch, free=3_000_000)
     assert budget.tokens_that_fit(card, card.device, 200) == 1024  # type: ignore[arg-type]
-    assert card.probed == [2048, 4096, 1024, 2048]  # 45% of 3,000 tokens are 1,350; two multiples of 512
+    assert card.probed == [2048, 4096, 1024, 2048]  # 45% of 3,000 tokens is 1,350, rounded down to 2 x 512
     assert card.released == 1
     roomy = Card(monkeypatch, free=10**12)
     assert budget.tokens_that_fit(roomy, roomy.device, 200) == 32768  # type: ignore[arg-type]
 
 
-def test_where_not_even_the_smallest_probe_fits_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_not_even_the_smallest_probe_fits_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     card = Card(monkeypatch, free=3_000_000, constant=3_000_000)
     with pytest.raises(OutOfMemoryError, match=r"128 tokens does not fit .* beside the weights") as caught:
         budget.tokens_that_fit(card, card.device, 200)  # type: ignore[arg-type]
@@ -193,7 +193,7 @@ def captured(model: Path, patch: pytest.MonkeyPatch):
     return adapter, CapturedGradients(adapter)
 
 
-def test_released_graphs_are_captured_anew_with_the_same_gradients(
+def test_released_graphs_are_captured_again_with_the_same_gradients(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, gradients = captured(model, monkeypatch)
@@ -212,7 +212,7 @@ def test_released_graphs_are_captured_anew_with_the_same_gradients(
     assert len(gradients._graphs) == 1
 
 
-def test_a_capture_that_ran_out_says_so_whatever_its_end_says(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_capture_that_ran_out_of_memory_says_so(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, gradients = captured(model, monkeypatch)
     batch = budget.worst_microbatch(20, 10)
     gradients.of([batch], 1.0)

@@ -1,4 +1,4 @@
-"""Losses that fall are left in peace; those that do not, or rise again, are named once."""
+"""Falling losses give no warning; losses that do not fall, or that rise again, give one."""
 
 import math
 import random
@@ -20,24 +20,24 @@ def noisy(losses: list[float]) -> list[float]:
 
 
 @pytest.mark.parametrize("speed", [30, 300, 1000])
-def test_a_falling_loss_is_left_in_peace(speed: float) -> None:
+def test_a_falling_loss_gives_no_warning(speed: float) -> None:
     assert warnings(noisy([0.2 + 2 * math.exp(-step / speed) for step in range(600)])) == []
 
 
-def test_a_level_loss_is_named_once() -> None:
+def test_a_level_loss_gives_one_warning() -> None:
     ((step, text),) = warnings(noisy([2.4] * 600))
     assert step == 125
     assert "has hardly fallen in 125 steps" in text
 
 
-def test_a_loss_that_rises_again_is_named_once() -> None:
+def test_a_loss_that_rises_again_gives_one_warning() -> None:
     falling = [0.2 + 2 * math.exp(-step / 30) for step in range(200)]
     ((step, text),) = warnings(noisy([*falling, *[1.5] * 200]))
     assert 200 < step <= 225
     assert "has risen" in text
 
 
-def test_a_resumed_run_remembers() -> None:
+def test_a_resumed_run_remembers_earlier_losses() -> None:
     losses = noisy([2.4] * 300)
     watch = LossWatch(losses[:110])
     assert sum(watch.see(loss) is not None for loss in losses[110:]) == 1

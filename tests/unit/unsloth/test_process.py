@@ -1,4 +1,4 @@
-"""A worker process that answers, fails, dies and does not want to end."""
+"""A worker process that answers, fails, dies or refuses to end."""
 
 import os
 import signal
@@ -38,14 +38,14 @@ def started(place: Path) -> Worker:
     return Worker("double", place / "job.json", place, {})
 
 
-def test_it_answers_and_ends_with_its_input(place: Path) -> None:
+def test_it_answers_and_ends_when_its_input_does(place: Path) -> None:
     with started(place) as worker:
         assert worker.answer()["job"] == str(place / "job.json")
         assert worker.ask("this", given=3) == {"answer": "did", "given": 3}
     assert worker._process.returncode == 0
 
 
-def test_a_failure_says_of_which_kind(place: Path) -> None:
+def test_a_failure_says_what_kind_it_is(place: Path) -> None:
     with started(place) as worker:
         worker.answer()
         with pytest.raises(WorkerFailed, match="too large") as caught:
@@ -54,7 +54,7 @@ def test_a_failure_says_of_which_kind(place: Path) -> None:
         assert worker.ask("this")["answer"] == "did"
 
 
-def test_a_death_is_told_with_its_last_words(place: Path) -> None:
+def test_a_death_is_reported_with_the_last_output(place: Path) -> None:
     with started(place) as worker:
         worker.answer()
         with pytest.raises(StropError, match=f"killed by signal {int(signal.SIGKILL)}(?s:.*)its last words"):
@@ -63,7 +63,7 @@ def test_a_death_is_told_with_its_last_words(place: Path) -> None:
             worker.ask("this")
 
 
-def test_one_that_never_started_is_told_too(place: Path) -> None:
+def test_a_worker_that_never_started_is_reported_too(place: Path) -> None:
     with Worker("no_such_module", place / "job.json", place, {}) as worker:
         with pytest.raises(StropError, match=r"exit status 1(?s:.*)No module named no_such_module"):
             worker.answer()

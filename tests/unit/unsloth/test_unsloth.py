@@ -1,4 +1,4 @@
-"""How a run is led: a worker of the test's own answers, without a process or a model."""
+"""How a run uses its worker: here a double answers, without a process or a model."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ READY = {"device": "test", "precision": "bfloat16", "versions": {"trl": "1.15.0"
 
 
 class Answers:
-    """A worker whose only weight counts the steps; `losses` are those of the held-out rows, `failures` come first."""
+    """A worker whose only weight counts the steps; `losses` are held-out losses, `failures` replace answers."""
 
     def __init__(self, folder: Path, losses: tuple[float, ...] = (), failures: dict[str, WorkerFailed] | None = None):
         self.log, self.asked, self.weight = folder / "unsloth" / "worker.log", [], 0.0
@@ -74,7 +74,7 @@ def test_the_best_adapter_is_kept_and_early_stopping_ends_the_run(tmp_path: Path
     assert last.run()["lora/w"].item() == 6
 
 
-def test_an_interrupted_run_goes_on_with_its_best_and_its_moments(tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_with_its_best_weights_and_moments(tmp_path: Path) -> None:
     watched = {"eval_steps": 1, "load_best_model_at_end": True}
     first = trainer(tmp_path, Answers(tmp_path, (3.0, 1.0, 2.0)), StopAt(3), **watched)
     with pytest.raises(Interrupted, match="step 3 of 6 is saved"):
@@ -111,7 +111,7 @@ def test_padding_counts_as_executed(tmp_path: Path) -> None:
         ("RuntimeError", StropError, ["RuntimeError: nan", "the last line"]),
     ],
 )
-def test_a_failure_becomes_the_error_for_a_person(
+def test_a_failure_becomes_the_error_that_the_user_sees(
     what: str, kind: type[StropError], words: list[str], tmp_path: Path
 ) -> None:
     worker = Answers(tmp_path, failures={"go 2": WorkerFailed(what, "nan")})
@@ -123,6 +123,6 @@ def test_a_failure_becomes_the_error_for_a_person(
     assert [path.name for path in tmp_path.glob("checkpoints/*")] == (["step-00000002"] if saved else [])
 
 
-def test_a_failure_while_loading_is_told(tmp_path: Path) -> None:
+def test_a_failure_while_loading_is_reported(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="needs another torch"):
         trainer(tmp_path, Answers(tmp_path, failures={"ready": WorkerFailed("ImportError", "needs another torch")}))

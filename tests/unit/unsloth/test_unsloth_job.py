@@ -1,4 +1,4 @@
-"""What the worker is given: the samples a run visits, in their order, and what it may not be asked for."""
+"""What the worker is given: the samples that a run visits, in order; and which recipes it refuses."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from strop.errors import RecipeError
 from strop.microbatch.order import Order
 from strop.recipe import DataSection, ModelSection, Recipe, TrainSection
 from strop.training.optim import learning_rate
-from strop.unsloth import process as unsloth_job
+from strop.unsloth import process
 from strop.unsloth.process import LOADER, choose_dtype, choose_loader, rows_of
 from training_doubles import Rows
 
@@ -19,8 +19,8 @@ def sample(rows: dict[str, np.ndarray], part: str, index: int) -> tuple[list[int
 
 
 @pytest.mark.parametrize("length", [{"num_train_epochs": 2.5}, {"max_steps": 9}, {"max_steps": 2}])
-def test_the_order_is_the_samplers_and_every_visit_finds_its_sample(length: dict[str, float]) -> None:
-    """20 rows in steps of 6: epochs end inside steps, a row comes again, and the last step of 2.5 epochs has 2."""
+def test_the_order_is_that_of_a_run_and_every_visit_finds_its_sample(length: dict[str, float]) -> None:
+    """20 rows in steps of 6: epochs end inside steps, rows are repeated, and the last step of 2.5 epochs has 2."""
     section, store = TrainSection(per_device_train_batch_size=3, warmup_steps=1, **length), Rows()
     rows = rows_of(section, store, None)
     order = Order.of(section, 20)
@@ -67,16 +67,16 @@ def recipe(**model: object) -> Recipe:
     )
 
 
-def test_what_is_not_installed_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(LOADER, raising=False)
-    monkeypatch.setattr(unsloth_job.importlib.util, "find_spec", lambda name: None if name in ("unsloth", "trl") else 1)
+    monkeypatch.setattr(process.importlib.util, "find_spec", lambda name: None if name in ("unsloth", "trl") else 1)
     with pytest.raises(RecipeError, match=r"not installed: unsloth, trl.*pip install 'strop\[unsloth\]'"):
         choose_loader()
 
 
 def test_unsloth_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(LOADER, raising=False)
-    monkeypatch.setattr(unsloth_job.importlib.util, "find_spec", lambda name: 1)
+    monkeypatch.setattr(process.importlib.util, "find_spec", lambda name: 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RecipeError, match="CUDA GPU"):
         choose_loader()
@@ -88,7 +88,7 @@ def test_another_loader_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_loader()
 
 
-def test_types_that_an_engine_has_not_are_refused() -> None:
+def test_types_that_the_engine_does_not_support_are_refused() -> None:
     with pytest.raises(RecipeError, match="precision=float32"):
         choose_dtype(recipe(precision="float32"), "unsloth")
     with pytest.raises(RecipeError, match="no NF4"):
