@@ -39,7 +39,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recipe]
     folder = tmp_path_factory.mktemp("undisturbed")
     os.environ["STROP_CACHE"] = str(folder / "cache")
     recipe = load_recipe(str(write_recipe(folder, eval_steps=4, load_best_model_at_end=True, save_steps=2)))
-    assert in_child(recipe) == 0
+    strop.train(recipe)  # in this process, so that no child has to import what training takes
     return recipe.output_dir, recipe
 
 

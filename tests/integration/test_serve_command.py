@@ -243,6 +243,7 @@ def test_a_signal_in_the_middle_of_an_answer_ends_it_cleanly(workshop: Path) -> 
         answer.readline()
         assert server.end() == (0, "")
         assert b"[DONE]" not in answer.read(), "it does not wait for the answer's end"
+        connection.close()
 
 
 @pytest.mark.parametrize(
