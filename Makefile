@@ -27,10 +27,10 @@ demo: $(READY)  ## fine-tune SmolLM2-135M on real census questions, on the CPU, 
 	HF_HUB_OFFLINE=1 $(BIN)/strop chat runs/demo --compare --example
 
 test: $(READY)  ## every test that needs no GPU
-	$(PYTEST) -n 2 --dist loadfile -m 'not gpu'
+	$(PYTEST) -n 2 --dist loadgroup -m 'not gpu'
 
 test-fast: $(READY)  ## the tests that take seconds
-	$(PYTEST) -n 2 --dist loadfile -m 'not gpu and not slow'
+	$(PYTEST) -n 2 --dist loadgroup -m 'not gpu and not slow'
 
 check: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
@@ -50,8 +50,8 @@ release-check: $(READY)  ## build sdist and wheel, then train from the wheel in 
 	$(PYTHON) .ci/release_check.py dist
 
 # Warnings are no errors here: the packages are whatever that Python has.
-test-gpu:  ## the tests that need a CUDA device, with the Python that is active
-	PYTHONPATH=src:$$PYTHONPATH python3 -m pytest -W default -m gpu tests/gpu tests/golden
+test-gpu:  ## the tests that need a CUDA device, with the Python that is active; ARGS='-n 4 --shuffle 1': in parallel
+	PYTHONPATH=src:$$PYTHONPATH python3 -m pytest -W default -m gpu tests/gpu tests/golden $(ARGS)
 
 bench: $(READY)  ## tokenisation throughput
 	STROP_CACHE=$$(mktemp -d) $(BIN)/python benchmarks/bench_tokenize.py tests/fixtures/phi3-tokenizer 200000

@@ -143,6 +143,7 @@ def test_the_recipe_of_unsloths_users_trains_and_resumes(tmp_path: Path) -> None
     assert apart(column(parts, "loss")[20:], column(whole, "loss")[20:]) < 0.05
 
 
+@pytest.mark.whole_gpu
 def test_out_of_memory_is_exit_6(tmp_path: Path) -> None:
     """All but a few GiB are taken by this process; the batch would need tens."""
     write_recipe_for(tmp_path, "llama")

@@ -63,9 +63,9 @@ def adapter_of(folder: Path, dtype: torch.dtype, **held: bool) -> LoraAdapter:
     return adapter
 
 
-def loss_and_gradient(adapter: LoraAdapter) -> tuple[Tensor, Tensor]:
+def loss_and_gradient(adapter: LoraAdapter, every: int = 1) -> tuple[Tensor, Tensor]:
     adapter.flat_grad.zero_()
-    loss = adapter.decoder.nll_sum(PackedInputs.of(batch_of(share=True), torch.device("cpu")))
+    loss = adapter.decoder.nll_sum(PackedInputs.of(batch_of(share=True, every=every), torch.device("cpu")))
     loss.backward()
     return loss.detach(), adapter.flat_grad.clone()
 
@@ -112,15 +112,15 @@ def test_the_fused_layers_equal_the_plain_decoder(
     from test_fused_decoder import TOLERANCE, fused
 
     adapter = adapter_of(write_checkpoint(tmp_path, family, num_hidden_layers=2, **SIZES), torch.float32, nf4=True)
-    want, want_gradient = loss_and_gradient(adapter)
+    want, want_gradient = loss_and_gradient(adapter, every=3)
     monkeypatch.setattr("strop.ops.nf4.kernels_for", lambda x: kernels)
     adapter.decoder.gradient_checkpointing = recompute
-    nll, gradient = fused(adapter, batch_of(share=True), padding="none")
+    nll, gradient = fused(adapter, batch_of(share=True, every=3), padding="none")
     assert nll == pytest.approx(want.item(), rel=TOLERANCE)
     assert distance(gradient, want_gradient) < TOLERANCE
     down = projections(adapter.decoder)[0, "down"].frozen
     next(iter(down.buffers()))[:4] ^= 0x80  # eight of 8,192 numbers of one matrix
-    assert distance(fused(adapter, batch_of(share=True), padding="none")[1], want_gradient) > 10 * TOLERANCE
+    assert distance(fused(adapter, batch_of(share=True, every=3), padding="none")[1], want_gradient) > 10 * TOLERANCE
 
 
 def test_nf4_in_float8_is_the_rounded_matrix_in_float8(tmp_path: Path) -> None:

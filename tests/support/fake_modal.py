@@ -36,7 +36,7 @@ from grpclib.const import Handler
 from grpclib.server import Server
 from modal_proto import api_grpc, api_pb2
 
-from waiting import until
+from waiting import PATIENCE, until
 
 SECRETS = {"huggingface": {"HF_TOKEN": "hf_thisisacanaryandnotatoken00000"}}
 """What the account's secrets hold; a test looks for the value everywhere."""
@@ -154,10 +154,10 @@ class FakeModal:
     @contextlib.contextmanager
     def running(self) -> Iterator["FakeModal"]:
         """Serve from a thread; at the end no container is left."""
-        loop, ready, over = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
-        self.loop = loop
+        ready, over = threading.Event(), asyncio.Event()
 
         async def serve() -> None:
+            self.loop = asyncio.get_running_loop()
             server = Server([self])
             await server.start("127.0.0.1", 0)
             self.url = f"http://127.0.0.1:{server._server.sockets[0].getsockname()[1]}"
@@ -177,14 +177,14 @@ class FakeModal:
             await blocks.cleanup()
             server.close()
 
-        thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+        thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
         thread.start()
-        ready.wait(30)
+        assert ready.wait(PATIENCE)
         try:
             yield self
         finally:
-            loop.call_soon_threadsafe(over.set)
-            thread.join(30)
+            self.loop.call_soon_threadsafe(over.set)
+            thread.join(PATIENCE)
 
     def __mapping__(self) -> dict[str, Handler]:
         """Every RPC of Modal's; those with no method here answer UNIMPLEMENTED."""

@@ -21,9 +21,10 @@ def samples(seed: int = 0, vocab: int = 60) -> list[Sample]:
     return [Sample(row.astype(np.int32), np.arange(len(row)) % 3 < 2) for row in rows]
 
 
-def batch_of(share: bool, seed: int = 0) -> Microbatch:
-    """The samples as one microbatch, with shared prefixes or without."""
-    rows = samples(seed)
+def batch_of(share: bool, seed: int = 0, every: int = 1) -> Microbatch:
+    """The samples as one microbatch, with shared prefixes or without; of their tokens every n-th, where tiles are no
+    matter and the interpreter is slow."""
+    rows = [Sample(row.input_ids[::every], row.learned[::every]) for row in samples(seed)]
     (batch,) = pack(rows, range(len(rows)), 10_000, share=share)
     assert (max(batch.tree.parents) >= 0) == share
     return batch
