@@ -101,7 +101,7 @@ def record(adapter: LoraAdapter, batch: Microbatch) -> list[dict[str, Any]]:
         projection.frozen = Recorder(projection.frozen, note)
     try:
         with torch.enable_grad():
-            PlainGradients(adapter).of([batch])
+            PlainGradients(adapter).of([batch], 1.0 / batch.num_loss_tokens)
     finally:
         for projection in projections(adapter.decoder).values():
             projection.frozen = projection.frozen.frozen

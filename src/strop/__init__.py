@@ -3,7 +3,7 @@
     import strop
 
     run = strop.train(strop.load_recipe("demo", {"train.max_steps": 20}))
-    print(strop.evaluate(run).tuned)
+    print(strop.evaluate(run).difference["nll"])
 
 Importing strop loads neither torch nor pydantic; names are loaded when they are first used.
 """
@@ -89,4 +89,4 @@ if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every 
 
     def __dir__() -> list[str]:
         """The public names, loaded or not."""
-        return sorted({*globals(), *__all__})
+        return sorted([*__all__, "__version__"])

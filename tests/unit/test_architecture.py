@@ -429,3 +429,14 @@ def test_a_package_without_a_line_on_its_purpose_is_seen(text: str, write: Write
     said = '"""What this package is for."""\n'
     tree = write({"__init__.py": said, "a/__init__.py": text, "b/__init__.py": said, "b/x.py": ""})
     assert list(packages_without_purpose(tree)) == ["strop.a"]
+
+
+def test_the_design_has_the_same_table() -> None:
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    table = page.partition("| room | may import, beside `errors` |")[2].partition("\n\n")[0]
+    rows = dict(re.findall(r"^\| `([a-z_]+)` \| (.*) \|$", table, flags=re.MULTILINE))
+    said = {room: set(re.findall("`([a-z_.]+)`", names)) for room, names in rows.items()}
+    held = {
+        room: names - {"errors", ""} for room, names in MAY_IMPORT.items() if room not in ("errors", "", "__main__")
+    }
+    assert said == held

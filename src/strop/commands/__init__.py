@@ -3,8 +3,7 @@
 In every command's file the function of that name is what Python users call, and `command` is what the command line
 calls; `strop.cli` registers them all. What several commands need:
 
-    arguments   arguments that several commands take
-    console     where they print
+    console     where they print, and the arguments that several of them take
     run         a run folder, as they take and return it
     prepare     a recipe's model folder and data, vetted and counted
     load        a model on its device, with a fresh or a trained adapter

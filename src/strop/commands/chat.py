@@ -42,8 +42,8 @@ def command(
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Ask once and exit.")] = None,
     example: Annotated[bool, typer.Option("--example", help="Ask a question from the held-out rows.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Answer with the base model too.")] = False,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
 ) -> None:
     """Talk to the tuned model of a run folder or an endpoint, in the template it was trained on.
 

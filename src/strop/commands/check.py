@@ -96,7 +96,9 @@ def _histogram(lengths: Lengths) -> None:
 
 def _warnings(prepared: Prepared) -> list[str]:
     train, overlap = prepared.report.train, prepared.report.overlap
-    lines = [f"{count:,} rows are skipped: {kind}" for kind, count in train.skipped.items()]
+    lines = [
+        f"{count:,} {'row is' if count == 1 else 'rows are'} skipped: {kind}" for kind, count in train.skipped.items()
+    ]
     if train.stop_cut:
         lines.append(f"{train.stop_cut:,} samples are cut at model.max_seq_length and do not learn to stop")
     if train.special_text:

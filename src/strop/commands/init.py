@@ -27,13 +27,16 @@ def init(data: str, path: Path, *, model: str = DEFAULT_MODEL) -> None:
         model: The base model: a folder, a .gguf file or a hub id.
 
     Raises:
-        RecipeError: The file exists already.
+        RecipeError: The file exists already, or cannot be written.
         DataError: The rows cannot be found, or their shape is not known.
     """
     if path.exists():
         raise RecipeError(f"{path} exists already; name another file with --output")
     detect_format(find_files([data]))
-    path.write_text(starter_recipe(data, model), encoding="utf-8")
+    try:
+        path.write_text(starter_recipe(data, model), encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be written: {error.strerror}; name another file with --output") from error
 
 
 def command(

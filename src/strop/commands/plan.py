@@ -108,8 +108,8 @@ def plan_notes(plan: Plan) -> Iterator[str]:
     sharing = f", {work.sharing:.2f} tokens of the rows for each token computed" if work.sharing > 1 else ""
     yield f"{work.num_steps:,} steps of {plan.samples_per_step} samples{sharing}"
     yield (
-        f"time and $ count {START_SECONDS:.0f} s of starting, {work.evaluations} evaluations and {work.saves} "
-        f"checkpoints; prices: {plan.prices.source}"
+        f"time and $ include {START_SECONDS:.0f} s to start, {_counted(work.evaluations, 'evaluation')} and "
+        f"{_counted(work.saves, 'checkpoint')}; prices: {plan.prices.source}"
     )
     if any(line.source == "scaled" for line in plan.lines):
         yield f"scaled: from figures measured on one {GPU} on {DATE} and each GPU's published rates; docs/plan.md"
@@ -129,3 +129,7 @@ def plan_notes(plan: Plan) -> Iterator[str]:
 
 def _dollars(line: Estimate, factor: float) -> str:
     return "no price" if line.dollars is None else f"${line.dollars * factor:,.2f}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -32,11 +32,13 @@ def report(runs: Sequence[Run], *, output: Path | None = None) -> Path:
         The page.
 
     Raises:
-        RecipeError: A folder is not a run's, there are too many, or the output is a file of another kind.
+        RecipeError: A folder is not a run's, there are none or too many, or the output is a file of another kind.
         StropError: It cannot be written.
     """
     from strop.reporting.page import GENERATOR
 
+    if not runs:
+        raise RecipeError("name at least one run")
     target = output or (runs[0].path / REPORT_FILE if len(runs) == 1 else Path(REPORT_FILE))
     page = _page(runs)
     try:

@@ -74,4 +74,5 @@ class Run:
             RecipeError: It has none.
         """
         if not (self.adapter_path / "adapter_config.json").exists():
+            assert self.recipe  # or it is not a run folder, and says so
             raise RecipeError(f"{self.path} has no adapter yet; `strop train {self.path}` resumes it")

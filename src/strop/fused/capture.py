@@ -49,7 +49,7 @@ class CapturedGradients:
         """See `Gradients`. The gradient is allocated once activations are freed, which saves 4 bytes a parameter."""
         work = self._model.work
         work.refresh()
-        work.grad.zero_()
+        work.zero()
         self._scale.fill_(scale)
         losses = []
         for microbatch in microbatches:

@@ -76,6 +76,10 @@ class LoraWork:
         """Copy the current parameters in."""
         copy_blocks(self._values, self._adapter.flat, self._tiles, self._adapter.section.r, out=False)
 
+    def zero(self) -> None:
+        """Forget the gradients of the last step."""
+        self.grad.zero_()
+
     def collect(self) -> Tensor:
         """The gradients in the order of the adapter's buffer, ready for the optimizer."""
         grad = torch.empty_like(self._adapter.flat)

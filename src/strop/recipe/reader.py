@@ -101,7 +101,7 @@ def _find(name_or_path: str) -> Path:
         siblings = [str(p) for p in path.parent.glob("*.y*ml")] if os.path.isdir(path.parent) else []
         raise RecipeError(
             f"there is no recipe file {_show(name_or_path)}, and no shipped recipe with that name"
-            f"{_nearest(name_or_path, [*shipped, *siblings])}. Shipped recipes: {', '.join(shipped)}"
+            f"{_nearest(name_or_path, [*shipped, *siblings]) or '.'} Shipped recipes: {', '.join(shipped)}"
         )
     return path
 
@@ -164,7 +164,8 @@ class _Reader:
             return {}
         if section not in _SECTIONS and (section or (isinstance(entry.value, dict) and not target)):
             name = section or key
-            return self._fault(f"{entry.where}: unknown section {_show(name)}{_nearest(name, list(_SECTIONS))}")
+            near = _nearest(name, list(_SECTIONS)) or f"; the sections are {', '.join(_SECTIONS)}"
+            return self._fault(f"{entry.where}: unknown section {_show(name)}{near}")
         if entry.key in _SECTIONS and target is None:
             example = f"{key}.{next(iter(_SECTIONS[key].model_fields))}"
             return self._fault(

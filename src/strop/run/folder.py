@@ -61,7 +61,9 @@ class RunFolder:
             self._refuse_strangers()
             lock = open(self.path / "run.lock", "a+", encoding="utf-8")  # noqa: SIM115 (held beyond this block)
         except OSError as error:
-            raise RecipeError(f"train.output_dir={self.path} cannot be written: {error.strerror}") from error
+            raise RecipeError(
+                f"train.output_dir={self.path} cannot be written: {error.strerror}; name another folder"
+            ) from error
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -68,7 +68,13 @@ class Engine(Protocol):
         """
 
     def make_room(self, step: int) -> str:
-        """Use smaller microbatches from now on, because a step ran out of memory; returns a line that says so.
+        """Use smaller microbatches from now on, because a step ran out of memory.
+
+        Args:
+            step: As people count it, from 1.
+
+        Returns:
+            A line that says so.
 
         Raises:
             OutOfMemoryError: They cannot be made smaller.

@@ -157,7 +157,7 @@ _SCRIPT = """
 import sys
 sys.path[:0] = {path!r}
 from strop.run.live import console_reporter
-from test_console import run_whole
+from test_reporter import run_whole
 reporter = console_reporter(1)
 print("chosen", flush=True, file=sys.stderr)
 sys.stdin.readline()
