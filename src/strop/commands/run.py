@@ -74,5 +74,5 @@ class Run:
             RecipeError: It has none.
         """
         if not (self.adapter_path / "adapter_config.json").exists():
-            assert self.recipe  # or it is not a run folder, and says so
+            _ = self.recipe  # raises where this is not a run folder; an assert would not, under -O
             raise RecipeError(f"{self.path} has no adapter yet; `strop train {self.path}` resumes it")
