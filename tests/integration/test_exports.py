@@ -17,7 +17,7 @@ from strop import Run
 from strop.commands.export import _reference
 from strop.data.template import load_template
 from strop.errors import ParityError
-from strop.exporting.parity.gate import check_parity
+from strop.exporting.parity.gate import Reference, check_parity
 from strop.model.pretrained.folder import open_model
 from tiny_runs import environment, strop, write_bfloat16_recipe
 from waiting import until
@@ -105,20 +105,30 @@ FAULTS: list[tuple[str, Callable[[Path], None], str]] = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "spoil", "said"), FAULTS, ids=[fault.__name__ for _, fault, _ in FAULTS])
-def test_what_differs_is_said(
-    kind: str, spoil: Callable[[Path], None], said: str, workshop: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def trained(workshop: Path) -> tuple[Path, Reference]:
+    """The base model's folder, and what the trained model answers."""
     run = Run(workshop / "run")
     base = open_model(run.recipe.model)
     template = load_template(base.path, run.recipe.data.template, run.format)
+    return base.path, _reference(run, base, template, 256)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "spoil", "said"), FAULTS, ids=[fault.__name__ for _, fault, _ in FAULTS])
+def test_what_differs_is_said(
+    kind: str,
+    spoil: Callable[[Path], None],
+    said: str,
+    workshop: Path,
+    trained: tuple[Path, Reference],
+    tmp_path: Path,
+) -> None:
+    base, reference = trained
     shutil.copytree(workshop / kind, tmp_path / "spoilt")
     spoil(tmp_path / "spoilt")
     with pytest.raises(ParityError, match=said):
-        check_parity(
-            kind, tmp_path / "spoilt", base.path if kind == "adapter" else None, _reference(run, base, template, 256)
-        )
+        check_parity(kind, tmp_path / "spoilt", base if kind == "adapter" else None, reference)
 
 
 @pytest.mark.slow

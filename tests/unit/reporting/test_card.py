@@ -120,13 +120,18 @@ def test_losses_stand_in_for_scores(tmp_path: Path) -> None:
     )
 
 
+@pytest.fixture(scope="module")
+def plain_structures(tmp_path_factory: pytest.TempPathFactory) -> dict[Form, Any]:
+    plain = hostile(tmp_path_factory.mktemp("cards") / "plain", "plain")
+    return {form: structure(render_card(*plain, form, parity("plain"))) for form in FORMS}
+
+
 @pytest.mark.parametrize("index", range(len(TEXTS)))
-def test_hostile_texts_stay_texts(index: int, tmp_path: Path) -> None:
+def test_hostile_texts_stay_texts(index: int, plain_structures: dict[Form, Any], tmp_path: Path) -> None:
     run, about = hostile(tmp_path / "run", TEXTS[index])
-    plain = hostile(tmp_path / "plain", "plain")
     for form in FORMS:
         text = render_card(run, about, form, parity(TEXTS[index]))
-        assert structure(text) == structure(render_card(*plain, form, parity("plain")))
+        assert structure(text) == plain_structures[form]
         assert is_untouched(text)
         fields = yaml.safe_load(text.split("\n---\n")[0].removeprefix("---\n"))
         assert fields["base_model"] == shown(TEXTS[index])
