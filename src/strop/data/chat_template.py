@@ -11,6 +11,7 @@ each exactly what the model reads and writes at that turn.
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -163,12 +164,12 @@ class ChatTemplate:
         return found
 
     def _render(self, asked: Sequence[_Asked]) -> list[str]:
-        """The text of each, with one call of the template for all that have the same tools and documents."""
+        """The text of each, with one call of the template for all that give it the same besides their turns."""
         texts = [""] * len(asked)
         groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         for i, one in enumerate(asked):
-            groups[_given(one.chat.tools), _given(one.chat.documents), one.generation_prompt].append(i)
-        for (_, _, generation_prompt), members in groups.items():
+            groups[_given(one.chat), one.generation_prompt].append(i)
+        for (_, generation_prompt), members in groups.items():
             first = asked[members[0]].chat
             chats = [[self._turn(m) for m in asked[i].chat.messages[: asked[i].num_turns]] for i in members]
             for i, text in zip(members, self._apply(chats, first, generation_prompt), strict=True):
@@ -211,6 +212,21 @@ class ChatTemplate:
                     f"not in the chat template: it does not tell the model of the row's {what}; "
                     "use a model or data.chat_template that does, or remove them"
                 )
+        for name in chat.template_kwargs.keys() - self._values(chat).keys():
+            if chat.template_kwargs[name]:
+                raise DataError(
+                    f"not in the chat template: it does not read the row's chat_template_kwargs.{name}; "
+                    "use a model or data.chat_template that does, or remove it"
+                )
+
+    def _values(self, chat: Conversation) -> dict[str, Any]:
+        """Those of a row's values that the template reads."""
+        return {name: value for name, value in chat.template_kwargs.items() if name in self._names}
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        """Every name in the template's source."""
+        return frozenset(re.findall(r"\w+", self.source))
 
     def _apply(self, chats: list[list[dict[str, Any]]], given: Conversation, generation_prompt: bool) -> list[str]:
         try:
@@ -221,7 +237,7 @@ class ChatTemplate:
                 chat_template=self.source,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
-                **DATE,
+                **(DATE | self._values(given)),
             )
         except Exception as error:  # a template may raise anything
             raise DataError(f"the chat template rejects this row: {error}") from error
@@ -305,8 +321,9 @@ def _is_asked(chat: Conversation, turn: int) -> bool:
     return any(message.role != "system" for message in chat.messages[:turn])
 
 
-def _given(values: Sequence[Mapping[str, Any]]) -> str:
-    return json.dumps(list(values)) if values else ""
+def _given(chat: Conversation) -> str:
+    given = (chat.tools, chat.documents, chat.template_kwargs)
+    return json.dumps(given) if any(given) else ""
 
 
 def _reasoning(message: Message) -> str:
