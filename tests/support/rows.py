@@ -1,0 +1,50 @@
+"""Rows as files, as sources, as examples and as samples."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from strop.data.dataset import open_or_build
+from strop.data.examples import Example, Fault
+from strop.data.sources import Source, open_sources, read_examples
+from strop.data.store import SampleStore, StoreSettings
+from strop.data.template import Encoded, Template
+from strop.recipe import DataFile, DataSection
+
+
+def write_rows(path: Path, rows: Iterable[Any]) -> Path:
+    """A JSONL file of rows; one that is a text is a line as it is."""
+    lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+    path.write_text("".join(line + "\n" for line in lines), "utf-8")
+    return path
+
+
+def sources(*paths: Path, **entry: Any) -> list[Source]:
+    """The sources of some files, each an entry of data.train_file with the same keys."""
+    files = tuple(DataFile(path=str(path), **entry) for path in paths)
+    return open_sources(DataSection(train_file=files), files)
+
+
+def examples(*paths: Path, **entry: Any) -> list[Example | Fault]:
+    """What is read of the rows of some files."""
+    return [row if isinstance(row, Fault) else row.example for row in read_examples(sources(*paths, **entry))]
+
+
+def open_store(path: Path, template: Template, max_seq_length: int = 128, **settings: Any) -> SampleStore:
+    """The samples of a file."""
+    return open_or_build(sources(path), template, StoreSettings(max_seq_length, **settings))
+
+
+def read_aloud(template: Template, samples: Iterable[Encoded]) -> list[list[str]]:
+    """For each sample what is learned of it, as text: a piece for each run of learned tokens."""
+    return [[text for text, is_learned in _runs(template, sample) if is_learned] for sample in samples]
+
+
+def _runs(template: Template, sample: Encoded) -> list[tuple[str, bool]]:
+    runs: list[tuple[list[int], bool]] = []
+    for token, is_learned in zip(sample.input_ids.tolist(), sample.learned.tolist(), strict=True):
+        if not runs or runs[-1][1] != is_learned:
+            runs.append(([], is_learned))
+        runs[-1][0].append(token)
+    return [(template.tokenizer.decode(ids), is_learned) for ids, is_learned in runs]
