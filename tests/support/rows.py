@@ -12,6 +12,30 @@ from strop.data.store import SampleStore, StoreSettings
 from strop.data.template import Encoded, Template
 from strop.recipe import DataFile, DataSection
 
+CHATML = r"""
+{%- if tools %}
+{{- '<|im_start|>system\n' }}
+{%- for tool in tools %}{{ tool | tojson }}{{ '\n' }}{% endfor %}
+{{- '<|im_end|>\n' }}
+{%- endif %}
+{%- if documents %}
+{{- '<|im_start|>documents\n' }}
+{%- for document in documents %}{{ document.title }}: {{ document.text }}{{ '\n' }}{% endfor %}
+{{- '<|im_end|>\n' }}
+{%- endif %}
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\n' }}
+{%- if message.reasoning_content %}{{ '<think>\n' + message.reasoning_content + '\n</think>\n\n' }}{% endif %}
+{{- message.content or '' }}
+{%- for call in message.tool_calls or [] %}
+{{- '<tool_call>' + call.function | tojson + '</tool_call>' }}
+{%- endfor %}
+{{- '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}
+"""
+"""A chat template with a place for everything that a row can say: tools, documents, reasoning and calls."""
+
 
 def write_rows(path: Path, rows: Iterable[Any]) -> Path:
     """A JSONL file of rows; one that is a text is a line as it is."""

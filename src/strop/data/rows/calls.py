@@ -87,7 +87,9 @@ def calls_in_text(content: str, where: str, path: str, unused: set[str]) -> tupl
         RowError: It is something else.
     """
     found = parsed(content, f"the function call{where}")
-    return tuple(read_call(call, where, path, unused) for call in (found if isinstance(found, list) else [found]))
+    if isinstance(found, list):
+        return tuple(read_call(call, where, f"{path}[]", unused) for call in found)
+    return (read_call(found, where, path, unused),)
 
 
 def read_call(call: Any, where: str, path: str, unused: set[str]) -> ToolCall:

@@ -147,7 +147,8 @@ def _names(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _tokens(row: Mapping[str, Any], names: dict[str, str], format: Format | None) -> Shape | None:
-    wanted = format in (None, "tokens") and isinstance(row.get("input_ids"), list)
+    ids = row.get("input_ids")
+    wanted = format in (None, "tokens") and isinstance(ids, list) and (ids or format)
     return Shape("tokens") if wanted else None
 
 

@@ -49,7 +49,7 @@ def read_content(value: Any, where: str, path: str, unused: set[str]) -> Content
     Raises:
         RowError: A part is something else, such as an image, or chat templates would write the parts in another order.
     """
-    if value is None or isinstance(value, str):
+    if is_empty(value) or isinstance(value, str):
         return Content(value or "")
     parts = [value] if isinstance(value, dict) else value
     if not isinstance(parts, list) or not all(isinstance(part, dict | str) for part in parts):
@@ -89,7 +89,7 @@ def _pieces(part: dict[str, Any] | str, where: str, path: str, unused: set[str])
 def _piece(part: dict[str, Any], key: str, where: str, path: str, unused: set[str]) -> Iterator[_Piece]:
     """What one key of a part says."""
     value = part[key]
-    if key == "text" and value is not None:
+    if key == "text" and (value == "" or not is_empty(value)):
         is_thought = part.get("thought") is True or part.get("type") in _REASONING
         yield "reasoning" if is_thought else "text", _text(value, key, where)
     elif is_empty(value) or key in ("type", "thought"):

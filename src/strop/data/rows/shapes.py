@@ -1,6 +1,6 @@
 """The shapes of a row, checked field by field and turned into examples."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +9,14 @@ from strop.data.rows import masks
 from strop.data.rows.calls import TOOL_KEYS, read_tools
 from strop.data.rows.columns import PREFERENCE, REQUIRED, Format, Shape, better_answer, optional_columns, shape_of
 from strop.data.rows.fields import RowError, get, is_empty, objects, parsed, text, unknown
+from strop.data.rows.parts import read_content
 from strop.data.rows.tokens import TOKEN_KEYS, read_tokens
 from strop.data.rows.turns import read_turn, read_turns, with_masks
 
 _MEDIA = dict.fromkeys(("images", "image", "videos", "video", "audios", "audio"), "strop trains on text only")
 _EXTRAS = (*TOOL_KEYS, "documents", "chat_template_kwargs")
 _MASKS = (*masks.ROW_KEYS, *masks.UNDESIRABLE)
+_NAMES = {name.lower(): name for name in (*_MASKS, *_MEDIA, *PREFERENCE, *_EXTRAS)}
 _KWARGS = "'chat_template_kwargs'"
 _TRAILING = "turns after the last learned answer"
 
@@ -40,6 +42,7 @@ class RowReader:
             RowError: A field is missing, null, not text or empty where it must not be; a key asks for what strop
                 cannot do.
         """
+        row = _renamed(row, self._shape.columns.values())
         self._refuse(row)
         unused: set[str] = set()
         columns = self._columns(row)
@@ -88,6 +91,15 @@ class RowReader:
         known = {*columns.values(), *self._required.values(), *_MASKS, *_MEDIA}
         extras: dict[Format, tuple[str, ...]] = {"tokens": TOKEN_KEYS, "text": ()}
         return known | {*extras.get(self._shape.format, _EXTRAS)}
+
+
+def _renamed(row: dict[str, Any], columns: Collection[str]) -> dict[str, Any]:
+    """A row with `Images ` as images and so on, except for its columns and what it has twice."""
+    found: dict[str, Any] = {}
+    for key, value in row.items():
+        name = _NAMES.get(key.strip().lower(), key)
+        found[key if key in columns or name in row or name in found else name] = value
+    return found
 
 
 def _preference(row: Mapping[str, Any], shape: Shape) -> str:
@@ -229,11 +241,16 @@ def _optional(row: dict[str, Any], columns: Mapping[str, str], part: str) -> str
 def _system(row: dict[str, Any], columns: Mapping[str, str], unused: set[str]) -> str:
     """The system message of a row: a text, or a turn or its parts as Bedrock and Gemini have them."""
     key = columns.get("system")
-    if key is None or not isinstance(row.get(key), list | dict) or is_empty(row[key]):
+    value = None if key is None else row.get(key)
+    if key is None or is_empty(value) or not isinstance(value, list | dict):
         return _optional(row, columns, "system")
-    turn = row[key] if isinstance(row[key], dict) else {"content": row[key]}
-    [message] = read_turn({**turn, "role": "system"}, f" of '{key}'", key, unused)
-    return message.content
+    if isinstance(value, dict):
+        [message] = read_turn({**value, "role": "system"}, f" of '{key}'", key, unused)
+        return message.content
+    found = read_content(value, f" of '{key}'", key, unused)
+    if found.reasoning or found.calls or found.results:
+        raise RowError(f"not text: '{key}' has more than text")
+    return found.text
 
 
 def _document(row: dict[str, Any], columns: Mapping[str, str], system: str, unused: set[str]) -> Example:
