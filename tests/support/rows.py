@@ -1,15 +1,17 @@
 """Rows as files, as sources, as examples and as samples."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from strop.data.dataset import open_or_build
 from strop.data.examples import Example, Fault
 from strop.data.sources import Source, open_sources, read_examples
 from strop.data.store import SampleStore, StoreSettings
 from strop.data.template import Encoded, Template
+from strop.errors import DataError
 from strop.recipe import DataFile, DataSection
 
 CHATML = r"""
@@ -63,6 +65,39 @@ def open_store(path: Path, template: Template, max_seq_length: int = 128, **sett
 def read_aloud(template: Template, samples: Iterable[Encoded]) -> list[list[str]]:
     """For each sample what is learned of it, as text: a piece for each run of learned tokens."""
     return [[text for text, is_learned in _runs(template, sample) if is_learned] for sample in samples]
+
+
+class Learned(NamedTuple):
+    """What becomes of a row: its shape, what is learned of it but the stop tokens, and its keys that are not used."""
+
+    shape: str
+    answers: list[str]
+    unused: tuple[str, ...] = ()
+
+
+def verdict(path: Path, template: Template, **entry: Any) -> Learned | str:
+    """What becomes of a file's first row, or why it is refused."""
+    try:
+        [source] = sources(path, **entry)
+        row = next(read_examples([source]))
+        if isinstance(row, Fault):
+            return row.reason
+        [samples] = template.encode([row.example])
+    except DataError as error:
+        return str(error)
+    answers = [text for sample in read_aloud(template, samples) for text in sample]
+    stop = template.tokenizer.eos_token
+    assert source.shape.format == "tokens" or all(text.endswith(stop) for text in answers)
+    return Learned(source.shape.format, [text.removesuffix(stop) for text in answers], row.unused)
+
+
+def require_verdict(found: Learned | str, expected: Learned | str) -> None:
+    """Require what is learned, or a reason (a regular expression)."""
+    if isinstance(expected, Learned):
+        assert found == expected
+    else:
+        assert isinstance(found, str), found
+        assert re.search(expected, found), found
 
 
 def _runs(template: Template, sample: Encoded) -> list[tuple[str, bool]]:

@@ -212,12 +212,12 @@ class ChatTemplate:
                     f"not in the chat template: it does not tell the model of the row's {what}; "
                     "use a model or data.chat_template that does, or remove them"
                 )
-        for name in chat.template_kwargs.keys() - self._values(chat).keys():
-            if chat.template_kwargs[name]:
-                raise DataError(
-                    f"not in the chat template: it does not read the row's chat_template_kwargs.{name}; "
-                    "use a model or data.chat_template that does, or remove it"
-                )
+        ignored = sorted(name for name, value in chat.template_kwargs.items() if value and name not in self._names)
+        if ignored:
+            raise DataError(
+                f"not in the chat template: it does not read the row's chat_template_kwargs {', '.join(ignored)}; "
+                "use a model or data.chat_template that does, or remove them"
+            )
 
     def _values(self, chat: Conversation) -> dict[str, Any]:
         """Those of a row's values that the template reads."""

@@ -1,29 +1,17 @@
 """Every file of cases/{columns,rows}: what is learned of its first row and what is not used, or why it is refused."""
 
-import re
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from rows import CHATML, read_aloud, sources
+from rows import CHATML, Learned, require_verdict, sources, verdict
 from strop.data.examples import Fault
 from strop.data.sources import read_examples
 from strop.data.template import Template, load_template
-from strop.errors import DataError
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 CASES = FIXTURES / "cases"
-END = "<|im_end|>"
 CALL = '<tool_call>{"name": "tide_at", "arguments": {"port": %s}}</tool_call>'
-
-
-class Learned(NamedTuple):
-    """The shape of a row, what is learned of it, and its keys that are not used."""
-
-    shape: str
-    answers: list[str]
-    unused: tuple[str, ...] = ()
 
 
 MILL, QUAY = "The mill is by the weir.", "At quay 0."
@@ -98,21 +86,6 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Template]:
         }
 
 
-def verdict(name: str, template: Template) -> Learned | str:
-    """What becomes of a file's first row."""
-    try:
-        [source] = sources(CASES / f"{name}.jsonl")
-        row = next(read_examples([source]))
-        if isinstance(row, Fault):
-            return row.reason
-        [samples] = template.encode([row.example])
-    except DataError as error:
-        return str(error)
-    answers = [text for sample in read_aloud(template, samples) for text in sample]
-    assert all(text.endswith(END) for text in answers)
-    return Learned(source.shape.format, [text.removesuffix(END) for text in answers], row.unused)
-
-
 def test_the_table_is_complete() -> None:
     files = {str(path.relative_to(CASES).with_suffix("")) for path in CASES.glob("[cr]o*s/*.jsonl")}
     assert files == VERDICTS.keys() | {*DOCUMENTS}
@@ -120,20 +93,13 @@ def test_the_table_is_complete() -> None:
 
 @pytest.mark.parametrize("name", VERDICTS)
 def test_a_template_that_has_a_place_for_everything(templates: dict[str, Template], name: str) -> None:
-    check(verdict(name, templates["whole"]), VERDICTS[name])
+    require_verdict(verdict(CASES / f"{name}.jsonl", templates["whole"]), VERDICTS[name])
 
 
 @pytest.mark.parametrize("name", VERDICTS)
 def test_the_template_of_smollm2(templates: dict[str, Template], name: str) -> None:
-    check(verdict(name, templates["smollm2"]), NOT_IN_SMOLLM2.get(name, VERDICTS[name]))
-
-
-def check(found: Learned | str, expected: Learned | str) -> None:
-    if isinstance(expected, str):
-        assert isinstance(found, str), found
-        assert re.search(expected, found), found
-    else:
-        assert found == expected
+    found = verdict(CASES / f"{name}.jsonl", templates["smollm2"])
+    require_verdict(found, NOT_IN_SMOLLM2.get(name, VERDICTS[name]))
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -160,8 +126,6 @@ def test_documents_are_learned_whole(templates: dict[str, Template], name: str) 
 def test_what_a_refusal_advises_works(
     templates: dict[str, Template], name: str, columns: dict[str, str], answers: list[str]
 ) -> None:
-    rows = list(read_examples(sources(CASES / f"{name}.jsonl", columns=columns)))
-    assert len(rows) == 4
-    assert not any(isinstance(row, Fault) for row in rows)
-    [samples] = templates["whole"].encode([rows[0].example])  # type: ignore[union-attr]
-    assert read_aloud(templates["whole"], samples) == [[text + END for text in answers]]
+    found = verdict(CASES / f"{name}.jsonl", templates["whole"], columns=columns)
+    assert isinstance(found, Learned), found
+    assert found.answers == answers
