@@ -19,6 +19,8 @@ REFUSED_IN_TURNS = {
     "train_detail": "parts of a turn cannot be learned by themselves; write train: true or train: false",
     "training_detail": "parts of a turn cannot be learned by themselves; write train: true or train: false",
 }
+_SAID_OF_A_TURN = frozenset((*TURN_KEYS, *REFUSED_IN_TURNS))
+_SAID_OF_A_ROW = frozenset(ROW_KEYS)
 _WORDS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 """As the cells of a CSV file have them."""
 
@@ -29,6 +31,8 @@ def of_turn(turn: Mapping[str, Any], where: str) -> bool | None:
     Raises:
         RowError: Its keys contradict each other, or ask for something between learning and not.
     """
+    if _SAID_OF_A_TURN.isdisjoint(turn):
+        return None
     for key, reason in REFUSED_IN_TURNS.items():
         if not is_empty(turn.get(key)):
             raise RowError(f"unclear mask: '{key}'{where}: {reason}")
@@ -49,6 +53,8 @@ def of_row(row: Mapping[str, Any], unused: set[str], num_turns: int = 0) -> Sequ
     Raises:
         RowError: The row as a whole is not to be learned, or its list does not fit its turns.
     """
+    if _SAID_OF_A_ROW.isdisjoint(row):
+        return None
     flags: list[bool] | None = None
     for key in ROW_KEYS:
         value = row.get(key)

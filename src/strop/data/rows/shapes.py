@@ -1,7 +1,8 @@
 """The shapes of a row, checked field by field and turned into examples."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from strop.data.examples import Alpaca, Conversation, Example, Message, PromptCompletion, Text
@@ -13,9 +14,9 @@ from strop.data.rows.parts import read_content
 from strop.data.rows.tokens import TOKEN_KEYS, read_tokens
 from strop.data.rows.turns import read_turn, read_turns, with_masks
 
-_MEDIA = dict.fromkeys(("images", "image", "videos", "video", "audios", "audio"), "strop trains on text only")
-_EXTRAS = (*TOOL_KEYS, "documents", "chat_template_kwargs")
-_MASKS = (*masks.ROW_KEYS, *masks.UNDESIRABLE)
+_MEDIA = frozenset(("images", "image", "videos", "video", "audios", "audio"))
+_EXTRAS = frozenset((*TOOL_KEYS, "documents", "chat_template_kwargs"))
+_MASKS = frozenset((*masks.ROW_KEYS, *masks.UNDESIRABLE))
 _NAMES = {name.lower(): name for name in (*_MASKS, *_MEDIA, *PREFERENCE, *_EXTRAS)}
 _KWARGS = "'chat_template_kwargs'"
 _TRAILING = "turns after the last learned answer"
@@ -34,6 +35,9 @@ class RowReader:
         self._system = system or ""
         self._convert = _CONVERTERS[shape.format]
         self._required = {part: shape.columns.get(part, part) for part in REQUIRED[shape.format]}
+        self._taken = frozenset(shape.columns.values())
+        own: dict[Format, Iterable[str]] = {"tokens": TOKEN_KEYS, "text": ()}
+        self._known = {*self._required.values(), *_MASKS, *_MEDIA, *own.get(shape.format, _EXTRAS)}
 
     def read(self, row: dict[str, Any]) -> tuple[Example, tuple[str, ...]]:
         """A row as an example, and the paths of its keys that are not used.
@@ -42,13 +46,14 @@ class RowReader:
             RowError: A field is missing, null, not text or empty where it must not be; a key asks for what strop
                 cannot do.
         """
-        row = _renamed(row, self._shape.columns.values())
+        if names := _renames(tuple(row), self._taken):
+            row = {names.get(key, key): value for key, value in row.items()}
         self._refuse(row)
         unused: set[str] = set()
         columns = self._columns(row)
         example = self._convert(row, columns, self._system, unused)
         self._look_at_label(row, columns, unused)
-        return example, tuple(sorted(unused | unknown(row, self._known(columns), "")))
+        return example, tuple(sorted(unused | (unknown(row, self._known, "") - {*columns.values()})))
 
     def _columns(self, row: dict[str, Any]) -> Mapping[str, str]:
         """Each part of this row and its column; the optional ones differ from row to row."""
@@ -65,9 +70,9 @@ class RowReader:
         return columns
 
     def _refuse(self, row: dict[str, Any]) -> None:
-        for key, reason in _MEDIA.items():
-            if not is_empty(row.get(key)):
-                raise RowError(f"not supported: '{key}': {reason}")
+        for key in row.keys() & _MEDIA:
+            if not is_empty(row[key]):
+                raise RowError(f"not supported: '{key}': strop trains on text only")
         if not self._shape.chosen and any(not is_empty(row.get(key)) for key in PREFERENCE):
             raise RowError(_preference(row, self._shape))
         if self._required and not any(name in row for name in self._required.values()):
@@ -80,25 +85,21 @@ class RowReader:
 
     def _look_at_label(self, row: dict[str, Any], columns: Mapping[str, str], unused: set[str]) -> None:
         """Refuse an answer that is marked as undesirable; a document's label is its class."""
-        labels = {key: row.get(key) for key in masks.UNDESIRABLE if key not in columns.values()}
+        labels = {key: row[key] for key in masks.UNDESIRABLE if key in row and key not in columns.values()}
         if self._shape.format == "text":
             unused |= unknown(labels, (), "")
         else:
             masks.refuse_undesirable(labels, unused)
 
-    def _known(self, columns: Mapping[str, str]) -> set[str]:
-        """The keys that are read or refused."""
-        known = {*columns.values(), *self._required.values(), *_MASKS, *_MEDIA}
-        extras: dict[Format, tuple[str, ...]] = {"tokens": TOKEN_KEYS, "text": ()}
-        return known | {*extras.get(self._shape.format, _EXTRAS)}
 
-
-def _renamed(row: dict[str, Any], columns: Collection[str]) -> dict[str, Any]:
-    """A row with `Images ` as images and so on, except for its columns and what it has twice."""
-    found: dict[str, Any] = {}
-    for key, value in row.items():
+@lru_cache(maxsize=1024)
+def _renames(keys: tuple[str, ...], columns: frozenset[str]) -> dict[str, str]:
+    """Which keys are others in another spelling, as `Images ` is images; columns and what a row has twice are not."""
+    found: dict[str, str] = {}
+    for key in keys:
         name = _NAMES.get(key.strip().lower(), key)
-        found[key if key in columns or name in row or name in found else name] = value
+        if name not in keys and key not in columns and name not in found.values():
+            found[key] = name
     return found
 
 
@@ -221,6 +222,8 @@ def _conversation(
 
 def _extras(row: dict[str, Any], unused: set[str]) -> dict[str, Any]:
     """What a conversation has besides its turns, as far as the row has it."""
+    if _EXTRAS.isdisjoint(row):
+        return {}
     values = {} if is_empty(row.get("chat_template_kwargs")) else parsed(row["chat_template_kwargs"], _KWARGS)
     if not isinstance(values, dict):
         raise RowError(f"not an object: {_KWARGS}")

@@ -50,6 +50,7 @@ _REFUSED = {
     "refusal": "write what should be learned into 'content'",
 }
 _KNOWN = frozenset((*_REASONING, *masks.TURN_KEYS, "tool_calls", "function_call"))
+_OF_A_TOOL = frozenset(("name", "tool_call_id"))
 _FAULT_IF_EMPTY: dict[Role, str | None] = {
     "assistant": "empty answer",
     "user": "empty question",
@@ -106,8 +107,9 @@ def read_turn(turn: dict[str, Any], where: str, path: str, unused: set[str]) -> 
     if said in _CALLS and found.text:
         calls += calls_in_text(found.text, where, f"{path}.{what}", unused)
         found = replace(found, text="")
-    of_tool = {"name", "tool_call_id"} if role == "tool" and not found.results else set()
-    unused |= unknown(turn, _KNOWN | of_tool | {who, what}, f"{path}.")
+    of_tool = role == "tool" and not found.results
+    if own := turn.keys() - (_KNOWN | _OF_A_TOOL if of_tool else _KNOWN) - {who, what}:
+        unused |= unknown({name: turn[name] for name in own}, (), f"{path}.")
     message = Message(
         role,
         found.text,
@@ -126,9 +128,9 @@ def read_turn(turn: dict[str, Any], where: str, path: str, unused: set[str]) -> 
 
 
 def _refuse(turn: Mapping[str, Any], where: str) -> None:
-    for name, reason in _REFUSED.items():
-        if not is_empty(turn.get(name)):
-            raise RowError(f"not supported: '{name}'{where}: {reason}")
+    for name in turn.keys() & _REFUSED.keys():
+        if not is_empty(turn[name]):
+            raise RowError(f"not supported: '{name}'{where}: {_REFUSED[name]}")
     if turn.get("channel") in _HIDDEN:
         raise RowError(
             f"not supported: 'channel' is {turn['channel']!r}{where}: write reasoning into 'reasoning_content' and "
@@ -160,7 +162,7 @@ def _require_content(message: Message, turn: Mapping[str, Any], what: str, where
 
 def _reasoning(turn: Mapping[str, Any], found: Content, where: str) -> str:
     """What the turn thinks, from its own key or among its parts."""
-    said = {_optional(turn, key, where) for key in _REASONING} | {found.reasoning}
+    said = {found.reasoning, *(_optional(turn, key, where) for key in _REASONING if key in turn)}
     said = {one for one in said if one.strip()}
     if len(said) > 1:
         raise RowError(f"contradiction: two different texts of reasoning{where}")
