@@ -14,7 +14,7 @@ from strop.data.sources import find_files
 from strop.errors import RecipeError
 from strop.modal_runs.remote_run import UPLOADED
 from strop.recipe import Recipe
-from strop.resolve import DATA_SUFFIXES, MODEL_FILES, is_hub_id, resolve_package_path
+from strop.resolve import MODEL_FILES, data_suffix, is_hub_id, resolve_package_path
 
 if TYPE_CHECKING:
     import modal
@@ -102,7 +102,7 @@ def add_folder(root: str, path: Path, patterns: Sequence[str], files: dict[str, 
 def _add_rows(spec: str, key: str, files: dict[str, Path]) -> list[str]:
     path = Path(spec).expanduser()
     is_here = spec.startswith("package:") or path.exists() or path.parent.is_dir()
-    if is_hub_id(spec.partition(":")[0]) and path.suffix not in DATA_SUFFIXES and not is_here:
+    if is_hub_id(spec.partition(":")[0]) and not data_suffix(path) and not is_here:
         return [spec]
     return [_add_file(file, files) for file in find_files([spec], key)]
 
