@@ -9,13 +9,13 @@ from pathlib import Path
 from strop.data.examples import Fault, Origin
 from strop.data.readers import delimiters
 from strop.data.readers.delimiters import Dialect, find_dialect
-from strop.data.readers.quotes import doubt_about, looks_like_rows
+from strop.data.readers.quotes import broken_record, doubtful_record, looks_like_rows
 from strop.data.readers.rows import RawRow
 from strop.data.readers.text import MAX_ROW_BYTES, Note, numbered_lines, read_text, too_long
 from strop.errors import DataError
 from strop.resolve import data_suffix
 
-_SAMPLE_LINES = 100
+_SAMPLE_LINES, _SAMPLE_CHARACTERS = 100, 1 << 20
 
 Record = tuple[int, list[str], list[str]]
 """Where a record begins, its values, and its lines."""
@@ -45,7 +45,7 @@ def read_delimited(path: Path, note: Note) -> Iterator[RawRow]:
     # The limit is global in the csv module; its default of 128 KiB would reject long answers.
     csv.field_size_limit(MAX_ROW_BYTES)
     lines = _text_lines(path, note)
-    sample = list(islice(lines, _SAMPLE_LINES))
+    sample = _sample(lines)
     usual = "\t" if data_suffix(path) == ".tsv" else ","
     dialect = find_dialect(sample, usual)
     _tell(dialect, usual, note)
@@ -56,11 +56,21 @@ def read_delimited(path: Path, note: Note) -> Iterator[RawRow]:
         if isinstance(record, Fault):
             yield record
         elif any(record[1]):
-            yield _row(path, header, dialect.delimiter, record)
+            yield _row(path, header, dialect, record)
         else:
             num_blank += len(record[1]) > 0
     if num_blank:
         note(f"{num_blank} rows without any value left out")
+
+
+def _sample(lines: Iterator[str]) -> list[str]:
+    sample: list[str] = []
+    size = 0
+    for line in islice(lines, _SAMPLE_LINES):
+        sample.append(line)
+        if (size := size + len(line)) > _SAMPLE_CHARACTERS:
+            break
+    return sample
 
 
 def _tell(dialect: Dialect, usual: str, note: Note) -> None:
@@ -101,10 +111,11 @@ def _records(path: Path, lines: Iterator[str], dialect: Dialect) -> Iterator[Rec
         except StopIteration:
             return
         except csv.Error as error:
-            if reason := _doubt(str(error), len(taken)):
-                # A field that is too long may have no end either.
-                num_after = 0 if "expected after" in str(error) else sum(1 for _ in lines)
-                raise DataError(doubt_about(path, begun, taken, dialect.delimiter, reason, num_after)) from error
+            is_open = "unexpected end" in str(error) or "field larger" in str(error)
+            if is_open or len(taken) > 1:
+                why = "is never closed" if is_open else "ends before other text"
+                num_after = sum(1 for _ in lines) if is_open else 0
+                raise DataError(broken_record(path, begun, taken, dialect, why, num_after)) from error
             yield Fault(Origin(str(path), begun), f"bad CSV: {error}")
         else:
             yield begun, values, taken
@@ -116,39 +127,30 @@ def _remembered(lines: Iterator[str], taken: list[str]) -> Iterator[str]:
         yield line
 
 
-def _doubt(error: str, num_lines: int) -> str | None:
-    """Why a record that does not parse puts more than its own line in doubt; None if it does not."""
-    if "unexpected end" in error:
-        return "is never closed"
-    if num_lines == 1:
-        return None
-    return "ends before other text" if "expected after" in error else f"is not closed within {MAX_ROW_BYTES >> 20} MiB"
-
-
 def _header(path: Path, records: Iterator[Record | Fault], note: Note) -> Header:
     record = next((record for record in records if isinstance(record, Fault) or record[1]), None)
     if isinstance(record, Fault):
         raise DataError(f"{record.origin}: {record.reason}, in the header")
-    names = [name.strip() for name in record[1]] if record else []
+    begun, names = (record[0], [name.strip() for name in record[1]]) if record else (1, [])
     named = [position for position, name in enumerate(names) if name]
     if twice := sorted({name for name in names if name and names.count(name) > 1}):
-        raise DataError(f"{path}:1: the CSV header names {', '.join(map(repr, twice))} more than once")
+        raise DataError(f"{path}:{begun}: the CSV header names {', '.join(map(repr, twice))} more than once")
     if not _is_text("".join(names)):
-        raise DataError(f"{path}:1: the CSV header is not UTF-8; save the file as UTF-8")
+        raise DataError(f"{path}:{begun}: the CSV header is not UTF-8; save the file as UTF-8")
     if num_unnamed := len(names) - len(named):
         columns = "1 column" if num_unnamed == 1 else f"{num_unnamed} columns"
         note(f"{columns} without a name left out")
     return Header(names, named, named[-1] + 1 if named else len(names))
 
 
-def _row(path: Path, header: Header, delimiter: str, record: Record) -> RawRow:
+def _row(path: Path, header: Header, dialect: Dialect, record: Record) -> RawRow:
     begun, values, lines = record
     origin = Origin(str(path), begun)
-    if len(lines) > 1 and looks_like_rows(lines, len(header.names), delimiter):
-        raise DataError(doubt_about(path, begun, lines, delimiter, f"takes in {len(lines)} lines that look like rows"))
+    if len(lines) > 1 and looks_like_rows(lines, len(header.names), dialect):
+        raise DataError(doubtful_record(path, begun, lines, dialect, "takes in lines that look like rows"))
     if reason := _misfit(header, values):
         if len(lines) > 1:
-            raise DataError(doubt_about(path, begun, lines, delimiter, f"makes a row that has {reason}"))
+            raise DataError(doubtful_record(path, begun, lines, dialect, f"makes a row that has {reason}"))
         return Fault(origin, f"bad CSV: {reason}")
     if not _is_text("".join(values)):
         return Fault(origin, "not UTF-8: an invalid byte")

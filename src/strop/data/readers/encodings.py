@@ -34,11 +34,11 @@ _ZEROS = {
 _UTF8 = re.compile(rb"[\xc0-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf7][\x80-\xbf]{3}|\xe2[\x80\x82]")
 _UNDEFINED = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
 _ABOVE_ASCII = re.compile(rb"[\x80-\xff]")
-# Words of another alphabet (Cyrillic, Greek, Hebrew), and signs that no Western word has inside: letters of cp1250,
-# cp850 or Mac Roman.
+# Words of another alphabet (Cyrillic, Greek, Hebrew), and signs that no Western word has inside or begins with: letters
+# of cp1250, cp850 or Mac Roman.
 _FOREIGN = re.compile(
     rb"[\xc0-\xff]{3,}|(?<=[a-z])[\x80\x82-\x84\x86-\x8c\x8e\x98\x9b\x9f\xa1-\xa9\xac\xaf\xb1-\xb3\xb5\xb6\xb8\xb9\xbc-\xbf]"
-    rb"(?=[a-z])"
+    rb"(?=[a-z])|[\x9f\xa3\xaf\xb3\xb9](?=[a-z\xc0-\xff])"
 )
 
 
@@ -107,4 +107,4 @@ def _is_cp1252(chunks: Iterator[bytes]) -> bool:
         above_ascii += len(_ABOVE_ASCII.findall(chunk))
         foreign += sum(len(found) for found in _FOREIGN.findall(chunk))
         tail = chunk[-3:]
-    return above_ascii > 1 and foreign * 4 <= above_ascii
+    return above_ascii > 1 and foreign * 10 <= above_ascii

@@ -68,7 +68,7 @@ def _is_document(path: Path, note: Note) -> bool:
     except json.JSONDecodeError as error:
         # A row that was cut short also ends too early, but then the next line is a row.
         ends_early = error.pos >= len(text) or (is_all and error.msg.startswith("Unterminated"))
-        return ends_early and (text[-1] in "[{,:" or not _is_row(second))
+        return ends_early and (text[-1] in "[:" or not _is_row(second))
     except (ValueError, RecursionError):  # a giant integer, deep nesting
         return False
     rest = text[end:].strip()
