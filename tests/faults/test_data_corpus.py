@@ -1,6 +1,7 @@
 """Malformed data files, made here as bytes, each with the verdict it must get."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -277,6 +278,16 @@ def test_row_over_the_limit_is_skipped_in_bounded_memory(tmp_path, monkeypatch):
     first, fault, last = read(path)
     assert str(fault) == f"{path}:2: row too long: over 1 MiB"
     assert (first[0].line, last[0].line) == (1, 3)
+
+
+def test_a_line_without_end_takes_no_memory(monkeypatch):
+    monkeypatch.setattr(text, "MAX_ROW_BYTES", 1 << 20)
+    tracemalloc.start()
+    found = list(text.numbered_lines(b"x" * (1 << 20) for _ in range(64)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == [(1, None)]
+    assert peak < 8 << 20
 
 
 def test_row_at_the_limit_is_read(tmp_path, monkeypatch):

@@ -106,5 +106,5 @@ def _is_cp1252(chunks: Iterator[bytes]) -> bool:
             return False
         above_ascii += len(_ABOVE_ASCII.findall(chunk))
         foreign += sum(len(found) for found in _FOREIGN.findall(chunk))
-        tail = chunk[-3:]
+        tail = joined[-3:]
     return above_ascii > 1 and foreign * 10 <= above_ascii

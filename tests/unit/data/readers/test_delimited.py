@@ -49,6 +49,16 @@ READ = {
         [(2, ["code", "int a;\nint b;\nint c;\nint d;\nint e;\nint f;\nint g;"])],
         ["columns separated by semicolons"],
     ),
+    "code, from the second line on": (
+        'q;a\ncode;"start\nint b;\nint c;\nint d;\nint e;\nend;"\n',
+        [(2, ["code", "start\nint b;\nint c;\nint d;\nint e;\nend;"])],
+        ["columns separated by semicolons"],
+    ),
+    "commas in the header": (
+        "q;a, short, plain\na;b\nc;d\n",
+        [(2, ["a", "b"]), (3, ["c", "d"])],
+        ["columns separated by semicolons"],
+    ),
     "a document in the only column": ('text\n"a\nb\nc\nd\ne\nf\ng"\n', [(2, ["a\nb\nc\nd\ne\nf\ng"])], []),
     "pandas' index": (",q,a\n0,a,b\n1,c,d\n", [(2, ["a", "b"]), (3, ["c", "d"])], ["1 column without a name left out"]),
     "empty columns that rows lack": (

@@ -13,6 +13,7 @@ PAIRS = [{"q": "a", "a": "b"}, {"q": "c", "a": "d"}]
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 COLUMNS = "columns instead of rows (numbered, as they have no line)"
 ON_A_LINE = "several rows on a line (counted instead of lines)"
+FIRST_LOOK = " " * 5000  # more than is read at once at a file's start, whatever the size of the chunks
 OBJECTS = "objects one after the other, not one in each line"
 
 
@@ -143,6 +144,7 @@ REFUSED = {
     "only a comma": ("[,]", 1, "Expecting value"),
     "rows under a name, cut": (f'{{"data": [\n{ROW},\n{ROW}\n]', 1, "'}' expected after this, but there is nothing"),
     "rows under a name, cut in the list": (f'{{"data": [\n{ROW}', 2, "']' expected after this"),
+    "all on a line, cut in a text": ('{"data": [{"q": "a', 1, "Unterminated string starting at; the file may be cut"),
     "second object cut": (
         '{\n"q": "a"\n}\n{\n"q": "a"',
         4,
@@ -211,7 +213,7 @@ def test_it_does_not_matter_where_chunks_end(read, name, size, monkeypatch):
     """Every token is cut somewhere: the window is moved before it is read to its end."""
     monkeypatch.setattr("strop.data.readers.compression._CHUNK", size)
     content, rows, _ = READ[name]
-    assert [(origin.line, row) for origin, row in read(content)[0]] == rows
+    assert [(origin.line, row) for origin, row in read(FIRST_LOOK + content)[0]] == rows
 
 
 def test_numbers_and_escapes_at_the_end_of_a_chunk(read, monkeypatch):
@@ -219,7 +221,8 @@ def test_numbers_and_escapes_at_the_end_of_a_chunk(read, monkeypatch):
     for size in range(1, 12):
         monkeypatch.setattr("strop.data.readers.compression._CHUNK", size)
         for content in (json.dumps(rows), json.dumps(rows, ensure_ascii=False)):
-            assert [row for _, row in read(content)[0]] == rows
+            assert [row for _, row in read(FIRST_LOOK + content)[0]] == rows
+        assert read(f'{FIRST_LOOK}{{"version": 12345678, "data": []}}')[1][0] == "rows of 'data'"
 
 
 def test_a_row_of_an_array_that_is_too_long_is_refused(read, monkeypatch):
