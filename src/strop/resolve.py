@@ -140,10 +140,24 @@ def resolve_dataset(hub_id: str, split: str | None = None) -> list[Path]:
         if data_suffix(path) and path.name not in _ABOUT_DATA
     )
     chosen = split_files(names, split)
+    if twice := same_names(chosen):
+        raise DataError(
+            f"{hub_id} has {' and '.join(twice)}, perhaps the same rows twice: download one, and name its path"
+        )
     if not chosen:
         there = "".join(f"\n  {name}" for name in names[:20]) or "\n  (no file of a known type)"
         raise DataError(f"{hub_id} has no files of the split {split or 'train'!r}. It has:{there}")
     return [folder / name for name in chosen]
+
+
+def same_names(names: list[str]) -> list[str]:
+    """The first of these files that differ in their types alone, such as `train.jsonl` and `train.jsonl.gz`, or none."""
+    alike: dict[Path, list[str]] = {}
+    for name in names:
+        path = Path(name)
+        plain = path.with_suffix("") if path.suffix.lower() in COMPRESSED_SUFFIXES else path
+        alike.setdefault(plain.with_suffix(""), []).append(name)
+    return next((several for several in alike.values() if len(several) > 1), [])
 
 
 def split_files(names: list[str], split: str | None) -> list[str]:
