@@ -151,7 +151,7 @@ def resolve_dataset(hub_id: str, split: str | None = None) -> list[Path]:
 
 
 def same_names(names: list[str]) -> list[str]:
-    """The first of these files that differ in their types alone, such as `train.jsonl` and `train.jsonl.gz`, or none."""
+    """The first of these that differ in their types alone, such as `train.jsonl` and `train.jsonl.gz`, or none."""
     alike: dict[Path, list[str]] = {}
     for name in names:
         path = Path(name)
