@@ -87,7 +87,7 @@ def load_run_template(run: Run, model: ModelFolder) -> Template:
     """The template that the run was trained in."""
     from strop.data.template import load_template
 
-    return load_template(model.path, run.recipe.data.template, run.format)
+    return load_template(model.path, run.template, (), chat_template=run.recipe.data.chat_template)
 
 
 def load_tuned(run: Run) -> Tuned:

@@ -120,7 +120,7 @@ def saved_dataset_files(folder: Path, part: str | None) -> list[Path] | None:
     if not (folder / "state.json").is_file():
         return None
     split = _read(folder / "state.json").get("_split")
-    if part not in (None, split):
+    if part not in (None, split or "train"):
         raise DataError(f"{folder} has no split {part!r}: it is one data set" + (f", {split!r}" if split else ""))
     return _files_of_split(folder)
 

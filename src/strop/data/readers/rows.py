@@ -35,10 +35,10 @@ def choose_part(path: Path, lists: Mapping[str, int], part: str | None, note: No
 
 
 def refuse_part(path: Path, part: str | None) -> None:
-    """Refuse to look for a part in a file that holds one list of rows.
+    """Refuse to look for a part in a file that holds one list of rows; that is `train`, as in datasets.
 
     Raises:
-        DataError: A part is asked for.
+        DataError: Another part is asked for.
     """
-    if part is not None:
+    if part not in (None, "train"):
         raise DataError(f"{path} has no {part!r}: it holds one list of rows, without a name")

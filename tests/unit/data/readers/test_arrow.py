@@ -97,6 +97,7 @@ def saved_rows(folder, part=None):
 def test_a_saved_data_set(tmp_path):
     data_set(*"abcdefg").save_to_disk(tmp_path, num_shards=3)
     assert saved_rows(tmp_path) == list("abcdefg")
+    assert saved_rows(tmp_path, "train") == list("abcdefg")
     with pytest.raises(DataError, match="has no split 'test': it is one data set"):
         saved_dataset_files(tmp_path, "test")
 

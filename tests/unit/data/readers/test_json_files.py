@@ -188,6 +188,10 @@ def test_a_part_that_is_not_there_is_refused(read, content):
         read(content, part="test")
 
 
+def test_rows_without_a_name_are_the_part_train(read):
+    assert read(ROW, part="train") == read(ROW)
+
+
 def test_a_part_of_another_name_is_refused(read):
     with pytest.raises(DataError, match=r"has no 'dev': it has 'train' \(2 rows\), 'test' \(1 row\)"):
         read(json.dumps({"train": PAIRS, "test": PAIRS[:1]}), part="dev")
