@@ -40,8 +40,9 @@ class Oracle:
     def answers(self, row: Row) -> list[Answer]:
         """The learned answers of a row, in order."""
         messages = native(row)
-        whole = self.render(row, messages, False)
-        return [self._answer(row, messages, k, whole) for k, turn in enumerate(row["messages"]) if is_learned(turn)]
+        learned = [k for k, turn in enumerate(row["messages"]) if is_learned(turn)]
+        whole = self.render(row, messages[: learned[-1] + 1], False)  # later turns teach nothing
+        return [self._answer(row, messages, k, whole) for k in learned]
 
     def render(self, row: Row, messages: list[Row], generation_prompt: bool) -> str:
         text: str = self.tokenizer.apply_chat_template(
@@ -85,8 +86,10 @@ class Oracle:
         start = self.render(short, question, True).removesuffix("<think>\n")
         answer = self.render(short, [*question, said], False)
         assert answer.startswith(start), (start, answer)
-        opened = f"{thought}\n</think>\n\n" if prompt.endswith("<think>\n") else ""
-        return opened + answer[len(start) :]
+        if not prompt.endswith("<think>\n"):
+            return answer[len(start) :]
+        # Newlines behind the reasoning are the template's, not the answer's, as in Qwen3's own template.
+        return f"{thought}\n</think>\n\n{answer[len(start) :].lstrip(chr(10))}"
 
     def _ends_twice(self, text: str) -> bool:
         return text.removesuffix(self.tokenizer.eos_token).rstrip().endswith(tuple(self.stops))
