@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from strop.errors import DataError, RecipeError
 
@@ -88,6 +89,25 @@ def nearest_sibling(path: Path) -> str:
     return f"; did you mean {path.parent / close[0]}?" if close else ""
 
 
+def read_chat_template(file_or_source: str) -> str:
+    """A chat template of the user's own: a file's content, or the text itself.
+
+    Raises:
+        RecipeError: There is no such file, and the text is no template; or it cannot be read or is too long.
+    """
+    source = file_or_source
+    path = Path(file_or_source).expanduser()
+    if ("{" not in source and "\n" not in source) or os.path.isfile(path):
+        try:
+            source = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise RecipeError(f"data.chat_template: cannot read {path}: {why}; give a file or Jinja text") from error
+    if len(source.encode("utf-8", "replace")) > MAX_CHAT_TEMPLATE_BYTES:
+        raise RecipeError("data.chat_template is over 64 KiB, more than any honest template has")
+    return source
+
+
 def fetch_model(hub_id: str, revision: str | None = None, needs_weights: bool = True) -> Path:
     """Return the local folder of a model on the Hugging Face hub, downloading it if the hub's cache does not have it.
 
@@ -106,8 +126,13 @@ def fetch_model(hub_id: str, revision: str | None = None, needs_weights: bool = 
         raise RecipeError(f"model.model_name_or_path={hub_id}: {error}") from error
 
 
-def resolve_dataset(hub_id: str, split: str | None = None) -> list[Path]:
+def resolve_dataset(hub_id: str, split: str | None = None, subset: str | None = None) -> list[Path]:
     """Return the data files of one split of a hub data set, sorted by name; the default split is `train`.
+
+    Args:
+        hub_id: `org/name`.
+        split: Its name.
+        subset: The folder of one of several data sets in one.
 
     Raises:
         DataError: The data set is not available, or has no files of that split; the message lists its files.
@@ -121,11 +146,18 @@ def resolve_dataset(hub_id: str, split: str | None = None) -> list[Path]:
         for path in folder.rglob("*")
         if path.suffix in DATA_SUFFIXES and path.name != "dataset_infos.json"
     )
+    if subset:
+        names = [name for name in names if subset in Path(name).parts[:-1]] or _refuse_subset(hub_id, subset, names)
     chosen = split_files(names, split)
     if not chosen:
         there = "".join(f"\n  {name}" for name in names[:20]) or "\n  (no jsonl, json, csv or parquet file)"
         raise DataError(f"{hub_id} has no files of the split {split or 'train'!r}. It has:{there}")
     return [folder / name for name in chosen]
+
+
+def _refuse_subset(hub_id: str, subset: str, names: list[str]) -> NoReturn:
+    folders = sorted({part for name in names for part in Path(name).parts[:-1]})
+    raise DataError(f"{hub_id} has no folder of the subset {subset!r}; it has: {', '.join(folders) or 'no folders'}")
 
 
 def split_files(names: list[str], split: str | None) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from strop.commands.run import Run
+from strop.data.examples import Conversation, Message
 from strop.data.prompts import as_question, as_segments
 from strop.modal_runs.vllm import RANKS
 from strop.resolve import is_hub_id
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from strop.data.template import Template
     from strop.model.pretrained.folder import ModelFolder
+    from strop.recipe import DataFile
     from strop.reporting.card import About
     from strop.reporting.usage import Form
 
@@ -91,14 +93,14 @@ def _published(spec: str) -> tuple[str, bool]:
     return Path(spec.rstrip("/")).name, False
 
 
-def _names(specs: Sequence[str]) -> tuple[str, ...]:
-    return tuple(_published(spec)[0] for spec in specs)
+def _names(specs: Sequence[str | DataFile]) -> tuple[str, ...]:
+    return tuple(_published(spec if isinstance(spec, str) else spec.path)[0] for spec in specs)
 
 
 def _prompt(template: Template) -> str:
     """A question as generation begins with it."""
     if template.chat:
-        [text] = template.chat.render([[{"role": "user", "content": _QUESTION}]], True)
+        text = template.chat.prompt(Conversation((Message("user", _QUESTION),)))
     else:
         text = as_segments(template.name, as_question(template.name, _QUESTION))[0][0]
     bos = template.tokenizer.bos_token if template.bos_id is not None else ""

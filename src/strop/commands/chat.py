@@ -66,7 +66,7 @@ def _held_out_question(run: Run) -> str:
     """The question of the run's first held-out row."""
     if not run.recipe.data.validation_file:
         raise RecipeError("this run has no data.validation_file to take a question from; use --prompt")
-    for _, example in held_out_examples(run.recipe.data, run.format):
+    for _, example in held_out_examples(run.recipe.data):
         return question_of(example)
     raise RecipeError("no held-out row can be read; use --prompt")
 

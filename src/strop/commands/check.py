@@ -50,13 +50,13 @@ def command(
 
 def _print_audit(prepared: Prepared, num_preview: int) -> None:
     report = prepared.report
-    found = " (detected)" if prepared.data.format_detected else ""
     learned = "the answers" if report.train_on == "completion" else "everything"
     out.print(
-        f"format [bold]{prepared.data.format}[/bold]{found}, template [bold]{report.template}[/bold], "
+        f"format [bold]{prepared.data.format}[/bold], template [bold]{report.template}[/bold], "
         f"learned: {learned}; "
         f"stop tokens {escape(' '.join(report.stop_tokens))}; at most {report.max_seq_length:,} tokens a sample"
     )
+    _sources(report.train)
     table = Table("", "training", "held out", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -70,9 +70,37 @@ def _print_audit(prepared: Prepared, num_preview: int) -> None:
         out.print(_preview(row))
 
 
+def _sources(part: StoreReport) -> None:
+    """How each source was read, and of a mixture, its share of an epoch."""
+    for source in part.sources:
+        for line in source.found:
+            out.print(f"[dim]{escape(line)}[/dim]")
+        if source.columns:
+            out.print(f"columns {escape(source.columns)} [dim]({escape(source.name)})[/dim]")
+    if len(part.sources) == 1:
+        return
+    table = Table("source", "format", "samples", "in an epoch", "share", "share of tokens", box=None, pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    samples = sum(source.epoch_samples for source in part.sources)
+    tokens = sum(source.epoch_tokens for source in part.sources)
+    for source in part.sources:
+        share, of_tokens = source.epoch_samples / samples, source.epoch_tokens / tokens
+        table.add_row(
+            escape(source.name),
+            source.format,
+            f"{source.samples:,}",
+            f"{source.epoch_samples:,}",
+            f"{share:.1%}",
+            f"{of_tokens:.1%}",
+        )
+    out.print(table)
+
+
 _AUDIT_ROWS: list[tuple[str, Callable[[StoreReport], str]]] = [
     ("rows read", lambda part: f"{part.rows_read:,}"),
     ("rows used", lambda part: f"{part.rows_kept:,}"),
+    ("samples", lambda part: f"{part.samples:,}"),
     ("tokens", lambda part: f"{part.num_tokens:,}"),
     ("learned tokens", lambda part: f"{part.num_loss_tokens:,} ({part.num_loss_tokens / part.num_tokens:.0%})"),
     ("tokens a sample: least", lambda part: f"{part.lengths.min:,}"),
@@ -80,7 +108,7 @@ _AUDIT_ROWS: list[tuple[str, Callable[[StoreReport], str]]] = [
     ("  95% have at most", lambda part: f"{part.lengths.p95:,.0f}"),
     ("  most", lambda part: f"{part.lengths.max:,}"),
     ("samples that learn to stop", lambda part: f"{part.stop_learned:,}"),
-    ("cut at the limit", lambda part: f"{part.truncated:,}"),
+    ("cut at the limit", lambda part: f"{part.truncated:,} ({part.tokens_cut:,} tokens)"),
     ("shared prefix, tokens", lambda part: f"{part.shared_prefix:,}"),
     ("repeated rows", lambda part: f"{part.duplicates:,}"),
 ]
@@ -99,6 +127,15 @@ def _warnings(prepared: Prepared) -> list[str]:
     lines = [
         f"{count:,} {'row is' if count == 1 else 'rows are'} skipped: {kind}" for kind, count in train.skipped.items()
     ]
+    if train.unused:
+        keys = ", ".join(f"{key} ({count:,} {'row' if count == 1 else 'rows'})" for key, count in train.unused.items())
+        lines.append(f"not used: {keys}")
+    if train.samples > train.rows_kept:
+        lines.append(
+            f"{train.rows_kept:,} rows give {train.samples:,} samples, one for each answer: the chat template changes "
+            "earlier turns when more follow, or documents are split"
+        )
+    lines += _template_notes(prepared)
     if train.stop_cut:
         lines.append(f"{train.stop_cut:,} samples are cut at model.max_seq_length and do not learn to stop")
     if train.special_text:
@@ -114,6 +151,22 @@ def _warnings(prepared: Prepared) -> list[str]:
     if prepared.data.validation is None:
         lines.append("no rows are held out, so learning and memorising will look the same: set data.validation_file")
     return lines
+
+
+def _template_notes(prepared: Prepared) -> list[str]:
+    """What the template does to rows that could be meant in another way."""
+    report, formats = prepared.report, {source.shape.format for source in prepared.data.sources}
+    if "prompt_completion" in formats and report.template == "plain":
+        return [
+            "prompt and completion are joined as they are, and no chat template is used; data.template: chat makes "
+            "them a question and its answer"
+        ]
+    if "prompt_completion" in formats and report.template == "chat":
+        return [
+            "prompt and completion are a question and its answer in the model's chat template; data.template: plain "
+            "joins them as they are"
+        ]
+    return []
 
 
 def _preview(row: PreviewRow) -> Text:

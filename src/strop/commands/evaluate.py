@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -18,9 +19,8 @@ from strop.commands.load import load_trained
 from strop.commands.prepare import prepare
 from strop.commands.report import keep_report
 from strop.commands.run import Run
-from strop.data.examples import Fault
-from strop.data.readers import read_rows
-from strop.data.sources import find_files, held_out_specs, questions_at
+from strop.data.examples import Fault, Origin
+from strop.data.sources import questions_at
 from strop.errors import DataError, RecipeError
 from strop.evaluation.result import METRICS, ScoreSettings, check_path, write_answers
 from strop.run.folder import RunFolder
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 NO_GROUP = "(none)"
 """The group of rows that lack the key."""
+
+SOURCE = "source"
+"""Groups the rows of several files by file."""
 
 
 def evaluate(
@@ -53,7 +56,8 @@ def evaluate(
         num_generated: Rows to answer with each model, spread evenly over the held-out ones; 0 for the loss alone.
         max_new_tokens: Longest answer.
         numeric_tolerance: How far off a number may be, as a share of the right one.
-        group_by: A key of the rows: the rows of each of its values are also scored by themselves.
+        group_by: A key of the rows: the rows of each of its values are also scored by themselves. With several held-out
+            files, `source` groups by file.
         answers: A .parquet, .jsonl or .csv file to write every answer to.
         note: Told if the run's report or its adapter's card cannot be updated.
 
@@ -77,12 +81,12 @@ def evaluate(
             f"{run.path} has no held-out rows. Set data.validation_file or data.validation_split_percentage "
             "and train again."
         )
-    groups = _groups(store, held_out_specs(recipe.data), group_by) if group_by else None
+    groups = _groups(store, group_by) if group_by else None
     adapter = load_trained(run, prepared.model)
     result = score(
         adapter,
         store,
-        _questions(data, store, recipe.data, 0 if data.format == "text" else num_generated),
+        _questions(data, store, recipe.data, num_generated if data.has_questions else 0),
         lambda ids: str(data.template.tokenizer.decode(ids, skip_special_tokens=True)),
         data.template.stop_ids,
         wanted_tokens(adapter.decoder.device, int(store.lengths.max())),
@@ -137,21 +141,25 @@ def _questions(data: Dataset, store: SampleStore, section: DataSection, count: i
 
     count = min(count, len(store))
     indices = [i * len(store) // count for i in range(count)]
-    texts = questions_at(section, data.format, {store.origin(i) for i in indices})
+    texts = questions_at(section, {store.place(i) for i in indices})
     questions = []
     for i in indices:
         prompt, answer = split_question(store[i], data.template.stop_ids)
         reference = str(data.template.tokenizer.decode(answer, skip_special_tokens=True)).strip()
-        questions.append(HeldOutQuestion(i, texts[store.origin(i)], prompt, reference))
+        questions.append(HeldOutQuestion(i, texts[store.place(i)], prompt, reference))
     return questions
 
 
-def _groups(store: SampleStore, specs: Sequence[str], key: str) -> list[str]:
-    """The value of `key` in each held-out row, as text."""
-    index = {store.origin(i): i for i in range(len(store))}
+def _groups(store: SampleStore, key: str) -> list[str]:
+    """The value of `key` in each held-out sample's row, as text; of a mixture, `source` is the file it comes from."""
+    if key == SOURCE and len(store.sources) > 1:
+        return [store.sources[i].name for i in store.source_indices()]
+    samples: dict[Origin, list[int]] = defaultdict(list)
+    for i in range(len(store)):
+        samples[store.origin(i)].append(i)
     groups, keys = [NO_GROUP] * len(store), dict[str, None]()
-    for row in (row for path in find_files(specs) for row in read_rows(path)):
-        if isinstance(row, Fault) or row[0] not in index:
+    for row in (row for source in store.sources for row in source.rows()):
+        if isinstance(row, Fault) or row[0] not in samples:
             continue
         origin, fields = row
         keys |= dict.fromkeys(fields)
@@ -159,7 +167,8 @@ def _groups(store: SampleStore, specs: Sequence[str], key: str) -> list[str]:
         if isinstance(value, list | dict):
             raise DataError(f"{origin}: --group-by {key}: a {type(value).__name__} cannot name a group of rows")
         if value is not None and str(value).strip():
-            groups[index[origin]] = str(value)
+            for i in samples[origin]:
+                groups[i] = str(value)
     if key not in keys:
         raise DataError(f"--group-by {key}: no held-out row has that key; the keys are {', '.join(keys)}")
     return groups

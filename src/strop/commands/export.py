@@ -189,7 +189,7 @@ def _write_gguf(
 def _reference(run: Run, base: ModelFolder, template: Template, context: int) -> Reference:
     from strop.exporting.parity.reference import ask, questions_for
 
-    questions = questions_for(run.recipe.data, run.format, template, context)
+    questions = questions_for(run.recipe.data, template, context)
     return ask(load_trained(run, base).decoder, template, questions)
 
 

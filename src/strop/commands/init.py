@@ -10,8 +10,9 @@ import typer
 from rich.markup import escape
 
 from strop.commands.console import out
-from strop.data.sources import detect_format, find_files
+from strop.data.sources import open_sources
 from strop.errors import RecipeError
+from strop.recipe import DataSection
 from strop.recipe.reader import starter_recipe
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -32,7 +33,7 @@ def init(data: str, path: Path, *, model: str = DEFAULT_MODEL) -> None:
     """
     if path.exists():
         raise RecipeError(f"{path} exists already; name another file with --output")
-    detect_format(find_files([data]))
+    open_sources(DataSection(train_file=(data,)), [data])
     try:
         path.write_text(starter_recipe(data, model), encoding="utf-8")
     except OSError as error:

@@ -86,8 +86,10 @@ def load_trained(run: Run, model: ModelFolder) -> LoraAdapter:
 def load_run_template(run: Run, model: ModelFolder) -> Template:
     """The template that the run was trained in."""
     from strop.data.template import load_template
+    from strop.resolve import read_chat_template
 
-    return load_template(model.path, run.recipe.data.template, run.format)
+    own = run.recipe.data.chat_template
+    return load_template(model.path, run.template, (), chat_template=own and read_chat_template(own))
 
 
 def load_tuned(run: Run) -> Tuned:

@@ -48,4 +48,4 @@ def prepare(recipe: Recipe, note: Callable[[str], None] = lambda line: None, nee
     if asked > limit:
         raise RecipeError(f"model.max_seq_length={asked}: this model reads at most {limit} tokens")
     data = open_dataset(recipe.data, model.path, asked, recipe.train.seed)
-    return Prepared(model, data, audit(data.train, data.template, data.validation))
+    return Prepared(model, data, audit(data.distinct, data.template, data.validation, epoch=data.train))

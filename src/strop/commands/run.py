@@ -14,7 +14,7 @@ from strop.run.manifest import Manifest
 from strop.run.records import Record, read_metrics
 
 if TYPE_CHECKING:
-    from strop.data.row_shapes import Format
+    from strop.data.prompts import TemplateName
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,18 @@ class Run:
         return RunFolder(self.path).begun
 
     @property
-    def format(self) -> Format:
-        """The shape of its rows, from run.json.
+    def template(self) -> TemplateName:
+        """The template that its rows were rendered in, from run.json.
 
         Raises:
             RecipeError: The run has not begun.
         """
-        found = self.manifest.format
+        found = self.manifest.template
         if found is None:
             raise RecipeError(
-                f"{self.path}: run.json has no `format`; train the recipe again with another train.output_dir"
+                f"{self.path}: run.json has no `template`; train the recipe again with another train.output_dir"
             )
-        return cast("Format", found)
+        return cast("TemplateName", found)
 
     def metrics(self) -> list[Record]:
         """Every step and evaluation so far, in order."""

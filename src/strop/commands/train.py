@@ -274,13 +274,13 @@ def _sampled_rows(attempt: Attempt) -> SampledRows | None:
     wanted = 2 if recipe.train.sample_rows is None else recipe.train.sample_rows
     if data.validation is None or not wanted:
         return None
-    if data.format == "text" or recipe.data.train_on == "all":
+    if not data.has_questions or recipe.data.train_on == "all":
         attempt.reporter.note("no samples during training: these rows do not separate question and answer")
         return None
     store = data.validation
-    origins = [store.origin(i) for i in range(min(wanted, len(store)))]
-    found = questions_at(recipe.data, data.format, origins)
-    return SampledRows(store, data.template, [found[origin] for origin in origins])
+    places = [store.place(i) for i in range(min(wanted, len(store)))]
+    found = questions_at(recipe.data, places)
+    return SampledRows(store, data.template, [found[place] for place in places])
 
 
 def _most_tokens(folder: RunFolder, recipe: Recipe, adapter: LoraAdapter) -> int | None:

@@ -32,12 +32,29 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceReport:
+    """One source of a mixture: its samples, each once, and its part of an epoch in samples and tokens."""
+
+    name: str
+    format: str
+    columns: str
+    found: tuple[str, ...]
+    samples: int
+    epoch_samples: int
+    epoch_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class StoreReport:
     """Counts over one store.
 
     Attributes:
         rows_read: Rows read, good and bad.
         rows_kept: Rows that became samples.
+        samples: A row becomes several if the chat template rewrites earlier turns.
+        tokens_cut: Tokens beyond max_seq_length.
+        unused: Rows with each key that is not used.
+        sources: What the rows came from.
         skipped: Rows skipped, by kind of fault.
         num_tokens: In all samples.
         num_loss_tokens: Learned tokens among them.
@@ -54,6 +71,10 @@ class StoreReport:
 
     rows_read: int
     rows_kept: int
+    samples: int
+    tokens_cut: int
+    unused: dict[str, int]
+    sources: tuple[SourceReport, ...]
     skipped: dict[str, int]
     num_tokens: int
     num_loss_tokens: int
@@ -114,7 +135,7 @@ class AuditReport:
                 raise DataError(f"no token of the {name} rows is learned; check that data.template fits them")
             if part.double_bos:
                 raise DataError(
-                    f"{part.double_bos:,} of {part.rows_kept:,} {name} samples begin with two BOS tokens, "
+                    f"{part.double_bos:,} of {part.samples:,} {name} samples begin with two BOS tokens, "
                     "because the text of the rows already begins with one; remove it from the rows"
                 )
         if not self.train.stop_learned:
@@ -130,7 +151,11 @@ class AuditReport:
 
 
 def audit(
-    train: SampleStore, template: Template, validation: SampleStore | None = None, num_preview: int = 3
+    train: SampleStore,
+    template: Template,
+    validation: SampleStore | None = None,
+    num_preview: int = 3,
+    epoch: SampleStore | None = None,
 ) -> AuditReport:
     """Count everything; `refuse` decides what stops a run.
 
@@ -139,6 +164,7 @@ def audit(
         template: The template that rendered them.
         validation: The held-out samples, or None.
         num_preview: How many samples to show in full, from the start of `train`.
+        epoch: The training samples as often as an epoch has them, if that is not once.
     """
     tokenizer = template.tokenizer
     return AuditReport(
@@ -146,14 +172,14 @@ def audit(
         train_on=template.train_on,
         stop_tokens=tuple(tokenizer.convert_ids_to_tokens(sorted(template.stop_ids))),
         max_seq_length=train.max_seq_length,
-        train=_report(train, template),
-        validation=_report(validation, template) if validation is not None else None,
+        train=_report(train, template, epoch or train),
+        validation=_report(validation, template, validation) if validation is not None else None,
         overlap=_overlap(train, validation) if validation is not None else None,
         preview=tuple(_preview(train, template, i) for i in range(min(num_preview, len(train)))),
     )
 
 
-def _report(store: SampleStore, template: Template) -> StoreReport:
+def _report(store: SampleStore, template: Template, epoch: SampleStore) -> StoreReport:
     flags = store.rows["flags"]
     special = np.flatnonzero(flags & SPECIAL_TEXT)
     stops = np.array(sorted(template.stop_ids), dtype=np.int32)
@@ -167,7 +193,11 @@ def _report(store: SampleStore, template: Template) -> StoreReport:
             double_bos += int(both.sum())
     return StoreReport(
         rows_read=store.rows_read,
-        rows_kept=len(store),
+        rows_kept=store.rows_used,
+        samples=len(store),
+        tokens_cut=store.tokens_cut,
+        unused=store.unused,
+        sources=_sources(store, epoch),
         skipped=store.skipped,
         num_tokens=store.num_tokens,
         num_loss_tokens=store.num_loss_tokens,
@@ -180,6 +210,26 @@ def _report(store: SampleStore, template: Template) -> StoreReport:
         special_text=len(special),
         special_text_origins=tuple(store.origin(int(i)) for i in special[:_ORIGINS_SHOWN]),
         duplicates=len(store) - len(np.unique(store.rows["content"])),
+    )
+
+
+def _sources(store: SampleStore, epoch: SampleStore) -> tuple[SourceReport, ...]:
+    count = len(store.sources)
+    samples = np.bincount(store.source_indices(), minlength=count)
+    of = epoch.source_indices()
+    in_epoch = np.bincount(of, minlength=count)
+    tokens = np.bincount(of, weights=epoch.lengths, minlength=count)
+    return tuple(
+        SourceReport(
+            source.name,
+            source.shape.format,
+            source.shape.describe(),
+            source.found,
+            int(samples[i]),
+            int(in_epoch[i]),
+            int(tokens[i]),
+        )
+        for i, source in enumerate(store.sources)
     )
 
 

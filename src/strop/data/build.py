@@ -15,15 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from strop.data.examples import Example, Fault, Origin, split_answer
-from strop.data.sources import read_examples
+from strop.data.examples import Conversation, Example, Fault, Row, Text, split_answer
+from strop.data.long_samples import DROPPED, fit
+from strop.data.sources import Source, read_examples
 from strop.data.store import (
     CODE_VERSION,
     FILES,
     ROW,
     SPECIAL_TEXT,
-    STOP_CUT,
-    TRUNCATED,
     BadRowsError,
     Split,
     StoreSettings,
@@ -35,13 +34,12 @@ from strop.errors import DataError
 
 _ROWS_AT_A_TIME = 1024
 _FAULTS_SHOWN = 20
+_MOST_TURNS = 2**16 - 1
 _ABANDONED_AFTER = 24 * 3600  # seconds
 
-Row = tuple[Origin, Example]
 
-
-def build(folder: Path, files: Sequence[Path], template: Template, settings: StoreSettings) -> None:
-    """Tokenise the files into `folder`, replacing it if it is damaged.
+def build(folder: Path, sources: Sequence[Source], template: Template, settings: StoreSettings) -> None:
+    """Tokenise the sources into `folder`, replacing it if it is damaged.
 
     Raises:
         BadRowsError, DataError: See `strop.data.dataset.open_or_build`.
@@ -51,7 +49,7 @@ def build(folder: Path, files: Sequence[Path], template: Template, settings: Sto
     _remove_abandoned(folder.parent)
     work = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
     try:
-        builder = _Builder(work, files, template, settings)
+        builder = _Builder(work, sources, template, settings)
         builder.run()
         if builder.faults and settings.on_bad_row == "error":
             raise _bad_rows(builder, folder)
@@ -66,29 +64,34 @@ def build(folder: Path, files: Sequence[Path], template: Template, settings: Sto
 class _Builder:
     """The state of one pass over the rows."""
 
-    def __init__(self, work: Path, files: Sequence[Path], template: Template, settings: StoreSettings) -> None:
+    def __init__(self, work: Path, sources: Sequence[Source], template: Template, settings: StoreSettings) -> None:
         self.work = work
         self.template = template
         self.settings = settings
-        self.files = files
+        self.sources = sources
+        self.files = [file for source in sources for file in source.files]
         self.faults: list[Fault] = []
+        self.dropped: Counter[str] = Counter()
+        self.unused: Counter[str] = Counter()
+        self.rows_used = 0
+        self.tokens_cut = 0
         self.num_samples = 0
         self.num_tokens = 0
         self.num_loss_tokens = 0
-        self._file_number = {str(file): number for number, file in enumerate(files)}
+        self._file_number = {str(file): number for number, file in enumerate(self.files)}
         self._stop_ids = np.array(sorted(template.stop_ids), dtype=np.int32)
         self._writers = {name: _HashedFile(work / name) for name in FILES}
         self._writers["offsets.bin"].write(np.zeros(1, FILES["offsets.bin"]))
 
     @property
     def rows_read(self) -> int:
-        return self.num_samples + len(self.faults)
+        return self.rows_used + len(self.faults) + self.dropped.total()
 
     def run(self) -> None:
         rows = self._rows()
         limit = self.settings.max_samples
-        while limit is None or self.num_samples < limit:
-            left = _ROWS_AT_A_TIME if limit is None else min(_ROWS_AT_A_TIME, limit - self.num_samples)
+        while limit is None or self.rows_used < limit:
+            left = _ROWS_AT_A_TIME if limit is None else min(_ROWS_AT_A_TIME, limit - self.rows_used)
             block = list(islice(rows, left))
             if not block:
                 break
@@ -97,61 +100,53 @@ class _Builder:
 
     def _rows(self) -> Iterator[Row]:
         split = self.settings.split
-        for row in read_examples(self.files, self.settings.format):
+        for row in read_examples(self.sources, self.settings.system):
             if isinstance(row, Fault):
                 # A row that does not parse has no hash, so it is counted once, with the training rows.
                 if split is None or split.part == "train" or self.settings.on_bad_row == "error":
                     self.faults.append(row)
-            elif split is None or _falls_into(split, row[1]):
+            elif split is None or _falls_into(split, row.example):
                 yield row
 
     def _add(self, block: list[Row]) -> None:
         kept: list[tuple[Row, Encoded, int]] = []
-        for row, encoded in self._encode(block):
-            fitted = self._fit(encoded)
+        for row, samples in self._encode(block):
+            fitted = fit(samples, isinstance(row.example, Text), self.template.bos_id, self.settings, self._stop_ids)
             if isinstance(fitted, str):
-                self.faults.append(Fault(row[0], fitted))
+                self.faults.append(Fault(row.origin, fitted))
+            elif not fitted.samples:
+                self.dropped[DROPPED] += 1
             else:
-                kept.append((row, *fitted))
+                self.rows_used += 1
+                self.tokens_cut += fitted.tokens_cut
+                self.unused.update(row.unused)
+                kept += [(row, *sample) for sample in fitted.samples]
         if kept:
             self._write(kept)
 
-    def _encode(self, block: list[Row]) -> list[tuple[Row, Encoded]]:
+    def _encode(self, block: list[Row]) -> list[tuple[Row, list[Encoded]]]:
         """Encode the block at once; if a row cannot be rendered, encode one by one to find out which."""
         try:
-            return list(zip(block, self.template.encode([example for _, example in block]), strict=True))
+            return list(zip(block, self.template.encode([row.example for row in block]), strict=True))
         except DataError:
             encoded = []
             for row in block:
                 try:
-                    encoded += [(row, e) for e in self.template.encode([row[1]])]
+                    encoded += [(row, samples) for samples in self.template.encode([row.example])]
                 except DataError as error:
-                    self.faults.append(Fault(row[0], str(error)))
+                    self.faults.append(Fault(row.origin, str(error)))
             return encoded
-
-    def _fit(self, encoded: Encoded) -> tuple[Encoded, int] | str:
-        """A sample cut to max_seq_length and its flags, or why nothing is left to learn."""
-        limit = self.settings.max_seq_length
-        ids, learned = encoded.input_ids, encoded.learned
-        if not learned.any():
-            return "no token is learned: the answer is empty after tokenisation"
-        if len(ids) <= limit:
-            return encoded, 0
-        if not learned[:limit].any():
-            prompt = int(learned.argmax())
-            return f"no answer token is left: the prompt alone has {prompt:,} tokens and max_seq_length is {limit:,}"
-        stop_cut = np.isin(ids[limit:][learned[limit:]], self._stop_ids).any()
-        return Encoded(ids[:limit], learned[:limit]), TRUNCATED | (STOP_CUT if stop_cut else 0)
 
     def _write(self, kept: list[tuple[Row, Encoded, int]]) -> None:
         rows = np.empty(len(kept), ROW)
         pattern = self.template.special_text
-        for i, ((origin, example), _, flags) in enumerate(kept):
-            prompt, answer = split_answer(example)
+        for i, (row, encoded, flags) in enumerate(kept):
+            prompt, answer = split_answer(row.example, encoded.num_turns)
             text = "\x1f".join((*prompt, answer))
             special = SPECIAL_TEXT if pattern and pattern.search(text) else 0
             hashes = _hash64("\x1f".join(prompt)) if prompt else 0, _hash64(text)
-            rows[i] = (self._file_number[origin.file], origin.line, flags | special, *hashes)
+            file, turns = self._file_number[row.origin.file], _turns(row.example, encoded)
+            rows[i] = (file, row.origin.line, turns, flags | special, *hashes)
         lengths = np.array([len(encoded.input_ids) for _, encoded, _ in kept], np.int64)
         learned = np.concatenate([encoded.learned for _, encoded, _ in kept])
         self._writers["input_ids.bin"].write(np.concatenate([encoded.input_ids for _, encoded, _ in kept]))
@@ -174,7 +169,10 @@ class _Builder:
             "num_tokens": self.num_tokens,
             "num_loss_tokens": self.num_loss_tokens,
             "rows_read": self.rows_read,
-            "skipped": dict(Counter(fault.kind for fault in self.faults)),
+            "rows_used": self.rows_used,
+            "skipped": dict(Counter(fault.kind for fault in self.faults) + self.dropped),
+            "unused": dict(self.unused.most_common()),
+            "tokens_cut": self.tokens_cut,
             "sha256": {name: writer.close() for name, writer in self._writers.items()},
         }
         manifest["seal"] = seal_of(manifest)
@@ -205,6 +203,12 @@ class _HashedFile:
 
 def _hash64(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
+
+
+def _turns(example: Example, encoded: Encoded) -> int:
+    """How many of a row's turns a sample holds; 0 if all, so that it does not matter where they are counted."""
+    is_part = isinstance(example, Conversation) and encoded.num_turns < len(example.messages)
+    return min(encoded.num_turns, _MOST_TURNS) if is_part else 0
 
 
 def _falls_into(split: Split, example: Example) -> bool:

@@ -4,20 +4,27 @@ The cuts come from rendering the conversation turn by turn, never from searching
 
     prompt = render(turns before the answer, with a generation prompt)      must be a prefix of
     whole  = render(all turns)
+
+A template that rewrites earlier turns when more follow (Qwen3 drops their reasoning) gives one sample for each answer,
+each exactly what the model reads and writes at that turn.
 """
 
 import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+from strop.data.examples import Conversation, Message, ToolCall
+from strop.data.prompts import Segment, as_json
+from strop.data.written import require_written
 from strop.errors import DataError, ModelError
 from strop.resolve import cache_dir
-
-Turns = Sequence[dict[str, str]]
-Segment = tuple[str, bool]  # text, and whether it is an answer
 
 # Llama 3's templates print today's date unless given one; rows that change overnight cannot be cached.
 DATE = {"date_string": "26 Jul 2024"}
@@ -42,13 +49,42 @@ for chat in chats:
             pass
 """
 
+_OPEN, _CLOSE = "<think>", "</think>"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What is learned from some turns of a conversation.
+
+    Attributes:
+        segments: Texts that joined give the whole text.
+        num_turns: How many of the conversation's turns it holds; 0 if the row is no conversation.
+        context: Indices of segments that are answers, but not learned.
+    """
+
+    segments: list[Segment]
+    num_turns: int
+    context: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A conversation's first turns, to be rendered."""
+
+    chat: Conversation
+    num_turns: int
+    generation_prompt: bool
+
 
 class ChatTemplate:
-    """A tokenizer's chat template, tried once in a child process before it runs in this one.
+    """A chat template, tried once in a child process before it runs in this one.
 
     Args:
         tokenizer: A fast tokenizer.
         source: The Jinja template. It is untrusted: transformers renders it in its sandbox.
+
+    Attributes:
+        probe: A question and its answer as segments.
 
     Raises:
         ModelError: The template does not compile, does not finish, or cannot render a question and its answer.
@@ -56,25 +92,133 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any, source: str) -> None:
         self._tokenizer = tokenizer
-        self._source = source
+        self.source = source
+        added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
+        self._added = tuple(token.content for token in added if token.content)
         _try_in_child(source, dict(tokenizer.special_tokens_map))
         try:
-            [self.probe] = self.split([_turns("user", "assistant")])
+            [[sample]] = self.split([_PROBE])
         except DataError as error:
             raise ModelError(f"cannot train with the model's chat template: {error}") from error
+        self.probe = sample.segments
 
-    def render(self, chats: Sequence[Turns], generation_prompt: bool) -> list[str]:
+    def render(self, chats: Sequence[Conversation], generation_prompt: bool) -> list[str]:
         """The template's text for each conversation.
 
         Raises:
             DataError: The template rejects one of them; the error does not say which.
         """
-        if not chats:
-            return []
+        return self._render([_Asked(chat, len(chat.messages), generation_prompt) for chat in chats])
+
+    def prompt(self, chat: Conversation) -> str:
+        """The text that generation starts from: before the last answer, or after a question that has none.
+
+        Raises:
+            DataError: The template rejects the conversation or leaves something of it out.
+        """
+        self._require_place(chat)
+        last = len(chat.messages) - 1
+        if chat.messages[last].role != "assistant":
+            [text] = self.render([chat], True)
+            require_written(chat, text, last + 1, [])
+            return text
+        if not _is_asked(chat, last):
+            return self._opening(self.render([chat], False)[0])
+        [text] = self._render([_Asked(chat, last, True)])
+        require_written(chat, text, last, [])
+        return text
+
+    @cached_property
+    def call_probe(self) -> str:
+        """A question, and a call of a tool as the answer; empty if the template has no calls."""
+        with suppress(DataError):
+            return self._apply(
+                [[as_json(_PROBE.messages[0]), self._turn(_CALL)]], replace(_PROBE, tools=(_TOOL,)), False
+            )[0]
+        return ""
+
+    def split(self, chats: Sequence[Conversation], whole_rows: bool = False) -> list[list[Sample]]:
+        """Each conversation's samples: one, or one for each learned answer if the template rewrites earlier turns.
+
+        Args:
+            chats: Each ends with a learned answer.
+            whole_rows: One sample in any case, because all of its text is learned (data.train_on=all).
+
+        Raises:
+            DataError: The template rejects a conversation, leaves something of it out, or begins an answer in another
+                way than its generation prompt does.
+        """
+        answers = [_answers(chat, whole_rows) for chat in chats]
+        wholes = self._render([_Asked(chat, len(chat.messages), False) for chat in chats])
+        pairs = [(i, k) for i, ks in enumerate(answers) for k in ks]
+        inner = [(i, k) for i, k in pairs if k + 1 < len(chats[i].messages)]
+        later = [(i, k) for i, k in pairs if _is_asked(chats[i], k)]
+        prompts = dict(zip(later, self._render([_Asked(chats[i], k, True) for i, k in later]), strict=True))
+        ends = dict(zip(inner, self._render([_Asked(chats[i], k + 1, False) for i, k in inner]), strict=True))
+        found = []
+        for i, chat in enumerate(chats):
+            own = {k: ends.get((i, k), wholes[i]) for k in answers[i]}
+            begins = {k: prompts[i, k] if (i, k) in prompts else self._opening(own[k]) for k in answers[i]}
+            found.append(self._samples(chat, wholes[i], begins, own, whole_rows))
+        return found
+
+    def _render(self, asked: Sequence[_Asked]) -> list[str]:
+        """The text of each, with one call of the template for all that have the same tools and documents."""
+        texts = [""] * len(asked)
+        groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for i, one in enumerate(asked):
+            groups[_given(one.chat.tools), _given(one.chat.documents), one.generation_prompt].append(i)
+        for (_, _, generation_prompt), members in groups.items():
+            first = asked[members[0]].chat
+            chats = [[self._turn(m) for m in asked[i].chat.messages[: asked[i].num_turns]] for i in members]
+            for i, text in zip(members, self._apply(chats, first, generation_prompt), strict=True):
+                texts[i] = text
+        return texts
+
+    def _turn(self, message: Message) -> dict[str, Any]:
+        turn = as_json(message)
+        return turn | {"content": self._no_content} if message.tool_calls and not message.content else turn
+
+    @cached_property
+    def _no_content(self) -> str | None:
+        """What the template takes for the missing text beside a call: R1's needs null, others would write `None`."""
+        call = as_json(_CALL)
+        for content in (None, ""):
+            with suppress(DataError):
+                [text] = self._apply([[as_json(_PROBE.messages[0]), call | {"content": content}]], _PROBE, False)
+                if _CALL.tool_calls[0].name in text and "None" not in text:
+                    return content
+        return ""
+
+    @cached_property
+    def _writes(self) -> dict[str, bool]:
+        """Whether the template tells the model of tools and of documents."""
+        [plain] = self._apply([[as_json(_PROBE.messages[0])]], _PROBE, True)
+        given = {"tools": replace(_PROBE, tools=(_TOOL,)), "documents": replace(_PROBE, documents=(_DOCUMENT,))}
+        found = {}
+        for what, probe in given.items():
+            try:
+                found[what] = self._apply([[as_json(_PROBE.messages[0])]], probe, True) != [plain]
+            except DataError:
+                found[what] = False
+        return found
+
+    def _require_place(self, chat: Conversation) -> None:
+        """Require that the template has a place for the row's tools and documents."""
+        for what, values in (("tools", chat.tools), ("documents", chat.documents)):
+            if values and not self._writes[what]:
+                raise DataError(
+                    f"not in the chat template: it does not tell the model of the row's {what}; "
+                    "use a model or data.chat_template that does, or remove them"
+                )
+
+    def _apply(self, chats: list[list[dict[str, Any]]], given: Conversation, generation_prompt: bool) -> list[str]:
         try:
             texts: list[str] = self._tokenizer.apply_chat_template(
-                [list(chat) for chat in chats],
-                chat_template=self._source,
+                chats,
+                tools=list(map(dict, given.tools)) or None,
+                documents=list(map(dict, given.documents)) or None,
+                chat_template=self.source,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
                 **DATE,
@@ -83,46 +227,94 @@ class ChatTemplate:
             raise DataError(f"the chat template rejects this row: {error}") from error
         return texts
 
-    def split(self, chats: Sequence[Turns]) -> list[list[Segment]]:
-        """Each conversation's text as alternating prompt and answer segments; joined, they give the whole text.
+    def _samples(
+        self, chat: Conversation, whole: str, prompts: Mapping[int, str], ends: Mapping[int, str], whole_rows: bool
+    ) -> list[Sample]:
+        self._require_place(chat)
+        count = len(chat.messages)
+        segments = self._cut(chat, whole, prompts, ends)
+        if segments is not None:
+            require_written(chat, whole, count, [k for k in prompts if chat.messages[k].learned])
+            context = [not chat.messages[k].learned for k in prompts]
+            return [Sample(segments, count, frozenset(2 * n + 1 for n, is_context in enumerate(context) if is_context))]
+        if whole_rows:
+            if not all(message.learned for message in chat.messages if message.role == "assistant"):
+                raise DataError("the chat template rewrites earlier turns: data.train_on=all cannot leave one out")
+            require_written(chat, whole, count, [count - 1])
+            return [Sample([(whole, True)], count)]
+        samples = []
+        for k, prompt in prompts.items():
+            answer = self._answer(chat.messages[k], prompt, ends[k], k)
+            require_written(chat, prompt + answer, k + 1, [k])
+            samples.append(Sample([(prompt, False), (answer, True)], k + 1))
+        return samples
 
-        Raises:
-            DataError: The template rejects a conversation, or changes earlier turns when more follow.
-        """
-        answers = [(i, k) for i, chat in enumerate(chats) for k, t in enumerate(chat) if t["role"] == "assistant"]
-        inner = [(i, k) for i, k in answers if k + 1 < len(chats[i])]
-        wholes = self.render(chats, False)
-        prompts = dict(zip(answers, self.render([chats[i][:k] for i, k in answers], True), strict=True))
-        ends = dict(zip(inner, self.render([chats[i][: k + 1] for i, k in inner], False), strict=True))
-        segments: list[list[Segment]] = [[] for _ in chats]
-        done = [0] * len(chats)
-        for i, k in answers:
-            start = self._start(wholes[i], prompts[i, k], done[i], k)
-            end = self._end(wholes[i], ends[i, k], start, k) if (i, k) in ends else len(wholes[i])
-            segments[i] += [(wholes[i][done[i] : start], False), (wholes[i][start:end], True)]
-            done[i] = end
-        for i, whole in enumerate(wholes):
-            if done[i] < len(whole):
-                segments[i].append((whole[done[i] :], False))
+    def _cut(
+        self, chat: Conversation, whole: str, prompts: Mapping[int, str], ends: Mapping[int, str]
+    ) -> list[Segment] | None:
+        """The whole text as segments; None if an answer reads otherwise here than where it is the last turn."""
+        segments: list[Segment] = []
+        done, last = 0, len(chat.messages) - 1
+        for k, prompt in prompts.items():
+            start = len(prompt)
+            end = len(whole) if k == last else self._end(whole, ends[k])
+            if not whole.startswith(prompt) or end is None or not done <= start <= end:
+                return None
+            segments += [(whole[done:start], False), (whole[start:end], chat.messages[k].learned)]
+            done = end
         return segments
 
-    def _start(self, whole: str, prompt: str, done: int, turn: int) -> int:
-        if not whole.startswith(prompt) or len(prompt) < done:
-            raise DataError(
-                f"the chat template does not begin turn {turn + 1} with its own generation prompt: after "
-                f"{_tail(prompt, whole)!r} the model would see other text than in training"
-            )
-        return len(prompt)
-
-    def _end(self, whole: str, up_to_here: str, start: int, turn: int) -> int:
+    def _end(self, whole: str, up_to_here: str) -> int | None:
         """Where an answer ends when turns follow it; Phi-3's template puts eos after whichever turn is last."""
-        for text in (up_to_here, up_to_here.removesuffix(self._tokenizer.eos_token or "")):
-            if whole.startswith(text) and len(text) >= start:
-                return len(text)
+        if whole.startswith(up_to_here):
+            return len(up_to_here)
+        without = up_to_here.removesuffix(self._tokenizer.eos_token or "")
+        return len(without) if whole.startswith(without) and without.rstrip().endswith(self._added) else None
+
+    def _opening(self, text: str) -> str:
+        """The prompt of an answer that no question comes before: everything up to the generation prompt."""
+        asked = Conversation((_PROBE.messages[0],))
+        [plain], [prompted] = self.render([asked], False), self.render([asked], True)
+        begin = prompted.removeprefix(plain)
+        at = text.find(begin)
+        if at < 0 or not begin or begin == prompted:
+            raise DataError("the chat template cannot begin with an answer; mark it train: false or remove it")
+        return text[: at + len(begin)]
+
+    def _answer(self, message: Message, prompt: str, whole: str, turn: int) -> str:
+        """What the model writes after its generation prompt, which may open a reasoning that `whole` leaves out."""
+        if whole.startswith(prompt):
+            return whole[len(prompt) :]
+        before, opened, after = prompt.rpartition(_OPEN)
+        if opened and not after.strip() and whole.startswith(before):
+            written = whole[len(before) :].lstrip("\n")
+            return f"{_reasoning(message)}\n{_CLOSE}\n\n{written}"
         raise DataError(
-            f"the chat template changes the answer in turn {turn + 1} when more turns follow "
-            "(thinking models drop their reasoning then); make one row per answer, with that answer last"
+            f"the chat template does not begin turn {turn + 1} with its own generation prompt: after "
+            f"{_tail(prompt, whole)!r} the model would see other text than in training"
         )
+
+
+def _answers(chat: Conversation, whole_rows: bool) -> list[int]:
+    """The turns that have to be told apart: learned answers; if prompts are learned too, those that are not as well."""
+    return [k for k, m in enumerate(chat.messages) if m.role == "assistant" and (m.learned or whole_rows)]
+
+
+def _is_asked(chat: Conversation, turn: int) -> bool:
+    """Whether a question comes before an answer; templates reject a conversation without one."""
+    return any(message.role != "system" for message in chat.messages[:turn])
+
+
+def _given(values: Sequence[Mapping[str, Any]]) -> str:
+    return json.dumps(list(values)) if values else ""
+
+
+def _reasoning(message: Message) -> str:
+    """An answer's reasoning, from its own field or from the beginning of its content."""
+    if message.reasoning:
+        return message.reasoning.strip("\n")
+    inside, closed, _ = message.content.partition(_CLOSE)
+    return inside.strip().removeprefix(_OPEN).strip("\n") if closed else ""
 
 
 def _tail(prompt: str, whole: str) -> str:
@@ -130,8 +322,19 @@ def _tail(prompt: str, whole: str) -> str:
     return prompt[:same][-40:]
 
 
-def _turns(*roles: str) -> list[dict[str, str]]:
-    return [{"role": role, "content": f"{role} text"} for role in roles]
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "strop_probe_tool",
+        "description": "A tool.",
+        "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
+    },
+}
+_DOCUMENT = {"title": "strop probe title", "text": "strop probe text"}
+_CALL = Message(
+    "assistant", "", tool_calls=(ToolCall("strop_probe_tool", {"place": "strop_probe_place"}, "call00001"),)
+)
+_PROBE = Conversation((Message("user", "user text"), Message("assistant", "assistant text")))
 
 
 def _try_in_child(source: str, special_tokens: dict[str, Any]) -> None:
@@ -139,11 +342,8 @@ def _try_in_child(source: str, special_tokens: dict[str, Any]) -> None:
     marker = cache_dir() / "templates" / hashlib.sha256(source.encode("utf-8", "replace")).hexdigest()
     if marker.exists():
         return
-    chats = [
-        _turns("user"),
-        _turns("user", "assistant"),
-        _turns("system", "user", "assistant", "user", "assistant"),
-    ]
+    roles = [["user"], ["user", "assistant"], ["system", "user", "assistant", "user", "assistant"]]
+    chats = [[{"role": role, "content": f"{role} text"} for role in turns] for turns in roles]
     values = {key: value for key, value in special_tokens.items() if isinstance(value, str)} | DATE
     try:
         child = subprocess.run(

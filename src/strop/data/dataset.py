@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from strop.data.build import build
-from strop.data.row_shapes import Format
-from strop.data.sources import detect_format, find_files, hash_file
+from strop.data.files import hash_file
+from strop.data.mixture import mixed
+from strop.data.sources import Source, open_sources
 from strop.data.store import CODE_VERSION, SampleStore, Split, StoreSettings, read_manifest
 from strop.data.template import Template, load_template
-from strop.errors import DataError
+from strop.errors import DataError, RecipeError
 from strop.recipe import DataSection
-from strop.resolve import cache_dir
+from strop.resolve import cache_dir, read_chat_template
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +23,28 @@ class Dataset:
 
     Attributes:
         template: Renders rows, and prompts for generation.
-        train: Training samples.
+        distinct: Training samples, each once.
+        train: Training samples as an epoch has them: of a mixture, some several times.
         validation: Held-out samples, or None if the recipe names none.
-        format: Shape of the rows.
-        format_detected: The shape was detected from the rows' keys, not set by the recipe.
+        sources: What the training rows were read from.
     """
 
     template: Template
+    distinct: SampleStore
     train: SampleStore
     validation: SampleStore | None
-    format: Format
-    format_detected: bool
+    sources: tuple[Source, ...]
+
+    @property
+    def format(self) -> str:
+        """The shapes of the training rows, for people."""
+        return ", ".join(dict.fromkeys(source.shape.format for source in self.sources))
+
+    @property
+    def has_questions(self) -> bool:
+        """Whether held-out rows ask something; documents and rows that are tokens already do not."""
+        rows = self.validation.sources if self.validation else self.sources
+        return all(source.shape.format not in ("text", "tokens") for source in rows)
 
 
 def open_dataset(data: DataSection, tokenizer_folder: Path, max_seq_length: int, seed: int) -> Dataset:
@@ -41,39 +53,64 @@ def open_dataset(data: DataSection, tokenizer_folder: Path, max_seq_length: int,
     Args:
         data: The recipe's section.
         tokenizer_folder: A vetted folder with tokenizer.json.
-        max_seq_length: Tokens; longer samples are cut at their end.
+        max_seq_length: Tokens; longer samples are treated as data.long_samples says.
         seed: Decides which rows `validation_split_percentage` takes.
 
     Raises:
         DataError, ModelError, RecipeError: What stops the run, with file:line if a row is at fault.
     """
-    train_files = find_files(data.train_file)
-    validation_files = find_files(data.validation_file, "data.validation_file") if data.validation_file else []
-    detected = data.format == "auto"
-    format: Format = detect_format(train_files + validation_files) if data.format == "auto" else data.format
-    template = load_template(tokenizer_folder, data.template, format, data.train_on)
-    percentage = 0 if validation_files else data.validation_split_percentage
+    sources = open_sources(data, data.train_file)
+    held_out = open_sources(data, data.validation_file, "data.validation_file") if data.validation_file else []
+    template = template_of(data, tokenizer_folder, [*sources, *held_out])
+    percentage = 0 if held_out else data.validation_split_percentage
 
-    def store(files: list[Path], max_samples: int | None, split: Split | None) -> SampleStore:
-        return open_or_build(
-            files, template, StoreSettings(format, max_seq_length, data.on_bad_row, max_samples, split)
+    def store(sources: list[Source], max_samples: int | None, split: Split | None) -> SampleStore:
+        settings = StoreSettings(
+            max_seq_length,
+            data.on_bad_row,
+            max_samples,
+            split,
+            data.system,
+            data.long_samples,
+            data.long_overlap,
         )
+        return open_or_build(sources, template, settings)
 
-    train_split = Split("train", percentage, seed) if percentage else None
-    train = store(train_files, data.max_train_samples, train_split)
+    distinct = store(sources, data.max_train_samples, Split("train", percentage, seed) if percentage else None)
     validation = None
-    if validation_files:
-        validation = store(validation_files, data.max_eval_samples, None)
+    if held_out:
+        validation = store(held_out, data.max_eval_samples, None)
     elif percentage:
-        validation = store(train_files, data.max_eval_samples, Split("validation", percentage, seed))
-    return Dataset(template, train, validation, format, detected)
+        validation = store(sources, data.max_eval_samples, Split("validation", percentage, seed))
+    return Dataset(template, distinct, mixed(distinct), validation, tuple(sources))
 
 
-def open_or_build(files: Sequence[Path], template: Template, settings: StoreSettings) -> SampleStore:
-    """The samples of these files: from the cache if it holds them intact, otherwise built now.
+def template_of(data: DataSection, tokenizer_folder: Path, sources: Sequence[Source]) -> Template:
+    """The template that renders the rows of these sources.
+
+    Raises:
+        ModelError, RecipeError: It cannot be used, or a key of the recipe needs another one.
+    """
+    formats = [source.shape.format for source in sources]
+    own = None if data.chat_template is None else read_chat_template(data.chat_template)
+    template = load_template(tokenizer_folder, data.template, formats, data.train_on, own)
+    if not template.chat:
+        for key in ("system", "chat_template"):
+            if getattr(data, key):
+                raise RecipeError(f"data.{key} needs a chat template, but these rows are rendered by {template.name}")
+    if data.long_samples == "split" and "text" not in formats:
+        raise RecipeError(
+            f"data.long_samples=split splits documents (text rows), but these are {', '.join(sorted(set(formats)))}; "
+            "use cut or drop"
+        )
+    return template
+
+
+def open_or_build(sources: Sequence[Source], template: Template, settings: StoreSettings) -> SampleStore:
+    """The samples of these sources: from the cache if it holds them intact, otherwise built now.
 
     Args:
-        files: From `find_files`.
+        sources: From `open_sources`.
         template: Renders and tokenises; its fingerprint is part of the cache's key.
         settings: Everything else that determines the samples.
 
@@ -81,11 +118,11 @@ def open_or_build(files: Sequence[Path], template: Template, settings: StoreSett
         BadRowsError: With on_bad_row=error: `faults` lists every faulty row of the files.
         DataError: No row is left, a file cannot be read, or the cache cannot be written.
     """
-    folder = cache_dir() / "tokens" / _key(files, template, settings)
+    folder = cache_dir() / "tokens" / _key(sources, template, settings)
     manifest = read_manifest(folder)
     if manifest is None:
         try:
-            build(folder, files, template, settings)
+            build(folder, sources, template, settings)
         except OSError as error:
             raise DataError(
                 f"cannot write the token cache {folder}: {error}; set STROP_CACHE to another folder"
@@ -93,10 +130,11 @@ def open_or_build(files: Sequence[Path], template: Template, settings: StoreSett
         manifest = read_manifest(folder)
         if manifest is None:
             raise DataError(f"the token cache {folder} was damaged while it was written; check the disk")
-    return SampleStore(folder, manifest, files)
+    return SampleStore(folder, manifest, sources)
 
 
-def _key(files: Sequence[Path], template: Template, settings: StoreSettings) -> str:
-    contents = [(hash_file(file), file.suffix.lower()) for file in files]
-    parts = [CODE_VERSION, contents, template.fingerprint, asdict(settings)]
+def _key(sources: Sequence[Source], template: Template, settings: StoreSettings) -> str:
+    contents = [[(hash_file(file), file.suffix.lower()) for file in source.files] for source in sources]
+    readings = [source.reading() for source in sources]
+    parts = [CODE_VERSION, contents, readings, template.fingerprint, asdict(settings)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,9 +1,11 @@
 """What a row means once it has been read, and the fault of a row that cannot be used."""
 
-from dataclasses import dataclass
-from typing import Literal
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,34 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a function: its name, its arguments by name, and the id that its result refers to (may be empty)."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        content: The text; an assistant's may be empty beside tool calls.
+        reasoning: What an assistant thought before it answered, if the row has it apart from the content.
+        tool_calls: Functions that an assistant calls.
+        name: Of the function whose result a tool returns; may be empty.
+        tool_call_id: Of the call whose result a tool returns; may be empty.
+        learned: False for an answer that is only context.
+    """
 
     role: Role
     content: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str = ""
+    tool_call_id: str = ""
+    learned: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +77,22 @@ class Alpaca:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """An optional system message, then user and assistant in turn."""
+    """Turns that end with a learned answer, except for a question that has yet to be answered.
+
+    Attributes:
+        messages: The turns.
+        tools: Functions that the assistant may call, each `{"type": "function", "function": {...}}`.
+        documents: What the answer may be based on, as `apply_chat_template` takes it.
+    """
 
     messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    documents: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PromptCompletion:
-    """A prompt and the text that follows it, joined as they are."""
+    """A prompt and the text that follows it."""
 
     prompt: str
     completion: str
@@ -72,13 +105,40 @@ class Text:
     text: str
 
 
-Example = Alpaca | Conversation | PromptCompletion | Text
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A row that is tokenised already: ids, and for each whether it is learned."""
+
+    input_ids: tuple[int, ...]
+    learned: tuple[bool, ...]
 
 
-def split_answer(example: Example) -> tuple[tuple[str, ...], str]:
+Example = Alpaca | Conversation | PromptCompletion | Text | Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row that can be used.
+
+    Attributes:
+        origin: Where it is.
+        example: What it means.
+        unused: Its keys that are not used, as paths: `category`, `messages[].id`.
+    """
+
+    origin: Origin
+    example: Example
+    unused: tuple[str, ...] = field(default=())
+
+
+def split_answer(example: Example, num_turns: int = 0) -> tuple[tuple[str, ...], str]:
     """The parts that come before the (last) answer, and the answer; a Text is all answer.
 
     Two examples have the same prompt exactly when the first parts are equal.
+
+    Args:
+        example: A row.
+        num_turns: Of a conversation, only its first turns; 0 for all.
     """
     match example:
         case Alpaca():
@@ -87,7 +147,17 @@ def split_answer(example: Example) -> tuple[tuple[str, ...], str]:
             return (example.prompt,), example.completion
         case Text():
             return (), example.text
-        case Conversation(messages):
+        case Tokens(ids, learned):
+            start = learned.index(True)
+            return tuple(map(str, ids[:start])), " ".join(map(str, ids[start:]))
+        case Conversation(all_messages, tools, documents):
+            messages = all_messages[: num_turns or None]
             last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=len(messages))
-            answer = messages[last].content if last < len(messages) else ""
-            return tuple(part for m in messages[:last] for part in (m.role, m.content)), answer
+            answer = "\x1f".join(_parts(messages[last])[1:]) if last < len(messages) else ""
+            given = tuple(json.dumps(list(part), sort_keys=True) for part in (tools, documents) if part)
+            return given + tuple(part for m in messages[:last] for part in _parts(m)), answer
+
+
+def _parts(message: Message) -> list[str]:
+    calls = [json.dumps([call.name, dict(call.arguments)], sort_keys=True) for call in message.tool_calls]
+    return [message.role, message.content, *([message.reasoning] if message.reasoning else []), *calls]

@@ -7,7 +7,7 @@ U+0085, which are legal inside a JSON string, and decoding a whole file would lo
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -32,7 +32,7 @@ class _BadRowError(ValueError):
     """A row that does not parse; the message is the fault's reason."""
 
 
-def read_rows(path: Path) -> Iterator[RawRow]:
+def read_rows(path: Path, part: str | None = None, note: Callable[[str], None] = lambda line: None) -> Iterator[RawRow]:
     """Every row of a file as a dict with text keys, or as a Fault that says why it is not.
 
     Raises:

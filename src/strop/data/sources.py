@@ -1,189 +1,274 @@
-"""Which files a recipe means, the examples in them with their file:line, and what held-out rows ask.
+"""What a recipe's list of files means: sources of rows, each with its files, its shape and how many of its rows.
 
 Paths, globs, `package:` paths and hub ids come in a fixed order; rows that cannot be used come out as Faults, in order.
 """
 
-import glob
-import hashlib
-import os
-import stat
+import re
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from strop.data.examples import Example, Fault, Origin
+from strop.data.examples import Example, Fault, Origin, Row
+from strop.data.files import find
 from strop.data.prompts import question_of
-from strop.data.readers import BOM, read_rows
-from strop.data.row_shapes import Format, RowError, describe_shapes, shape_of, to_example
+from strop.data.readers import read_rows
+from strop.data.rows.columns import Format, Shape, describe_shapes, shape_chosen, shape_of
+from strop.data.rows.fields import RowError, is_empty
+from strop.data.rows.shapes import RowReader
 from strop.errors import DataError
-from strop.recipe import DataSection
-from strop.resolve import DATA_SUFFIXES, is_hub_id, resolve_dataset, resolve_package_path
+from strop.recipe import DataFile, DataSection
 
 _ROWS_LOOKED_AT = 100
+_SPLIT = re.compile(r"(?P<name>[^\[\]]*)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 
 
-def find_files(specs: Sequence[str], key: str = "data.train_file") -> list[Path]:
-    """The data files that a recipe's list names, each readable and of a known type.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Rows that are read in one way.
+
+    Attributes:
+        name: As the recipe names it.
+        files: In order.
+        shape: Of its rows.
+        part: Which of several lists in a file, such as a split.
+        start: The first row that counts.
+        stop: The first row that no longer counts; None if there is none.
+        max_samples: How many good rows to keep, from the start; None keeps all.
+        repeat: How often each sample is seen in an epoch; None where weights say.
+        weight: Its share of an epoch relative to the other weights; None where `repeat` says.
+        found: What was noticed while reading, such as another encoding; for people.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    shape: Shape
+    part: str | None = None
+    start: int = 0
+    stop: int | None = None
+    max_samples: int | None = None
+    repeat: float | None = None
+    weight: float | None = None
+    found: tuple[str, ...] = ()
+
+    def reading(self) -> list[Any]:
+        """What besides the files' content determines its examples."""
+        columns = sorted(self.shape.columns.items())
+        return [self.shape.format, columns, self.shape.chosen, self.part, self.start, self.stop, self.max_samples]
+
+    def rows(self) -> Iterator[tuple[Origin, dict[str, Any]] | Fault]:
+        """Its rows as they are in the files.
+
+        Raises:
+            DataError: A file has no rows or cannot be read to its end.
+        """
+        return islice(_raw_rows(self.files, self.part), self.start, self.stop)
+
+
+def open_sources(data: DataSection, specs: Sequence[str | DataFile], key: str = "data.train_file") -> list[Source]:
+    """The sources of a recipe's list.
 
     Args:
-        specs: Files, globs (`**` included), `package:PKG/path` references and hub ids (`org/name[:split]`).
+        data: The recipe's section.
+        specs: Its training or validation files.
         key: The recipe key they come from, for messages.
 
     Raises:
-        DataError: A file is missing, unreadable, a folder, of an unknown type or listed twice; or a glob
-            matches nothing.
+        DataError: A file is missing, unreadable, a folder, of an unknown type or listed twice; a glob matches nothing;
+            rows have no known shape.
     """
     if not specs:
         raise DataError(f"{key} is empty: name at least one file, glob or hub id")
-    found = [path for spec in specs for path in _expand(spec, key)]
-    seen: dict[str, Path] = {}
-    for path in found:
-        _require_readable(path, key)
-        first = seen.setdefault(os.path.realpath(path), path)
-        if first is not path:
-            raise DataError(
-                f"{key}: {path} is listed twice (also as {first}), so its rows would count double; remove one"
+    entries = [DataFile(path=spec) if isinstance(spec, str) else spec for spec in specs]
+    splits = [read_split(entry.split, key) for entry in entries]
+    places = [(entry.path, name, entry.subset) for entry, (name, _, _) in zip(entries, splits, strict=True)]
+    sources = []
+    for entry, (name, start, stop), (files, part) in zip(entries, splits, find(places, key), strict=True):
+        found: list[str] = []
+        shape = _shape(entry, data, files, part, found)
+        first, last = _bounds(files, part, start, stop)
+        repeat = 1.0 if entry.repeat is None and entry.weight is None else entry.repeat
+        sources.append(
+            Source(
+                entry.path if name is None else f"{entry.path}:{entry.split}",
+                tuple(files),
+                shape,
+                part,
+                first,
+                last,
+                entry.max_samples,
+                repeat,
+                entry.weight,
+                tuple(found),
             )
-    return found
+        )
+    return sources
 
 
-def _expand(spec: str, key: str) -> list[Path]:
-    if spec.startswith("package:"):
-        return [resolve_package_path(spec)]
-    path = Path(spec).expanduser()
-    if _exists(path, key):
-        return [path]
-    if glob.has_magic(spec):
-        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-        files = [match for match in matches if not match.is_dir()]
-        if not files:
-            raise DataError(f"{key}: no file matches {spec} (looked in {Path.cwd()})")
-        return files
-    hub_id, _, split = spec.partition(":")
-    if is_hub_id(hub_id) and path.suffix not in DATA_SUFFIXES and not _exists(path.parent, key):
-        return resolve_dataset(hub_id, split or None)
-    raise DataError(f"{key}: there is no file {spec} (looked in {Path.cwd()})")
-
-
-def _exists(path: Path, key: str) -> bool:
-    try:
-        return path.exists()
-    except OSError as error:
-        raise DataError(f"{key}: cannot access {path}: {error.strerror}") from error
-
-
-def _require_readable(path: Path, key: str) -> None:
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise DataError(f"{key}: {path} is a folder; name its files, for example {path}/*.jsonl")
-        if not stat.S_ISREG(mode):
-            raise DataError(f"{key}: {path} is not a regular file")
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise DataError(f"{key}: cannot read {path}: {error.strerror}") from error
-    if path.suffix.lower() not in DATA_SUFFIXES:
-        raise DataError(f"{key}: {path} has an unknown type; known types are {', '.join(DATA_SUFFIXES)}")
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content; a UTF-8 byte order mark is not hashed, because it changes no row."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        head = file.read(len(BOM))
-        digest.update(b"" if head == BOM else head)
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def detect_format(files: Sequence[Path]) -> Format:
-    """Detect the shape of the data from the first row in each file that has known keys.
+def read_split(split: str | None, key: str) -> tuple[str | None, str | None, str | None]:
+    """The name of a split and the bounds of its rows, as written.
 
     Raises:
-        DataError: The first rows have no known keys, or two files have different shapes.
+        DataError: It is written in another way.
     """
-    found: tuple[Format, Path] | None = None
+    match = _SPLIT.fullmatch(split or "")
+    if not match:
+        raise DataError(f"{key}: split={split} is not understood; write train, train[:1000] or train[10%:20%]")
+    return match["name"] or None, match["start"], match["stop"]
+
+
+def _bounds(files: Sequence[Path], part: str | None, start: str | None, stop: str | None) -> tuple[int, int | None]:
+    """Bounds as numbers of rows; the rows are counted only for percentages and numbers from the end."""
+    if not any(bound and (bound.endswith("%") or bound.startswith("-")) for bound in (start, stop)):
+        return int(start or 0), None if stop is None else int(stop)
+    total = sum(1 for _ in _raw_rows(files, part))
+
+    def row(bound: str) -> int:
+        number = round(int(bound[:-1]) * total / 100) if bound.endswith("%") else int(bound)
+        return max(0, number + total) if number < 0 else number
+
+    return row(start or "0"), total if stop is None else row(stop)
+
+
+def _raw_rows(files: Sequence[Path], part: str | None) -> Iterator[tuple[Origin, dict[str, Any]] | Fault]:
     for path in files:
-        shape = _shape_of_file(path)
-        if found and shape != found[0]:
+        row = None
+        for row in read_rows(path, part):
+            yield row
+        if row is None:
+            raise DataError(f"{path} has no rows")
+
+
+def _shape(entry: DataFile, data: DataSection, files: Sequence[Path], part: str | None, found: list[str]) -> Shape:
+    """The shape that the recipe names for a source, or else the one its rows have."""
+    columns, format = entry.columns or data.columns, entry.format if entry.format != "auto" else data.format
+    if entry.format != "auto":
+        columns = {}
+    wanted: Format | None = None if format == "auto" else format
+    shapes = {path: _shape_of_file(path, part, columns, wanted, found) for path in files}
+    first, *others = shapes.items()
+    for path, shape in others:
+        if (shape.format, shape.columns) != (first[1].format, first[1].columns):
             raise DataError(
-                f"{path} has the keys of {shape}, but {found[1]} those of {found[0]}; "
-                "train on files of one shape, or set data.format if both can be read as one"
+                f"{path} has the keys of {shape.format}, but {first[0]} those of {first[1].format}; "
+                "name them as two entries of the list, or set data.format if both can be read as one"
             )
-        found = (shape, path)
-    if found is None:
-        raise DataError("there are no files to read")
-    return found[0]
+    return first[1]
 
 
-def _shape_of_file(path: Path) -> Format:
+def _shape_of_file(
+    path: Path, part: str | None, columns: dict[str, str], format: Format | None, found: list[str]
+) -> Shape:
+    """The shape of the first row that has known keys."""
     keys: dict[str, Any] = {}
     faults: list[Fault] = []
-    for number, row in enumerate(read_rows(path)):
+    for row in islice(read_rows(path, part, lambda line: found.append(f"{path}: {line}")), _ROWS_LOOKED_AT):
         if isinstance(row, Fault):
             faults.append(row)
-        elif shape := shape_of(row[1]):
+            continue
+        if columns:
+            return _chosen(columns, row)
+        try:
+            shape = shape_of(row[1], format)
+        except RowError as error:
+            raise DataError(f"{row[0]}: {error}") from error
+        if shape:
             return shape
-        else:
-            keys |= row[1]
-        if number + 1 >= _ROWS_LOOKED_AT:
-            break
+        keys |= {key: value for key, value in row[1].items() if key not in keys or is_empty(keys[key])}
     if keys:
-        raise DataError(
-            f"{path}: no known shape; the keys are {', '.join(map(repr, keys))}. "
-            f"Known shapes and their keys: {describe_shapes()}"
-        )
+        raise DataError(_no_shape(path, keys, format))
     if faults:
         raise DataError(f"{path}: none of the first {len(faults)} rows can be read; the first: {faults[0]}")
     raise DataError(f"{path} has no rows")
 
 
-def read_examples(files: Sequence[Path], format: Format) -> Iterator[tuple[Origin, Example] | Fault]:
-    """Every row of every file, in order, as an example of the given shape or as a Fault, in constant memory.
+def _chosen(columns: dict[str, str], row: tuple[Origin, dict[str, Any]]) -> Shape:
+    optional = {"system", "history", "input"}
+    for part, name in columns.items():
+        if name not in row[1] and part not in optional:
+            raise DataError(
+                f"{row[0]}: data.columns.{part}={name}, but the keys are {', '.join(map(repr, row[1])) or 'none'}"
+            )
+    return shape_chosen(columns)
+
+
+def _no_shape(path: Path, keys: dict[str, Any], format: Format | None) -> str:
+    there = [key for key, value in keys.items() if not is_empty(value)] or list(keys)
+    names = ", ".join(map(repr, there))
+    if format:
+        return f"{path}: data.format={format}, but the keys are {names}; name them with data.columns"
+    if {"chosen", "rejected"} & set(there):
+        return (
+            f"{path}: preference rows (the keys are {names}): strop learns one answer of a row; to learn the better "
+            "one name its column, such as data.columns={prompt: prompt, completion: chosen}"
+        )
+    return f"{path}: no known shape; the keys are {names}. Known shapes and their keys: {describe_shapes()}"
+
+
+def read_examples(sources: Sequence[Source], system: str | None = None) -> Iterator[Row | Fault]:
+    """Every row of every source, in order, as an example or as a Fault, in constant memory.
+
+    Args:
+        sources: From `open_sources`.
+        system: The system message of rows that have none (data.system).
 
     Raises:
-        DataError: A file has no rows or cannot be read at all.
+        DataError: A file has no rows or cannot be read to its end.
     """
-    for path in files:
-        row = None
-        for row in read_rows(path):
+    for source in sources:
+        reader = RowReader(source.shape, system)
+        kept = 0
+        for row in source.rows():
+            if source.max_samples is not None and kept >= source.max_samples:
+                break
             if isinstance(row, Fault):
                 yield row
                 continue
             origin, fields = row
             try:
-                yield origin, to_example(fields, format)
+                example, unused = reader.read(fields)
             except RowError as error:
                 yield Fault(origin, str(error))
-        if row is None:
-            raise DataError(f"{path} has no rows")
+                continue
+            kept += 1
+            yield Row(origin, example, unused)
 
 
-def held_out_specs(data: DataSection) -> Sequence[str]:
-    """The files that held-out rows are in: those of their own, or the training files that they are split from."""
-    return data.validation_file or data.train_file
+def held_out_key(data: DataSection) -> str:
+    """The key of the files that held-out rows are in: those of their own, or the training files they are split from."""
+    return "data.validation_file" if data.validation_file else "data.train_file"
 
 
-def held_out_examples(data: DataSection, format: Format) -> Iterator[tuple[Origin, Example]]:
+def held_out_sources(data: DataSection) -> list[Source]:
+    """The sources that held-out rows are in.
+
+    Raises:
+        DataError: A file is missing or cannot be read.
+    """
+    return open_sources(data, data.validation_file or data.train_file, held_out_key(data))
+
+
+def held_out_examples(data: DataSection) -> Iterator[tuple[Origin, Example]]:
     """Every row of those files that can be used, in order.
 
     Raises:
         DataError: A file is missing or cannot be read.
     """
-    for row in read_examples(find_files(held_out_specs(data)), format):
+    for row in read_examples(held_out_sources(data), data.system):
         if not isinstance(row, Fault):
-            yield row
+            yield row.origin, row.example
 
 
-def questions_at(data: DataSection, format: Format, origins: Collection[Origin]) -> dict[Origin, str]:
-    """What the rows at these places ask; reads no further than the last of them."""
-    found: dict[Origin, str] = {}
-    if origins:
-        for origin, example in held_out_examples(data, format):
-            if origin in origins:
-                found[origin] = question_of(example)
-            if len(found) == len(origins):
-                break
+def questions_at(data: DataSection, places: Collection[tuple[Origin, int]]) -> dict[tuple[Origin, int], str]:
+    """What held-out samples ask, each given by its row and number of turns; reads no further than the last row."""
+    wanted: dict[Origin, list[int]] = {}
+    for origin, num_turns in places:
+        wanted.setdefault(origin, []).append(num_turns)
+    found: dict[tuple[Origin, int], str] = {}
+    for origin, example in held_out_examples(data) if wanted else ():
+        for num_turns in wanted.pop(origin, ()):
+            found[origin, num_turns] = question_of(example, num_turns)
+        if not wanted:
+            break
     return found

@@ -6,7 +6,7 @@ the prompt alone, because generation starts from exactly these.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,17 +14,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from strop.data.chat_template import ChatTemplate, Segment
-from strop.data.examples import Example
+from strop.data.chat_template import ChatTemplate, Sample
+from strop.data.examples import Conversation, Example, Text, Tokens
 from strop.data.prompts import (
     ALPACA,
     ALPACA_WITH_INPUT,
+    Segment,
     TemplateName,
     as_segments,
     as_turns,
     resolve_template,
 )
-from strop.data.row_shapes import Format
+from strop.data.rows.columns import Format
 from strop.data.tokenizer import (
     bos_to_prepend,
     chat_template_of,
@@ -32,32 +33,49 @@ from strop.data.tokenizer import (
     read_stop_ids,
     special_text_pattern,
 )
-from strop.errors import ModelError
+from strop.errors import DataError, ModelError
 
 TrainOn = Literal["completion", "all"]
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A row as tokens.
+    """A sample as tokens.
 
     Attributes:
         input_ids: int32 (n,).
         learned: bool (n,); token i is a target of the loss. Never token 0, which nothing predicts.
+        num_turns: How many of a conversation's turns it holds; 0 for all of the row.
     """
 
     input_ids: NDArray[np.int32]
     learned: NDArray[np.bool_]
+    num_turns: int = 0
 
 
-def load_template(folder: Path, name: str, format: Format, train_on: TrainOn = "completion") -> "Template":
-    """The template for a model folder and rows of a format; `name` may be `auto`.
+def load_template(
+    folder: Path,
+    name: str,
+    formats: Collection[Format],
+    train_on: TrainOn = "completion",
+    chat_template: str | None = None,
+) -> "Template":
+    """The template for a model folder and rows of some formats.
+
+    Args:
+        folder: A vetted local folder.
+        name: A template, or `auto`.
+        formats: Of all rows of the run.
+        train_on: See `Template`.
+        chat_template: The source of one that is used in place of the model's own.
 
     Raises:
         ModelError, RecipeError: As `load_tokenizer`, `resolve_template` and `Template` do.
     """
     tokenizer = load_tokenizer(folder)
-    resolved = resolve_template(name, format, chat_template_of(tokenizer) is not None)
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    resolved = resolve_template(name, formats, chat_template_of(tokenizer) is not None)
     return Template(tokenizer, resolved, train_on, read_stop_ids(folder, tokenizer))
 
 
@@ -94,23 +112,27 @@ class Template:
             if source is None:
                 raise ModelError("this model's tokenizer has no chat template")
             self.chat = ChatTemplate(tokenizer, source)
-            self.stop_ids |= self._turn_end(self.chat.probe)
+            self.stop_ids |= self._turn_end(self.chat.probe) | self._call_end(self.chat)
         elif tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer has no eos token, but the {name} template ends answers with one")
         else:
             self.stop_ids |= {int(tokenizer.eos_token_id)}
         self.fingerprint = self._fingerprint()
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Tokens and labels of each example; faster for many at once.
+    def encode(self, examples: Sequence[Example]) -> list[list[Encoded]]:
+        """The samples of each example, usually one; faster for many at once.
 
         Raises:
             DataError: An example cannot be rendered; with several, the error does not say which.
         """
-        segments = self._segments(examples)
-        ids = self._encode_segments(segments)
+        samples = self._samples(examples)
+        flat = [sample.segments for row in samples for sample in row]
+        ids = iter(self._encode_segments(flat))
         return [
-            self._label(example, row, row_ids) for example, row, row_ids in zip(examples, segments, ids, strict=True)
+            [self._label(example, sample, next(ids)) for sample in row]
+            if not isinstance(example, Tokens)
+            else [self._given(example)]
+            for example, row in zip(examples, samples, strict=True)
         ]
 
     def encode_prompt(self, example: Example) -> list[int]:
@@ -119,11 +141,8 @@ class Template:
         Raises:
             DataError: The example cannot be rendered.
         """
-        if self.chat:
-            turns = as_turns(example)
-            if turns[-1]["role"] == "assistant":
-                turns = turns[:-1]
-            [text] = self.chat.render([turns], True)
+        if self.chat and not isinstance(example, Text | Tokens):
+            text = self.chat.prompt(_as_chat(example))
         else:
             segments = as_segments(self.name, example)
             text = segments[0][0] if len(segments) > 1 else ""
@@ -137,10 +156,31 @@ class Template:
         """The text of ids, special tokens dropped."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
-    def _segments(self, examples: Sequence[Example]) -> list[list[Segment]]:
+    def _samples(self, examples: Sequence[Example]) -> list[list[Sample]]:
+        """The samples of each example as text; none of one that is tokenised already."""
+        found: dict[int, list[Sample]] = {}
         if self.chat:
-            return self.chat.split([as_turns(example) for example in examples])
-        return [as_segments(self.name, example) for example in examples]
+            turned = [i for i, example in enumerate(examples) if not isinstance(example, Text | Tokens)]
+            split = self.chat.split([_as_chat(examples[i]) for i in turned], self.train_on == "all")
+            found = dict(zip(turned, split, strict=True))
+        for i, example in enumerate(examples):
+            if i not in found:
+                found[i] = [] if isinstance(example, Tokens) else [Sample(as_segments(self.name, example), 0)]
+        return [found[i] for i in range(len(examples))]
+
+    def _given(self, example: Tokens) -> Encoded:
+        """A row that is tokenised already, unchanged.
+
+        Raises:
+            DataError: A token is not in the vocabulary.
+        """
+        if not all(0 <= token < len(self.tokenizer) for token in example.input_ids):
+            raise DataError(f"not token ids: this model's are 0 to {len(self.tokenizer) - 1:,}")
+        learned = np.array(example.learned, dtype=np.bool_)
+        if self.train_on == "all":
+            learned[:] = True
+        learned[:1] = False
+        return Encoded(np.array(example.input_ids, dtype=np.int32), learned)
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
         backend = self.tokenizer.backend_tokenizer
@@ -172,27 +212,26 @@ class Template:
         prefix, joint, alone = self._encode_texts(["\n", "\n" + text, text])
         return joint[len(prefix) :] if joint[: len(prefix)] == prefix else alone
 
-    def _label(self, example: Example, segments: list[Segment], ids: list[list[int]]) -> Encoded:
+    def _label(self, example: Example, sample: Sample, ids: list[list[int]]) -> Encoded:
         tokens: list[int] = []
         learned: list[bool] = []
-        for (_, is_answer), part in zip(segments, ids, strict=True):
+        for n, ((_, is_answer), part) in enumerate(zip(sample.segments, ids, strict=True)):
             tokens += part
             count = self._num_learned(part) if is_answer else 0
-            learned += [True] * count + [False] * (len(part) - count)
+            rest = self.train_on == "all" and n not in sample.context
+            learned += [True] * count + [rest] * (len(part) - count)
         eos = self.tokenizer.eos_token_id
-        if not self.chat and (not tokens or tokens[-1] != eos):
+        if eos is not None and (not self.chat or isinstance(example, Text)) and tokens[-1:] != [eos]:
             tokens.append(eos)
             learned.append(True)
-        if self.train_on == "all":
-            learned = [True] * len(tokens)
-        else:
+        if self.train_on != "all":
             # Tokens after the last learned one teach nothing, and no earlier token attends to them.
             end = max((i + 1 for i, is_learned in enumerate(learned) if is_learned), default=0)
             tokens, learned = tokens[:end], learned[:end]
         with_bos = self._with_bos(tokens)
         mask = np.array([False] * (len(with_bos) - len(tokens)) + learned, dtype=np.bool_)
         mask[:1] = False
-        return Encoded(np.array(with_bos, dtype=np.int32), mask)
+        return Encoded(np.array(with_bos, dtype=np.int32), mask, sample.num_turns)
 
     def _num_learned(self, answer: list[int]) -> int:
         """An answer is learned up to its last stop token: ChatML's newline after `<|im_end|>` is not."""
@@ -211,6 +250,13 @@ class Template:
         ids = self._encode_texts([tail])[0] if found else []
         return frozenset(next(([i] for i in ids if i in added), []))
 
+    def _call_end(self, chat: ChatTemplate) -> frozenset[int]:
+        """The control token that ends a turn with a tool call: the last one, because markup may come before it."""
+        _, found, tail = chat.call_probe.rpartition("strop_probe_place")
+        added = self.tokenizer.backend_tokenizer.get_added_tokens_decoder()
+        ids = self._encode_texts([tail])[0] if found else []
+        return frozenset([i for i in ids if i in added][-1:])
+
     def _fingerprint(self) -> str:
         parts = [
             hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode("utf-8")).hexdigest(),
@@ -223,3 +269,7 @@ class Template:
             self.chat.probe if self.chat else None,  # a template may print a date
         ]
         return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()
+
+
+def _as_chat(example: Example) -> Conversation:
+    return example if isinstance(example, Conversation) else Conversation(as_turns(example))

@@ -43,11 +43,19 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def chat_template_of(tokenizer: Any) -> str | None:
-    """The chat template's source, or None; of several named ones, `default`."""
+    """The chat template's source, or None; of several named ones, `default`, and `tool_use` for rows with tools."""
     source = tokenizer.chat_template
     if isinstance(source, dict):
-        source = source.get("default")
+        default, with_tools = source.get("default"), source.get("tool_use")
+        source = default
+        if isinstance(default, str) and isinstance(with_tools, str):
+            source = f"{{% if tools %}}{_inside(with_tools)}{{% else %}}{_inside(default)}{{% endif %}}"
     return source if isinstance(source, str) else None
+
+
+def _inside(source: str) -> str:
+    """A template as a part of another: Jinja drops a newline at the end of a whole one, and after a block."""
+    return f"{{{{- '' }}}}{source.removesuffix(chr(10))}"
 
 
 def read_stop_ids(folder: Path, tokenizer: Any) -> frozenset[int]:

@@ -10,13 +10,14 @@ vLLM returns with status 400.
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from strop.data.chat_template import DATE, ChatTemplate, Turns
-from strop.data.prompts import ALPACA, ALPACA_WITH_INPUT
+from strop.data.chat_template import DATE, ChatTemplate
+from strop.data.examples import Conversation, Message
+from strop.data.prompts import ALPACA, ALPACA_WITH_INPUT, INPUT
 from strop.data.template import Template
-from strop.data.tokenizer import chat_template_of
 from strop.errors import DataError
 from strop.exporting.staged import write_json
 
@@ -74,7 +75,7 @@ def as_jinja(template: Template) -> str:
         return begin + "{{- messages[0].content -}}"
     return (
         begin
-        + "{%- set parts = messages[0].content.split('\\n\\n', 1) -%}"
+        + f"{{%- set parts = messages[0].content.split({json.dumps(INPUT)}, 1) -%}}"
         + "{%- if parts | length > 1 and parts[1] -%}"
         + _filled(ALPACA_WITH_INPUT, "parts[0]", "parts[1]")
         + "{%- else -%}"
@@ -85,9 +86,9 @@ def as_jinja(template: Template) -> str:
 
 def _chat(template: Template) -> str:
     """The model's own chat template with training's date, and with BOS if the template leaves it to the tokenizer."""
-    source = chat_template_of(template.tokenizer)
-    assert source is not None
-    [text] = ChatTemplate(template.tokenizer, source).render([[{"role": "user", "content": "x"}]], True)
+    assert template.chat is not None
+    source = template.chat.source
+    text = template.chat.prompt(Conversation((Message("user", "x"),)))
     ids = template.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
     bos = "" if template.bos_id in ids[:1] else _bos(template)
     date = "".join(f"{{%- set {name} = {json.dumps(value)} %}}" for name, value in DATE.items())
@@ -125,13 +126,13 @@ class ChatText:
     answer: str
     question: str
 
-    def render(self, turns: Turns) -> str:
+    def render(self, turns: Sequence[Message]) -> str:
         """A conversation up to the next answer."""
         text, rest = self.opening, list(turns)
-        if rest[0]["role"] == "system":
-            text = f"{self.system}{rest.pop(0)['content']}{self.after_system}"
+        if rest[0].role == "system":
+            text = f"{self.system}{rest.pop(0).content}{self.after_system}"
         for turn in rest:
-            text += turn["content"] + (self.answer if turn["role"] == "user" else self.question)
+            text += turn.content + (self.answer if turn.role == "user" else self.question)
         return text
 
     def go(self) -> str:
@@ -200,21 +201,20 @@ def take_apart(chat: ChatTemplate, bos: str) -> ChatText | None:
     Returns:
         The pieces, or None if they do not give the template's text.
     """
-    user, answer = {"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}
-    system = {"role": "system", "content": _SYSTEM}
-    cases: list[Turns] = [[user], [user, answer, user], [user, answer, user, answer, user]]
+    user, answer, system = Message("user", _QUESTION), Message("assistant", _ANSWER), Message("system", _SYSTEM)
+    cases = [(user,), (user, answer, user), (user, answer, user, answer, user)]
     try:
-        one, three, five = chat.render(cases, True)
+        one, three, five = chat.render(list(map(Conversation, cases)), True)
     except DataError:
         return None
-    wanted = {one: cases[0], three: cases[1], five: cases[2]}
+    wanted: dict[str, tuple[Message, ...]] = {one: cases[0], three: cases[1], five: cases[2]}
     try:
-        with_system = chat.render([[system, *case] for case in cases], True)
+        with_system = chat.render([Conversation((system, *case)) for case in cases], True)
     except DataError:
         with_system = [""]
     before, has_system, rest = with_system[0].partition(_SYSTEM)
     if has_system:
-        wanted |= {text: [system, *case] for text, case in zip(with_system, cases, strict=True)}
+        wanted |= {text: (system, *case) for text, case in zip(with_system, cases, strict=True)}
     opening, _, after = one.partition(_QUESTION)
     between = three.partition(_ANSWER)[2].partition(_QUESTION)[0]
     found = ChatText(opening, before if has_system else None, rest.partition(_QUESTION)[0], after, between)

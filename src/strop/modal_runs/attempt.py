@@ -29,7 +29,7 @@ from strop.errors import Interrupted
 from strop.modal_runs import prices as meter
 from strop.modal_runs.fence import Fence, Storage, raise_fence
 from strop.modal_runs.remote_run import UPLOADED, Outcome, Places, TrainingJob, files_list, run_folder
-from strop.recipe import Recipe
+from strop.recipe import DataFile, Recipe
 from strop.run.durable import replace_file
 
 STROP = (sys.executable, "-m", "strop")
@@ -183,9 +183,12 @@ def _on_the_volume(job: TrainingJob, places: Places) -> Recipe:
     def place(name: str) -> str:
         return str(places.data / name.removeprefix(UPLOADED)) if name.startswith(UPLOADED) else name
 
+    def file(spec: str | DataFile) -> str | DataFile:
+        return place(spec) if isinstance(spec, str) else spec.model_copy(update={"path": place(spec.path)})
+
     recipe = Recipe.model_validate(job.recipe)
     model = {"model_name_or_path": place(recipe.model.model_name_or_path)}
-    data = {key: tuple(map(place, getattr(recipe.data, key))) for key in ("train_file", "validation_file")}
+    data = {key: tuple(map(file, getattr(recipe.data, key))) for key in ("train_file", "validation_file")}
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update=model),

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from strop.data.sources import find_files
+from strop.data.files import find
+from strop.data.sources import read_split
 from strop.errors import RecipeError
 from strop.modal_runs.remote_run import UPLOADED
-from strop.recipe import Recipe
+from strop.recipe import DataFile, Recipe
 from strop.resolve import DATA_SUFFIXES, MODEL_FILES, is_hub_id, resolve_package_path
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def collect(recipe: Recipe) -> Inputs:
     files: dict[str, Path] = {}
     name = add_model(recipe.model.model_name_or_path, files)
     data = {
-        key: tuple(name for spec in getattr(recipe.data, key) for name in _add_rows(spec, f"data.{key}", files))
+        key: tuple(_add_rows(spec, f"data.{key}", files) for spec in getattr(recipe.data, key))
         for key in ("train_file", "validation_file")
     }
     rewritten = recipe.model_copy(
@@ -99,18 +100,33 @@ def add_folder(root: str, path: Path, patterns: Sequence[str], files: dict[str, 
     return folder
 
 
-def _add_rows(spec: str, key: str, files: dict[str, Path]) -> list[str]:
-    path = Path(spec).expanduser()
-    is_here = spec.startswith("package:") or path.exists() or path.parent.is_dir()
-    if is_hub_id(spec.partition(":")[0]) and path.suffix not in DATA_SUFFIXES and not is_here:
-        return [spec]
-    return [_add_file(file, files) for file in find_files([spec], key)]
+def _add_rows(spec: str | DataFile, key: str, files: dict[str, Path]) -> str | DataFile:
+    """Add a source's files to the files to upload; returns it with their place, or unchanged if it is on the hub."""
+    entry = DataFile(path=spec) if isinstance(spec, str) else spec
+    path = Path(entry.path).expanduser()
+    is_here = entry.path.startswith("package:") or path.exists() or path.parent.is_dir()
+    if is_hub_id(entry.path.partition(":")[0]) and path.suffix not in DATA_SUFFIXES and not is_here:
+        return spec
+    name, *_ = read_split(entry.split, key)
+    [(found, part)] = find([(entry.path, name, entry.subset)], key)
+    placed = _add_file(found[0], files) if len(found) == 1 else _add_files(found, files)
+    if isinstance(spec, str):
+        return placed
+    bounds = (entry.split or "").removeprefix(name or "")
+    return spec.model_copy(update={"path": placed, "split": (part or "") + bounds or None})
 
 
 def _add_file(path: Path, files: dict[str, Path]) -> str:
     place = f"inputs/{_sha256(path)}/{path.name}"
     files[place] = path
     return UPLOADED + place
+
+
+def _add_files(paths: Sequence[Path], files: dict[str, Path]) -> str:
+    """Several files of one source, in a folder of their own and in their order; returns a glob."""
+    folder = f"inputs/{hashlib.sha256(repr([(path.name, _sha256(path)) for path in paths]).encode()).hexdigest()}"
+    files |= {f"{folder}/{number:05}-{path.name}": path for number, path in enumerate(paths)}
+    return f"{UPLOADED}{folder}/*"
 
 
 def _list(volume: "modal.Volume", folder: str) -> list[tuple[str, int]]:

@@ -4,6 +4,7 @@ from strop.recipe.reader import list_recipes, load_recipe, recipe_text
 from strop.recipe.schema import (
     EXPONENT,
     SEVEN_MODULES,
+    DataFile,
     DataSection,
     LoraSection,
     ModalSection,
@@ -17,6 +18,7 @@ from strop.recipe.schema import (
 __all__ = [
     "EXPONENT",
     "SEVEN_MODULES",
+    "DataFile",
     "DataSection",
     "LoraSection",
     "ModalSection",

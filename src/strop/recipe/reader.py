@@ -24,6 +24,7 @@ from strop.recipe.schema import (
     contradictions,
 )
 from strop.recipe.yaml_lines import UNREADABLE, Entry, entries_of_file, parse_value
+from strop.resolve import read_chat_template
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 _SECTIONS: dict[str, type[Section]] = {
@@ -225,6 +226,7 @@ class _Reader:
             (values.setdefault(section, {}) if section else values)[key] = entry.value
         try:
             recipe = Recipe(**values)
+            recipe = self._with_chat_template(recipe)
             recipe = recipe.model_copy(update={"notes": (*self.notes, *_remarks(recipe.train))})
         except ValidationError as error:
             self._explain(error)
@@ -233,6 +235,20 @@ class _Reader:
         if self.faults or recipe is None:
             raise RecipeError("\n".join(self.faults))
         return recipe
+
+    def _with_chat_template(self, recipe: Recipe) -> Recipe:
+        """The recipe with the text of a chat template in place of its file, which may change while a run trains."""
+        given = recipe.data.chat_template
+        if given is None:
+            return recipe
+        try:
+            source = read_chat_template(given)
+        except RecipeError as error:
+            self.faults.append(f"{self._values['data.chat_template'].where}: {error}")
+            return recipe
+        if source != given:
+            self.notes.append(f"data.chat_template: read from {given}")
+        return recipe.model_copy(update={"data": recipe.data.model_copy(update={"chat_template": source})})
 
     def _explain(self, error: ValidationError) -> None:
         """Record pydantic's errors in readable words, one per key."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -47,6 +48,25 @@ Trackers = Annotated[
     BeforeValidator(lambda value: () if value in ("none", ["none"], None) else _as_list(value)),
 ]
 """Names of experiment trackers, or `none`."""
+
+
+_PARTS = ("messages", "prompt", "completion", "instruction", "input", "output", "system", "history", "text")
+_TOGETHER: tuple[tuple[set[str], set[str]], ...] = (
+    ({"messages"}, {"system"}),
+    ({"text"}, set()),
+    ({"prompt", "completion"}, {"system", "history", "input"}),
+    ({"instruction", "output"}, {"system", "history", "input"}),
+)
+
+
+def _known_parts(value: dict[str, str]) -> dict[str, str]:
+    if unknown := sorted(value.keys() - set(_PARTS)):
+        raise ValueError(f"{', '.join(unknown)}: the parts of a row are {', '.join(_PARTS)}")
+    if value and not any(needed <= value.keys() <= needed | more for needed, more in _TOGETHER):
+        raise ValueError(
+            "name prompt and completion, or instruction and output, or messages, or text, and nothing else"
+        )
+    return value
 
 
 class Section(BaseModel):
@@ -98,19 +118,75 @@ class LoraSection(Section):
     """Biases are never trained."""
 
 
+RowFormat = Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text", "tokens"]
+Columns = Annotated[dict[str, str], AfterValidator(_known_parts)]
+"""A part of a row (prompt, completion, messages, ...) -> the column that has it."""
+
+
+class DataFile(Section):
+    """One of the sources of a mixture, with keys of its own."""
+
+    path: str = Field(min_length=1)
+    """A file, glob, hub id or `package:PKG/path`."""
+    split: str | None = None
+    """Split of a hub id or of a file that has several, and which of its rows: `train`, `train[:1000]`, `[10%:20%]`."""
+    subset: str | None = None
+    """Folder of a hub id that has several data sets in one."""
+    format: RowFormat = "auto"
+    """Shape of the rows; auto: detected from their keys."""
+    columns: Columns = Field(default_factory=dict)
+    """Which column is which, as in data.columns."""
+    max_samples: int | None = Field(None, ge=1)
+    """Use at most this many of its rows, from the start."""
+    repeat: float | None = Field(None, gt=0, le=1000)
+    """How often each of its samples is seen in an epoch; 0.5 takes half of them."""
+    weight: float | None = Field(None, gt=0)
+    """Its share of an epoch, relative to the other weights. An epoch is then as long as it takes to see every sample of
+    every source at least once."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "DataFile":
+        if self.repeat is not None and self.weight is not None:
+            raise ValueError(f"{self.path}: repeat and weight both say how often it is seen; keep one")
+        if self.columns and self.format != "auto":
+            raise ValueError(f"{self.path}: columns decide the format; remove format={self.format}")
+        return self
+
+
+def _as_sources(value: Any) -> Any:
+    return [value] if isinstance(value, str | dict | DataFile) else value
+
+
+Sources = Annotated[tuple[str | DataFile, ...], BeforeValidator(_as_sources)]
+"""A list of files, each a name or a mapping with keys of its own; a single one counts as a list of one."""
+
+
 class DataSection(Section):
     """The rows."""
 
-    train_file: OneOrMore = Field(min_length=1)
-    """Files, globs, hub ids (`org/name[:split]`) or `package:PKG/path`; JSONL, JSON, CSV or Parquet."""
-    validation_file: OneOrMore = ()
+    train_file: Sources = Field(min_length=1)
+    """Files, globs, hub ids (`org/name[:split]`) or `package:PKG/path`; JSONL, JSON, CSV, Parquet or Arrow. An entry
+    may also be a mapping with path, split, subset, format, columns, max_samples, and repeat or weight."""
+    validation_file: Sources = ()
     """Held-out rows, named in the same way."""
     validation_split_percentage: float = Field(0.0, ge=0, le=50)
     """Percentage of the training rows to hold out if there is no validation_file."""
-    format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text"] = "auto"
+    format: RowFormat = "auto"
     """Shape of the rows. auto: detected from their keys."""
+    columns: Columns = Field(default_factory=dict)
+    """Which column is which, for rows with names of their own: {prompt: ..., completion: ...}, {messages: ...}, {text:
+    ...} or {instruction: ..., input: ..., output: ...}, each also with system and history."""
     template: Literal["auto", "chat", "alpaca", "plain"] = "auto"
     """How a row becomes text: with the model's chat template, with the alpaca prompt, or unchanged (plain)."""
+    chat_template: str | None = Field(None, min_length=1)
+    """A chat template of your own in place of the model's: a file, or the Jinja text itself."""
+    system: str | None = Field(None, min_length=1)
+    """The system message of rows that have none; needs a chat template."""
+    long_samples: Literal["cut", "split", "drop"] = "cut"
+    """What to do with samples over model.max_seq_length: cut their end off, drop them, or split documents (text rows)
+    into several."""
+    long_overlap: int = Field(0, ge=0)
+    """Tokens that a part of a split document repeats of the part before it, as context that is not learned again."""
     train_on: Literal["completion", "all"] = "completion"
     """Learn the answers, or everything."""
     on_bad_row: Literal["error", "skip"] = "error"
@@ -222,8 +298,9 @@ def contradictions(
 ) -> Iterator[tuple[tuple[str, ...], str]]:
     """Values that are allowed by themselves but not together: the keys concerned, and what is wrong."""
     yield from _not_of_the_engine(model, train)
+    keys: tuple[str, ...]
     if train.warmup_steps and train.warmup_ratio:
-        keys: tuple[str, ...] = ("train.warmup_steps", "train.warmup_ratio")
+        keys = ("train.warmup_steps", "train.warmup_ratio")
         text = f"{keys[0]}={train.warmup_steps} and {keys[1]}={train.warmup_ratio} both set the warmup; keep one"
         yield keys, text
     if train.max_steps == 0:
@@ -231,6 +308,29 @@ def contradictions(
     if train.early_stopping_patience and not train.eval_steps:
         keys = ("train.early_stopping_patience", "train.eval_steps")
         yield keys, f"{keys[0]}={train.early_stopping_patience} needs evaluations: set {keys[1]} above 0"
+    for key, files in (("data.train_file", data.train_file), ("data.validation_file", data.validation_file)):
+        weighted = [isinstance(file, DataFile) and file.weight is not None for file in files]
+        if any(weighted) and not all(weighted):
+            yield (key,), f"{key}: weight is a share among all files, so every entry of the list needs one"
+        if key == "data.validation_file" and any(
+            isinstance(file, DataFile) and (file.weight, file.repeat) != (None, None) for file in files
+        ):
+            yield (key,), f"{key}: held-out rows are scored once each; remove repeat and weight"
+    if data.columns and data.format != "auto":
+        keys = ("data.columns", "data.format")
+        yield keys, f"data.columns decides the format; remove data.format={data.format}"
+    if data.chat_template and data.template in ("alpaca", "plain"):
+        keys = ("data.chat_template", "data.template")
+        yield keys, f"data.chat_template is not used with data.template={data.template}; keep one"
+    if data.long_overlap and data.long_samples != "split":
+        keys = ("data.long_overlap", "data.long_samples")
+        yield keys, f"data.long_overlap={data.long_overlap} needs data.long_samples=split"
+    if data.long_overlap and data.long_overlap >= model.max_seq_length - 1:
+        keys = ("data.long_overlap", "model.max_seq_length")
+        yield (
+            keys,
+            f"data.long_overlap={data.long_overlap} must be less than model.max_seq_length={model.max_seq_length}",
+        )
     held_out = ("data.validation_file", "data.validation_split_percentage")
     if data.validation_file and data.validation_split_percentage:
         yield (

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from strop.data.sources import find_files, hash_file
+from strop.data.files import find_files, hash_file
 from strop.errors import DataError
 
 

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from strop.data.examples import Example, Text
-from strop.data.prompts import as_segments, as_turns
-from strop.data.row_shapes import Format
-from strop.data.sources import held_out_examples, held_out_specs
+from strop.data.prompts import as_json, as_segments, as_turns
+from strop.data.sources import held_out_examples, held_out_key
 from strop.data.template import Template
 from strop.errors import RecipeError
 from strop.evaluation.generate import generate
@@ -39,12 +38,11 @@ def ask(decoder: Decoder, template: Template, questions: Sequence[Question]) -> 
     return Reference(list(questions), answers, logits, sorted(template.stop_ids), _NEW_TOKENS, dtype)
 
 
-def questions_for(data: DataSection, format: Format, template: Template, context: int) -> list[Question]:
+def questions_for(data: DataSection, template: Template, context: int) -> list[Question]:
     """The first distinct, short enough prompts of held-out rows, or of training rows if none are held out.
 
     Args:
         data: The run's rows.
-        format: Their shape.
         template: The training template.
         context: The most tokens of a prompt and its answer together.
 
@@ -53,7 +51,7 @@ def questions_for(data: DataSection, format: Format, template: Template, context
     """
     longest = context - _NEW_TOKENS
     questions: dict[tuple[int, ...], Question] = {}
-    for _, example in held_out_examples(data, format):
+    for _, example in held_out_examples(data):
         question = _question(template, example)
         if 0 < len(question.ids) <= longest:
             questions.setdefault(tuple(question.ids), question)
@@ -61,7 +59,7 @@ def questions_for(data: DataSection, format: Format, template: Template, context
             break
     if not questions:
         raise RecipeError(
-            f"no row of {held_out_specs(data)} has a prompt of at most {longest} tokens to test the export with"
+            f"no row of {held_out_key(data)} has a prompt of at most {longest} tokens to test the export with"
         )
     return list(questions.values())
 
@@ -69,10 +67,11 @@ def questions_for(data: DataSection, format: Format, template: Template, context
 def _question(template: Template, example: Example) -> Question:
     if isinstance(example, Text):  # it is all answer; its beginning serves as a prompt
         text = example.text[:100]
-        [encoded] = template.encode([Text(text)])
+        [[encoded]] = template.encode([Text(text)])
         return Question(None, text, [int(token) for token in encoded.input_ids[:-1]])
     ids = template.encode_prompt(example)
     if template.name != "chat":
         return Question(None, as_segments(template.name, example)[0][0], ids)
     turns = as_turns(example)
-    return Question(turns[:-1] if turns[-1]["role"] == "assistant" else turns, "", ids)
+    asked = turns[:-1] if turns[-1].role == "assistant" else turns
+    return Question([as_json(turn) for turn in asked], "", ids)

@@ -1,0 +1,55 @@
+"""The values of a row, checked one by one."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+class RowError(ValueError):
+    """A row that cannot be used; the message is the fault's reason."""
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a value says nothing: null, or an empty text, list or object. Parquet fills missing fields with null."""
+    return value is None or (isinstance(value, str | list | tuple | dict) and not value)
+
+
+def get(row: Mapping[str, Any], key: str, where: str = "") -> Any:
+    """A field that must be there."""
+    if key not in row:
+        raise RowError(f"missing field: '{key}'{where} (the keys are {', '.join(map(repr, row)) or 'none'})")
+    if row[key] is None:
+        raise RowError(f"null: '{key}'{where}")
+    return row[key]
+
+
+def text(row: Mapping[str, Any], key: str, if_empty: str | None = None, where: str = "") -> str:
+    """A field that must be text; `if_empty` is the fault of an empty one, None if it may be empty.
+
+    Numbers are not turned into text: 0.10 would become 0.1, which is not what the file says.
+    """
+    value = get(row, key, where)
+    if not isinstance(value, str):
+        hint = "; put it in quotes" if isinstance(value, (int, float)) else ""
+        raise RowError(f"not text: '{key}'{where} is of type {type(value).__name__}, but must be text{hint}")
+    if if_empty and not value.strip():
+        raise RowError(f"{if_empty}: '{key}'{where}")
+    return value
+
+
+def parsed(value: Any, what: str) -> Any:
+    """A list or object that may be written as JSON text, as in the cell of a CSV file."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"bad JSON: {what}: {getattr(error, 'msg', 'nested too deeply')}") from None
+
+
+def objects(value: Any, what: str) -> list[dict[str, Any]]:
+    """A list of objects, which may be written as JSON text."""
+    found = parsed(value, what)
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise RowError(f"not a list of objects: {what}")
+    return found
