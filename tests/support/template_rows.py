@@ -108,7 +108,8 @@ class _Writer:
     def row(self) -> Row:
         turns: list[Row] = []
         if self.speech.system and self._is(0.5):
-            turns.append({"role": "system", "content": self.chance.choice(("", self._text(), self._text()))})
+            rule = f" Rule {self.chance.randrange(10**6)}: {self._text()}"  # no other turn says it
+            turns.append({"role": "system", "content": self.chance.choice(("", rule, rule))})
         declares = bool(self.speech.tools) and self._is(0.6)
         for _ in range(self.chance.choice((1, 1, 2, 3))):
             turns += self._exchange(declares)
