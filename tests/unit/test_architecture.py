@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "": {"errors"},
     "gpus": {"errors"},
-    "recipe": {"gpus", "errors"},
+    "recipe": {"gpus", "resolve", "errors"},
     "resolve": {"errors"},
     "data": {"recipe", "resolve", "errors"},
     "microbatch": {"data", "recipe", "errors"},

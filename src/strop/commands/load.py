@@ -86,10 +86,8 @@ def load_trained(run: Run, model: ModelFolder) -> LoraAdapter:
 def load_run_template(run: Run, model: ModelFolder) -> Template:
     """The template that the run was trained in."""
     from strop.data.template import load_template
-    from strop.resolve import read_chat_template
 
-    own = run.recipe.data.chat_template
-    return load_template(model.path, run.template, (), chat_template=own and read_chat_template(own))
+    return load_template(model.path, run.template, (), chat_template=run.recipe.data.chat_template)
 
 
 def load_tuned(run: Run) -> Tuned:

@@ -57,7 +57,7 @@ def test_its_other_files_are_read(old: Path) -> None:
     assert (listed.loss, listed.eval_loss) == (15.47552490234375, 14.476613362630209)
     records = Run(old).metrics()
     assert [type(record) for record in records] == [*[TrainRecord] * 2, EvalRecord] * 2
-    assert Run(old).format == "alpaca"
+    assert Run(old).template == "chat"
     assert [sample.step for sample in read_samples(old / "samples.jsonl")] == [2, 2, 4, 4]
     plan = RunFolder(old).plan
     assert plan is not None
