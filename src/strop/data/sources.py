@@ -14,7 +14,15 @@ from strop.data.examples import Example, Fault, Origin, Row
 from strop.data.files import find
 from strop.data.prompts import question_of
 from strop.data.readers import read_rows
-from strop.data.rows.columns import Format, Shape, describe_shapes, shape_chosen, shape_of
+from strop.data.rows.columns import (
+    PREFERENCE,
+    Format,
+    Shape,
+    better_answer,
+    describe_shapes,
+    shape_chosen,
+    shape_of,
+)
 from strop.data.rows.fields import RowError, is_empty
 from strop.data.rows.shapes import RowReader
 from strop.errors import DataError
@@ -202,10 +210,10 @@ def _no_shape(path: Path, keys: dict[str, Any], format: Format | None) -> str:
     names = ", ".join(map(repr, there))
     if format:
         return f"{path}: data.format={format}, but the keys are {names}; name them with data.columns"
-    if {"chosen", "rejected"} & set(there):
+    if set(PREFERENCE) & set(there):
         return (
-            f"{path}: preference rows (the keys are {names}): strop learns one answer of a row; to learn the better "
-            "one name its column, such as data.columns={prompt: prompt, completion: chosen}"
+            f"{path}: preference rows (the keys are {names}): strop learns one answer of a row; "
+            f"data.columns={better_answer(keys)} learns the better one"
         )
     return f"{path}: no known shape; the keys are {names}. Known shapes and their keys: {describe_shapes()}"
 
