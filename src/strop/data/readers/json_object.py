@@ -15,6 +15,8 @@ from strop.data.readers.json_documents import Found, array_rows, read_objects, r
 from strop.data.readers.json_values import BadRowError, Decode, as_object
 from strop.data.readers.rows import RawRow, choose_part, refuse_part
 from strop.data.readers.text import Note, read_text
+from strop.data.rows.columns import shape_of
+from strop.data.rows.fields import RowError
 from strop.errors import DataError
 
 _MAX_COLUMNS_BYTES = 1 << 30
@@ -23,9 +25,11 @@ _NAMES_OF_LISTS = {
     *("instances", "results", "list", "documents", "train", "training", "train_data", "train_set"),
     *("test", "testing", "test_data", "test_set", "validation", "valid", "val", "dev", "eval", "evaluation"),
 }
+_NAMES_OF_TURNS = {"messages", "conversations", "conversation", "contents", "dialogue", "dialog", "segments"}
+_ANY_TEXT = "[a text, or turns as text]"
 _SPEAKERS = {"role", "from", "speaker", "author", "sender"}
 
-Kind = Literal["rows", "turns", "values", "empty list", "by index", "object", "value"]
+Kind = Literal["rows", "turns", "numbers", "values", "empty list", "by index", "object", "value"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,8 @@ class Member:
     """What an object has under a key.
 
     Attributes:
-        kind: A list of rows, turns, other values or nothing; an object with numbers as its keys, or any other; or a
-            value.
+        kind: A list of rows, turns, numbers, other values or nothing; an object with numbers as its keys, or any other;
+            or a value.
         count: Of the elements.
         line: Where the value begins.
     """
@@ -59,17 +63,18 @@ def outline(path: Path, cursor: Cursor) -> Outline:
             raise DataError(f"{path}:{cursor.line}: duplicate key: '{key}'")
         cursor.peek()
         line = cursor.line
-        kind, count = _look_at(cursor)
+        kind, count = _look_at(cursor, "rows" if key.lower() not in _NAMES_OF_TURNS else "turns")
         if kind == "turns" and key.lower() in _NAMES_OF_LISTS:
             kind = "rows"
         found[key] = Member(kind, count, line)
     return found
 
 
-def _look_at(cursor: Cursor) -> tuple[Kind, int]:
+def _look_at(cursor: Cursor, objects: Kind = "rows") -> tuple[Kind, int]:
+    """The kind of a value and its size; `objects` is what those in a list are if nothing in them says it."""
     match cursor.peek():
         case "[":
-            return _look_at_list(cursor)
+            return _look_at_list(cursor, objects)
         case "{":
             return _look_at_object(cursor)
         case _:
@@ -77,17 +82,22 @@ def _look_at(cursor: Cursor) -> tuple[Kind, int]:
             return "value", 1
 
 
-def _look_at_list(cursor: Cursor) -> tuple[Kind, int]:
+def _look_at_list(cursor: Cursor, objects: Kind) -> tuple[Kind, int]:
     kind: Kind = "empty list"
     count = 0
     for _ in elements(cursor, cursor.line):
         value = cursor.value()
         count += 1
-        if kind == "empty list":
-            kind = "values" if not isinstance(value, dict) else "turns" if value.keys() & _SPEAKERS else "rows"
-        elif kind == "values" and isinstance(value, dict):
-            kind = "rows"
+        if kind == "empty list" or (kind == "values" and isinstance(value, dict)):
+            kind = _kind_of(value, objects) if kind == "empty list" else "rows"
     return kind, count
+
+
+def _kind_of(first: Any, objects: Kind) -> Kind:
+    """The kind of a list by its first element."""
+    if not isinstance(first, dict):
+        return "numbers" if isinstance(first, int) else "values"
+    return "turns" if first.keys() & _SPEAKERS else "rows" if first.keys() & _NAMES_OF_TURNS else objects
 
 
 def _look_at_object(cursor: Cursor) -> tuple[Kind, int]:
@@ -114,7 +124,7 @@ def read_object(path: Path, found: Outline, part: str | None, decode: Decode, no
         return
     refuse_part(path, part)
     kinds = {member.kind for member in found.values()}
-    if kinds in ({"values"}, {"by index"}):
+    if (kinds <= {"values", "numbers"} and not _is_row(found)) or kinds == {"by index"}:
         note("columns instead of rows (numbered, as they have no line)")
         yield from _read_columns(path, Cursor(path, _limited(path, text), decode))
     elif kinds == {"object"} and all(key.isdecimal() for key in found):
@@ -129,8 +139,19 @@ def _lists_of_rows(found: Outline) -> dict[str, int]:
     lists = {key: member.count for key, member in found.items() if member.kind in ("rows", "empty list")}
     is_named = any(key.lower() in _NAMES_OF_LISTS for key in lists)
     is_alone = len(found) == 1 and "rows" in {member.kind for member in found.values()}
-    is_row = any(member.kind == "turns" for member in found.values())
-    return lists if (is_named or is_alone) and not is_row else {}
+    return lists if (is_named or is_alone) and not _is_row(found) else {}
+
+
+def _is_row(found: Outline) -> bool:
+    """Whether an object is itself a row: it has turns, tokens, or texts that make one."""
+    if any(
+        member.kind == "turns" or (key == "input_ids" and member.kind == "numbers") for key, member in found.items()
+    ):
+        return True
+    try:
+        return shape_of({key: _ANY_TEXT for key, member in found.items() if member.kind == "value"}) is not None
+    except RowError:  # a row that can be read in two ways
+        return True
 
 
 def _read_list(path: Path, found: Outline, chosen: str, cursor: Cursor, note: Note) -> Iterator[RawRow]:

@@ -29,8 +29,31 @@ def read(tmp_path):
     return read
 
 
+# Objects that are a row, though lists in them could be columns or rows.
+SINGLE_ROWS = {
+    "tokens": {"input_ids": [5, 6], "labels": [-100, 6]},
+    "turns of other keys": {"conversation": [{"human": "a", "assistant": "b"}]},
+    "parts of a text": {"segments": [{"text": "a", "label": True}]},
+    "documents beside a question": {"question": "a", "answer": "b", "documents": [{"title": "T", "text": "D"}]},
+    "examples beside a text": {"text": "a", "examples": [{"x": 1}]},
+    "nothing beside turns as text": {"messages": "[]", "documents": []},
+}
+
+
+@pytest.mark.parametrize("name", SINGLE_ROWS)
+def test_an_object_that_is_a_row(read, name):
+    [(_, row)], told = read(json.dumps(SINGLE_ROWS[name]))
+    assert (row, told) == (SINGLE_ROWS[name], [])
+
+
 # name -> (text, the rows with their lines, what is told)
 READ = {
+    "tokens as columns": ('{"input_ids": [[5, 6]]}', [(1, {"input_ids": [5, 6]})], [COLUMNS]),
+    "rows under the name of turns": (
+        json.dumps({"conversations": [{"messages": TURNS}]}),
+        [(1, {"messages": TURNS})],
+        ["rows of 'conversations'"],
+    ),
     "one object": (ROW, [(1, PAIRS[0])], []),
     "one object over lines": (json.dumps(PAIRS[0], indent=1), [(1, PAIRS[0])], []),
     "one conversation": (json.dumps({"messages": TURNS}), [(1, {"messages": TURNS})], []),
