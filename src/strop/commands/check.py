@@ -72,9 +72,9 @@ def _print_audit(prepared: Prepared, num_preview: int) -> None:
 
 def _sources(part: StoreReport) -> None:
     """How each source was read, and of a mixture, its share of an epoch."""
+    for line in part.found:
+        out.print(f"[dim]{escape(line)}[/dim]")
     for source in part.sources:
-        for line in source.found:
-            out.print(f"[dim]{escape(line)}[/dim]")
         if source.columns:
             out.print(f"columns {escape(source.columns)} [dim]({escape(source.name)})[/dim]")
     if len(part.sources) == 1:

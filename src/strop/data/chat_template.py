@@ -11,6 +11,7 @@ each exactly what the model reads and writes at that turn.
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -118,7 +119,7 @@ class ChatTemplate:
         Raises:
             DataError: The template rejects the conversation or leaves something of it out.
         """
-        self._places.require(chat)
+        self._require_place(chat)
         last = len(chat.messages) - 1
         if chat.messages[last].role != "assistant":
             [text] = self.render([chat], True)
@@ -163,12 +164,12 @@ class ChatTemplate:
         return found
 
     def _render(self, asked: Sequence[_Asked]) -> list[str]:
-        """The text of each, with one call of the template for all that have the same tools and documents."""
+        """The text of each, with one call of the template for all that give it the same besides their turns."""
         texts = [""] * len(asked)
         groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         for i, one in enumerate(asked):
-            groups[_given(one.chat.tools), _given(one.chat.documents), one.generation_prompt].append(i)
-        for (_, _, generation_prompt), members in groups.items():
+            groups[_given(one.chat), one.generation_prompt].append(i)
+        for (_, generation_prompt), members in groups.items():
             first = asked[members[0]].chat
             chats = [[self._turn(m) for m in asked[i].chat.messages[: asked[i].num_turns]] for i in members]
             for i, text in zip(members, self._apply(chats, first, generation_prompt), strict=True):
@@ -192,6 +193,25 @@ class ChatTemplate:
                     return isinstance(spelled["tool_calls"][0]["function"]["arguments"], str)
         return False
 
+    def _require_place(self, chat: Conversation) -> None:
+        """Require that the template has a place for all that a conversation has besides texts."""
+        self._places.require(chat)
+        ignored = sorted(name for name, value in chat.template_kwargs.items() if value and name not in self._names)
+        if ignored:
+            raise DataError(
+                f"not in the chat template: it does not read the row's chat_template_kwargs {', '.join(ignored)}; "
+                "use a model or data.chat_template that does, or remove them"
+            )
+
+    def _values(self, chat: Conversation) -> dict[str, Any]:
+        """Those of a row's values that the template reads."""
+        return {name: value for name, value in chat.template_kwargs.items() if name in self._names}
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        """Every name in the template's source."""
+        return frozenset(re.findall(r"\w+", self.source))
+
     def _apply(self, chats: list[list[dict[str, Any]]], given: Conversation, generation_prompt: bool) -> list[str]:
         try:
             texts: list[str] = self._tokenizer.apply_chat_template(
@@ -201,7 +221,7 @@ class ChatTemplate:
                 chat_template=self.source,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
-                **DATE,
+                **(DATE | self._values(given)),
             )
         except Exception as error:  # a template may raise anything
             raise DataError(f"the chat template rejects this row: {error}") from error
@@ -210,7 +230,7 @@ class ChatTemplate:
     def _samples(
         self, chat: Conversation, whole: str, prompts: Mapping[int, str], ends: Mapping[int, str], whole_rows: bool
     ) -> list[Sample]:
-        self._places.require(chat)
+        self._require_place(chat)
         count = len(chat.messages)
         segments = self._cut(chat, whole, prompts, ends)
         if segments is not None:
@@ -308,8 +328,9 @@ def _with_text(turn: dict[str, Any]) -> dict[str, Any]:
     return turn | {"tool_calls": calls}
 
 
-def _given(values: Sequence[Mapping[str, Any]]) -> str:
-    return json.dumps(list(values)) if values else ""
+def _given(chat: Conversation) -> str:
+    given = (chat.tools, chat.documents, chat.template_kwargs)
+    return json.dumps(given) if any(given) else ""
 
 
 def _reasoning(message: Message) -> str:
