@@ -20,11 +20,13 @@ from strop.data.rows.fields import RowError
 from strop.errors import DataError
 
 _MAX_COLUMNS_BYTES = 1 << 30
-_NAMES_OF_LISTS = {
+NAMES_OF_LISTS = {
     *("data", "dataset", "datasets", "rows", "examples", "example", "records", "items", "samples", "entries"),
     *("instances", "results", "list", "documents", "train", "training", "train_data", "train_set"),
     *("test", "testing", "test_data", "test_set", "validation", "valid", "val", "dev", "eval", "evaluation"),
 }
+"""Under which files keep their rows."""
+
 _NAMES_OF_TURNS = {"messages", "conversations", "conversation", "contents", "dialogue", "dialog", "segments"}
 _ANY_TEXT = "[a text, or turns as text]"
 _SPEAKERS = {"role", "from", "speaker", "author", "sender"}
@@ -64,10 +66,17 @@ def outline(path: Path, cursor: Cursor) -> Outline:
         cursor.peek()
         line = cursor.line
         kind, count = _look_at(cursor, "rows" if key.lower() not in _NAMES_OF_TURNS else "turns")
-        if kind == "turns" and key.lower() in _NAMES_OF_LISTS:
+        if kind == "turns" and key.lower() in NAMES_OF_LISTS:
             kind = "rows"
         found[key] = Member(kind, count, line)
     return found
+
+
+def is_indexed(value: dict[str, Any]) -> bool:
+    """Whether an object has columns, each with its values by their index, as pandas writes them."""
+    return bool(value) and all(
+        isinstance(item, dict) and item and all(key.isdecimal() for key in item) for item in value.values()
+    )
 
 
 def _look_at(cursor: Cursor, objects: Kind = "rows") -> tuple[Kind, int]:
@@ -137,7 +146,7 @@ def read_object(path: Path, found: Outline, part: str | None, decode: Decode, no
 def _lists_of_rows(found: Outline) -> dict[str, int]:
     """The lists of rows and how many each has; none if the object is itself a row, such as one with messages."""
     lists = {key: member.count for key, member in found.items() if member.kind in ("rows", "empty list")}
-    is_named = any(key.lower() in _NAMES_OF_LISTS for key in lists)
+    is_named = any(key.lower() in NAMES_OF_LISTS for key in lists)
     is_alone = len(found) == 1 and "rows" in {member.kind for member in found.values()}
     return lists if (is_named or is_alone) and not _is_row(found) else {}
 
