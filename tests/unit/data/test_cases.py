@@ -63,9 +63,9 @@ VERDICTS: dict[str, Learned | str] = {
 """Under a template that has a place for everything."""
 
 NOT_IN_SMOLLM2: dict[str, str] = {
-    "rows/function_call_legacy": "leaves out the tool call of turn 2 .'tide_at'",
+    "rows/function_call_legacy": "leaves out the tool call of turn 2",
     "rows/sharegpt_tools_lf": "does not tell the model of the row's tools",
-    "rows/thinking_field": "leaves out the reasoning of turn 2 .'THINKING about",
+    "rows/thinking_field": "leaves out the reasoning of turn 2",
     "rows/tools_call_with_content": "does not tell the model of the row's tools",
     "rows/tools_declared_only": "does not tell the model of the row's tools",
     "rows/tools_full": "does not tell the model of the row's tools",

@@ -82,7 +82,9 @@ def _holds_rows(value: dict[str, Any], path: Path) -> bool:
     if data_suffix(path) not in _LINES:
         return any(isinstance(item, dict | list) for item in value.values())
     return is_indexed(value) or any(
-        key.lower() in NAMES_OF_LISTS and isinstance(item, list) and (not item or isinstance(item[0], dict))
+        key.lower() in NAMES_OF_LISTS
+        and isinstance(item, list)
+        and (isinstance(item[0], dict) if item else len(value) == 1)
         for key, item in value.items()
     )
 
