@@ -13,7 +13,7 @@ from strop.commands.console import out
 from strop.data.sources import open_sources
 from strop.errors import RecipeError
 from strop.recipe import DataSection
-from strop.recipe.reader import starter_recipe
+from strop.recipe.shipped import starter_recipe
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The base model if the user names none: small enough for any machine."""
