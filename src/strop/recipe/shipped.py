@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -10,6 +11,11 @@ from strop.errors import RecipeError
 from strop.recipe.wording import nearest, show
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
+_HELD_OUT = "  validation_split_percentage: {}   # held out to measure on; or name a validation_file"
+_NOT_HELD_OUT = (
+    "  # validation_file: FILE.jsonl   # too few rows to hold some out: name a file with others to measure on"
+)
+_EVALUATIONS = "  eval_steps: 50                   # measure the held-out rows every so many steps"
 
 
 def list_recipes() -> list[str]:
@@ -28,11 +34,28 @@ def recipe_text(name: str) -> str:
     return (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def starter_recipe(train_file: str, model: str) -> str:
-    """The text of a first recipe for someone's rows, with every line explained; it loads without changes."""
+def starter_recipe(
+    train_files: Sequence[str], model: str, held_out: int | None = 5, about_rows: Sequence[str] = ()
+) -> str:
+    """The text of a first recipe for someone's rows, with every line explained; it loads without changes.
+
+    Args:
+        train_files: Files, globs or hub ids.
+        model: The base model.
+        held_out: Percentage of the rows to hold out; None for none.
+        about_rows: What was found in the rows, as comments.
+    """
+    files = ", ".join(map(yaml_scalar, train_files))
+    lines = {
+        "MODEL": yaml_scalar(model),
+        "TRAIN_FILE": files if len(train_files) == 1 else f"[{files}]",
+        "HELD_OUT": _HELD_OUT.format(held_out) if held_out else _NOT_HELD_OUT,
+        "ABOUT_ROWS": "\n".join(f"  # {' '.join(line.split())}" for line in about_rows),
+        "EVALUATIONS": _EVALUATIONS if held_out else "",
+    }
     template = (SHIPPED / "starter.yaml.txt").read_text(encoding="utf-8")
-    quote = {"MODEL": yaml_scalar(model), "TRAIN_FILE": yaml_scalar(train_file)}
-    return re.sub("MODEL|TRAIN_FILE", lambda match: quote[match[0]], template)
+    text = re.sub("|".join(lines), lambda match: lines[match[0]], template)
+    return re.sub(r"\n\n+(?=  )", "\n", text).rstrip("\n") + "\n"
 
 
 def yaml_scalar(text: str) -> str:
