@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -16,10 +16,12 @@ from strop.data.examples import Fault
 from strop.data.files import find
 from strop.data.readers import read_rows
 from strop.data.sources import Source, open_sources
-from strop.data.survey import Survey, survey
 from strop.errors import DataError, RecipeError
 from strop.recipe import DataSection, TrainSection
 from strop.recipe.shipped import starter_recipe, yaml_scalar
+
+if TYPE_CHECKING:
+    from strop.data.survey import Survey
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The base model if the user names none: small enough for any machine."""
@@ -71,6 +73,8 @@ Reading = tuple[int | None, list[str], list[str]]
 
 
 def _read(files: list[str]) -> Reading:
+    from strop.data.survey import survey
+
     recipe = DataSection(train_file=tuple(files))
     try:
         sources = open_sources(recipe, recipe.train_file)

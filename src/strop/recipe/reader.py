@@ -27,7 +27,6 @@ from strop.recipe.shipped import find_recipe
 from strop.recipe.understood import UNDERSTOOD
 from strop.recipe.wording import closest, nearest, show
 from strop.recipe.yaml_lines import UNREADABLE, Entry, entries_of_file, parse_value
-from strop.resolve import read_chat_template
 
 _SECTIONS: dict[str, type[Section]] = {
     "model": ModelSection,
@@ -218,8 +217,7 @@ class _Reader:
             (values.setdefault(section, {}) if section else values)[key] = entry.value
         try:
             recipe = Recipe(**values)
-            recipe = self._with_chat_template(recipe)
-            recipe = recipe.model_copy(update={"notes": (*self.notes, *_remarks(recipe.train))})
+            recipe = recipe.model_copy(update={"notes": (*self.notes, *self._remarks(recipe))})
         except ValidationError as error:
             self._explain(error)
             self._explain_contradictions(values)
@@ -228,19 +226,18 @@ class _Reader:
             raise RecipeError("\n".join(self.faults))
         return recipe
 
-    def _with_chat_template(self, recipe: Recipe) -> Recipe:
-        """The recipe with the text of a chat template in place of its file, which may change while a run trains."""
-        given = recipe.data.chat_template
-        if given is None:
-            return recipe
-        try:
-            source = read_chat_template(given)
-        except RecipeError as error:
-            self.faults.append(f"{self._values['data.chat_template'].where}: {error}")
-            return recipe
-        if source != given:
-            self.notes.append(f"data.chat_template: read from {given}")
-        return recipe.model_copy(update={"data": recipe.data.model_copy(update={"chat_template": source})})
+    def _remarks(self, recipe: Recipe) -> Iterator[str]:
+        """Which file was read, and values that are allowed but probably not intended."""
+        entry, train = self._values.get("data.chat_template"), recipe.train
+        if entry is not None and entry.value != recipe.data.chat_template:
+            yield f"data.chat_template: read from {entry.value}"
+        if 0 < train.max_steps <= train.warmup_steps:
+            yield (
+                f"train.warmup_steps={train.warmup_steps}: with train.max_steps={train.max_steps} the run ends before "
+                "the learning rate reaches its peak"
+            )
+        if train.learning_rate > 0.1:
+            yield f"train.learning_rate={train.learning_rate}: for LoRA, 1e-5 to 1e-3 is usual"
 
     def _explain(self, error: ValidationError) -> None:
         """Record pydantic's errors in readable words, one per key."""
@@ -297,17 +294,6 @@ def _may_be_null(target: str) -> bool:
 
 def _read_as(keys: Sequence[str]) -> str:
     return f"read as {', '.join(keys)}" if keys else "changes nothing"
-
-
-def _remarks(train: TrainSection) -> Iterator[str]:
-    """Warn about values that are allowed but probably not intended."""
-    if 0 < train.max_steps <= train.warmup_steps:
-        yield (
-            f"train.warmup_steps={train.warmup_steps}: with train.max_steps={train.max_steps} the run ends before the "
-            "learning rate reaches its peak"
-        )
-    if train.learning_rate > 0.1:
-        yield f"train.learning_rate={train.learning_rate}: for LoRA, 1e-5 to 1e-3 is usual"
 
 
 def _describe(key: str) -> str:

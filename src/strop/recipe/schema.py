@@ -20,7 +20,9 @@ from pydantic import (
     model_validator,
 )
 
+from strop.errors import RecipeError
 from strop.gpus import GPUS, parse_gpu
+from strop.resolve import read_chat_template
 
 SEVEN_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EXPONENT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
@@ -196,6 +198,15 @@ class DataSection(Section):
     """Use at most this many training rows."""
     max_eval_samples: int | None = Field(None, ge=1)
     """Use at most this many held-out rows."""
+
+    @field_validator("chat_template")
+    @classmethod
+    def _as_text(cls, value: str | None) -> str | None:
+        """Its text in place of its file, which may change while a run trains."""
+        try:
+            return None if value is None else read_chat_template(value)
+        except RecipeError as error:
+            raise ValueError(str(error).removeprefix("data.chat_template: ")) from None
 
 
 class TrainSection(Section):

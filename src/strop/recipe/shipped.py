@@ -35,20 +35,21 @@ def recipe_text(name: str) -> str:
 
 
 def starter_recipe(
-    train_files: Sequence[str], model: str, held_out: int | None = 5, about_rows: Sequence[str] = ()
+    train_files: str | Sequence[str], model: str, held_out: int | None = 5, about_rows: Sequence[str] = ()
 ) -> str:
     """The text of a first recipe for someone's rows, with every line explained; it loads without changes.
 
     Args:
-        train_files: Files, globs or hub ids.
+        train_files: A file, glob or hub id, or several.
         model: The base model.
         held_out: Percentage of the rows to hold out; None for none.
         about_rows: What was found in the rows, as comments.
     """
-    files = ", ".join(map(yaml_scalar, train_files))
+    names = [train_files] if isinstance(train_files, str) else train_files
+    files = ", ".join(map(yaml_scalar, names))
     lines = {
         "MODEL": yaml_scalar(model),
-        "TRAIN_FILE": files if len(train_files) == 1 else f"[{files}]",
+        "TRAIN_FILE": files if len(names) == 1 else f"[{files}]",
         "HELD_OUT": _HELD_OUT.format(held_out) if held_out else _NOT_HELD_OUT,
         "ABOUT_ROWS": "\n".join(f"  # {' '.join(line.split())}" for line in about_rows),
         "EVALUATIONS": _EVALUATIONS if held_out else "",

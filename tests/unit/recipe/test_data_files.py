@@ -152,6 +152,8 @@ def test_a_chat_template_is_read_into_the_recipe_and_named_by_its_digest(write, 
     assert recipe.data.chat_template == template.read_text()
     assert f"data.chat_template: read from {template}" in recipe.notes
     assert load_recipe(write(recipe.to_yaml())) == recipe
+    made = Recipe(model={"model_name_or_path": "m"}, data={"train_file": "a", "chat_template": str(template)})
+    assert made.data.chat_template == template.read_text()
     [line] = differences(load_recipe(write(MODEL + "data: {train_file: a}\n")), recipe)
     assert line.startswith("data.chat_template: None -> ")
     assert "characters with the digest" in line
@@ -159,5 +161,5 @@ def test_a_chat_template_is_read_into_the_recipe_and_named_by_its_digest(write, 
 
 @pytest.mark.parametrize("value", ["no/such.jinja", "missing.jinja", "a_file_without_braces.txt"])
 def test_a_chat_template_that_is_not_there_is_named_with_its_line(write, value: str) -> None:
-    with pytest.raises(RecipeError, match=rf"mine.yaml:4: data.chat_template: cannot read {value}"):
+    with pytest.raises(RecipeError, match=rf"mine.yaml:4: data.chat_template='{value}': cannot read {value}"):
         load_recipe(write(MODEL + f"data:\n  train_file: a\n  chat_template: {value}\n"))
