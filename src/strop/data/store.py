@@ -38,6 +38,7 @@ FILES = {
 }
 
 TRUNCATED, STOP_CUT, SPECIAL_TEXT = 1, 2, 4
+_SAMPLES_AT_A_TIME = 4096
 
 
 class BadRowsError(DataError):
@@ -180,9 +181,11 @@ class SampleStore:
         return indices
 
     def _count_learned(self) -> int:
-        ends = self._starts + self.lengths
-        before = np.concatenate([[0], np.cumsum(self._learned, dtype=np.int64)])
-        return int((before[ends] - before[self._starts]).sum())
+        """Learned tokens, counted in blocks, so that memory does not grow with the data."""
+        blocks = (
+            self.block(i, min(i + _SAMPLES_AT_A_TIME, len(self))) for i in range(0, len(self), _SAMPLES_AT_A_TIME)
+        )
+        return sum(int(np.count_nonzero(learned)) for _, learned, _ in blocks)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
