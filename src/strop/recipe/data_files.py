@@ -120,6 +120,11 @@ def read_data_files(key: str, target: str, value: Any, where: str) -> Found:
     found = Found()
     if isinstance(value, str) and key in ("dataset", "eval_dataset"):
         value = [name.strip() for name in value.split(",")]
+        found.notes += [
+            f"{key}: {name} is taken for a path: LLaMA-Factory's dataset_info.json is not read, so name the file itself"
+            for name in value
+            if re.fullmatch(r"\w+", name) and not Path(name).exists()
+        ]
     for item in value if isinstance(value, list | tuple) else [value]:
         if isinstance(item, str | DataFile):
             found.files.append(item)
@@ -167,6 +172,8 @@ class _Entry:
     def _read(self, key: str, value: Any) -> None:
         if key == "columns" and isinstance(value, list):
             self._columns |= _selected(value)
+        elif key == "split" and not isinstance(value, str):
+            raise ValueError('put it in quotes, such as split: "[:1000]"')  # YAML takes [10%:20%] for a list
         elif key in DataFile.model_fields:
             self._keys[key] = value
         elif key in _RENAMED:

@@ -41,6 +41,7 @@ UNDERSTOOD: dict[str, tuple[tuple[Any, ...] | _Anything, str]] = {
     "do_eval": ((True, False), "strop evaluates if rows are held out"),
     "eval_strategy": (("no", "steps"), "train.eval_steps says when strop evaluates"),
     "save_strategy": (("no", "steps"), "train.save_steps says when strop saves"),
+    "dataset_dir": (("data",), "dataset_info.json is not read: name the files themselves in data.train_file"),
     "mix_strategy": (("concat",), "strop takes the rows of all files"),
     "mask_history": (
         (False,),

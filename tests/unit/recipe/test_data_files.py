@@ -78,6 +78,7 @@ ENTRY = MODEL + "data:\n  train_file:\n    - a.jsonl\n    - path: b.jsonl\n     
         ("zzz: 2", ["mine.yaml:6", "zzz=2", "the keys are path, split"]),
         ("repeat: 0", ["mine.yaml:6", "repeat=0", "greater than 0"]),
         ("repeat: true", ["mine.yaml:6", "repeat=True"]),
+        ("split: [10%:20%]", ["mine.yaml:6", "put it in quotes"]),
         ("max_samples: many", ["mine.yaml:6", "max_samples='many'", "integer"]),
         ("format: chatml", ["mine.yaml:6", "format='chatml'", "sharegpt"]),
         ("columns: {promt: q}", ["mine.yaml:6", "promt", "the parts of a row are"]),

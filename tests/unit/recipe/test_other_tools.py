@@ -180,6 +180,7 @@ def test_other_tools_keys(read, lines: str, section: str, key: str, value: objec
         ("max_samples: 0", "at least 1"),
         ("plugins: [my.Plugin]", "my.Plugin"),
         ("lora_model_dir: old", "new adapter"),
+        ("dataset_dir: mine", "name the files themselves"),
         ("dataset_mixture: {datasets: [{path: a, columns: [question]}]}", "which column is which"),
     ],
 )
@@ -203,6 +204,13 @@ def test_llama_factorys_keys_that_concern_every_data_set(read) -> None:
         assert any(word in note for note in recipe.notes), recipe.notes
     assert read(text + "mix_strategy: concat\n").data.train_file[0] == DataFile(path="a.jsonl", max_samples=9)
     assert read(text + "mix_strategy: interleave_over\n").data.train_file[1].weight == 1
+
+
+def test_a_name_of_llama_factorys_list_is_said_to_be_none_here(read) -> None:
+    notes = read(BASE + "dataset: identity,rows.jsonl\n").notes
+    assert [note for note in notes if "dataset_info.json" in note] == [
+        "dataset: identity is taken for a path: LLaMA-Factory's dataset_info.json is not read, so name the file itself"
+    ]
 
 
 def test_the_rank_of_a_command_line_is_doubled_where_the_file_is_llama_factorys(read) -> None:
