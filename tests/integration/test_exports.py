@@ -110,7 +110,7 @@ def trained(workshop: Path) -> tuple[Path, Reference]:
     """The base model's folder, and what the trained model answers."""
     run = Run(workshop / "run")
     base = open_model(run.recipe.model)
-    template = load_template(base.path, run.recipe.data.template, run.format)
+    template = load_template(base.path, run.recipe.data.template, [run.format])
     return base.path, _reference(run, base, template, 256)
 
 
@@ -168,6 +168,6 @@ def test_a_4_bit_base_is_merged_onto_only_when_asked(workshop: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "adapter" / "parity.json").read_text())["kind"] == "adapter-nf4"
     base = open_model(Run(run).recipe.model)
-    template = load_template(base.path, "chat", "alpaca")
+    template = load_template(base.path, "chat", ["alpaca"])
     with pytest.raises(ParityError, match="logits"):
         check_parity("adapter", tmp_path / "adapter", base.path, _reference(Run(run), base, template, 256))

@@ -47,7 +47,7 @@ def run(tmp_path: Path) -> Path:
     (run / "adapter").mkdir(parents=True)
     (run / "recipe.yaml").write_text(json.dumps(contents))
     (run / "run.json").write_text(json.dumps({"run_id": "0123456789ab", "format": "alpaca"}))
-    write_tokenizer(load_template(model, "chat", "alpaca"), model, run / "adapter")
+    write_tokenizer(load_template(model, "chat", ["alpaca"]), model, run / "adapter")
     (run / "adapter" / "adapter_config.json").write_text('{"r": 4}')
     (run / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     return run

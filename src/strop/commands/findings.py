@@ -12,11 +12,9 @@ if TYPE_CHECKING:
 
 def readings(prepared: Prepared) -> list[str]:
     """What reading the files took for granted, and which column was read as which part of a row."""
-    train, held_out = prepared.report.train, prepared.report.validation
-    lines: list[str] = []
-    for source in [*train.sources, *(held_out.sources if held_out else ())]:
-        lines += source.found
-        lines += [f"{source.name}: columns {source.columns}"] if source.columns else []
+    parts = [part for part in (prepared.report.train, prepared.report.validation) if part is not None]
+    lines = [line for part in parts for line in part.found]
+    lines += [f"{each.name}: columns {each.columns}" for part in parts for each in part.sources if each.columns]
     return list(dict.fromkeys(lines))
 
 

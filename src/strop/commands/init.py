@@ -90,8 +90,7 @@ def _read(files: list[str]) -> Reading:
         raise DataError(f"none of the {found.num_faults:,} rows can be used; the first: {first}")
     about = [_how_read(source, columns) for source, columns in zip(sources, found.columns, strict=True)]
     unused = [f"not used: {', '.join(found.unused)}"] if found.unused else []
-    notes = [line for source in sources for line in source.found]
-    told = [f"{found.rows_used:,} rows can be used", *about, *unused, *notes]
+    told = [f"{found.rows_used:,} rows can be used", *about, *unused, *found.found]
     return found.percentage, [*about, *unused, *_of_faults(found)], [*told, *_faults(found)]
 
 

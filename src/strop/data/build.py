@@ -73,6 +73,7 @@ class _Builder:
         self.faults: list[Fault] = []
         self.dropped: Counter[str] = Counter()
         self.unused: Counter[str] = Counter()
+        self.found: list[str] = []
         self.rows_used = 0
         self.tokens_cut = 0
         self.num_samples = 0
@@ -100,7 +101,7 @@ class _Builder:
 
     def _rows(self) -> Iterator[Row]:
         split = self.settings.split
-        for row in read_examples(self.sources, self.settings.system):
+        for row in read_examples(self.sources, self.settings.system, self.found.append):
             if isinstance(row, Fault):
                 # A row that does not parse has no hash, so it is counted once, with the training rows.
                 if split is None or split.part == "train" or self.settings.on_bad_row == "error":
@@ -172,6 +173,7 @@ class _Builder:
             "rows_used": self.rows_used,
             "skipped": dict(Counter(fault.kind for fault in self.faults) + self.dropped),
             "unused": dict(self.unused.most_common()),
+            "found": list(dict.fromkeys(self.found)),
             "tokens_cut": self.tokens_cut,
             "sha256": {name: writer.close() for name, writer in self._writers.items()},
         }

@@ -11,6 +11,7 @@ each exactly what the model reads and writes at that turn.
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -20,7 +21,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from strop.data.examples import Conversation, Message, ToolCall
+from strop.data.examples import Conversation, Message
+from strop.data.places import ANSWER, CALL, QUESTION, TOOL, Places
 from strop.data.prompts import Segment, as_json
 from strop.data.written import require_written
 from strop.errors import DataError, ModelError
@@ -95,6 +97,7 @@ class ChatTemplate:
         self.source = source
         added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
         self._added = tuple(token.content for token in added if token.content)
+        self._places = Places(lambda chat, generation_prompt: self.render([chat], generation_prompt)[0])
         _try_in_child(source, dict(tokenizer.special_tokens_map))
         try:
             [[sample]] = self.split([_PROBE])
@@ -132,9 +135,7 @@ class ChatTemplate:
     def call_probe(self) -> str:
         """A question, and a call of a tool as the answer; empty if the template has no calls."""
         with suppress(DataError):
-            return self._apply(
-                [[as_json(_PROBE.messages[0]), self._turn(_CALL)]], replace(_PROBE, tools=(_TOOL,)), False
-            )[0]
+            return self._apply([[as_json(QUESTION), self._turn(CALL)]], replace(_PROBE, tools=(TOOL,)), False)[0]
         return ""
 
     def split(self, chats: Sequence[Conversation], whole_rows: bool = False) -> list[list[Sample]]:
@@ -163,12 +164,12 @@ class ChatTemplate:
         return found
 
     def _render(self, asked: Sequence[_Asked]) -> list[str]:
-        """The text of each, with one call of the template for all that have the same tools and documents."""
+        """The text of each, with one call of the template for all that give it the same besides their turns."""
         texts = [""] * len(asked)
         groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         for i, one in enumerate(asked):
-            groups[_given(one.chat.tools), _given(one.chat.documents), one.generation_prompt].append(i)
-        for (_, _, generation_prompt), members in groups.items():
+            groups[_given(one.chat), one.generation_prompt].append(i)
+        for (_, generation_prompt), members in groups.items():
             first = asked[members[0]].chat
             chats = [[self._turn(m) for m in asked[i].chat.messages[: asked[i].num_turns]] for i in members]
             for i, text in zip(members, self._apply(chats, first, generation_prompt), strict=True):
@@ -182,35 +183,32 @@ class ChatTemplate:
     @cached_property
     def _no_content(self) -> str | None:
         """What the template takes for the missing text beside a call: R1's needs null, others would write `None`."""
-        call = as_json(_CALL)
-        for content in (None, ""):
+        call = as_json(CALL)
+        for content in ("", None):
             with suppress(DataError):
-                [text] = self._apply([[as_json(_PROBE.messages[0]), call | {"content": content}]], _PROBE, False)
-                if _CALL.tool_calls[0].name in text and "None" not in text:
+                [text] = self._apply([[as_json(QUESTION), call | {"content": content}]], _PROBE, False)
+                if CALL.tool_calls[0].name in text and "None" not in text:
                     return content
         return ""
 
-    @cached_property
-    def _writes(self) -> dict[str, bool]:
-        """Whether the template tells the model of tools and of documents."""
-        [plain] = self._apply([[as_json(_PROBE.messages[0])]], _PROBE, True)
-        given = {"tools": replace(_PROBE, tools=(_TOOL,)), "documents": replace(_PROBE, documents=(_DOCUMENT,))}
-        found = {}
-        for what, probe in given.items():
-            try:
-                found[what] = self._apply([[as_json(_PROBE.messages[0])]], probe, True) != [plain]
-            except DataError:
-                found[what] = False
-        return found
-
     def _require_place(self, chat: Conversation) -> None:
-        """Require that the template has a place for the row's tools and documents."""
-        for what, values in (("tools", chat.tools), ("documents", chat.documents)):
-            if values and not self._writes[what]:
-                raise DataError(
-                    f"not in the chat template: it does not tell the model of the row's {what}; "
-                    "use a model or data.chat_template that does, or remove them"
-                )
+        """Require that the template has a place for all that a conversation has besides texts."""
+        self._places.require(chat)
+        ignored = sorted(name for name, value in chat.template_kwargs.items() if value and name not in self._names)
+        if ignored:
+            raise DataError(
+                f"not in the chat template: it does not read the row's chat_template_kwargs {', '.join(ignored)}; "
+                "use a model or data.chat_template that does, or remove them"
+            )
+
+    def _values(self, chat: Conversation) -> dict[str, Any]:
+        """Those of a row's values that the template reads."""
+        return {name: value for name, value in chat.template_kwargs.items() if name in self._names}
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        """Every name in the template's source."""
+        return frozenset(re.findall(r"\w+", self.source))
 
     def _apply(self, chats: list[list[dict[str, Any]]], given: Conversation, generation_prompt: bool) -> list[str]:
         try:
@@ -221,7 +219,7 @@ class ChatTemplate:
                 chat_template=self.source,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
-                **DATE,
+                **(DATE | self._values(given)),
             )
         except Exception as error:  # a template may raise anything
             raise DataError(f"the chat template rejects this row: {error}") from error
@@ -244,7 +242,7 @@ class ChatTemplate:
             return [Sample([(whole, True)], count)]
         samples = []
         for k, prompt in prompts.items():
-            answer = self._answer(chat.messages[k], prompt, ends[k], k)
+            answer = self._answer(chat, k, prompt, ends[k])
             require_written(chat, prompt + answer, k + 1, [k])
             samples.append(Sample([(prompt, False), (answer, True)], k + 1))
         return samples
@@ -273,7 +271,7 @@ class ChatTemplate:
 
     def _opening(self, text: str) -> str:
         """The prompt of an answer that no question comes before: everything up to the generation prompt."""
-        asked = Conversation((_PROBE.messages[0],))
+        asked = Conversation((QUESTION,))
         [plain], [prompted] = self.render([asked], False), self.render([asked], True)
         begin = prompted.removeprefix(plain)
         at = text.find(begin)
@@ -281,18 +279,31 @@ class ChatTemplate:
             raise DataError("the chat template cannot begin with an answer; mark it train: false or remove it")
         return text[: at + len(begin)]
 
-    def _answer(self, message: Message, prompt: str, whole: str, turn: int) -> str:
+    def _answer(self, chat: Conversation, turn: int, prompt: str, whole: str) -> str:
         """What the model writes after its generation prompt, which may open a reasoning that `whole` leaves out."""
         if whole.startswith(prompt):
             return whole[len(prompt) :]
+        message = chat.messages[turn]
         before, opened, after = prompt.rpartition(_OPEN)
         if opened and not after.strip() and whole.startswith(before):
             written = whole[len(before) :].lstrip("\n")
             return f"{_reasoning(message)}\n{_CLOSE}\n\n{written}"
+        alone = self._alone(replace(chat, messages=(QUESTION, message)))
+        if alone and whole.endswith(alone):
+            return alone
         raise DataError(
             f"the chat template does not begin turn {turn + 1} with its own generation prompt: after "
             f"{_tail(prompt, whole)!r} the model would see other text than in training"
         )
+
+    def _alone(self, chat: Conversation) -> str:
+        """A turn that answers a question, as text; empty if it does not begin with its generation prompt either.
+
+        Templates that write the turns before an answer in another way once it is there (Mistral moves the system
+        message, gpt-oss drops reasoning, Hermes adds a newline) write the answer itself in the same way.
+        """
+        [prompt], [whole] = self.render([replace(chat, messages=chat.messages[:1])], True), self.render([chat], False)
+        return whole[len(prompt) :] if whole.startswith(prompt) else ""
 
 
 def _answers(chat: Conversation, whole_rows: bool) -> list[int]:
@@ -305,8 +316,9 @@ def _is_asked(chat: Conversation, turn: int) -> bool:
     return any(message.role != "system" for message in chat.messages[:turn])
 
 
-def _given(values: Sequence[Mapping[str, Any]]) -> str:
-    return json.dumps(list(values)) if values else ""
+def _given(chat: Conversation) -> str:
+    given = (chat.tools, chat.documents, chat.template_kwargs)
+    return json.dumps(given) if any(given) else ""
 
 
 def _reasoning(message: Message) -> str:
@@ -322,19 +334,7 @@ def _tail(prompt: str, whole: str) -> str:
     return prompt[:same][-40:]
 
 
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "strop_probe_tool",
-        "description": "A tool.",
-        "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
-    },
-}
-_DOCUMENT = {"title": "strop probe title", "text": "strop probe text"}
-_CALL = Message(
-    "assistant", "", tool_calls=(ToolCall("strop_probe_tool", {"place": "strop_probe_place"}, "call00001"),)
-)
-_PROBE = Conversation((Message("user", "user text"), Message("assistant", "assistant text")))
+_PROBE = Conversation((QUESTION, ANSWER))
 
 
 def _try_in_child(source: str, special_tokens: dict[str, Any]) -> None:

@@ -108,6 +108,7 @@ class SampleStore:
         rows_used: Rows that became samples; a row may become several.
         skipped: Number of skipped rows, by kind of fault.
         unused: Number of rows with each key that is not used.
+        found: What is out of the ordinary in the files, such as another encoding: `FILE: phrase`.
         tokens_cut: Tokens that samples lost at `max_seq_length`.
         max_seq_length: Tokens; no sample is longer.
         fingerprint: SHA-256 over all ids and labels, in order.
@@ -135,6 +136,7 @@ class SampleStore:
         self.rows_used: int = manifest["rows_used"]
         self.skipped: dict[str, int] = manifest["skipped"]
         self.unused: dict[str, int] = manifest["unused"]
+        self.found: list[str] = manifest["found"]
         self.tokens_cut: int = manifest["tokens_cut"]
         self.max_seq_length: int = manifest["settings"]["max_seq_length"]
         hashes = [manifest["sha256"][name] for name in ("input_ids.bin", "learned.bin", "offsets.bin")]

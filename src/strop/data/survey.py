@@ -27,6 +27,7 @@ class Survey:
         num_faults: Rows that cannot.
         faults: The first of these.
         unused: Number of rows with each key that is not used.
+        found: What is out of the ordinary in the files, such as another encoding.
         columns: For each source, every part of its rows and the column that has it.
         percentage: The part to hold out, with which both sides have rows; None if there is none.
     """
@@ -35,6 +36,7 @@ class Survey:
     num_faults: int = 0
     faults: list[Fault] = field(default_factory=list)
     unused: Counter[str] = field(default_factory=Counter)
+    found: list[str] = field(default_factory=list)
     columns: list[dict[str, str]] = field(default_factory=list)
     percentage: int | None = None
 
@@ -51,7 +53,7 @@ def survey(sources: Sequence[Source], seed: int) -> Survey:
     """
     found = Survey(columns=[_columns(source) for source in sources])
     held_out: Counter[int] = Counter()
-    for row in read_examples(sources):
+    for row in read_examples(sources, note=found.found.append):
         if isinstance(row, Fault):
             found.num_faults += 1
             found.faults += [row] if len(found.faults) < _FAULTS_KEPT else []

@@ -42,7 +42,7 @@ def require_written(chat: Conversation, text: str, num_turns: int, learned: Coll
                     "use a model or data.chat_template that has a place for it, or set the row apart"
                 )
     for document in chat.documents:
-        for piece in _texts(document.get("text") or document.get("content")):
+        for piece in _texts(document.get("text") or document.get("content") or document):
             if _find(piece.strip(), text, 0) is None:
                 raise DataError(f"not in the chat template: it leaves out a document ({piece[:40]!r})")
     for tool in chat.tools:
@@ -83,10 +83,9 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _find(piece: str, text: str, start: int) -> int | None:
     """Where a piece ends in a text, as it is or as JSON writes it; None if it is not there."""
-    for written in (piece, json.dumps(piece, ensure_ascii=False)[1:-1], json.dumps(piece)[1:-1]):
-        if (at := text.find(written, start)) >= 0:
-            return at + len(written)
-    return None
+    spellings = (piece, json.dumps(piece, ensure_ascii=False)[1:-1], json.dumps(piece)[1:-1])
+    found = ((text.find(written, start), len(written)) for written in spellings)
+    return min((at + length for at, length in found if at >= 0), default=None)
 
 
 def _what(message: Message) -> str:

@@ -51,7 +51,6 @@ class SourceRows:
         name: As the recipe names it.
         format: The shape of its rows.
         columns: Those whose names are not the usual ones, such as `instruction: question`.
-        found: What reading it took for granted, such as another encoding.
         samples: Each once.
         epoch_samples: As often as an epoch has them.
         epoch_share: Its part of an epoch's samples, from 0 to 1.
@@ -61,7 +60,6 @@ class SourceRows:
     name: str
     format: str | None = None
     columns: str | None = None
-    found: tuple[str, ...] = ()
     samples: int | None = None
     epoch_samples: int | None = None
     epoch_share: float | None = None
@@ -76,6 +74,7 @@ class TrainingRows:
         rows: Training rows that are used.
         samples: What they became; a row may give several.
         sources: Where they come from.
+        found: What is out of the ordinary in the files, such as another encoding.
         unused: Rows with each key that is not used.
         num_tokens: Of all samples.
         num_loss_tokens: Learned tokens among those.
@@ -90,6 +89,7 @@ class TrainingRows:
     rows: int | None = None
     samples: int | None = None
     sources: tuple[SourceRows, ...] = ()
+    found: tuple[str, ...] = ()
     unused: Mapping[str, int] = field(default_factory=dict)
     num_tokens: int | None = None
     num_loss_tokens: int | None = None

@@ -23,7 +23,6 @@ def test_globs_are_sorted_and_recursive(folder):
 @pytest.mark.parametrize(
     ("specs", "reason"),
     [
-        ([], "is empty: name at least one"),
         (["missing.jsonl"], "there is no file missing.jsonl"),
         (["sub/missing"], "there is no file sub/missing"),
         (["*.csv"], "no file matches"),

@@ -11,6 +11,7 @@ import transformers
 
 from strop.data.examples import Conversation, Example, Message
 from strop.data.prompts import as_question
+from strop.data.rows.columns import Format
 from strop.data.template import Template, load_template
 from strop.exporting.prompting import write_tokenizer
 
@@ -30,6 +31,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+FORMATS: dict[str, tuple[Format, ...]] = {"chat": ("messages",), "alpaca": ("alpaca",), "plain": ("text",)}
+
+
 def served(tokenizer: Path, folder: Path, name: str, **config: object) -> tuple[Template, transformers.AutoTokenizer]:
     """The training template, and the tokenizer as vLLM and transformers load it from the adapter's folder."""
     base = folder / "base"
@@ -38,7 +42,7 @@ def served(tokenizer: Path, folder: Path, name: str, **config: object) -> tuple[
         (base / "chat_template.jinja").write_text(str(source))
     path = base / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "LlamaTokenizer"} | config))
-    template = load_template(base, name, {"chat": "messages", "alpaca": "alpaca", "plain": "text"}[name])  # type: ignore[arg-type]
+    template = load_template(base, name, FORMATS[name])
     (folder / "served").mkdir()
     write_tokenizer(template, base, folder / "served")
     return template, transformers.AutoTokenizer.from_pretrained(folder / "served")

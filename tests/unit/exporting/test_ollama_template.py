@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from strop.data.chat_template import ChatTemplate
+from strop.data.examples import Conversation, Message
 from strop.data.prompts import ALPACA
 from strop.data.template import Template, load_template
 from strop.data.tokenizer import load_tokenizer
@@ -63,6 +64,10 @@ def render(go: Path, source: str, chats: list[list[dict[str, str]]]) -> list[str
     return texts
 
 
+def conversation(chat: list[dict[str, str]]) -> Conversation:
+    return Conversation(tuple(Message(turn["role"], turn["content"]) for turn in chat))  # type: ignore[arg-type]
+
+
 def with_template(source: str) -> Any:
     tokenizer = load_tokenizer(SMOLLM2)
     tokenizer.chat_template = source
@@ -72,8 +77,8 @@ def with_template(source: str) -> Any:
 @pytest.mark.parametrize(
     ("template", "has_system"),
     [
-        (load_template(SMOLLM2, "chat", "messages"), True),
-        (load_template(PHI3, "chat", "messages"), None),
+        (load_template(SMOLLM2, "chat", ["messages"]), True),
+        (load_template(PHI3, "chat", ["messages"]), None),
         (with_template(BRACES), True),
     ],
     ids=["smollm2", "phi3", "braces"],
@@ -83,14 +88,14 @@ def test_go_renders_what_was_trained(go: Path, template: Template, has_system: b
     assert notes == ()
     assert template.chat
     chats = CHATS + ([[SYSTEM, *chat] for chat in CHATS] if has_system else [])
-    assert render(go, source, chats) == template.chat.render(chats, True)
+    assert render(go, source, chats) == template.chat.render([conversation(chat) for chat in chats], True)
 
 
 def test_an_answer_begun_is_gone_on_with(go: Path) -> None:
-    template = load_template(SMOLLM2, "chat", "messages")
+    template = load_template(SMOLLM2, "chat", ["messages"])
     [text] = render(go, go_template(template)[0], [[QUESTION, {"role": "assistant", "content": "It is"}]])
     assert template.chat
-    assert text == template.chat.render([[QUESTION]], True)[0] + "It is"
+    assert text == template.chat.render([conversation([QUESTION])], True)[0] + "It is"
 
 
 def test_alpaca_rows_are_asked_as_they_were_trained(go: Path) -> None:
@@ -120,7 +125,7 @@ def test_bos_is_left_to_ollama() -> None:
 
 
 def test_the_modelfile_names_file_context_and_stops() -> None:
-    template = load_template(PHI3, "chat", "messages")
+    template = load_template(PHI3, "chat", ["messages"])
     lines = modelfile("run-q8_0.gguf", template, 2047).splitlines()
     assert lines[0] == "FROM ./run-q8_0.gguf"
     assert 'TEMPLATE """' in lines[1]

@@ -64,7 +64,7 @@ class Script:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STROP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return load_template(SMOLLM2, "chat", "messages")
+        return load_template(SMOLLM2, "chat", ["messages"])
 
 
 @pytest.fixture

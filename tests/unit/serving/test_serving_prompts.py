@@ -9,6 +9,8 @@ import pytest
 
 from strop.data import template as data_template
 from strop.data.examples import Alpaca, Conversation, Example, Message, PromptCompletion
+from strop.data.prompts import as_text
+from strop.data.rows.columns import Format
 from strop.data.template import Template
 from strop.serving.requests import ApiError, ChatMessage, chat_prompt, text_prompt
 
@@ -23,6 +25,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+FORMATS: dict[str, tuple[Format, ...]] = {"chat": ("messages",), "alpaca": ("alpaca",), "plain": ("text",)}
 load_template = functools.cache(data_template.load_template)
 
 
@@ -32,7 +35,7 @@ def said(*turns: tuple[str, str]) -> list[ChatMessage]:
 
 def learned_prompt(template: Template, example: Example) -> list[int]:
     """What training puts before the last answer."""
-    [encoded] = template.encode([example])
+    [[encoded]] = template.encode([example])
     last = int(encoded.learned.nonzero()[0][-1])
     while encoded.learned[last - 1]:
         last -= 1
@@ -41,7 +44,7 @@ def learned_prompt(template: Template, example: Example) -> list[int]:
 
 @pytest.mark.parametrize("folder", [PHI3, SMOLLM2], ids=lambda folder: folder.name)
 def test_a_conversation_is_served_as_it_is_trained(folder: Path) -> None:
-    template = load_template(folder, "chat", "messages")
+    template = load_template(folder, "chat", ("messages",))
     asked = [("user", "Hi"), ("assistant", "Hello!"), ("user", "2+2?")]
     row = Conversation(tuple(Message(role, text) for role, text in [*asked, ("assistant", "4")]))  # type: ignore[arg-type]
     assert chat_prompt(template, said(*asked)) == learned_prompt(template, row)
@@ -49,7 +52,7 @@ def test_a_conversation_is_served_as_it_is_trained(folder: Path) -> None:
 
 
 def test_a_system_message_is_served_as_it_is_trained() -> None:
-    template = load_template(SMOLLM2, "chat", "messages")
+    template = load_template(SMOLLM2, "chat", ("messages",))
     asked = [("system", "Be brief."), ("user", "2+2?")]
     row = Conversation(tuple(Message(role, text) for role, text in [*asked, ("assistant", "4")]))  # type: ignore[arg-type]
     assert chat_prompt(template, said(*asked)) == learned_prompt(template, row)
@@ -60,13 +63,12 @@ def test_a_system_message_is_served_as_it_is_trained() -> None:
     [("alpaca", Alpaca("Add.", "2 and 2", "4")), ("alpaca", Alpaca("Add.", "", "4")), ("chat", Alpaca("A", "b", "4"))],
 )
 def test_an_alpaca_row_is_served_as_it_is_trained(name: str, row: Alpaca) -> None:
-    template = load_template(PHI3, name, "alpaca")
-    question = row.instruction + (f"\n\n{row.input}" if row.input else "")
-    assert chat_prompt(template, said(("user", question))) == learned_prompt(template, row)
+    template = load_template(PHI3, name, ("alpaca",))
+    assert chat_prompt(template, said(("user", as_text(template.name, row)))) == learned_prompt(template, row)
 
 
 def test_a_plain_prompt_is_served_as_it_is_trained() -> None:
-    template = load_template(PHI3, "plain", "prompt_completion")
+    template = load_template(PHI3, "plain", ("prompt_completion",))
     expected = learned_prompt(template, PromptCompletion("Q: 2+2? A:", " 4"))
     assert chat_prompt(template, said(("user", "Q: 2+2? A:"))) == expected
     assert text_prompt(template, "Q: 2+2? A:", 32064) == expected
@@ -88,7 +90,7 @@ def test_a_plain_prompt_is_served_as_it_is_trained() -> None:
     ],
 )
 def test_what_the_template_has_no_place_for_is_refused(name: str, turns: list[tuple[str, str]], param: str) -> None:
-    template = load_template(SMOLLM2, name, {"chat": "messages", "alpaca": "alpaca", "plain": "text"}[name])  # type: ignore[arg-type]
+    template = load_template(SMOLLM2, name, FORMATS[name])
     with pytest.raises(ApiError) as refused:
         chat_prompt(template, said(*turns))
     assert (refused.value.status, refused.value.param) == (400, param)
@@ -100,7 +102,7 @@ def test_a_template_that_drops_the_system_message_is_not_silent_about_it(tmp_pat
         "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
         "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    template = load_template(tmp_path / "t", "chat", "messages")
+    template = load_template(tmp_path / "t", "chat", ("messages",))
     assert chat_prompt(template, said(("user", "b")))
     with pytest.raises(ApiError, match="ignores system messages"):
         chat_prompt(template, said(("system", "a"), ("user", "b")))
@@ -108,7 +110,7 @@ def test_a_template_that_drops_the_system_message_is_not_silent_about_it(tmp_pat
 
 @pytest.mark.parametrize("prompt", [[], "", [32064], [-1], ["a", "b"], [True]])
 def test_a_completion_prompt_is_one_text_or_ids(prompt: list[int] | str) -> None:
-    template = load_template(SMOLLM2, "plain", "text")
+    template = load_template(SMOLLM2, "plain", ("text",))
     with pytest.raises(ApiError) as refused:
         text_prompt(template, prompt, 1 if prompt == [True] else 32064)
     assert refused.value.param == "prompt"
