@@ -47,9 +47,9 @@ def init(data: str | Sequence[str], path: Path, *, model: str = DEFAULT_MODEL) -
     if path.exists():
         raise RecipeError(f"{path} exists already; name another file with --output")
     files = [data] if isinstance(data, str) else list(data)
-    held_out, comments, told = _read(files)
+    held_out, comments, told, has_documents = _read(files)
     try:
-        path.write_text(starter_recipe(files, model, held_out, comments), encoding="utf-8")
+        path.write_text(starter_recipe(files, model, held_out, comments, has_documents), encoding="utf-8")
     except OSError as error:
         raise RecipeError(f"{path} cannot be written: {error.strerror}; name another file with --output") from error
     return told
@@ -68,8 +68,8 @@ def command(
     out.print(f"wrote {escape(str(path))}. Next: strop check {escape(str(path))}")
 
 
-Reading = tuple[int | None, list[str], list[str]]
-"""The percentage to hold out, comments for the recipe, and what to tell."""
+Reading = tuple[int | None, list[str], list[str], bool]
+"""The percentage to hold out, comments for the recipe, what to tell, and whether there are documents."""
 
 
 def _read(files: list[str]) -> Reading:
@@ -90,8 +90,10 @@ def _read(files: list[str]) -> Reading:
         raise DataError(f"none of the {found.num_faults:,} rows can be used; the first: {first}")
     about = [_how_read(source, columns) for source, columns in zip(sources, found.columns, strict=True)]
     unused = [f"not used: {', '.join(found.unused)}"] if found.unused else []
-    told = [f"{found.rows_used:,} rows can be used", *about, *unused, *found.found]
-    return found.percentage, [*about, *unused, *_of_faults(found)], [*told, *_faults(found)]
+    needs = _of_template(found)
+    told = [f"{found.rows_used:,} rows can be used", *about, *unused, *found.found, *needs]
+    has_documents = any(source.shape.format == "text" for source in sources)
+    return found.percentage, [*about, *unused, *needs, *_of_faults(found)], [*told, *_faults(found)], has_documents
 
 
 def _has_rows(files: list[str]) -> bool:
@@ -112,7 +114,7 @@ def _undecided(reason: str) -> Reading:
         proposed[1] if proposed else "{prompt: QUESTION, completion: ANSWER}   # or {messages: TURNS}, {text: DOCUMENT}"
     )
     comments = [f"before it trains, say which column is which: {reason}", f"columns: {columns}"]
-    return 5, comments, [f"data.columns has to be set in the recipe before it trains: {reason}"]
+    return 5, comments, [f"data.columns has to be set in the recipe before it trains: {reason}"], False
 
 
 def _how_read(source: Source, columns: dict[str, str]) -> str:
@@ -120,6 +122,13 @@ def _how_read(source: Source, columns: dict[str, str]) -> str:
     shown = ", ".join(f"{part}: {yaml_scalar(name)}" for part, name in columns.items())
     where = f"{source.shape.format} rows in {source.name}"
     return f"columns: {{{shown}}}   # found: {where}" if shown else f"found: {where}"
+
+
+def _of_template(found: Survey) -> list[str]:
+    if not found.template_needs:
+        return []
+    what = " and ".join(sorted(found.template_needs))
+    return [f"chat_template: FILE.jinja   # if the model's own has no place for the {what} of these rows"]
 
 
 def _of_faults(found: Survey) -> list[str]:

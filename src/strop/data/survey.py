@@ -1,12 +1,12 @@
 """Rows read once from end to end, without a model: what they are, which cannot be used, and how they would split."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 from strop.data.build import falls_into
-from strop.data.examples import Fault
+from strop.data.examples import Conversation, Example, Fault
 from strop.data.rows.columns import optional_columns
 from strop.data.rows.fields import is_empty
 from strop.data.sources import Source, read_examples
@@ -27,6 +27,7 @@ class Survey:
         num_faults: Rows that cannot.
         faults: The first of these.
         unused: Number of rows with each key that is not used.
+        template_needs: What of the rows a chat template must have a place for, beside questions and answers.
         found: What is out of the ordinary in the files, such as another encoding.
         columns: For each source, every part of its rows and the column that has it.
         percentage: The part to hold out, with which both sides have rows; None if there is none.
@@ -36,6 +37,7 @@ class Survey:
     num_faults: int = 0
     faults: list[Fault] = field(default_factory=list)
     unused: Counter[str] = field(default_factory=Counter)
+    template_needs: set[str] = field(default_factory=set)
     found: list[str] = field(default_factory=list)
     columns: list[dict[str, str]] = field(default_factory=list)
     percentage: int | None = None
@@ -60,9 +62,20 @@ def survey(sources: Sequence[Source], seed: int) -> Survey:
             continue
         found.rows_used += 1
         found.unused.update(row.unused)
+        found.template_needs.update(_template_needs(row.example))
         held_out.update(p for p in PERCENTAGES if falls_into(Split("validation", p, seed), row.example))
     found.percentage = next((p for p in PERCENTAGES if 0 < held_out[p] < found.rows_used), None)
     return found
+
+
+def _template_needs(example: Example) -> Iterator[str]:
+    if isinstance(example, Conversation):
+        if example.tools or any(message.tool_calls or message.role == "tool" for message in example.messages):
+            yield "tools"
+        if any(message.reasoning for message in example.messages):
+            yield "reasoning"
+        if example.documents:
+            yield "documents"
 
 
 def _columns(source: Source) -> dict[str, str]:

@@ -15,6 +15,7 @@ _HELD_OUT = "  validation_split_percentage: {}   # held out to measure on; or na
 _NOT_HELD_OUT = (
     "  # validation_file: FILE.jsonl   # too few rows to hold some out: name a file with others to measure on"
 )
+_DOCUMENTS = "  long_samples: split         # a document over max_seq_length becomes several samples; or: cut, drop"
 _EVALUATIONS = "  eval_steps: 50                   # measure the held-out rows every so many steps"
 
 
@@ -35,7 +36,11 @@ def recipe_text(name: str) -> str:
 
 
 def starter_recipe(
-    train_files: str | Sequence[str], model: str, held_out: int | None = 5, about_rows: Sequence[str] = ()
+    train_files: str | Sequence[str],
+    model: str,
+    held_out: int | None = 5,
+    about_rows: Sequence[str] = (),
+    has_documents: bool = False,
 ) -> str:
     """The text of a first recipe for someone's rows, with every line explained; it loads without changes.
 
@@ -44,6 +49,7 @@ def starter_recipe(
         model: The base model.
         held_out: Percentage of the rows to hold out; None for none.
         about_rows: What was found in the rows, as comments.
+        has_documents: Whether some rows are documents, which need not be cut.
     """
     names = [train_files] if isinstance(train_files, str) else train_files
     files = ", ".join(map(yaml_scalar, names))
@@ -52,6 +58,7 @@ def starter_recipe(
         "TRAIN_FILE": files if len(names) == 1 else f"[{files}]",
         "HELD_OUT": _HELD_OUT.format(held_out) if held_out else _NOT_HELD_OUT,
         "ABOUT_ROWS": "\n".join(f"  # {' '.join(line.split())}" for line in about_rows),
+        "DOCUMENTS": _DOCUMENTS if has_documents else "",
         "EVALUATIONS": _EVALUATIONS if held_out else "",
     }
     template = (SHIPPED / "starter.yaml.txt").read_text(encoding="utf-8")

@@ -163,3 +163,38 @@ def test_a_recipe_is_not_overwritten() -> None:
     with pytest.raises(RecipeError, match="exists already"):
         init(write(numbered(3, **SHAPES["text"])), Path("mine.yaml"))
     assert Path("mine.yaml").read_text() == "mine"
+
+
+CASES = Path(__file__).parents[2] / "fixtures" / "cases"
+
+
+@pytest.mark.parametrize(
+    ("case", "proposal"),
+    [
+        ("csv/cp1252_semicolon.csv", None),
+        ("csv/trailing_commas.csv", None),
+        ("files/wrapped_train.json", None),
+        ("files/column_oriented.json", None),
+        ("rows/longdoc.jsonl", None),
+        ("rows/gemini_contents.jsonl", None),
+        ("rows/kto_prompt_completion.jsonl", "# on_bad_row: skip"),
+        ("rows/hf_binarized.jsonl", "# columns: {prompt: prompt, completion: chosen}"),
+        ("rows/dpo_lf_sharegpt.jsonl", "# columns: {prompt: conversations, completion: chosen}"),
+        ("rows/text_with_label.jsonl", "# columns: {prompt: text, completion: label}"),
+        ("rows/tools_full.jsonl", "# chat_template: FILE.jinja # if the model's own has no place for the tools"),
+        (
+            "rows/thinking_field.jsonl",
+            "# chat_template: FILE.jinja # if the model's own has no place for the reasoning",
+        ),
+    ],
+)
+def test_rows_as_people_have_them(case: str, proposal: str | None, model: Path) -> None:
+    """The recipe is accepted as it is, or has a line that says what to change."""
+    init(str(CASES / case), Path("mine.yaml"))
+    text = Path("mine.yaml").read_text(encoding="utf-8")
+    if proposal is None:
+        assert checked("mine.yaml", model).report.train.samples
+        return
+    assert proposal in text
+    with pytest.raises(DataError):
+        checked("mine.yaml", model)
