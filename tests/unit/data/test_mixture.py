@@ -213,12 +213,16 @@ def test_a_subset_of_a_data_set_on_the_hub(cache: Path, tmp_path: Path, monkeypa
 def test_a_repeated_store_takes_memory_for_indices_alone() -> None:
     write("long.jsonl", [{"text": f"{i} " * 2000} for i in range(4)])
     data = open_dataset(DataSection(train_file=({"path": "long.jsonl"},)), SMOLLM2, 2048, 42)
-    tracemalloc.start()
-    again = data.distinct.repeated(np.arange(4).repeat(5000))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert len(again) == 20_000
-    assert peak < 500 * len(again) < again.num_tokens
+
+    def peak(repeats: int) -> int:
+        tracemalloc.start()
+        assert len(data.distinct.repeated(np.arange(4).repeat(repeats))) == 4 * repeats
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    few, many = peak(5000), peak(15_000)
+    assert many - few < 500 * 40_000, "a sample more has 10,000 bytes of its own"
 
 
 def test_entries_are_read_by_their_own_keys() -> None:
