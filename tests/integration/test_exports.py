@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from strop import Run
 from strop.commands.export import _reference
-from strop.data.template import load_template
+from strop.commands.load import load_run_template
 from strop.errors import ParityError
 from strop.exporting.parity.gate import Reference, check_parity
 from strop.model.pretrained.folder import open_model
@@ -110,7 +110,7 @@ def trained(workshop: Path) -> tuple[Path, Reference]:
     """The base model's folder, and what the trained model answers."""
     run = Run(workshop / "run")
     base = open_model(run.recipe.model)
-    template = load_template(base.path, run.recipe.data.template, [run.format])
+    template = load_run_template(run, base)
     return base.path, _reference(run, base, template, 256)
 
 
@@ -168,6 +168,6 @@ def test_a_4_bit_base_is_merged_onto_only_when_asked(workshop: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "adapter" / "parity.json").read_text())["kind"] == "adapter-nf4"
     base = open_model(Run(run).recipe.model)
-    template = load_template(base.path, "chat", ["alpaca"])
+    template = load_run_template(Run(run), base)
     with pytest.raises(ParityError, match="logits"):
         check_parity("adapter", tmp_path / "adapter", base.path, _reference(Run(run), base, template, 256))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from one_core import one_core
 from strop.data.examples import Alpaca, Conversation, Message
-from strop.data.prompts import as_json, as_turns
+from strop.data.prompts import as_json, as_text
 from strop.data.template import Template, load_template
 from strop.errors import ParityError, RecipeError
 from strop.exporting.adapter import save_adapter
@@ -120,7 +120,10 @@ def test_alpaca_rows_are_asked_in_their_own_template(tmp_path: Path) -> None:
     adapter, _ = write_case(tmp_path, "smollm2", "smollm2-tokenizer")
     template = load_template(tmp_path / "base", "alpaca", ["alpaca"])
     rows = [Alpaca("Name it.", "", ""), Alpaca("Add these.", "2 and 2\n\nnow", "")]
-    questions = [Question([as_json(as_turns(row)[0])], "", template.encode_prompt(row)) for row in rows]
+    questions = [
+        Question([as_json(Message("user", as_text(template.name, row)))], "", template.encode_prompt(row))
+        for row in rows
+    ]
     parity = export(tmp_path, adapter, template, questions)
     assert parity.same_prompts == 2
     assert parity.stop_ids == [2]

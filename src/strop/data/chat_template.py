@@ -178,18 +178,20 @@ class ChatTemplate:
 
     def _turn(self, message: Message) -> dict[str, Any]:
         turn = as_json(message)
-        return turn | {"content": self._no_content} if message.tool_calls and not message.content else turn
+        return _with_text(turn) if message.tool_calls and self._takes_text else turn
 
     @cached_property
-    def _no_content(self) -> str | None:
-        """What the template takes for the missing text beside a call: R1's needs null, others would write `None`."""
-        call = as_json(CALL)
-        for content in ("", None):
+    def _takes_text(self) -> bool:
+        """Whether the arguments of a call have to be JSON text.
+
+        Some templates fail on objects or write them as Python does; those that write JSON would quote text once more.
+        """
+        for spelled in (as_json(CALL), _with_text(as_json(CALL))):
             with suppress(DataError):
-                [text] = self._apply([[as_json(QUESTION), call | {"content": content}]], _PROBE, False)
-                if CALL.tool_calls[0].name in text and "None" not in text:
-                    return content
-        return ""
+                [text] = self._apply([[as_json(QUESTION), spelled]], _PROBE, False)
+                if "strop_probe_place" in text and "{'place'" not in text:
+                    return isinstance(spelled["tool_calls"][0]["function"]["arguments"], str)
+        return False
 
     def _require_place(self, chat: Conversation) -> None:
         """Require that the template has a place for all that a conversation has besides texts."""
@@ -314,6 +316,16 @@ def _answers(chat: Conversation, whole_rows: bool) -> list[int]:
 def _is_asked(chat: Conversation, turn: int) -> bool:
     """Whether a question comes before an answer; templates reject a conversation without one."""
     return any(message.role != "system" for message in chat.messages[:turn])
+
+
+def _with_text(turn: dict[str, Any]) -> dict[str, Any]:
+    """A turn with the arguments of its calls as JSON text."""
+    functions = [call["function"] for call in turn["tool_calls"]]
+    written = [
+        function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)} for function in functions
+    ]
+    calls = [call | {"function": function} for call, function in zip(turn["tool_calls"], written, strict=True)]
+    return turn | {"tool_calls": calls}
 
 
 def _given(chat: Conversation) -> str:

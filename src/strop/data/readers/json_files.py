@@ -3,16 +3,18 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from strop.data.readers.json_cursor import Cursor
 from strop.data.readers.json_documents import read_array, read_objects
 from strop.data.readers.json_lines import read_json_lines
-from strop.data.readers.json_object import outline, read_object
+from strop.data.readers.json_object import NAMES_OF_LISTS, is_indexed, outline, read_object
 from strop.data.readers.json_values import SPACE, json_decoder
 from strop.data.readers.rows import RawRow, refuse_part
 from strop.data.readers.text import Note, numbered_lines, read_text
 from strop.resolve import data_suffix
 
+_LINES = (".jsonl", ".ndjson")
 _PLAIN = json.JSONDecoder()
 
 
@@ -72,8 +74,17 @@ def _is_document(path: Path, note: Note) -> bool:
     except (ValueError, RecursionError):  # a giant integer, deep nesting
         return False
     rest = text[end:].strip()
-    holds_more = any(isinstance(item, dict | list) for item in value.values())
-    return rest.startswith("{") or (is_all and holds_more and rest in ("", ","))
+    return rest.startswith("{") or (is_all and rest in ("", ",") and _holds_rows(value, path))
+
+
+def _holds_rows(value: dict[str, Any], path: Path) -> bool:
+    """Whether the only object of a file is more than one row. In a file named .jsonl, a row may well have lists."""
+    if data_suffix(path) not in _LINES:
+        return any(isinstance(item, dict | list) for item in value.values())
+    return is_indexed(value) or any(
+        key.lower() in NAMES_OF_LISTS and isinstance(item, list) and (not item or isinstance(item[0], dict))
+        for key, item in value.items()
+    )
 
 
 def _is_row(line: bytes | None) -> bool:

@@ -18,11 +18,13 @@ from strop.data.readers.text import Note, read_text
 from strop.errors import DataError
 
 _MAX_COLUMNS_BYTES = 1 << 30
-_NAMES_OF_LISTS = {
+NAMES_OF_LISTS = {
     *("data", "dataset", "datasets", "rows", "examples", "example", "records", "items", "samples", "entries"),
     *("instances", "results", "list", "documents", "train", "training", "train_data", "train_set"),
     *("test", "testing", "test_data", "test_set", "validation", "valid", "val", "dev", "eval", "evaluation"),
 }
+"""Under which files keep their rows."""
+
 _SPEAKERS = {"role", "from", "speaker", "author", "sender"}
 
 Kind = Literal["rows", "turns", "values", "empty list", "by index", "object", "value"]
@@ -60,10 +62,17 @@ def outline(path: Path, cursor: Cursor) -> Outline:
         cursor.peek()
         line = cursor.line
         kind, count = _look_at(cursor)
-        if kind == "turns" and key.lower() in _NAMES_OF_LISTS:
+        if kind == "turns" and key.lower() in NAMES_OF_LISTS:
             kind = "rows"
         found[key] = Member(kind, count, line)
     return found
+
+
+def is_indexed(value: dict[str, Any]) -> bool:
+    """Whether an object has columns, each with its values by their index, as pandas writes them."""
+    return bool(value) and all(
+        isinstance(item, dict) and item and all(key.isdecimal() for key in item) for item in value.values()
+    )
 
 
 def _look_at(cursor: Cursor) -> tuple[Kind, int]:
@@ -127,7 +136,7 @@ def read_object(path: Path, found: Outline, part: str | None, decode: Decode, no
 def _lists_of_rows(found: Outline) -> dict[str, int]:
     """The lists of rows and how many each has; none if the object is itself a row, such as one with messages."""
     lists = {key: member.count for key, member in found.items() if member.kind in ("rows", "empty list")}
-    is_named = any(key.lower() in _NAMES_OF_LISTS for key in lists)
+    is_named = any(key.lower() in NAMES_OF_LISTS for key in lists)
     is_alone = len(found) == 1 and "rows" in {member.kind for member in found.values()}
     is_row = any(member.kind == "turns" for member in found.values())
     return lists if (is_named or is_alone) and not is_row else {}

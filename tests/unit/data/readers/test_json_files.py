@@ -1,6 +1,7 @@
 """JSON by its structure: which rows, at which lines, and what is refused."""
 
 import json
+import re
 
 import pytest
 
@@ -19,9 +20,10 @@ OBJECTS = "objects one after the other, not one in each line"
 
 @pytest.fixture
 def read(tmp_path):
-    def read(content: str | bytes, name: str = "rows.jsonl", part: str | None = None):
-        path = tmp_path / name
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    def read(content: str | bytes, name: str | None = None, part: str | None = None):
+        raw = content.encode() if isinstance(content, str) else content
+        path = tmp_path / (name or ("rows.json" if raw.lstrip()[:1] == b"{" else "rows.jsonl"))
+        path.write_bytes(raw)
         told = []
         rows = list(read_rows(path, part, told.append))
         return rows, told
@@ -164,7 +166,7 @@ def test_refused_with_the_line_where_it_began(read, name):
     content, line, reason = REFUSED[name]
     with pytest.raises(DataError) as caught:
         read(content)
-    assert f"rows.jsonl:{line}: " in str(caught.value)
+    assert re.search(rf"rows.jsonl?:{line}: ", str(caught.value))
     assert reason in str(caught.value)
 
 
@@ -227,6 +229,19 @@ def test_numbers_and_escapes_at_the_end_of_a_chunk(read, monkeypatch):
         for content in (json.dumps(rows), json.dumps(rows, ensure_ascii=False)):
             assert [row for _, row in read(FIRST_LOOK + content)[0]] == rows
         assert read(f'{FIRST_LOOK}{{"version": 12345678, "data": []}}')[1][0] == "rows of 'data'"
+
+
+ONE_ROW = [{"input_ids": [1, 2], "labels": [-100, 2]}, {"birds": PAIRS[:1]}, {"text": ["a"]}]
+
+
+@pytest.mark.parametrize("row", ONE_ROW)
+def test_the_only_line_of_a_jsonl_file_is_a_row(read, row):
+    assert [found for _, found in read(json.dumps(row), "rows.jsonl")[0]] == [row]
+
+
+@pytest.mark.parametrize("content", [{"data": PAIRS}, {"q": {"0": "a", "1": "c"}, "a": {"0": "b", "1": "d"}}])
+def test_but_not_if_it_holds_rows_without_doubt(read, content):
+    assert len(read(json.dumps(content), "rows.jsonl")[0]) == 2
 
 
 def test_a_row_of_an_array_that_is_too_long_is_refused(read, monkeypatch):
