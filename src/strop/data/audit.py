@@ -140,8 +140,10 @@ class AuditReport:
                     "because the text of the rows already begins with one; remove it from the rows"
                 )
         if not self.train.stop_learned:
+            has_documents = any(source.format == "text" for source in self.train.sources)
+            split = ", or set data.long_samples=split" if has_documents else ""
             why = (
-                f"model.max_seq_length={self.max_seq_length} cuts it off in every sample; raise it"
+                f"model.max_seq_length={self.max_seq_length} cuts it off in every sample; raise it{split}"
                 if self.train.stop_cut
                 else "the chat template ends no answer with one; use another data.template or model"
             )

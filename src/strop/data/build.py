@@ -106,7 +106,7 @@ class _Builder:
                 # A row that does not parse has no hash, so it is counted once, with the training rows.
                 if split is None or split.part == "train" or self.settings.on_bad_row == "error":
                     self.faults.append(row)
-            elif split is None or _falls_into(split, row.example):
+            elif split is None or falls_into(split, row.example):
                 yield row
 
     def _add(self, block: list[Row]) -> None:
@@ -213,7 +213,8 @@ def _turns(example: Example, encoded: Encoded) -> int:
     return min(encoded.num_turns, _MOST_TURNS) if is_part else 0
 
 
-def _falls_into(split: Split, example: Example) -> bool:
+def falls_into(split: Split, example: Example) -> bool:
+    """Whether a row is on a side of a split; its content decides, so duplicates stay together."""
     prompt, answer = split_answer(example)
     place = _hash64("\x1f".join((str(split.seed), *prompt, answer))) / 2**64
     return (place < split.percentage / 100) == (split.part == "validation")
