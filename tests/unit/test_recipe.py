@@ -35,6 +35,29 @@ def test_defaults_are_the_pages(write) -> None:
     assert recipe.notes == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("rows.jsonl", '{"prompt": "a"}\n{"prompt": "b"}\n'),
+        ("rows.csv", "question,answer\n1,2\n"),
+        ("rows.tsv", "question\tanswer\na\tb\n"),
+        ("rows.parquet", b"PAR1\xff"),
+    ],
+)
+def test_rows_in_place_of_a_recipe(tmp_path: Path, name: str, rows: str | bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(rows if isinstance(rows, bytes) else rows.encode())
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert str(caught.value).endswith(f"; if these are your rows, `strop init {path}` writes a recipe for them")
+
+
+def test_a_broken_recipe_is_not_taken_for_rows(write) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write("model: {"))
+    assert "strop init" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["demo", "quick-test", "phi3-census"])
 def test_shipped_recipes_load_and_print(name: str) -> None:
     assert name in list_recipes()

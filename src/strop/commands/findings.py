@@ -48,10 +48,11 @@ def _unused(part: StoreReport, said: dict[str, int], what: str) -> Iterator[str]
 
 def _samples(train: StoreReport) -> Iterator[str]:
     if train.samples > train.rows_kept:
-        yield (
-            f"{train.rows_kept:,} rows give {train.samples:,} samples, one for each answer: the chat template changes "
-            "earlier turns when more follow, or documents are split"
-        )
+        is_document = {source.format == "text" for source in train.sources}
+        split = "long documents are split"
+        rewritten = "the chat template changes earlier turns when more follow, so each answer is a sample"
+        why = " or ".join((split,) * (True in is_document) + (rewritten,) * (False in is_document))
+        yield f"{train.rows_kept:,} rows give {train.samples:,} samples: {why}"
 
 
 def _template(prepared: Prepared) -> Iterator[str]:

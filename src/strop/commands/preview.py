@@ -40,7 +40,7 @@ def render_samples(rows: Sequence[PreviewRow], has_colour: bool) -> Iterator[Tex
     """A legend, and each sample with its learned tokens in colour; in brackets where there is no colour."""
     if not rows:
         return
-    yield _legend({kind for row in rows for kind in _kinds(_texts(row))}, has_colour)
+    yield _legend({kind for row in rows for kind in _kinds(row.texts)}, has_colour)
     yield from (_sample(row, has_colour) for row in rows)
 
 
@@ -59,17 +59,12 @@ def _legend(kinds: set[Kind], has_colour: bool) -> Text:
 def _sample(row: PreviewRow, has_colour: bool) -> Text:
     text = Text(f"\n{row.origin}\n", style="dim")
     inside = False
-    texts = _texts(row)
-    for shown, learned, kind in zip(texts, row.learned, _kinds(texts), strict=True):
+    for shown, learned, kind in zip(row.texts, row.learned, _kinds(row.texts), strict=True):
         if not has_colour and learned != inside:
             text.append("[" if learned else "]")
         inside = learned
         text.append(shown, style=_STYLES[kind][not learned])
     return text.append("]" if not has_colour and inside else "")
-
-
-def _texts(row: PreviewRow) -> list[str]:
-    return [token.replace("Ġ", " ").replace("▁", " ").replace("Ċ", "\n") for token in row.tokens]
 
 
 def _kinds(texts: Sequence[str]) -> list[Kind]:

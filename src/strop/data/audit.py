@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from strop.data.examples import Origin
 from strop.data.store import SPECIAL_TEXT, STOP_CUT, TRUNCATED, SampleStore
 from strop.data.template import Template
+from strop.data.tokenizer import texts_of
 from strop.errors import DataError
 
 _SAMPLES_AT_A_TIME = 4096
@@ -50,7 +51,7 @@ class StoreReport:
     Attributes:
         rows_read: Rows read, good and bad.
         rows_kept: Rows that became samples.
-        samples: A row becomes several if the chat template rewrites earlier turns.
+        samples: A row becomes several if the chat template rewrites earlier turns, or if a document is split.
         tokens_cut: Tokens beyond max_seq_length.
         unused: Rows with each key that is not used.
         found: What is out of the ordinary in the files, such as another encoding: `FILE: phrase`.
@@ -100,11 +101,11 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True)
 class PreviewRow:
-    """A sample as the model sees it: its tokens as the vocabulary writes them, and which ones are learned."""
+    """A sample as the model sees it: the text of each token, and which ones are learned."""
 
     origin: Origin
     input_ids: tuple[int, ...]
-    tokens: tuple[str, ...]
+    texts: tuple[str, ...]
     learned: tuple[bool, ...]
 
 
@@ -184,7 +185,9 @@ def audit(
 
 def _report(store: SampleStore, template: Template, epoch: SampleStore) -> StoreReport:
     flags = store.rows["flags"]
-    special = np.flatnonzero(flags & SPECIAL_TEXT)
+    firsts = _firsts(store)
+    special = firsts[(flags[firsts] & SPECIAL_TEXT) != 0]
+    contents = store.rows["content"][firsts]
     stops = np.array(sorted(template.stop_ids), dtype=np.int32)
     stop_learned = double_bos = 0
     for ids, learned, starts in _blocks(store):
@@ -213,8 +216,14 @@ def _report(store: SampleStore, template: Template, epoch: SampleStore) -> Store
         shared_prefix=_shared_prefix(store),
         special_text=len(special),
         special_text_origins=tuple(store.origin(int(i)) for i in special[:_ORIGINS_SHOWN]),
-        duplicates=len(store) - len(np.unique(store.rows["content"])),
+        duplicates=len(contents) - len(np.unique(contents)),
     )
+
+
+def _firsts(store: SampleStore) -> NDArray[np.int64]:
+    """The samples, without the later parts of documents that are split: each of those has the whole row's hash."""
+    places = store.rows[["file", "line", "turns"]]
+    return np.flatnonzero(np.concatenate([[True], places[1:] != places[:-1]]))
 
 
 def _sources(store: SampleStore, epoch: SampleStore) -> tuple[SourceReport, ...]:
@@ -267,8 +276,9 @@ def _shared_prefix(store: SampleStore) -> int:
 
 
 def _overlap(train: SampleStore, validation: SampleStore) -> Overlap:
-    rows = np.isin(validation.rows["content"], train.rows["content"])
-    prompts = np.isin(validation.rows["prompt"], train.rows["prompt"]) & (validation.rows["prompt"] != 0)
+    held_out = validation.rows[_firsts(validation)]
+    rows = np.isin(held_out["content"], train.rows["content"])
+    prompts = np.isin(held_out["prompt"], train.rows["prompt"]) & (held_out["prompt"] != 0)
     return Overlap(int(rows.sum()), int(prompts.sum()))
 
 
@@ -278,6 +288,6 @@ def _preview(store: SampleStore, template: Template, index: int) -> PreviewRow:
     return PreviewRow(
         store.origin(index),
         tuple(ids),
-        tuple(template.tokenizer.convert_ids_to_tokens(ids)),
+        texts_of(template.tokenizer, ids),
         tuple(sample.learned.tolist()),
     )

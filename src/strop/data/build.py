@@ -243,11 +243,12 @@ def _bad_rows(builder: _Builder, folder: Path) -> BadRowsError:
     shown = "\n".join(f"  {fault}" for fault in faults[:_FAULTS_SHOWN])
     more = len(faults) - _FAULTS_SHOWN
     rest = f"\n  and {more:,} more; the full list is in {listing}" if more > 0 else ""
-    return BadRowsError(
-        f"{len(faults):,} of {builder.rows_read:,} rows cannot be used:\n{shown}{rest}\n"
-        "Fix them, or skip them with data.on_bad_row=skip",
-        faults,
+    ways = (
+        "Fix them, or skip them with data.on_bad_row=skip"
+        if builder.rows_used
+        else "No row is left without them: fix them, or what the recipe says of them"
     )
+    return BadRowsError(f"{len(faults):,} of {builder.rows_read:,} rows cannot be used:\n{shown}{rest}\n{ways}", faults)
 
 
 def _no_rows_left(builder: _Builder, settings: StoreSettings) -> str:

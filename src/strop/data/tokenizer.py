@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from strop.errors import ModelError
 from strop.resolve import MAX_CHAT_TEMPLATE_BYTES
+
+_MOST_BYTES = 4  # of a character in UTF-8, and so of tokens that it is divided into
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -101,6 +104,25 @@ def bos_to_prepend(tokenizer: Any) -> int | None:
         return None
     adds = tokenizer.backend_tokenizer.encode("x", add_special_tokens=True).ids[0] == bos
     return int(bos) if says or adds else None
+
+
+def texts_of(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
+    """What each token adds to the text; a character of several tokens belongs to the last of them."""
+
+    def decode(start: int, end: int) -> str:
+        text: str = tokenizer.decode(ids[start:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    texts: list[str] = []
+    before = start = 0  # the tokens from `start` are not shown yet; those from `before` say if a space comes first
+    for end in range(1, len(ids) + 1):
+        known, text = decode(before, start), decode(before, end)
+        if text.endswith("\ufffd") and end < len(ids) and end - start < _MOST_BYTES:
+            texts.append("")
+        else:
+            texts.append(text[len(known) :])
+            before, start = start, end
+    return tuple(texts)
 
 
 def special_text_pattern(tokenizer: Any) -> re.Pattern[str] | None:

@@ -69,17 +69,19 @@ def entries_of_file(path: Path, sections: Collection[str], faults: list[str]) ->
     except OSError as error:
         raise RecipeError(f"cannot read {path}: {error.strerror}") from error
     if len(data) > _MAX_BYTES:
-        raise RecipeError(f"{path}: a recipe has at most {_MAX_BYTES:,} bytes. Is this the data file?")
+        raise RecipeError(f"{path}: a recipe has at most {_MAX_BYTES:,} bytes{_perhaps_rows(path)}")
     try:
         reader = _YamlReader(data.decode("utf-8-sig"))
         root = reader.get_single_node()
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is not UTF-8 text (byte {error.start})") from error
+        raise RecipeError(f"{path} is not UTF-8 text (byte {error.start}){_perhaps_rows(path)}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError(_explain_syntax(path, error)) from error
     if not isinstance(root, yaml.MappingNode):
         what = "empty" if root is None else "not a mapping of keys to values"
-        raise RecipeError(f"{path} is {what}; a recipe needs sections such as `model:` and `data:`")
+        raise RecipeError(
+            f"{path} is {what}; a recipe needs sections such as `model:` and `data:`{_perhaps_rows(path)}"
+        )
     values = _Values(reader, lambda node: f"{path}:{node.start_mark.line + 1}", faults)
     values.refuse_tag(root)
     for key, node, where in values.pairs(root):
@@ -163,7 +165,14 @@ def _explain_syntax(path: Path, error: Exception) -> str:
     hint = "; indent with spaces" if "\\t" in problem else ""
     if "alias" in str(getattr(error, "context", "")) or "reference" in problem:
         hint = '; put quotes around a value that begins with *, such as "*.jsonl"'
-    return f"{path}{f':{mark.line + 1}' if mark else ''} is not valid YAML: {problem}{hint}"
+    return f"{path}{f':{mark.line + 1}' if mark else ''} is not valid YAML: {problem}{hint}{_perhaps_rows(path)}"
+
+
+def _perhaps_rows(path: Path) -> str:
+    """The way on for someone who names a file of rows where a recipe is wanted."""
+    if path.suffix in (".yaml", ".yml"):
+        return ""
+    return f"; if these are your rows, `strop init {path}` writes a recipe for them"
 
 
 def _is_null(node: yaml.Node) -> bool:

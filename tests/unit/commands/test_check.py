@@ -72,7 +72,7 @@ def test_columns_and_keys_that_are_not_used_are_named_once(model: Path) -> None:
     [
         ("prompts.jsonl", {}, "data.template: plain joins them as they are"),
         ("prompts.jsonl", {"template": "plain"}, "data.template: chat makes them a question and its answer"),
-        ("docs.jsonl", {"long_samples": "split"}, "3 rows give 6 samples"),
+        ("docs.jsonl", {"long_samples": "split"}, "3 rows give 6 samples: long documents are split"),
         ("docs.jsonl", {"long_samples": "drop"}, "rows are skipped: longer than max_seq_length"),
         ("docs.jsonl", {}, "3 samples are cut at model.max_seq_length and do not learn to stop"),
         ("chat.jsonl", {"system": "Be very brief."}, "Be very brief."),

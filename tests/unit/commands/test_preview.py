@@ -19,9 +19,8 @@ PLAIN = ("Say it.", "It is said.")
 
 def row(prompt: str, answer: str) -> PreviewRow:
     asked, said = (re.findall(r"<[^>]*>|\[/?[A-Z_]+\]|\s?[^<\[\s]+|\s|.", part) for part in (prompt, answer))
-    tokens = tuple(token.replace(" ", "Ġ").replace("\n", "Ċ") for token in (*asked, *said))
     learned = (False,) * len(asked) + (True,) * len(said)
-    return PreviewRow(Origin("rows.jsonl", 1), tuple(range(len(tokens))), tokens, learned)
+    return PreviewRow(Origin("rows.jsonl", 1), tuple(range(len(learned))), (*asked, *said), learned)
 
 
 def styled(prompt: str, answer: str) -> dict[str, str]:

@@ -6,9 +6,11 @@ import pytest
 from rows import open_store, write_rows
 from strop.data.audit import Overlap, audit
 from strop.data.template import load_template
+from strop.data.tokenizer import load_tokenizer, texts_of
 from strop.errors import DataError
 
-SMOLLM2 = Path(__file__).parents[2] / "fixtures" / "smollm2-tokenizer"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+SMOLLM2, PHI3 = FIXTURES / "smollm2-tokenizer", FIXTURES / "phi3-tokenizer"
 
 
 @pytest.fixture(autouse=True)
@@ -45,10 +47,43 @@ def test_report(tmp_path):
     assert part.lengths.edges[-1] == 129
     assert report.overlap == Overlap(rows=1, prompts=2)
     first = report.preview[0]
-    assert (
-        "".join(t for t, is_learned in zip(first.tokens, first.learned, strict=True) if is_learned) == "yes<|im_end|>"
-    )
+    assert "".join(t for t, is_learned in zip(first.texts, first.learned, strict=True) if is_learned) == "yes<|im_end|>"
     report.refuse()
+
+
+def test_preview_shows_characters_that_are_several_tokens(tmp_path):
+    answer = "Straße, größer, 5 €, 日本語 🙂"
+    template = load_template(SMOLLM2, "chat", ["alpaca"])
+    first = audit(open_rows(tmp_path, [row("Wie heißt sie?", answer)], template), template).preview[0]
+    assert "".join(t for t, is_learned in zip(first.texts, first.learned, strict=True) if is_learned) == (
+        f"{answer}<|im_end|>"
+    )
+    assert "Wie heißt sie?" in "".join(first.texts)
+    assert len(first.texts) == len(first.input_ids)
+
+
+@pytest.mark.parametrize("tokenizer", [SMOLLM2, PHI3])
+def test_texts_of_tokens_are_the_text(tokenizer):
+    tokenizer = load_tokenizer(tokenizer)
+    text = "  Straße  und \ufffd 🙂👩‍👩‍👧.\n\tEnde"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert "".join(texts_of(tokenizer, ids)) == text
+    assert all(texts_of(tokenizer, ids[: n + 1])[:-1] == texts_of(tokenizer, ids)[:n] for n in range(1, len(ids)))
+    cut = tokenizer.encode("𒀀", add_special_tokens=False)[:-1]
+    assert "".join(texts_of(tokenizer, cut)).strip("\ufffd ") == ""
+    assert texts_of(tokenizer, cut)[-1].endswith("\ufffd")
+
+
+def test_parts_of_a_document_are_not_repeated_rows(tmp_path):
+    template = load_template(SMOLLM2, "plain", ["text"])
+    documents = [{"text": f"{start} <|im_end|>" + " word" * 300} for start in ("One", "Two", "Two")]
+    held_out = [{"text": documents[0]["text"]}]
+    store = open_rows(tmp_path, documents, template, long_samples="split")
+    validation = open_rows(tmp_path, held_out, template, "val.jsonl", long_samples="split")
+    report = audit(store, template, validation)
+    assert (report.train.rows_kept, report.train.samples > 6) == (3, True)
+    assert (report.train.duplicates, report.train.special_text) == (1, 3)
+    assert report.overlap == Overlap(rows=1, prompts=0)
 
 
 def test_shared_prefix_is_exact(tmp_path):
@@ -104,3 +139,13 @@ def test_nothing_learned_and_no_rows_are_refused(tmp_path):
     ):
         with pytest.raises(DataError, match=reason):
             dataclasses.replace(report, train=dataclasses.replace(report.train, **change)).refuse()
+
+
+def test_skipping_is_proposed_only_if_rows_are_left(tmp_path):
+    template = load_template(SMOLLM2, "chat", ["alpaca"])
+    bad = [row("", "x")] * 3
+    with pytest.raises(DataError, match="3 of 3 rows cannot be used") as caught:
+        open_rows(tmp_path, bad, template)
+    assert "on_bad_row" not in str(caught.value)
+    with pytest.raises(DataError, match=r"data\.on_bad_row=skip"):
+        open_rows(tmp_path, [*bad, row("q", "x")], template, "some.jsonl")
