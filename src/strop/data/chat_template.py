@@ -133,7 +133,7 @@ class ChatTemplate:
         """A question, and a call of a tool as the answer; empty if the template has no calls."""
         with suppress(DataError):
             return self._apply(
-                [[as_json(_PROBE.messages[0]), self._turn(_CALL)]], replace(_PROBE, tools=(_TOOL,)), False
+                [[as_json(_PROBE.messages[0]), self.turn(_CALL)]], replace(_PROBE, tools=(_TOOL,)), False
             )[0]
         return ""
 
@@ -170,12 +170,13 @@ class ChatTemplate:
             groups[_given(one.chat.tools), _given(one.chat.documents), one.generation_prompt].append(i)
         for (_, _, generation_prompt), members in groups.items():
             first = asked[members[0]].chat
-            chats = [[self._turn(m) for m in asked[i].chat.messages[: asked[i].num_turns]] for i in members]
+            chats = [[self.turn(m) for m in asked[i].chat.messages[: asked[i].num_turns]] for i in members]
             for i, text in zip(members, self._apply(chats, first, generation_prompt), strict=True):
                 texts[i] = text
         return texts
 
-    def _turn(self, message: Message) -> dict[str, Any]:
+    def turn(self, message: Message) -> dict[str, Any]:
+        """A message as this template takes it."""
         turn = as_json(message)
         return turn | {"content": self._no_content} if message.tool_calls and not message.content else turn
 
@@ -191,7 +192,7 @@ class ChatTemplate:
         return ""
 
     @cached_property
-    def _writes(self) -> dict[str, bool]:
+    def writes(self) -> dict[str, bool]:
         """Whether the template tells the model of tools and of documents."""
         [plain] = self._apply([[as_json(_PROBE.messages[0])]], _PROBE, True)
         given = {"tools": replace(_PROBE, tools=(_TOOL,)), "documents": replace(_PROBE, documents=(_DOCUMENT,))}
@@ -206,7 +207,7 @@ class ChatTemplate:
     def _require_place(self, chat: Conversation) -> None:
         """Require that the template has a place for the row's tools and documents."""
         for what, values in (("tools", chat.tools), ("documents", chat.documents)):
-            if values and not self._writes[what]:
+            if values and not self.writes[what]:
                 raise DataError(
                     f"not in the chat template: it does not tell the model of the row's {what}; "
                     "use a model or data.chat_template that does, or remove them"

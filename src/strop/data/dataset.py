@@ -93,7 +93,7 @@ def template_of(data: DataSection, tokenizer_folder: Path, sources: Sequence[Sou
     """
     formats = [source.shape.format for source in sources]
     own = None if data.chat_template is None else read_chat_template(data.chat_template)
-    template = load_template(tokenizer_folder, data.template, formats, data.train_on, own)
+    template = load_template(tokenizer_folder, data.template, formats, data.train_on, own, data.system)
     if not template.chat:
         for key in ("system", "chat_template"):
             if getattr(data, key):
