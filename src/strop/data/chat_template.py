@@ -184,7 +184,7 @@ class ChatTemplate:
     def _no_content(self) -> str | None:
         """What the template takes for the missing text beside a call: R1's needs null, others would write `None`."""
         call = as_json(_CALL)
-        for content in (None, ""):
+        for content in ("", None):
             with suppress(DataError):
                 [text] = self._apply([[as_json(_PROBE.messages[0]), call | {"content": content}]], _PROBE, False)
                 if _CALL.tool_calls[0].name in text and "None" not in text:
@@ -245,7 +245,7 @@ class ChatTemplate:
             return [Sample([(whole, True)], count)]
         samples = []
         for k, prompt in prompts.items():
-            answer = self._answer(chat.messages[k], prompt, ends[k], k)
+            answer = self._answer(chat, k, prompt, ends[k])
             require_written(chat, prompt + answer, k + 1, [k])
             samples.append(Sample([(prompt, False), (answer, True)], k + 1))
         return samples
@@ -282,18 +282,31 @@ class ChatTemplate:
             raise DataError("the chat template cannot begin with an answer; mark it train: false or remove it")
         return text[: at + len(begin)]
 
-    def _answer(self, message: Message, prompt: str, whole: str, turn: int) -> str:
+    def _answer(self, chat: Conversation, turn: int, prompt: str, whole: str) -> str:
         """What the model writes after its generation prompt, which may open a reasoning that `whole` leaves out."""
         if whole.startswith(prompt):
             return whole[len(prompt) :]
+        message = chat.messages[turn]
         before, opened, after = prompt.rpartition(_OPEN)
         if opened and not after.strip() and whole.startswith(before):
             written = whole[len(before) :].lstrip("\n")
             return f"{_reasoning(message)}\n{_CLOSE}\n\n{written}"
+        alone = self._alone(replace(chat, messages=(_PROBE.messages[0], message)))
+        if alone and whole.endswith(alone):
+            return alone
         raise DataError(
             f"the chat template does not begin turn {turn + 1} with its own generation prompt: after "
             f"{_tail(prompt, whole)!r} the model would see other text than in training"
         )
+
+    def _alone(self, chat: Conversation) -> str:
+        """A turn that answers a question, as text; empty if it does not begin with its generation prompt either.
+
+        Templates that write the turns before an answer in another way once it is there (Mistral moves the system
+        message, gpt-oss drops reasoning, Hermes adds a newline) write the answer itself in the same way.
+        """
+        [prompt], [whole] = self.render([replace(chat, messages=chat.messages[:1])], True), self.render([chat], False)
+        return whole[len(prompt) :] if whole.startswith(prompt) else ""
 
 
 def _answers(chat: Conversation, whole_rows: bool) -> list[int]:

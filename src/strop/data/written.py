@@ -83,10 +83,9 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _find(piece: str, text: str, start: int) -> int | None:
     """Where a piece ends in a text, as it is or as JSON writes it; None if it is not there."""
-    for written in (piece, json.dumps(piece, ensure_ascii=False)[1:-1], json.dumps(piece)[1:-1]):
-        if (at := text.find(written, start)) >= 0:
-            return at + len(written)
-    return None
+    spellings = (piece, json.dumps(piece, ensure_ascii=False)[1:-1], json.dumps(piece)[1:-1])
+    found = ((text.find(written, start), len(written)) for written in spellings)
+    return min((at + length for at, length in found if at >= 0), default=None)
 
 
 def _what(message: Message) -> str:
