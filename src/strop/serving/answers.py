@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from strop.data.examples import Conversation, Example, ToolCall
 from strop.serving.markup import Form, Markup, pattern, squeezed
 
-_PARTS = ((0, 0), (1, 0), (0, 1), (1, 1))
-"""Reasoning and content, or none, beside calls."""
+_PARTS = ((1, 0), (1, 1), (0, 0), (0, 1))
+"""Reasoning and content, or none, beside calls; in the order to be tried, because content may look like reasoning."""
 
 _MOST_CALLS = 32
 _MOST_BLANKS = 64

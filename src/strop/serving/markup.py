@@ -142,8 +142,9 @@ class Markup:
 
 @cache
 def pattern(literal: str) -> re.Pattern[str]:
-    """Matches a literal text, whitespace aside."""
-    return re.compile(r"\s*" + r"\s*".join(map(re.escape, _TOKEN.findall(literal))) + r"\s*")
+    """Matches a literal text, whitespace aside; behind it, whitespace is the literal's only if it ends with some."""
+    words = [r"\s*" + re.escape(word) for word in _TOKEN.findall(literal)]
+    return re.compile("".join(words) + r"\s*" * literal[-1:].isspace())
 
 
 def squeezed(text: str) -> str:
