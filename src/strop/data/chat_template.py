@@ -193,7 +193,7 @@ class ChatTemplate:
 
     @cached_property
     def writes(self) -> dict[str, bool]:
-        """Whether the template tells the model of tools and of documents."""
+        """Whether the template tells the model of tools, of documents and of a system message."""
         [plain] = self._apply([[as_json(_PROBE.messages[0])]], _PROBE, True)
         given = {"tools": replace(_PROBE, tools=(_TOOL,)), "documents": replace(_PROBE, documents=(_DOCUMENT,))}
         found = {}
@@ -202,10 +202,16 @@ class ChatTemplate:
                 found[what] = self._apply([[as_json(_PROBE.messages[0])]], probe, True) != [plain]
             except DataError:
                 found[what] = False
+        with suppress(DataError):
+            turns = [as_json(_SYSTEM), as_json(_PROBE.messages[0])]
+            found["system"] = _SYSTEM.content in self._apply([turns], _PROBE, True)[0]
         return found
 
     def _require_place(self, chat: Conversation) -> None:
-        """Require that the template has a place for the row's tools and documents."""
+        """Require that the template has a place for the row's tools, documents and system message."""
+        said = any(message.role == "system" and message.content.strip() for message in chat.messages)
+        if said and not self.writes.get("system", True):  # a short one could be found in other text
+            raise DataError("not in the chat template: it leaves out the system message; remove it, or use another")
         for what, values in (("tools", chat.tools), ("documents", chat.documents)):
             if values and not self.writes[what]:
                 raise DataError(
@@ -348,6 +354,7 @@ _DOCUMENT = {"title": "strop probe title", "text": "strop probe text"}
 _CALL = Message(
     "assistant", "", tool_calls=(ToolCall("strop_probe_tool", {"place": "strop_probe_place"}, "call00001"),)
 )
+_SYSTEM = Message("system", "strop probe system")
 _PROBE = Conversation((Message("user", "user text"), Message("assistant", "assistant text")))
 
 
