@@ -1,12 +1,13 @@
 """What training on a row must give, found with transformers alone: each learned answer, and what comes before it."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from real_templates import FAMILIES
 from template_rows import Row, is_learned, native
 
-DATE = {"date_string": "26 Jul 2024"}
+DATE: dict[str, Any] = {"date_string": "26 Jul 2024", "strftime_now": datetime(2024, 7, 26).strftime}
 
 
 @dataclass(frozen=True)

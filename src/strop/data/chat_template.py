@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +27,9 @@ from strop.data.written import require_written
 from strop.errors import DataError, ModelError
 from strop.resolve import cache_dir
 
-# Llama 3's templates print today's date unless given one; rows that change overnight cannot be cached.
+# Templates print today's date: Llama 3's unless given one, others by a function. Rows that change overnight cannot be
+# cached, and a run could not resume on the next day.
+_DAY = datetime(2024, 7, 26)
 DATE = {"date_string": "26 Jul 2024"}
 _PROBE_SECONDS = 60
 _PROBE_CODE = """
@@ -133,7 +136,7 @@ class ChatTemplate:
         """A question, and a call of a tool as the answer; empty if the template has no calls."""
         with suppress(DataError):
             return self._apply(
-                [[as_json(_PROBE.messages[0]), self.turn(_CALL)]], replace(_PROBE, tools=(_TOOL,)), False
+                [[as_json(_PROBE.messages[0]), self.turn(_CALL)]], replace(_PROBE, tools=(TOOL,)), False
             )[0]
         return ""
 
@@ -195,7 +198,7 @@ class ChatTemplate:
     def writes(self) -> dict[str, bool]:
         """Whether the template tells the model of tools, of documents and of a system message."""
         [plain] = self._apply([[as_json(_PROBE.messages[0])]], _PROBE, True)
-        given = {"tools": replace(_PROBE, tools=(_TOOL,)), "documents": replace(_PROBE, documents=(_DOCUMENT,))}
+        given = {"tools": replace(_PROBE, tools=(TOOL,)), "documents": replace(_PROBE, documents=(DOCUMENT,))}
         found = {}
         for what, probe in given.items():
             try:
@@ -228,6 +231,7 @@ class ChatTemplate:
                 chat_template=self.source,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
+                strftime_now=day_as,
                 **DATE,
             )
         except Exception as error:  # a template may raise anything
@@ -315,6 +319,11 @@ class ChatTemplate:
         return whole[len(prompt) :] if whole.startswith(prompt) else ""
 
 
+def day_as(format: str) -> str:
+    """The date that templates print, in place of transformers' `strftime_now`."""
+    return _DAY.strftime(format)
+
+
 def _answers(chat: Conversation, whole_rows: bool) -> list[int]:
     """The turns that have to be told apart: learned answers; if prompts are learned too, those that are not as well."""
     return [k for k, m in enumerate(chat.messages) if m.role == "assistant" and (m.learned or whole_rows)]
@@ -342,7 +351,7 @@ def _tail(prompt: str, whole: str) -> str:
     return prompt[:same][-40:]
 
 
-_TOOL = {
+TOOL = {
     "type": "function",
     "function": {
         "name": "strop_probe_tool",
@@ -350,12 +359,14 @@ _TOOL = {
         "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
     },
 }
-_DOCUMENT = {"title": "strop probe title", "text": "strop probe text"}
+DOCUMENT = {"title": "strop probe title", "text": "strop probe text"}
 _CALL = Message(
     "assistant", "", tool_calls=(ToolCall("strop_probe_tool", {"place": "strop_probe_place"}, "call00001"),)
 )
 _SYSTEM = Message("system", "strop probe system")
 _PROBE = Conversation((Message("user", "user text"), Message("assistant", "assistant text")))
+ASKED = Conversation(_PROBE.messages[:1])
+"""With `TOOL` and `DOCUMENT`: what templates are tried on."""
 
 
 def _try_in_child(source: str, special_tokens: dict[str, Any]) -> None:
