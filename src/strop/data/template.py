@@ -118,12 +118,14 @@ class Template:
         self.stop_ids = frozenset(stop_ids)
         self.special_text = special_text_pattern(tokenizer)
         self.chat: ChatTemplate | None = None
+        self._controls: tuple[str, ...] = ()
         if name == "chat":
             source = chat_template_of(tokenizer)
             if source is None:
                 raise ModelError("this model's tokenizer has no chat template")
             self.chat = ChatTemplate(tokenizer, source)
             self.stop_ids |= self._turn_end(self.chat.probe) | self._call_end(self.chat)
+            self._controls = self._cutting_tokens("".join(text for text, _ in self.chat.probe))
         elif tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer has no eos token, but the {name} template ends answers with one")
         else:
@@ -215,19 +217,23 @@ class Template:
 
         ids(before + segment) minus ids(before), so that SentencePiece puts no space before an answer. If a token
         would span the cut (generation could not produce it), the segment is tokenised after a newline instead, and if
-        that merges too, on its own.
+        that merges too, on its own. `before` begins at the last control token of the text before, because tokenizers
+        treat the text between two of them on its own: so no text is tokenised twice.
         """
-        texts = dict.fromkeys(
-            text
-            for row in rows
-            for n, (segment, _) in enumerate(row)
-            for text in ([row[n - 1][0] + segment] if n else []) + ([segment] if n == 0 or n + 1 < len(row) else [])
-        )
+        befores = [[self._since_control(text) for text, _ in row[:-1]] for row in rows]
+        texts = dict.fromkeys(row[0][0] for row in rows)
+        for row, before in zip(rows, befores, strict=True):
+            for n, text in enumerate(before):
+                texts[text] = texts[text + row[n + 1][0]] = None
         known = dict(zip(texts, self._encode_texts(list(texts)), strict=True))
         return [
-            [self._continuation(row[n - 1][0], text, known) if n else known[text] for n, (text, _) in enumerate(row)]
-            for row in rows
+            [self._continuation(before[n - 1], text, known) if n else known[text] for n, (text, _) in enumerate(row)]
+            for row, before in zip(rows, befores, strict=True)
         ]
+
+    def _since_control(self, text: str) -> str:
+        """A text from its last control token on; all of it if there is none."""
+        return text[max(0, *(text.rfind(token) for token in self._controls)) :] if self._controls else text
 
     def _continuation(self, before: str, text: str, known: dict[str, list[int]]) -> list[int]:
         joint, prefix = known[before + text], known[before]
@@ -261,8 +267,7 @@ class Template:
         """An answer is learned up to its last stop token: ChatML's newline after `<|im_end|>` is not."""
         if not self.chat:
             return len(answer)
-        stops = [i + 1 for i, token in enumerate(answer) if token in self.stop_ids]
-        return stops[-1] if stops else len(answer)
+        return next((i for i in range(len(answer), 0, -1) if answer[i - 1] in self.stop_ids), len(answer))
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         return ids if self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
@@ -273,6 +278,15 @@ class Template:
         added = self.tokenizer.backend_tokenizer.get_added_tokens_decoder()
         ids = self._encode_texts([tail])[0] if found else []
         return frozenset(next(([i] for i in ids if i in added), []))
+
+    def _cutting_tokens(self, text: str) -> tuple[str, ...]:
+        """Control tokens in a text that the tokenizer finds before all else, and that leave the text before them be."""
+        added = self.tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
+        return tuple(
+            token.content
+            for token in added
+            if token.content in text and token.special and not (token.normalized or token.lstrip or token.single_word)
+        )
 
     def _call_end(self, chat: ChatTemplate) -> frozenset[int]:
         """The control token that ends a turn with a tool call: the last one, because markup may come before it."""

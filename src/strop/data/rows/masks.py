@@ -19,6 +19,7 @@ REFUSED_IN_TURNS = {
     "train_detail": "parts of a turn cannot be learned by themselves; write train: true or train: false",
     "training_detail": "parts of a turn cannot be learned by themselves; write train: true or train: false",
 }
+_SAID_OF_A_TURN = frozenset((*LEARN, *HIDE, *REFUSED_IN_TURNS))
 
 
 def of_turn(turn: Mapping[str, Any], where: str) -> bool | None:
@@ -27,6 +28,8 @@ def of_turn(turn: Mapping[str, Any], where: str) -> bool | None:
     Raises:
         RowError: Its keys contradict each other, or ask for something between learning and not.
     """
+    if _SAID_OF_A_TURN.isdisjoint(turn):
+        return None
     for key, reason in REFUSED_IN_TURNS.items():
         if not is_empty(turn.get(key)):
             raise RowError(f"unclear mask: '{key}'{where}: {reason}")
@@ -42,6 +45,8 @@ def of_row(row: Mapping[str, Any], num_turns: int = 0) -> Sequence[bool] | None:
     Raises:
         RowError: The row as a whole is not to be learned, or its list does not fit its turns.
     """
+    if MASK_KEYS.isdisjoint(row) and not any(key in row for key in UNDESIRABLE):
+        return None
     _refuse_unwanted(row)
     flags: list[bool] | None = None
     for key in LISTS:

@@ -10,7 +10,7 @@ from strop.data.rows.columns import REQUIRED, Format, Shape, optional_columns, s
 from strop.data.rows.fields import RowError, get, is_empty, objects, parsed, text
 from strop.data.rows.turns import read_content, read_turns, with_masks
 
-_MEDIA = dict.fromkeys(("images", "image", "videos", "video", "audios", "audio"), "strop trains on text only")
+_MEDIA = frozenset(("images", "image", "videos", "video", "audios", "audio"))
 _PREFERENCE = ("chosen", "rejected")
 _EXTRAS = ("tools", "functions", "documents")
 _MASKS = masks.MASK_KEYS | {*masks.UNDESIRABLE}
@@ -60,9 +60,9 @@ class RowReader:
         return columns
 
     def _refuse(self, row: dict[str, Any]) -> None:
-        for key, reason in _MEDIA.items():
-            if not is_empty(row.get(key)):
-                raise RowError(f"not supported: '{key}': {reason}")
+        for key in row.keys() & _MEDIA:
+            if not is_empty(row[key]):
+                raise RowError(f"not supported: '{key}': strop trains on text only")
         if not self._shape.chosen and any(not is_empty(row.get(key)) for key in _PREFERENCE):
             raise RowError(_preference(row, self._shape))
         if self._required and not any(name in row for name in self._required.values()):
