@@ -88,7 +88,7 @@ SPEECH: dict[str, Speech] = {
     "llama3.2": Speech("yes", 1),
     "mistral-v0.3": Speech("yes", 3),
     "hermes-3": Speech("yes", 3),
-    "gpt-oss": Speech("yes", 1, reasoning=True),
+    "gpt-oss": Speech("yes", 1, beside=True, reasoning=True),
     "r1-distill": Speech(reasoning=True, inline=True),
     "smollm3": Speech("yes", inline=True),
     "granite-3.3": Speech("yes", documents=True),
@@ -132,7 +132,8 @@ class _Writer:
     def _calls(self) -> list[Row]:
         calls = [self._call() for _ in range(self.chance.randint(1, self.speech.calls))]
         turn: Row = {"role": "assistant", "content": None, "tool_calls": calls}
-        if self.speech.beside and self._is(0.4):
+        # gpt-oss writes content beside a call as reasoning, and drops it once an answer follows: strop refuses that.
+        if self.speech.beside and self.speech.calls > 1 and self._is(0.4):
             turn["content"] = self._text()
         results = [{"role": "tool", "tool_call_id": call["id"], "content": self._text()} for call in calls]
         return [self._reasoned(turn), *results]

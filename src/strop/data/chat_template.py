@@ -17,20 +17,17 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from strop.data.examples import Conversation, Message, ToolCall
+from strop.data.dated import dated
+from strop.data.examples import Conversation, Message
+from strop.data.places import ANSWER, CALL, QUESTION, TOOL, Places
 from strop.data.prompts import Segment, as_json
 from strop.data.written import require_written
 from strop.errors import DataError, ModelError
 from strop.resolve import cache_dir
 
-# Templates print today's date: Llama 3's unless given one, others by a function. Rows that change overnight cannot be
-# cached, and a run could not resume on the next day.
-_DAY = datetime(2024, 7, 26)
-DATE = {"date_string": "26 Jul 2024"}
 _PROBE_SECONDS = 60
 _PROBE_CODE = """
 import json, sys
@@ -87,6 +84,8 @@ class ChatTemplate:
         source: The Jinja template. It is untrusted: transformers renders it in its sandbox.
 
     Attributes:
+        source: The template that is rendered; it prints one day for ever.
+        places: What it has a place for.
         probe: A question and its answer as segments.
 
     Raises:
@@ -95,10 +94,11 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any, source: str) -> None:
         self._tokenizer = tokenizer
-        self.source = source
+        self.source = dated(source)
         added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
         self._added = tuple(token.content for token in added if token.content)
-        _try_in_child(source, dict(tokenizer.special_tokens_map))
+        self.places = Places(lambda chat, generation_prompt: self.render([chat], generation_prompt)[0])
+        _try_in_child(self.source, dict(tokenizer.special_tokens_map))
         try:
             [[sample]] = self.split([_PROBE])
         except DataError as error:
@@ -119,7 +119,7 @@ class ChatTemplate:
         Raises:
             DataError: The template rejects the conversation or leaves something of it out.
         """
-        self._require_place(chat)
+        self.places.require(chat)
         last = len(chat.messages) - 1
         if chat.messages[last].role != "assistant":
             [text] = self.render([chat], True)
@@ -135,9 +135,7 @@ class ChatTemplate:
     def call_probe(self) -> str:
         """A question, and a call of a tool as the answer; empty if the template has no calls."""
         with suppress(DataError):
-            return self._apply(
-                [[as_json(_PROBE.messages[0]), self.turn(_CALL)]], replace(_PROBE, tools=(TOOL,)), False
-            )[0]
+            return self._apply([[as_json(QUESTION), self.turn(CALL)]], replace(_PROBE, tools=(TOOL,)), False)[0]
         return ""
 
     def split(self, chats: Sequence[Conversation], whole_rows: bool = False) -> list[list[Sample]]:
@@ -186,41 +184,13 @@ class ChatTemplate:
     @cached_property
     def _no_content(self) -> str | None:
         """What the template takes for the missing text beside a call: R1's needs null, others would write `None`."""
-        call = as_json(_CALL)
+        call = as_json(CALL)
         for content in ("", None):
             with suppress(DataError):
-                [text] = self._apply([[as_json(_PROBE.messages[0]), call | {"content": content}]], _PROBE, False)
-                if _CALL.tool_calls[0].name in text and "None" not in text:
+                [text] = self._apply([[as_json(QUESTION), call | {"content": content}]], _PROBE, False)
+                if CALL.tool_calls[0].name in text and "None" not in text:
                     return content
         return ""
-
-    @cached_property
-    def writes(self) -> dict[str, bool]:
-        """Whether the template tells the model of tools, of documents and of a system message."""
-        [plain] = self._apply([[as_json(_PROBE.messages[0])]], _PROBE, True)
-        given = {"tools": replace(_PROBE, tools=(TOOL,)), "documents": replace(_PROBE, documents=(DOCUMENT,))}
-        found = {}
-        for what, probe in given.items():
-            try:
-                found[what] = self._apply([[as_json(_PROBE.messages[0])]], probe, True) != [plain]
-            except DataError:
-                found[what] = False
-        with suppress(DataError):
-            turns = [as_json(_SYSTEM), as_json(_PROBE.messages[0])]
-            found["system"] = _SYSTEM.content in self._apply([turns], _PROBE, True)[0]
-        return found
-
-    def _require_place(self, chat: Conversation) -> None:
-        """Require that the template has a place for the row's tools, documents and system message."""
-        said = any(message.role == "system" and message.content.strip() for message in chat.messages)
-        if said and not self.writes.get("system", True):  # a short one could be found in other text
-            raise DataError("not in the chat template: it leaves out the system message; remove it, or use another")
-        for what, values in (("tools", chat.tools), ("documents", chat.documents)):
-            if values and not self.writes[what]:
-                raise DataError(
-                    f"not in the chat template: it does not tell the model of the row's {what}; "
-                    "use a model or data.chat_template that does, or remove them"
-                )
 
     def _apply(self, chats: list[list[dict[str, Any]]], given: Conversation, generation_prompt: bool) -> list[str]:
         try:
@@ -231,8 +201,6 @@ class ChatTemplate:
                 chat_template=self.source,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
-                strftime_now=day_as,
-                **DATE,
             )
         except Exception as error:  # a template may raise anything
             raise DataError(f"the chat template rejects this row: {error}") from error
@@ -241,7 +209,7 @@ class ChatTemplate:
     def _samples(
         self, chat: Conversation, whole: str, prompts: Mapping[int, str], ends: Mapping[int, str], whole_rows: bool
     ) -> list[Sample]:
-        self._require_place(chat)
+        self.places.require(chat)
         count = len(chat.messages)
         segments = self._cut(chat, whole, prompts, ends)
         if segments is not None:
@@ -284,7 +252,7 @@ class ChatTemplate:
 
     def _opening(self, text: str) -> str:
         """The prompt of an answer that no question comes before: everything up to the generation prompt."""
-        asked = Conversation((_PROBE.messages[0],))
+        asked = Conversation((QUESTION,))
         [plain], [prompted] = self.render([asked], False), self.render([asked], True)
         begin = prompted.removeprefix(plain)
         at = text.find(begin)
@@ -301,7 +269,7 @@ class ChatTemplate:
         if opened and not after.strip() and whole.startswith(before):
             written = whole[len(before) :].lstrip("\n")
             return f"{_reasoning(message)}\n{_CLOSE}\n\n{written}"
-        alone = self._alone(replace(chat, messages=(_PROBE.messages[0], message)))
+        alone = self._alone(replace(chat, messages=(QUESTION, message)))
         if alone and whole.endswith(alone):
             return alone
         raise DataError(
@@ -317,11 +285,6 @@ class ChatTemplate:
         """
         [prompt], [whole] = self.render([replace(chat, messages=chat.messages[:1])], True), self.render([chat], False)
         return whole[len(prompt) :] if whole.startswith(prompt) else ""
-
-
-def day_as(format: str) -> str:
-    """The date that templates print, in place of transformers' `strftime_now`."""
-    return _DAY.strftime(format)
 
 
 def _answers(chat: Conversation, whole_rows: bool) -> list[int]:
@@ -351,22 +314,7 @@ def _tail(prompt: str, whole: str) -> str:
     return prompt[:same][-40:]
 
 
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "strop_probe_tool",
-        "description": "A tool.",
-        "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
-    },
-}
-DOCUMENT = {"title": "strop probe title", "text": "strop probe text"}
-_CALL = Message(
-    "assistant", "", tool_calls=(ToolCall("strop_probe_tool", {"place": "strop_probe_place"}, "call00001"),)
-)
-_SYSTEM = Message("system", "strop probe system")
-_PROBE = Conversation((Message("user", "user text"), Message("assistant", "assistant text")))
-ASKED = Conversation(_PROBE.messages[:1])
-"""With `TOOL` and `DOCUMENT`: what templates are tried on."""
+_PROBE = Conversation((QUESTION, ANSWER))
 
 
 def _try_in_child(source: str, special_tokens: dict[str, Any]) -> None:
@@ -376,7 +324,7 @@ def _try_in_child(source: str, special_tokens: dict[str, Any]) -> None:
         return
     roles = [["user"], ["user", "assistant"], ["system", "user", "assistant", "user", "assistant"]]
     chats = [[{"role": role, "content": f"{role} text"} for role in turns] for turns in roles]
-    values = {key: value for key, value in special_tokens.items() if isinstance(value, str)} | DATE
+    values = {key: value for key, value in special_tokens.items() if isinstance(value, str)}
     try:
         child = subprocess.run(
             [sys.executable, "-P", "-c", _PROBE_CODE],

@@ -9,15 +9,15 @@ vLLM returns with status 400.
 """
 
 import json
-import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from strop.data.chat_template import ASKED, DATE, DOCUMENT, TOOL, ChatTemplate, day_as
+from strop.data.chat_template import ChatTemplate
 from strop.data.examples import Conversation, Message
+from strop.data.places import DOCUMENT, QUESTION, TOOL
 from strop.data.prompts import ALPACA, ALPACA_WITH_INPUT, INPUT
 from strop.data.template import Template
 from strop.errors import DataError
@@ -36,10 +36,9 @@ _TOKENIZER_KEYS = (
 versions of transformers."""
 
 _ONE_QUESTION = """{{%- if messages | length != 1 or messages[0].role != 'user' or tools or documents -%}}
-{{{{- raise_exception('the {name} template takes one user message, without a system message, earlier turns or tools') -}}}}
+{{{{- raise_exception('the {name} template takes one user message, no system message, earlier turns or tools') -}}}}
 {{%- endif -%}}
 """
-_STRFTIME = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _SYSTEM, _QUESTION, _ANSWER = "strop-system-text", "strop-question-text", "strop-answer-text"
 _NO_TOOLS = (
     "Chats with tools are not in it: Ollama writes tools in another form than the template. Use llama.cpp's server for",
@@ -92,8 +91,8 @@ def as_jinja(template: Template) -> str:
 
 
 def _chat(template: Template, chat: ChatTemplate) -> str:
-    """The chat template with training's date and system message, and with BOS where it leaves that to the tokenizer."""
-    begin = f"{_date(chat.source)}{_system(template.system)}{{{{- '' }}}}"  # after an expression, Jinja keeps a newline
+    """The chat template with training's system message, and with BOS where it leaves that to the tokenizer."""
+    begin = f"{_system(template.system)}{{{{- '' }}}}"  # after an expression, Jinja keeps a newline
     writes = _begins_with_bos(template, chat)
     if len(writes) == 1:
         return f"{begin}{'' if True in writes else _bos(template)}{chat.source}"
@@ -106,19 +105,11 @@ def _begins_with_bos(template: Template, chat: ChatTemplate) -> set[bool]:
     if template.bos_id is None:
         return {True}
     found = set()
-    for probe in (ASKED, replace(ASKED, tools=(TOOL,)), replace(ASKED, documents=(DOCUMENT,))):
+    for tools, documents in (((), ()), ((TOOL,), ()), ((), (DOCUMENT,))):
         with suppress(DataError):
-            found.add(chat.render([probe], True)[0].startswith(template.tokenizer.bos_token))
+            [text] = chat.render([Conversation((QUESTION,), tools, documents)], True)
+            found.add(text.startswith(template.tokenizer.bos_token))
     return found
-
-
-def _date(source: str) -> str:
-    """Jinja that sets training's date, for templates that are given it and for those that ask for it."""
-    given = "".join(f"{{%- set {name} = {json.dumps(value)} %}}" for name, value in DATE.items())
-    asked = {found[2]: day_as(found[2]) for found in _STRFTIME.finditer(source)}
-    if not asked:
-        return given
-    return f"{given}{{%- macro strftime_now(format) %}}{{{{- {json.dumps(asked)}[format] }}}}{{%- endmacro %}}"
 
 
 def _system(system: str | None) -> str:
@@ -222,7 +213,7 @@ def go_template(template: Template) -> tuple[str, tuple[str, ...]]:
         if chat and template.system is not None:
             chat = chat.with_default(template.system)
         if chat:
-            return chat.go(), _NO_TOOLS if template.chat.writes["tools"] else ()
+            return chat.go(), _NO_TOOLS if template.chat.places.has("tools", True) else ()
         return "{{ .Prompt }}", (
             "The chat template cannot be expressed exactly in Ollama's. Send whole prompts with raw: true, or use",
             "llama.cpp's server, which reads the chat template in the GGUF file.",

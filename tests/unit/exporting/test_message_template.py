@@ -11,7 +11,7 @@ import pytest
 import transformers
 
 from real_templates import NAMES, tokenizer_folder
-from strop.data import chat_template
+from strop.data import dated
 from strop.data.examples import Alpaca, Conversation, Example, Message, PromptCompletion
 from strop.data.prompts import INPUT, as_question, as_text
 from strop.data.rows.columns import shape_of
@@ -170,7 +170,7 @@ def test_the_day_of_training_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     text = template.prompt(as_question("chat", "Hi"))
     assert "Today's Date: July 26, 2024." in text
     assert "Today's Date: July 26, 2024." in loaded.decode(rendered(loaded, ("user", "Hi")))
-    monkeypatch.setattr(chat_template, "_DAY", chat_template._DAY.replace(day=27))
+    monkeypatch.setattr(dated, "_DAY", dated._DAY.replace(day=27))
     other = load_template(tmp_path / "base", "chat", ["messages"])
     assert other.fingerprint != template.fingerprint
 
