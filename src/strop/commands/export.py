@@ -205,9 +205,9 @@ def _print_exported(result: Exported, base: str | None) -> None:
     table = Table("", "measured", "limit", title=f"parity: {parity.kind} in {parity.consumer}", title_justify="left")
     table.add_row("same prompt ids", f"{parity.same_prompts} of {parity.num_prompts}", "all")
     table.add_row("stops at", ", ".join(map(str, parity.stop_ids)), "all")
-    parting = f"; parted by {parity.widest_parting:.2g} nats" if parity.same_answers < parity.num_prompts else ""
+    parting = f"; parted by {parity.widest_parting:.2g} nats" if parity.same_answers < parity.num_answers else ""
     table.add_row(
-        "same greedy answers", f"{parity.same_answers} of {parity.num_prompts}{parting}", f"{parity.limits.tie:g} nats"
+        "same greedy answers", f"{parity.same_answers} of {parity.num_answers}{parting}", f"{parity.limits.tie:g} nats"
     )
     table.add_row("KL divergence, nats", f"{parity.distance.kl:.2g}", f"{parity.limits.kl:g}")
     table.add_row("same likeliest token", f"{parity.distance.top1:.1%}", f"{parity.limits.top1:.0%}")
