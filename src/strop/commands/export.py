@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from strop.commands.card import write_card
-from strop.commands.console import RunArgument, out
+from strop.commands.console import RunArgument, note, out
 from strop.commands.load import load_run_template, load_trained
 from strop.commands.run import Run
 from strop.errors import RecipeError
@@ -149,7 +149,7 @@ def _export(run: Run, to: Form, kind: str, target: Path, quantisation: Quantisat
     template = load_run_template(run, base)
     context = _context(run, base) if to == "gguf" else run.recipe.model.max_seq_length
     # In a call of its own: the decoder's memory is free again before anything is written.
-    reference = _reference(run, base, template, context)
+    reference = _reference(run, base, template, context, to)
     with staged_folder(target) as work:
         if to == "adapter":
             copy_adapter(run.adapter_path, work)
@@ -186,10 +186,14 @@ def _write_gguf(
     (work / "Modelfile").write_text(modelfile(file.name, template, context), encoding="utf-8")
 
 
-def _reference(run: Run, base: ModelFolder, template: Template, context: int) -> Reference:
-    from strop.exporting.parity.reference import ask, questions_for
+def _reference(run: Run, base: ModelFolder, template: Template, context: int, to: Form) -> Reference:
+    from strop.exporting.parity.reference import ask, questions_for, spelt_the_same
 
     questions = questions_for(run.recipe.data, template, context)
+    if to == "gguf" and (kept := spelt_the_same(questions, template)) and len(kept) < len(questions):
+        lost = len(questions) - len(kept)
+        note(f"{lost} of {len(questions)} prompts are not in NFC: llama.cpp gives these other ids; they are left out")
+        questions = kept
     return ask(load_trained(run, base).decoder, template, questions)
 
 

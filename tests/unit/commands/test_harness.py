@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> harness.StropLM:
     adapter = LoraAdapter(load_decoder(folder, torch.float64), LoraSection(r=4), seed=0)
     adapter.flat.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
-    session = SimpleNamespace(adapter=adapter, template=load_template(folder, "chat", "alpaca"))
+    session = SimpleNamespace(adapter=adapter, template=load_template(folder, "chat", ["alpaca"]))
     monkeypatch.setattr(harness, "load_tuned", lambda run: session)
     return harness.StropLM("run", tuned=False)
 
@@ -116,6 +116,26 @@ def test_a_chat_history_is_the_template_of_training(model: harness.StropLM) -> N
 
     text = model.apply_chat_template([{"role": "user", "content": "Say 5."}])
     assert model.tok_encode(text) == model._template.encode_prompt(Alpaca("Say 5.", "", ""))
+
+
+OWN = "{% for m in messages %}[{{ m.role }}{{ m.content }}]{% endfor %}{% if add_generation_prompt %}[assistant{% endif %}"
+
+
+@pytest.mark.parametrize("others", [{"system": "Be brief."}, {"chat_template": OWN}])
+def test_a_chat_history_has_trainings_system_message_and_own_template(
+    model: harness.StropLM, folder: Path, others: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from strop.data.examples import Conversation, Message
+
+    template = load_template(folder, "chat", ["alpaca"], **others)
+    monkeypatch.setattr(model, "_template", template)
+    history = [("user", "Say 5."), ("assistant", "5"), ("user", "Say 6.")]
+    text = model.apply_chat_template([{"role": role, "content": content} for role, content in history])
+    assert text == template.prompt(Conversation(tuple(Message(*turn) for turn in history)))  # type: ignore[arg-type]
+    begun = [*history, ("assistant", "It is")]
+    going_on = model.apply_chat_template([{"role": r, "content": c} for r, c in begun], add_generation_prompt=False)
+    assert going_on.endswith("It is")
+    assert ("Be brief." in going_on) == ("system" in others)
 
 
 def test_a_task_from_a_file(model: harness.StropLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,12 +33,13 @@ class Next(NamedTuple):
 def main(path: str) -> None:
     """Answer a job's questions and write down what was computed."""
     job = json.loads(Path(path).read_text(encoding="utf-8"))
-    longest = max(len(question["ids"]) for question in job["questions"]) + job["max_new_tokens"]
+    asked = job["questions"][: len(job["answers"])]
+    longest = max(len(question["ids"]) for question in asked) + job["max_new_tokens"]
     server = Server(next(Path(job["folder"]).glob("*.gguf")), longest)
     prompts = [server.prompt(question) for question in job["questions"]]
     answers: list[list[int]] = []
     arrays: dict[str, Any] = {}
-    for i, (question, answer) in enumerate(zip(job["questions"], job["answers"], strict=False)):
+    for i, (question, answer) in enumerate(zip(asked, job["answers"], strict=True)):
         forced = [server.next(question["ids"] + answer[:n]) for n in range(len(answer))]
         arrays[f"ids_{i}"] = np.array([told.ids for told in forced])
         arrays[f"logprobs_{i}"] = np.array([told.logprobs for told in forced], dtype=np.float32)

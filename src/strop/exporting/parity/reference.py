@@ -1,9 +1,10 @@
 """What an export is compared with: prompts from the run's data, and the trained model's answers to them."""
 
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 
 import torch
@@ -75,6 +76,14 @@ def questions_for(data: DataSection, template: Template, context: int) -> list[Q
         by_ids.setdefault(str(question.ids), []).append(question)
     # The first are answered, so those that say the same in another way come last.
     return [first for first, *_ in by_ids.values()] + [other for _, *others in by_ids.values() for other in others]
+
+
+def spelt_the_same(questions: Sequence[Question], template: Template) -> list[Question]:
+    """The questions that a program which does not normalise text gives the same ids as the tokenizer, which may."""
+    normalizer = json.loads(template.tokenizer.backend_tokenizer.to_str())["normalizer"]
+    if '"NFC"' not in json.dumps(normalizer):
+        return list(questions)
+    return [q for q in questions if unicodedata.is_normalized("NFC", json.dumps(asdict(q), ensure_ascii=False))]
 
 
 def _key(question: Question) -> str:
