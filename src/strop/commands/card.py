@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from strop.commands.run import Run
-from strop.data.examples import Conversation, Message
-from strop.data.prompts import as_question, as_segments
-from strop.modal_runs.vllm import RANKS
+from strop.data.examples import Conversation, Example, Row
+from strop.data.prompts import as_question
+from strop.data.sources import open_sources, read_examples
+from strop.errors import StropError
+from strop.modal_runs.vllm import RANKS, reasoning_parser, tool_parser
 from strop.resolve import is_hub_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from strop.data.template import Template
     from strop.model.pretrained.folder import ModelFolder
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from strop.reporting.usage import Form
 
 _QUESTION = "YOUR QUESTION"
+_ROWS_READ = 1000
 
 
 def write_card(
@@ -71,6 +75,8 @@ def _about(run: Run, template: Template, base_folder: ModelFolder, spec: str, ra
     model, data = run.recipe.model, run.recipe.data
     decoded = template.tokenizer.convert_ids_to_tokens(sorted(template.stop_ids))
     base, is_on_hub = _published(spec)
+    shapes, parts = _shape(run)
+    shape = ", ".join(shapes)
     return About(
         name=run.path.resolve().name,
         base=base,
@@ -83,7 +89,54 @@ def _about(run: Run, template: Template, base_folder: ModelFolder, spec: str, ra
         stop_tokens=tuple(map(str, decoded)),
         rank=next((known for known in RANKS if known >= rank), rank),
         nf4=model.load_in_4bit,
+        shape=f"{shape} with {', '.join(parts)}" if parts else shape,
+        system=template.system,
+        has_tools="tools" in parts,
+        parsers=_parsers(template, parts),
     )
+
+
+def _shape(run: Run) -> tuple[list[str], list[str]]:
+    """The shapes of the training rows, and what the first of each source have beside questions and answers."""
+    shapes: dict[str, None] = {}
+    parts: dict[str, None] = {}
+    data = run.recipe.data
+    try:
+        for source in open_sources(data, data.train_file):
+            shapes[source.shape.format] = None
+            for row in islice(read_examples([source], data.system), _ROWS_READ):
+                if isinstance(row, Row):
+                    parts |= dict.fromkeys(_parts(row.example))
+    except StropError:  # the rows are no longer here; the card says less
+        return [], []
+    return list(shapes), sorted(parts)
+
+
+def _parts(example: Example) -> Iterator[str]:
+    if not isinstance(example, Conversation):
+        return
+    if example.messages[0].role == "system":
+        yield "system messages"
+    if sum(message.role == "user" for message in example.messages) > 1:
+        yield "several turns"
+    if any(message.reasoning or "</think>" in message.content for message in example.messages):
+        yield "reasoning"
+    if any(message.tool_calls for message in example.messages):
+        yield "tool calls"
+    if example.tools:
+        yield "tools"
+    if example.documents:
+        yield "documents"
+
+
+def _parsers(template: Template, parts: Sequence[str]) -> dict[str, str]:
+    """VLLM's options for what the rows have."""
+    source = template.chat.source if template.chat else ""
+    found = {
+        "--tool-call-parser": tool_parser(source) if "tools" in parts else None,
+        "--reasoning-parser": reasoning_parser(source) if "reasoning" in parts else None,
+    }
+    return {option: value for option, value in found.items() if value}
 
 
 def _published(spec: str) -> tuple[str, bool]:
@@ -99,10 +152,7 @@ def _names(specs: Sequence[str | DataFile]) -> tuple[str, ...]:
 
 def _prompt(template: Template) -> str:
     """A question as generation begins with it."""
-    if template.chat:
-        text = template.chat.prompt(Conversation((Message("user", _QUESTION),)))
-    else:
-        text = as_segments(template.name, as_question(template.name, _QUESTION))[0][0]
+    text = template.prompt(as_question(template.name, _QUESTION))
     bos = template.tokenizer.bos_token if template.bos_id is not None else ""
     return text if text.startswith(bos) else bos + text
 

@@ -118,7 +118,10 @@ def test_a_chat_history_is_the_template_of_training(model: harness.StropLM) -> N
     assert model.tok_encode(text) == model._template.encode_prompt(Alpaca("Say 5.", "", ""))
 
 
-OWN = "{% for m in messages %}[{{ m.role }}{{ m.content }}]{% endfor %}{% if add_generation_prompt %}[assistant{% endif %}"
+OWN = (
+    "{% for m in messages %}[{{ m.role }}{{ m.content }}]{% endfor %}"
+    "{% if add_generation_prompt %}[assistant{% endif %}"
+)
 
 
 @pytest.mark.parametrize("others", [{"system": "Be brief."}, {"chat_template": OWN}])
