@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 # What users install by choice and the tests need; the tools are the dependency group dev.
-EXTRAS := parquet,gguf,export,modal,serve,lm-eval,tensorboard
+EXTRAS := parquet,zstd,gguf,export,modal,serve,lm-eval,tensorboard
 # One thread a test process: the tests run two processes side by side.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
@@ -62,7 +62,7 @@ lock: $(READY)  ## the packages of the Modal images, with hashes, from pyproject
 	(grep -vE '^(torch|triton)==' constraints.txt; echo torch==2.11.0) > .venv/lock-constraints.txt
 	echo triton | $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate \
 	    --custom-compile-command 'make lock' --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
-	    --extra parquet --extra gguf --constraint .venv/lock-constraints.txt \
+	    --extra parquet --extra zstd --extra gguf --constraint .venv/lock-constraints.txt \
 	    --output-file src/strop/modal_runs/requirements.lock pyproject.toml -
 	printf 'vllm==0.21.0\nbitsandbytes==0.50.2\n' | $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url \
 	    --no-annotate --custom-compile-command 'make lock' --python-version 3.12 \

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from strop.data.audit import audit
 from strop.data.dataset import open_or_build
+from strop.data.sources import open_sources
 from strop.data.store import StoreSettings
 from strop.data.template import load_template
+from strop.recipe import DataSection
 
 SENTENCE = "According to the census of {} the district of Number {} had {} inhabitants in {} households. "
 
@@ -33,13 +35,15 @@ def write_rows(path: Path, num_rows: int) -> None:
 
 def main() -> None:
     num_rows = int(sys.argv[2]) if len(sys.argv) > 2 else 50_000
-    template = load_template(Path(sys.argv[1]), "chat", "alpaca")
+    template = load_template(Path(sys.argv[1]), "chat", ["alpaca"])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.jsonl"
         write_rows(path, num_rows)
+        data = DataSection(train_file=str(path))
+        sources = open_sources(data, data.train_file)
         for label in ("tokenise", "from cache"):
             start = time.perf_counter()
-            store = open_or_build([path], template, StoreSettings(format="alpaca", max_seq_length=2048))
+            store = open_or_build(sources, template, StoreSettings(max_seq_length=2048))
             seconds = time.perf_counter() - start
             rates = f"{num_rows / seconds:,.0f} rows/s, {store.num_tokens / seconds:,.0f} tokens/s"
             print(f"{label}: {seconds:.2f} s, {rates}")

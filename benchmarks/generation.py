@@ -112,7 +112,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     folder = locate_model(options.model, note=print) if options.model else random_phi3()
-    template = load_template(folder, "auto", "alpaca")
+    template = load_template(folder, "auto", ["alpaca"])
     stops = template.stop_ids if options.stop else frozenset()
     prompts = prompts_of(template, options.prompts)
     decoder = load_decoder(folder, dtype, device)

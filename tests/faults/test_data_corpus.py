@@ -1,13 +1,15 @@
 """Malformed data files, made here as bytes, each with the verdict it must get."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from strop.data import readers
-from strop.data.examples import Fault
-from strop.data.sources import detect_format, read_examples
+from rows import examples, sources
+from strop.data.examples import Alpaca, Conversation, Fault
+from strop.data.readers import text
+from strop.data.sources import read_examples
 from strop.errors import DataError
 
 GOOD = b'{"instruction":"What is 2+2?","input":"","output":"4"}'
@@ -57,7 +59,7 @@ FAULTY_ROWS: dict[str, tuple[bytes, str]] = {
         rb'{"instruction":"a","output":"b","x":[{"y":["\ud801"]}]}',
         "lone surrogate",
     ),
-    "NaN": (alpaca(b"NaN"), "not a number: NaN is not JSON"),
+    "NaN": (alpaca(b"NaN"), "null: 'output'"),
     "Infinity": (alpaca(b"Infinity"), "not a number: Infinity"),
     "-Infinity in an extra key": (
         b'{"instruction":"a","output":"b","x":-Infinity}',
@@ -83,7 +85,7 @@ FAULTY_ROWS: dict[str, tuple[bytes, str]] = {
     "integer output": (alpaca(b"42"), "not text: 'output' is of type int, but must be text; put it in quotes"),
     "float output": (alpaca(b"0.10"), "not text: 'output' is of type float, but must be text"),
     "bool output": (alpaca(b"true"), "not text: 'output' is of type bool, but must be text"),
-    "list output": (alpaca(b'["a"]'), "not text: 'output' is of type list, but must be text"),
+    "list output": (alpaca(b'["a"]'), "not an object: turn 1 of 'output'"),
     "number as input": (b'{"instruction":"a","input":3,"output":"b"}', "not text: 'input'"),
     "empty output": (alpaca(b'""'), "empty answer: 'output'"),
     "blank output": (alpaca(b'" \\n "'), "empty answer: 'output'"),
@@ -100,47 +102,34 @@ FAULTY_ROWS: dict[str, tuple[bytes, str]] = {
 
 FAULTY_CHATS: dict[str, tuple[bytes, str]] = {
     "no turns": (chat(), "no turns: 'messages' must be a list"),
-    "turns not a list": (b'{"messages":"hi"}', "no turns"),
+    "turns not a list": (b'{"messages":"hi"}', "bad JSON: 'messages'"),
+    "turns are one object": (b'{"messages":{"role":"user"}}', "no turns"),
     "null turns": (b'{"messages":null}', "null: 'messages'"),
     "turn not an object": (b'{"messages":["hi"]}', "not an object: turn 1"),
-    "assistant first": (
-        chat(turn("assistant"), turn("user")),
-        "turns out of order: the first turn is from assistant",
-    ),
-    "assistant after system": (
-        chat(turn("system"), turn("assistant")),
-        "turns out of order: the first turn is",
-    ),
-    "two user turns": (
-        chat(turn("user"), turn("user"), turn("assistant")),
-        "turns out of order: turn 2 is from user",
-    ),
-    "two answers": (chat(turn("user"), turn("assistant"), turn("assistant")), "turns out of order: turn 3"),
-    "system later": (
-        chat(turn("user"), turn("system"), turn("assistant")),
-        "turns out of order: turn 2 is from system",
-    ),
     "only user": (chat(turn("user")), "no answer: no turn is from assistant"),
     "only system": (chat(turn("system")), "no answer"),
-    "unknown role": (chat(turn("human"), turn("assistant")), "unknown role: 'role' is 'human' in turn 1"),
-    "tool role": (chat(turn("user"), turn("tool")), "unknown role: 'role' is 'tool' in turn 2"),
+    "unknown role": (chat(turn("narrator"), turn("assistant")), "unknown role: 'role' is 'narrator' in turn 1"),
+    "only a tool's": (chat(turn("user"), turn("tool")), "no answer"),
     "empty answer": (chat(turn("user"), turn("assistant", "")), "empty answer: 'content' in turn 2"),
     "empty question": (chat(turn("user", " "), turn("assistant")), "empty question: 'content' in turn 1"),
     "null content": (b'{"messages":[{"role":"user","content":null}]}', "null: 'content' in turn 1"),
     "parts as content": (
         b'{"messages":[{"role":"user","content":[{"type":"text"}]}]}',
-        "not text: 'content'",
+        "not text: a part in turn 1 is type",
     ),
     "role missing": (b'{"messages":[{"content":"a"}]}', "missing field: 'role' in turn 1"),
-    "weight 0": (
+    "nothing but weight 0": (
         chat(turn("user"), '{"role":"assistant","content":"a","weight":0}'),
-        "weight 0: turn 2",
+        "not to be learned: every answer is marked as context",
+    ),
+    "half a weight": (
+        chat(turn("user"), '{"role":"assistant","content":"a","weight":0.5}'),
+        "weight 0.5: 'weight' in turn 2: strop learns an answer or does not",
     ),
 }
 
 FAULTY_SHAREGPT: dict[str, tuple[bytes, str]] = {
     "unknown from": (sharegpt("human", "bing"), "unknown role: 'from' is 'bing' in turn 2"),
-    "gpt first": (sharegpt("gpt", "human"), "turns out of order: the first turn is from assistant"),
     "value missing": (b'{"conversations":[{"from":"human"}]}', "missing field: 'value' in turn 1"),
 }
 
@@ -152,7 +141,7 @@ def write(folder: Path, data: bytes, name: str = "train.jsonl") -> Path:
 
 
 def read(path: Path) -> list:
-    return list(read_examples([path], detect_format([path])))
+    return list(read_examples(sources(path)))
 
 
 @pytest.mark.parametrize("name", FAULTY_ROWS)
@@ -179,7 +168,27 @@ def check_one_fault(folder: Path, good: bytes, row: bytes, reason: str) -> None:
     first, fault, last = read(path)
     assert isinstance(fault, Fault)
     assert str(fault).startswith(f"{path}:3: {reason}")
-    assert (first[0].line, last[0].line) == (1, 4)
+    assert (first.origin.line, last.origin.line) == (1, 4)
+
+
+TURNS = {
+    "assistant first": (["assistant", "user"], 1),
+    "assistant after system": (["system", "assistant"], 2),
+    "two user turns": (["user", "user", "assistant"], 3),
+    "two answers": (["user", "assistant", "assistant"], 3),
+    "system later": (["user", "system", "assistant"], 3),
+    "developer": (["developer", "user", "assistant"], 3),
+    "tool": (["user", "tool", "assistant"], 3),
+}
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_turns_in_any_order_are_left_to_the_template(tmp_path, name):
+    """Whether it can say them is seen when it does; up to the last answer, they are read as they are."""
+    roles, kept = TURNS[name]
+    [found] = examples(write(tmp_path, chat(*(turn(role, f"{role} {n}") for n, role in enumerate(roles)))))
+    assert isinstance(found, Conversation)
+    assert [message.content for message in found.messages] == [f"{role} {n}" for n, role in enumerate(roles)][:kept]
 
 
 ACCEPTED: dict[str, bytes] = {
@@ -197,42 +206,35 @@ ACCEPTED: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_accepted_with_the_same_result(tmp_path, name):
-    plain = [example for _, example in read(write(tmp_path, ACCEPTED["plain"], "plain.jsonl"))]
-    assert [example for _, example in read(write(tmp_path, ACCEPTED[name]))] == plain
+    plain = examples(write(tmp_path, ACCEPTED["plain"], "plain.jsonl"))
+    assert plain == [Alpaca("What is 2+2?", "", "4")] * 2
+    assert examples(write(tmp_path, ACCEPTED[name])) == plain
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085", "\\u0000", "\\u000b"])
 def test_unicode_line_separators_are_part_of_the_text(tmp_path, separator):
     row = '{"instruction":"a","output":"one' + separator + 'two"}\n'
-    examples = read(write(tmp_path, row.encode() * 2))
-    assert len(examples) == 2
-    assert examples[0][1].output == json.loads(row)["output"]
+    assert examples(write(tmp_path, row.encode() * 2)) == [Alpaca("a", "", json.loads(row)["output"])] * 2
 
 
 def test_surrogate_pair_is_one_character(tmp_path):
-    assert read(write(tmp_path, alpaca(rb'"\ud83e\udd99"')))[0][1].output == "\U0001f999"
+    assert examples(write(tmp_path, alpaca(rb'"\ud83e\udd99"'))) == [Alpaca("a", "", "\U0001f999")]
 
 
 REFUSED_FILES: dict[str, tuple[str, bytes, str]] = {
     "empty": ("a.jsonl", b"", "has no rows"),
     "blank lines only": ("a.jsonl", b"\n  \n\r\n", "has no rows"),
     "only a byte order mark": ("a.jsonl", b"\xef\xbb\xbf", "has no rows"),
-    "UTF-16 LE": (
-        "a.jsonl",
-        GOOD.decode().encode("utf-16"),
-        "is UTF-16 or UTF-32, not UTF-8; convert it: iconv",
-    ),
-    "UTF-16 BE": ("a.jsonl", b"\xfe\xff" + GOOD.decode().encode("utf-16-be"), "is UTF-16, not UTF-8"),
-    "UTF-16 without a mark": ("a.jsonl", GOOD.decode().encode("utf-16-le"), "looks like UTF-16"),
+    "UTF-16, cut short": ("a.jsonl", GOOD.decode().encode("utf-16")[:-1], "begins as UTF-16, but from about line 1 on"),
     "no known key": (
         "a.jsonl",
-        b'{"question":"a","answer":"b"}',
-        "no known shape; the keys are 'question', 'answer'",
+        b'{"frage":"a","antwort":"b"}',
+        "no known shape; the keys are 'frage', 'antwort'",
     ),
     "every row bad": ("a.jsonl", b"x\ny\n", "none of the first 2 rows can be read; the first"),
     "array cut short": ("a.json", b"[" + GOOD + b"," + GOOD[:-4], "a.json:1: "),
     "array without end": ("a.json", b"[" + GOOD, "the file may be cut short"),
-    "array, trailing comma": ("a.json", b"[" + GOOD + b",]", "Expecting value"),
+    "array, two commas": ("a.json", b"[" + GOOD + b",,]", "Expecting value"),
     "array and more": ("a.json", b"[" + GOOD + b"] x", "text after the array"),
     "array, bad byte": ("a.json", b"[\n" + alpaca(b'"\xff"') + b"]", "a.json:2: not UTF-8"),
     "empty array": ("a.json", b"[]", "has no rows"),
@@ -266,29 +268,48 @@ def test_faulty_csv_row(tmp_path, name):
     path = write(tmp_path, b'instruction,output\n"two\nlines",b\n' + row + b"\na,b\n", "a.csv")
     first, fault, last = read(path)
     assert str(fault).startswith(f"{path}:4: {reason}")
-    assert (first[0].line, first[1].instruction, last[0].line) == (2, "two\nlines", 5)
+    assert (first.origin.line, first.example.instruction, last.origin.line) == (2, "two\nlines", 5)
 
 
 def test_csv_quote_that_never_closes(tmp_path):
-    rows = read(write(tmp_path, b'instruction,output\na,b\na,"b\nc,d\n', "a.csv"))
-    assert str(rows[-1]).endswith("a.csv:3: bad CSV: unexpected end of data")
+    path = write(tmp_path, b'instruction,output\na,b\na,"b\nc,d\n', "a.csv")
+    with pytest.raises(
+        DataError, match=r"a.csv:3: the quote that opens here is never closed, so lines 3 to 4 \(2 lines\)"
+    ):
+        read(path)
 
 
 def test_row_over_the_limit_is_skipped_in_bounded_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MAX_ROW_BYTES", 1 << 20)
+    monkeypatch.setattr(text, "MAX_ROW_BYTES", 1 << 20)
     path = write(tmp_path, GOOD + b"\n" + alpaca(b'"' + b"x" * (1 << 20) + b'"') + b"\n" + GOOD)
     first, fault, last = read(path)
     assert str(fault) == f"{path}:2: row too long: over 1 MiB"
-    assert (first[0].line, last[0].line) == (1, 3)
+    assert (first.origin.line, last.origin.line) == (1, 3)
+
+
+def test_a_line_without_end_takes_no_memory(monkeypatch):
+    monkeypatch.setattr(text, "MAX_ROW_BYTES", 1 << 20)
+    tracemalloc.start()
+    found = list(text.numbered_lines(b"x" * (1 << 20) for _ in range(64)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == [(1, None)]
+    assert peak < 8 << 20
 
 
 def test_row_at_the_limit_is_read(tmp_path, monkeypatch):
     row = alpaca(b'"' + b"x" * 100 + b'"')
-    monkeypatch.setattr(readers, "MAX_ROW_BYTES", len(row))
+    monkeypatch.setattr(text, "MAX_ROW_BYTES", len(row))
     assert not isinstance(read(write(tmp_path, row + b"\n" + row))[0], Fault)
 
 
-def test_files_of_two_shapes(tmp_path):
-    files = [write(tmp_path, GOOD, "a.jsonl"), write(tmp_path, b'{"text":"a"}', "b.jsonl")]
-    with pytest.raises(DataError, match=r"of text, .*those of alpaca"):
-        detect_format(files)
+def test_a_glob_of_two_shapes(tmp_path):
+    """As entries of their own they may stand side by side; one entry is read in one way."""
+    write(tmp_path, GOOD, "a.jsonl")
+    write(tmp_path, b'{"text":"a"}', "b.jsonl")
+    with pytest.raises(DataError, match=r"b.jsonl has the keys of text, but .*a.jsonl those of alpaca"):
+        sources(tmp_path / "*.jsonl")
+    assert [type(found).__name__ for found in examples(tmp_path / "a.jsonl", tmp_path / "b.jsonl")] == [
+        "Alpaca",
+        "Text",
+    ]

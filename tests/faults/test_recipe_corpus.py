@@ -85,7 +85,10 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
     "text for true": (GOOD + "train_on_inputs: 'false'\n", ["train_on_inputs='false'", "true or false"]),
     "a blank adapter": (GOOD + "adapter:\n", ["adapter=None", "LoRA"]),
     "rows of another shape": ("model: m\ndatasets: [{path: a, type: dpo}]\n", ["dpo", "alpaca"]),
-    "a dataset's unread key": ("model: m\ndatasets: [{path: a, shards: 4}]\n", ["shards of a dataset", "split"]),
+    "a dataset's unread key": (
+        "model: m\ndatasets: [{path: a, shards: 4}]\n",
+        ["mine.yaml:2: datasets: shards=4", "split: train[:25%]"],
+    ),
     "gpus without a number": (GOOD + "modal: {gpu: 'H100:zz'}\n", ["modal.gpu='H100:zz'", "1 to 8"]),
     "no gpu": (GOOD + "modal: {gpu: []}\n", ["modal.gpu=[]"]),
     "a choice with a typo": (GOOD + "lr_scheduler: cosin\n", ["train.lr_scheduler_type='cosin'", "mean cosine?"]),

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from one_core import one_core
-from strop.data.examples import Alpaca
-from strop.data.prompts import as_turns
+from strop.data.examples import Alpaca, Conversation, Message
+from strop.data.prompts import as_json, as_text
 from strop.data.template import Template, load_template
 from strop.errors import ParityError, RecipeError
 from strop.exporting.adapter import save_adapter
@@ -81,16 +81,17 @@ def write_case(folder: Path, family: str, tokenizer: str, **changes: Any) -> tup
     adapter = LoraAdapter(load_decoder(folder / "base", torch.float32), LoraSection(r=4, lora_alpha=8), seed=0)
     adapter.flat.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
     save_adapter(adapter, folder / "adapter", "org/base", None, lambda staging: None)
-    return adapter, load_template(folder / "base", "chat", "messages")
+    return adapter, load_template(folder / "base", "chat", ["messages"])
 
 
 def conversations(template: Template) -> list[Question]:
     """Asked in the model's chat template."""
-    turns = [[{"role": "user", "content": text}] for text in TEXTS]
-    turns.append([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, *turns[0]])
-    assert template.chat
-    prompts = template.chat.render(turns, True)
-    return [Question(list(chat), "", template.encode_text(text)) for chat, text in zip(turns, prompts, strict=True)]
+    chats = [[Message("user", text)] for text in TEXTS]
+    chats.append([Message("user", "a"), Message("assistant", "b"), *chats[0]])
+    return [
+        Question([as_json(turn) for turn in chat], "", template.encode_prompt(Conversation(tuple(chat))))
+        for chat in chats
+    ]
 
 
 def export(folder: Path, adapter: LoraAdapter, template: Template, questions: list[Question]) -> Parity:
@@ -117,9 +118,12 @@ def test_it_says_what_the_decoder_says(family: str, tmp_path: Path) -> None:
 def test_alpaca_rows_are_asked_in_their_own_template(tmp_path: Path) -> None:
     """llama.cpp gets messages and makes training's prompt of them, with and without an input."""
     adapter, _ = write_case(tmp_path, "smollm2", "smollm2-tokenizer")
-    template = load_template(tmp_path / "base", "alpaca", "alpaca")
+    template = load_template(tmp_path / "base", "alpaca", ["alpaca"])
     rows = [Alpaca("Name it.", "", ""), Alpaca("Add these.", "2 and 2\n\nnow", "")]
-    questions = [Question([as_turns(row)[0]], "", template.encode_prompt(row)) for row in rows]
+    questions = [
+        Question([as_json(Message("user", as_text(template.name, row)))], "", template.encode_prompt(row))
+        for row in rows
+    ]
     parity = export(tmp_path, adapter, template, questions)
     assert parity.same_prompts == 2
     assert parity.stop_ids == [2]

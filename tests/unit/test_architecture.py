@@ -74,12 +74,13 @@ ONLY_IN = {
     "starlette": {"serving"},
     "uvicorn": {"serving.server"},
     "huggingface_hub": {"resolve", "commands", "reporting.card"},
+    "zstandard": {"data.readers.compression"},
 }
 """Libraries that one place knows."""
 
 HEAVY = {
     *("torch", "numpy", "transformers", "modal", "pyarrow", "gguf", "peft", "xllamacpp", "starlette", "uvicorn"),
-    *("lm_eval", "trl", "unsloth", "huggingface_hub"),
+    *("lm_eval", "trl", "unsloth", "huggingface_hub", "zstandard"),
 }
 """Libraries that take a second to import, or need not be installed. `strop --help` and a faulty recipe wait for none of
 them, so a command imports what needs one when it is called."""
@@ -96,7 +97,8 @@ LATE: dict[str, dict[str, str]] = {
     "strop.commands.pull": {"strop.modal_runs.pull": ON_MODAL},
     "strop.commands.serve": {"strop.modal_runs.serving": ON_MODAL},
     "strop.commands.train": {"strop.modal_runs.launch": ON_MODAL},
-    "strop.data.readers": {"pyarrow": OPTIONAL},
+    "strop.data.readers.arrow": {"pyarrow": OPTIONAL},
+    "strop.data.readers.compression": {"zstandard": OPTIONAL},
     "strop.evaluation.result": {"pyarrow": OPTIONAL},
     "strop.exporting.gguf.file": {"gguf": OPTIONAL},
     "strop.exporting.gguf.metadata": {"gguf": OPTIONAL},
@@ -305,9 +307,8 @@ finally:
 
 def test_every_optional_library_counts_as_heavy() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = [
-        project["optional-dependencies"][name] for name in ("parquet", "gguf", "serve", "export", "lm-eval", "modal")
-    ]
+    names = ("parquet", "zstd", "gguf", "serve", "export", "lm-eval", "modal")
+    extras = [project["optional-dependencies"][name] for name in names]
     assert {re.split(r"[>=<]", line)[0] for extra in extras for line in extra} <= HEAVY
 
 
@@ -378,7 +379,7 @@ def test_a_late_import_is_seen_but_for_heavy_ones_in_commands(way: str, write: W
         {
             "commands/x.py": WAYS[way].format("from strop.model import heavy, light\n"),
             "model/x.py": WAYS[way].format("from strop.model import heavy\n"),
-            "data/readers.py": WAYS[way].format("import pyarrow.parquet, csv\n"),
+            "data/readers/arrow.py": WAYS[way].format("import pyarrow.parquet, csv\n"),
             "model/heavy.py": "from strop.model import between\n",
             "model/between.py": "try:\n    import torch.cuda\nexcept ImportError:\n    pass\n",
             "model/light.py": "def f():\n    pass\n",
@@ -386,7 +387,7 @@ def test_a_late_import_is_seen_but_for_heavy_ones_in_commands(way: str, write: W
     )
     found = {edge for edge in edges(late_imports(tree)) if edge[1] != "typing"}
     light = {("strop.commands.x", "strop.model.light")} if way != "for types" else set()
-    assert found == light | {("strop.model.x", "strop.model.heavy"), ("strop.data.readers", "csv")}
+    assert found == light | {("strop.model.x", "strop.model.heavy"), ("strop.data.readers.arrow", "csv")}
 
 
 @pytest.mark.parametrize("first", WAYS)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from strop.errors import RecipeError
 from strop.recipe import Recipe, differences, list_recipes, load_recipe, recipe_text
-from strop.recipe.reader import starter_recipe
+from strop.recipe.shipped import starter_recipe
 
 MINIMAL = "model: {model_name_or_path: org/base}\ndata: {train_file: rows.jsonl}\n"
 

@@ -11,7 +11,7 @@ import pytest
 
 from strop.errors import ModelError, RecipeError
 from strop.model.pretrained.locate import locate_model
-from strop.resolve import cache_dir, is_hub_id, resolve_package_path, split_files
+from strop.resolve import cache_dir, is_hub_id, resolve_package_path, same_names, split_files
 from waiting import PATIENCE
 
 TOKEN = "hf_canaryCANARYcanaryCANARY1234567890"
@@ -22,6 +22,9 @@ FILES = {
     "modeling_evil.py": b"code",
     "pytorch_model.bin": b"p",
     "train.jsonl": b"{}",
+    "test.jsonl.gz": b"{}",
+    "eval.csv": b"a",
+    "eval.jsonl": b"{}",
 }
 
 
@@ -116,6 +119,20 @@ def test_a_misspelt_folder_names_its_sibling(tmp_path: Path) -> None:
 )
 def test_files_of_a_split(names: list[str], split: str | None, chosen: list[str]) -> None:
     assert split_files(names, split) == chosen
+
+
+@pytest.mark.parametrize(
+    ("names", "alike"),
+    [
+        (["a.jsonl", "b.jsonl", "a.csv"], ["a.jsonl", "a.csv"]),
+        (["x/train.jsonl", "x/train.jsonl.gz"], ["x/train.jsonl", "x/train.jsonl.gz"]),
+        (["x/train.jsonl", "y/train.jsonl.gz"], []),
+        (["train-0.parquet", "train-1.parquet"], []),
+        (["v1.0.json", "v1.1.json"], []),
+    ],
+)
+def test_files_that_may_hold_the_same_rows(names: list[str], alike: list[str]) -> None:
+    assert same_names(names) == alike
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -243,6 +260,10 @@ def test_a_split_of_a_data_set_is_found_and_another_lists_what_is_there(
     endpoint = f"http://127.0.0.1:{hub.server_port}"
     (path,) = ask("resolve_dataset(*sys.argv[1:])", ["org/rows"], tmp_path, endpoint)
     assert Path(path).name == "train.jsonl"
+    (path,) = ask("resolve_dataset(*sys.argv[1:])", ["org/rows", "test"], tmp_path, endpoint)
+    assert Path(path).name == "test.jsonl.gz"
+    kind, message = ask("resolve_dataset(*sys.argv[1:])", ["org/rows", "eval"], tmp_path, endpoint)
+    assert (kind, "eval.csv and eval.jsonl, perhaps the same rows twice" in message) == ("DataError", True)
     kind, message = ask("resolve_dataset(*sys.argv[1:])", ["org/rows", "dev"], tmp_path, endpoint)
     assert kind == "DataError"
     assert "'dev'. It has:\n" in message

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from strop.errors import BudgetReached, Interrupted, StropError
 from strop.recipe import Recipe
 from strop.run.cost import enter_cost
-from strop.run.manifest import Estimate, HeldOutRows, Lengths, SpeedLimit, TrainingRows
+from strop.run.manifest import Estimate, HeldOutRows, Lengths, SourceRows, SpeedLimit, TrainingRows
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from strop.commands.prepare import Prepared
-    from strop.data.audit import AuditReport
+    from strop.data.audit import AuditReport, StoreReport
     from strop.model.lora import LoraAdapter
     from strop.run.cost import Meter
     from strop.run.folder import RunFolder
@@ -205,11 +205,33 @@ def _counted(report: AuditReport) -> TrainingRows:
         )
     return TrainingRows(
         rows=train.rows_kept,
+        samples=train.samples,
+        sources=_sources(train),
+        found=train.found,
+        unused=train.unused,
         num_tokens=train.num_tokens,
         num_loss_tokens=train.num_loss_tokens,
         skipped=train.skipped,
         truncated=train.truncated,
+        tokens_cut=train.tokens_cut,
         duplicates=train.duplicates,
         lengths=Lengths(**asdict(train.lengths)),
         held_out=counted,
+    )
+
+
+def _sources(train: StoreReport) -> tuple[SourceRows, ...]:
+    samples = sum(source.epoch_samples for source in train.sources)
+    tokens = sum(source.epoch_tokens for source in train.sources)
+    return tuple(
+        SourceRows(
+            name=source.name,
+            format=source.format,
+            columns=source.columns,
+            samples=source.samples,
+            epoch_samples=source.epoch_samples,
+            epoch_share=round(source.epoch_samples / samples, 4),
+            epoch_token_share=round(source.epoch_tokens / tokens, 4),
+        )
+        for source in train.sources
     )

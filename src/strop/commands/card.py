@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,8 +76,7 @@ def _about(run: Run, template: Template, base_folder: ModelFolder, spec: str, ra
     model, data = run.recipe.model, run.recipe.data
     decoded = template.tokenizer.convert_ids_to_tokens(sorted(template.stop_ids))
     base, is_on_hub = _published(spec)
-    shapes, parts = _shape(run)
-    shape = ", ".join(shapes)
+    parts = _parts_of(run)
     return About(
         name=run.path.resolve().name,
         base=base,
@@ -89,27 +89,21 @@ def _about(run: Run, template: Template, base_folder: ModelFolder, spec: str, ra
         stop_tokens=tuple(map(str, decoded)),
         rank=next((known for known in RANKS if known >= rank), rank),
         nf4=model.load_in_4bit,
-        shape=f"{shape} with {', '.join(parts)}" if parts else shape,
+        parts=parts,
         system=template.system,
-        has_tools="tools" in parts,
         parsers=_parsers(template, parts),
     )
 
 
-def _shape(run: Run) -> tuple[list[str], list[str]]:
-    """The shapes of the training rows, and what the first of each source have beside questions and answers."""
-    shapes: dict[str, None] = {}
-    parts: dict[str, None] = {}
+def _parts_of(run: Run) -> tuple[str, ...]:
+    """What the first training rows of each source have beside questions and answers."""
+    found: set[str] = set()
     data = run.recipe.data
-    try:
+    with suppress(StropError):  # where the rows are no longer here, the card says less
         for source in open_sources(data, data.train_file):
-            shapes[source.shape.format] = None
             for row in islice(read_examples([source], data.system), _ROWS_READ):
-                if isinstance(row, Row):
-                    parts |= dict.fromkeys(_parts(row.example))
-    except StropError:  # the rows are no longer here; the card says less
-        return [], []
-    return list(shapes), sorted(parts)
+                found.update(_parts(row.example) if isinstance(row, Row) else ())
+    return tuple(sorted(found))
 
 
 def _parts(example: Example) -> Iterator[str]:

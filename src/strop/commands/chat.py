@@ -103,10 +103,14 @@ def command(
 
 
 def _read_tools(path: Path) -> tuple[Mapping[str, Any], ...]:
+    unused: set[str] = set()
     try:
-        return read_tools({"tools": json.loads(path.read_text("utf-8"))})
+        tools = read_tools({"tools": json.loads(path.read_text("utf-8"))}, unused)
     except (OSError, ValueError) as error:  # a RowError is a ValueError
         raise RecipeError(f"--tools {path}: {error}") from error
+    if unused or not tools:
+        raise RecipeError(f"--tools {path}: {', '.join(sorted(unused)) or 'it names no function'}")
+    return tools
 
 
 def _held_out_row(run: Run) -> Example:

@@ -1,51 +1,149 @@
-"""`strop init`: a first recipe for someone's rows."""
+"""`strop init`: a first recipe for someone's rows, which are all read once to see what it needs."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from strop.commands.console import out
-from strop.data.sources import open_sources
-from strop.errors import RecipeError
-from strop.recipe import DataSection
-from strop.recipe.reader import starter_recipe
+from strop.data.examples import Fault
+from strop.data.files import find
+from strop.data.readers import read_rows
+from strop.data.sources import Source, open_sources
+from strop.errors import DataError, RecipeError
+from strop.recipe import DataSection, TrainSection
+from strop.recipe.shipped import starter_recipe, yaml_scalar
+
+if TYPE_CHECKING:
+    from strop.data.survey import Survey
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The base model if the user names none: small enough for any machine."""
+_FAULTS_SHOWN = 5
 
 
-def init(data: str, path: Path, *, model: str = DEFAULT_MODEL) -> None:
+def init(data: str | Sequence[str], path: Path, *, model: str = DEFAULT_MODEL) -> list[str]:
     """Write a starter recipe for someone's rows.
 
     Args:
-        data: A file, a glob or a hub id.
+        data: Files, globs or hub ids.
         path: The recipe's file.
         model: The base model: a folder, a .gguf file or a hub id.
 
+    Returns:
+        What was found in the rows, and what has to be changed before the recipe trains, a line each. The recipe says so
+        too.
+
     Raises:
         RecipeError: The file exists already, or cannot be written.
-        DataError: The rows cannot be found, or their shape is not known.
+        DataError: The rows cannot be found or read, or none can be used whatever the recipe says.
     """
     if path.exists():
         raise RecipeError(f"{path} exists already; name another file with --output")
-    open_sources(DataSection(train_file=(data,)), [data])
+    files = [data] if isinstance(data, str) else list(data)
+    held_out, comments, told, has_documents = _read(files)
     try:
-        path.write_text(starter_recipe(data, model), encoding="utf-8")
+        path.write_text(starter_recipe(files, model, held_out, comments, has_documents), encoding="utf-8")
     except OSError as error:
         raise RecipeError(f"{path} cannot be written: {error.strerror}; name another file with --output") from error
+    return told
 
 
 def command(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Your rows: a file, a glob or a hub id.")],
+    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Your rows: files, globs or hub ids.")],
     model: Annotated[str | None, typer.Option(help="Base model: a folder, a .gguf file or a hub id.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the recipe.")] = None,
 ) -> None:
-    """Write a starter recipe for your data, every line explained."""
-    path = output or Path(f"{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(data).stem).strip('-._') or 'recipe'}.yaml")
-    init(data, path, model=model or DEFAULT_MODEL)
+    """Read your data and write a starter recipe for it, every line explained."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data[0]).stem).strip("-._") or "recipe"
+    path = output or Path(f"{name}.yaml")
+    for line in init(data, path, model=model or DEFAULT_MODEL):
+        out.print(line, markup=False, soft_wrap=True)
     out.print(f"wrote {escape(str(path))}. Next: strop check {escape(str(path))}")
+
+
+Reading = tuple[int | None, list[str], list[str], bool]
+"""The percentage to hold out, comments for the recipe, what to tell, and whether there are documents."""
+
+
+def _read(files: list[str]) -> Reading:
+    from strop.data.survey import survey
+
+    recipe = DataSection(train_file=tuple(files))
+    try:
+        sources = open_sources(recipe, recipe.train_file)
+    except DataError as error:
+        if not _has_rows(files):
+            raise
+        return _undecided(str(error))
+    found = survey(sources, TrainSection().seed)
+    if not found.rows_used:
+        first = found.faults[0]
+        if "data.columns" in first.reason:
+            return _undecided(str(first))
+        raise DataError(f"none of the {found.num_faults:,} rows can be used; the first: {first}")
+    about = [_how_read(source, columns) for source, columns in zip(sources, found.columns, strict=True)]
+    unused = [f"not used: {', '.join(found.unused)}"] if found.unused else []
+    needs = _of_template(found)
+    told = [f"{found.rows_used:,} rows can be used", *about, *unused, *found.found, *needs]
+    has_documents = any(source.shape.format == "text" for source in sources)
+    return found.percentage, [*about, *unused, *needs, *_of_faults(found)], [*told, *_faults(found)], has_documents
+
+
+def _has_rows(files: list[str]) -> bool:
+    """Whether there are rows whose shape is all that is not known.
+
+    Raises:
+        DataError: A file cannot be found or read.
+    """
+    places = [(file, None, None) for file in files]
+    rows = [row for paths, part in find(places, "DATA") for path in paths for row in islice(read_rows(path, part), 1)]
+    return any(not isinstance(row, Fault) for row in rows)
+
+
+def _undecided(reason: str) -> Reading:
+    """The recipe of rows that can be read once it says how."""
+    proposed = re.search(r"data\.columns=(\{[^}]*\})", reason)
+    columns = (
+        proposed[1] if proposed else "{prompt: QUESTION, completion: ANSWER}   # or {messages: TURNS}, {text: DOCUMENT}"
+    )
+    comments = [f"before it trains, say which column is which: {reason}", f"columns: {columns}"]
+    return 5, comments, [f"data.columns has to be set in the recipe before it trains: {reason}"], False
+
+
+def _how_read(source: Source, columns: dict[str, str]) -> str:
+    """As a recipe would say it."""
+    shown = ", ".join(f"{part}: {yaml_scalar(name)}" for part, name in columns.items())
+    where = f"{source.shape.format} rows in {source.name}"
+    return f"columns: {{{shown}}}   # found: {where}" if shown else f"found: {where}"
+
+
+def _of_template(found: Survey) -> list[str]:
+    if not found.template_needs:
+        return []
+    what = " and ".join(sorted(found.template_needs))
+    return [f"chat_template: FILE.jinja   # if the model's own has no place for the {what} of these rows"]
+
+
+def _of_faults(found: Survey) -> list[str]:
+    if not found.num_faults:
+        return []
+    return [f"on_bad_row: skip   # {found.num_faults:,} rows cannot be used: mend them, or skip them with this line"]
+
+
+def _faults(found: Survey) -> list[str]:
+    if not found.num_faults:
+        return []
+    total, shown = found.num_faults + found.rows_used, [f"  {fault}" for fault in found.faults[:_FAULTS_SHOWN]]
+    more = [f"  and {found.num_faults - len(shown):,} more"] if found.num_faults > len(shown) else []
+    return [
+        f"{found.num_faults:,} of {total:,} rows cannot be used: mend them, or set data.on_bad_row to skip",
+        *shown,
+        *more,
+    ]

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from strop.commands import console
 from strop.commands.console import Overrides, RecipeArgument, out
+from strop.commands.findings import tell_findings
 from strop.commands.load import load_model
 from strop.commands.prepare import prepare
 from strop.forecast.published import DATE, GPU
@@ -45,6 +46,7 @@ def plan(recipe: Recipe, *, note: Callable[[str], None] = lambda line: None, pro
     probes = choose_device().type == "cuda" if probing is None else probing
     prepared = prepare(recipe, note, needs_weights=probes)
     prepared.report.refuse()
+    tell_findings(prepared, note)
     data = prepared.data
     prices, job, here = current_prices(), PlannedRun(recipe, prepared.model.config, data.train, data.validation), None
     if probes:

@@ -15,6 +15,7 @@ from strop.commands import console
 from strop.commands.attempt import Attempt, StopSignals, telling_how_to_resume
 from strop.commands.card import keep_card
 from strop.commands.console import Overrides, Place, RecipeArgument, out
+from strop.commands.findings import tell_findings
 from strop.commands.load import load_model
 from strop.commands.prepare import Prepared, prepare
 from strop.commands.report import keep_report
@@ -66,7 +67,9 @@ def train(recipe: Recipe, *, reporter: Reporter | None = None) -> Run:
         prepared = prepare(recipe, reporter.note)
         prepared.report.refuse()
         fingerprints = _fingerprints(prepared)
-        if folder.manifest is not None:
+        if folder.manifest is None:
+            tell_findings(prepared, reporter.note)
+        else:
             _refuse_another_run(folder, recipe, fingerprints)
         if folder.status == "finished":
             reporter.note(f"{folder.path} has already finished; its adapter is in {folder.adapter}")

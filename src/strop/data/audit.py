@@ -38,7 +38,6 @@ class SourceReport:
     name: str
     format: str
     columns: str
-    found: tuple[str, ...]
     samples: int
     epoch_samples: int
     epoch_tokens: int
@@ -54,6 +53,7 @@ class StoreReport:
         samples: A row becomes several if the chat template rewrites earlier turns.
         tokens_cut: Tokens beyond max_seq_length.
         unused: Rows with each key that is not used.
+        found: What is out of the ordinary in the files, such as another encoding: `FILE: phrase`.
         sources: What the rows came from.
         skipped: Rows skipped, by kind of fault.
         num_tokens: In all samples.
@@ -74,6 +74,7 @@ class StoreReport:
     samples: int
     tokens_cut: int
     unused: dict[str, int]
+    found: tuple[str, ...]
     sources: tuple[SourceReport, ...]
     skipped: dict[str, int]
     num_tokens: int
@@ -139,8 +140,10 @@ class AuditReport:
                     "because the text of the rows already begins with one; remove it from the rows"
                 )
         if not self.train.stop_learned:
+            has_documents = any(source.format == "text" for source in self.train.sources)
+            split = ", or set data.long_samples=split" if has_documents else ""
             why = (
-                f"model.max_seq_length={self.max_seq_length} cuts it off in every sample; raise it"
+                f"model.max_seq_length={self.max_seq_length} cuts it off in every sample; raise it{split}"
                 if self.train.stop_cut
                 else "the chat template ends no answer with one; use another data.template or model"
             )
@@ -197,6 +200,7 @@ def _report(store: SampleStore, template: Template, epoch: SampleStore) -> Store
         samples=len(store),
         tokens_cut=store.tokens_cut,
         unused=store.unused,
+        found=tuple(store.found),
         sources=_sources(store, epoch),
         skipped=store.skipped,
         num_tokens=store.num_tokens,
@@ -224,7 +228,6 @@ def _sources(store: SampleStore, epoch: SampleStore) -> tuple[SourceReport, ...]
             source.name,
             source.shape.format,
             source.shape.describe(),
-            source.found,
             int(samples[i]),
             int(in_epoch[i]),
             int(tokens[i]),

@@ -73,6 +73,7 @@ class _Builder:
         self.faults: list[Fault] = []
         self.dropped: Counter[str] = Counter()
         self.unused: Counter[str] = Counter()
+        self.found: list[str] = []
         self.rows_used = 0
         self.tokens_cut = 0
         self.num_samples = 0
@@ -100,12 +101,12 @@ class _Builder:
 
     def _rows(self) -> Iterator[Row]:
         split = self.settings.split
-        for row in read_examples(self.sources, self.settings.system):
+        for row in read_examples(self.sources, self.settings.system, self.found.append):
             if isinstance(row, Fault):
                 # A row that does not parse has no hash, so it is counted once, with the training rows.
                 if split is None or split.part == "train" or self.settings.on_bad_row == "error":
                     self.faults.append(row)
-            elif split is None or _falls_into(split, row.example):
+            elif split is None or falls_into(split, row.example):
                 yield row
 
     def _add(self, block: list[Row]) -> None:
@@ -172,6 +173,7 @@ class _Builder:
             "rows_used": self.rows_used,
             "skipped": dict(Counter(fault.kind for fault in self.faults) + self.dropped),
             "unused": dict(self.unused.most_common()),
+            "found": list(dict.fromkeys(self.found)),
             "tokens_cut": self.tokens_cut,
             "sha256": {name: writer.close() for name, writer in self._writers.items()},
         }
@@ -211,7 +213,8 @@ def _turns(example: Example, encoded: Encoded) -> int:
     return min(encoded.num_turns, _MOST_TURNS) if is_part else 0
 
 
-def _falls_into(split: Split, example: Example) -> bool:
+def falls_into(split: Split, example: Example) -> bool:
+    """Whether a row is on a side of a split; its content decides, so duplicates stay together."""
     prompt, answer = split_answer(example)
     place = _hash64("\x1f".join((str(split.seed), *prompt, answer))) / 2**64
     return (place < split.percentage / 100) == (split.part == "validation")

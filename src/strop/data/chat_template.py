@@ -11,6 +11,7 @@ each exactly what the model reads and writes at that turn.
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -119,7 +120,7 @@ class ChatTemplate:
         Raises:
             DataError: The template rejects the conversation or leaves something of it out.
         """
-        self.places.require(chat)
+        self._require_place(chat)
         last = len(chat.messages) - 1
         if chat.messages[last].role != "assistant":
             [text] = self.render([chat], True)
@@ -164,12 +165,12 @@ class ChatTemplate:
         return found
 
     def _render(self, asked: Sequence[_Asked]) -> list[str]:
-        """The text of each, with one call of the template for all that have the same tools and documents."""
+        """The text of each, with one call of the template for all that give it the same besides their turns."""
         texts = [""] * len(asked)
         groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         for i, one in enumerate(asked):
-            groups[_given(one.chat.tools), _given(one.chat.documents), one.generation_prompt].append(i)
-        for (_, _, generation_prompt), members in groups.items():
+            groups[_given(one.chat), one.generation_prompt].append(i)
+        for (_, generation_prompt), members in groups.items():
             first = asked[members[0]].chat
             chats = [[self.turn(m) for m in asked[i].chat.messages[: asked[i].num_turns]] for i in members]
             for i, text in zip(members, self._apply(chats, first, generation_prompt), strict=True):
@@ -179,18 +180,39 @@ class ChatTemplate:
     def turn(self, message: Message) -> dict[str, Any]:
         """A message as this template takes it."""
         turn = as_json(message)
-        return turn | {"content": self._no_content} if message.tool_calls and not message.content else turn
+        return _with_text(turn) if message.tool_calls and self._takes_text else turn
 
     @cached_property
-    def _no_content(self) -> str | None:
-        """What the template takes for the missing text beside a call: R1's needs null, others would write `None`."""
-        call = as_json(CALL)
-        for content in ("", None):
+    def _takes_text(self) -> bool:
+        """Whether the arguments of a call have to be JSON text.
+
+        Some templates fail on objects or write them as Python does; those that write JSON would quote text once more.
+        """
+        for spelled in (as_json(CALL), _with_text(as_json(CALL))):
             with suppress(DataError):
-                [text] = self._apply([[as_json(QUESTION), call | {"content": content}]], _PROBE, False)
-                if CALL.tool_calls[0].name in text and "None" not in text:
-                    return content
-        return ""
+                [text] = self._apply([[as_json(QUESTION), spelled]], _PROBE, False)
+                if "strop_probe_place" in text and "{'place'" not in text:
+                    return isinstance(spelled["tool_calls"][0]["function"]["arguments"], str)
+        return False
+
+    def _require_place(self, chat: Conversation) -> None:
+        """Require that the template has a place for all that a conversation has besides texts."""
+        self.places.require(chat)
+        ignored = sorted(name for name, value in chat.template_kwargs.items() if value and name not in self._names)
+        if ignored:
+            raise DataError(
+                f"not in the chat template: it does not read the row's chat_template_kwargs {', '.join(ignored)}; "
+                "use a model or data.chat_template that does, or remove them"
+            )
+
+    def _values(self, chat: Conversation) -> dict[str, Any]:
+        """Those of a row's values that the template reads."""
+        return {name: value for name, value in chat.template_kwargs.items() if name in self._names}
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        """Every name in the template's source."""
+        return frozenset(re.findall(r"\w+", self.source))
 
     def _apply(self, chats: list[list[dict[str, Any]]], given: Conversation, generation_prompt: bool) -> list[str]:
         try:
@@ -201,6 +223,7 @@ class ChatTemplate:
                 chat_template=self.source,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
+                **self._values(given),
             )
         except Exception as error:  # a template may raise anything
             raise DataError(f"the chat template rejects this row: {error}") from error
@@ -209,7 +232,7 @@ class ChatTemplate:
     def _samples(
         self, chat: Conversation, whole: str, prompts: Mapping[int, str], ends: Mapping[int, str], whole_rows: bool
     ) -> list[Sample]:
-        self.places.require(chat)
+        self._require_place(chat)
         count = len(chat.messages)
         segments = self._cut(chat, whole, prompts, ends)
         if segments is not None:
@@ -297,8 +320,19 @@ def _is_asked(chat: Conversation, turn: int) -> bool:
     return any(message.role != "system" for message in chat.messages[:turn])
 
 
-def _given(values: Sequence[Mapping[str, Any]]) -> str:
-    return json.dumps(list(values)) if values else ""
+def _with_text(turn: dict[str, Any]) -> dict[str, Any]:
+    """A turn with the arguments of its calls as JSON text."""
+    functions = [call["function"] for call in turn["tool_calls"]]
+    written = [
+        function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)} for function in functions
+    ]
+    calls = [call | {"function": function} for call, function in zip(turn["tool_calls"], written, strict=True)]
+    return turn | {"tool_calls": calls}
+
+
+def _given(chat: Conversation) -> str:
+    given = (chat.tools, chat.documents, chat.template_kwargs)
+    return json.dumps(given) if any(given) else ""
 
 
 def _reasoning(message: Message) -> str:

@@ -14,7 +14,7 @@ from strop.data.store import CODE_VERSION, SampleStore, Split, StoreSettings, re
 from strop.data.template import Template, load_template
 from strop.errors import DataError, RecipeError
 from strop.recipe import DataSection
-from strop.resolve import cache_dir, read_chat_template
+from strop.resolve import cache_dir
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +92,7 @@ def template_of(data: DataSection, tokenizer_folder: Path, sources: Sequence[Sou
         ModelError, RecipeError: It cannot be used, or a key of the recipe needs another one.
     """
     formats = [source.shape.format for source in sources]
-    own = None if data.chat_template is None else read_chat_template(data.chat_template)
-    template = load_template(tokenizer_folder, data.template, formats, data.train_on, own, data.system)
+    template = load_template(tokenizer_folder, data.template, formats, data.train_on, data.chat_template, data.system)
     if not template.chat:
         for key in ("system", "chat_template"):
             if getattr(data, key):

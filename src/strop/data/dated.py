@@ -17,7 +17,8 @@ _ASKED = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
 def dated(source: str) -> str:
     """A template with its day set: `date_string`, which it may be given, and `strftime_now`, which it may call."""
-    begin = f"{{%- set date_string = {json.dumps(_LLAMAS)} %}}" if "date_string" in source else ""
+    given = f"{{%- if date_string is not defined %}}{{%- set date_string = {json.dumps(_LLAMAS)} %}}{{%- endif %}}"
+    begin = given if "date_string" in source else ""
     formats = {found[2] for found in _ASKED.finditer(source)}
     if formats:
         days = json.dumps({format: _DAY.strftime(format) for format in sorted(formats)})

@@ -83,11 +83,13 @@ class Conversation:
         messages: The turns.
         tools: Functions that the assistant may call, each `{"type": "function", "function": {...}}`.
         documents: What the answer may be based on, as `apply_chat_template` takes it.
+        template_kwargs: Values that the chat template reads besides these, such as enable_thinking.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     documents: tuple[Mapping[str, Any], ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +152,11 @@ def split_answer(example: Example, num_turns: int = 0) -> tuple[tuple[str, ...],
         case Tokens(ids, learned):
             start = learned.index(True)
             return tuple(map(str, ids[:start])), " ".join(map(str, ids[start:]))
-        case Conversation(all_messages, tools, documents):
+        case Conversation(all_messages, tools, documents, values):
             messages = all_messages[: num_turns or None]
             last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=len(messages))
             answer = "\x1f".join(_parts(messages[last])[1:]) if last < len(messages) else ""
-            given = tuple(json.dumps(list(part), sort_keys=True) for part in (tools, documents) if part)
+            given = tuple(json.dumps(part, sort_keys=True) for part in (tools, documents, values) if part)
             return given + tuple(part for m in messages[:last] for part in _parts(m)), answer
 
 

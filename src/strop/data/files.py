@@ -7,9 +7,9 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from strop.data.readers import BOM
+from strop.data.readers import BOM, refuse_unknown, saved_dataset_files
 from strop.errors import DataError
-from strop.resolve import DATA_SUFFIXES, is_hub_id, resolve_dataset, resolve_package_path
+from strop.resolve import data_suffix, is_hub_id, resolve_dataset, resolve_package_path
 
 Place = tuple[str, str | None, str | None]
 """A path, glob, hub id or package path; a split; a subset."""
@@ -51,7 +51,8 @@ def _expand(spec: str, split: str | None, subset: str | None, key: str) -> tuple
     path = Path(spec).expanduser()
     if _exists(path, key):
         _refuse_subset(spec, subset, key)
-        return [path], split
+        saved = saved_dataset_files(path, split) if path.is_dir() else None
+        return ([path], split) if saved is None else (saved, None)
     if glob.has_magic(spec):
         _refuse_subset(spec, subset, key)
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
@@ -60,7 +61,7 @@ def _expand(spec: str, split: str | None, subset: str | None, key: str) -> tuple
             raise DataError(f"{key}: no file matches {spec} (looked in {Path.cwd()})")
         return files, split
     hub_id, _, own_split = spec.partition(":")
-    if is_hub_id(hub_id) and path.suffix not in DATA_SUFFIXES and not _exists(path.parent, key):
+    if is_hub_id(hub_id) and not data_suffix(path) and not _exists(path.parent, key):
         return resolve_dataset(hub_id, split or own_split or None, subset), None
     raise DataError(f"{key}: there is no file {spec} (looked in {Path.cwd()})")
 
@@ -88,8 +89,8 @@ def _require_readable(path: Path, key: str) -> None:
             pass
     except OSError as error:
         raise DataError(f"{key}: cannot read {path}: {error.strerror}") from error
-    if path.suffix.lower() not in DATA_SUFFIXES:
-        raise DataError(f"{key}: {path} has an unknown type; known types are {', '.join(DATA_SUFFIXES)}")
+    if not data_suffix(path):
+        raise DataError(f"{key}: {refuse_unknown(path)}")
 
 
 def hash_file(path: Path) -> str:

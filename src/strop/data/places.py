@@ -82,10 +82,10 @@ class Places:
         is_begun = False
         for number, message in enumerate(chat.messages, 1):
             is_begun |= message.role != "system"
-            for what in _kinds(message, is_begun):
+            for what, piece in _kinds(message, is_begun):
                 if not self.has(what, bool(chat.tools)):
                     raise DataError(
-                        f"not in the chat template: it leaves out the {what} of turn {number}; "
+                        f"not in the chat template: it leaves out the {what} of turn {number} ({piece[:40]!r}); "
                         "use a model or data.chat_template that has a place for it, or set the row apart"
                     )
 
@@ -118,22 +118,23 @@ class Places:
         return False
 
 
-def _kinds(message: Message, is_begun: bool) -> Iterator[str]:
+def _kinds(message: Message, is_begun: bool) -> Iterator[tuple[str, str]]:
+    """The kinds of things in a turn, each with some of its text."""
+    calls = message.tool_calls
     match message.role:
         case "system":
-            yield "system message between turns" if is_begun else "system message"
+            yield "system message between turns" if is_begun else "system message", message.content
         case "tool":
-            yield "tool result"
+            yield "tool result", message.content
         case "assistant":
-            called = bool(message.tool_calls)
-            if called:
-                yield "tool call"
-            if len(message.tool_calls) > 1:
-                yield "second tool call"
-            if called and message.content.strip():
-                yield "answer beside a tool call"
+            if calls:
+                yield "tool call", calls[0].name
+            if len(calls) > 1:
+                yield "second tool call", calls[1].name
+            if calls and message.content.strip():
+                yield "answer beside a tool call", message.content
             if message.reasoning and message.learned:
-                yield "reasoning before a tool call" if called else "reasoning"
+                yield "reasoning before a tool call" if calls else "reasoning", message.reasoning
 
 
 def _in_order(marks: tuple[str, ...], text: str) -> bool:

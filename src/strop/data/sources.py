@@ -4,7 +4,7 @@ Paths, globs, `package:` paths and hub ids come in a fixed order; rows that cann
 """
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,12 +14,21 @@ from strop.data.examples import Example, Fault, Origin, Row
 from strop.data.files import find
 from strop.data.prompts import question_of
 from strop.data.readers import read_rows
-from strop.data.rows.columns import Format, Shape, describe_shapes, shape_chosen, shape_of
+from strop.data.rows.columns import (
+    PREFERENCE,
+    Format,
+    Shape,
+    better_answer,
+    describe_shapes,
+    shape_chosen,
+    shape_of,
+)
 from strop.data.rows.fields import RowError, is_empty
 from strop.data.rows.shapes import RowReader
 from strop.errors import DataError
 from strop.recipe import DataFile, DataSection
 
+Note = Callable[[str], None]
 _ROWS_LOOKED_AT = 100
 _SPLIT = re.compile(r"(?P<name>[^\[\]]*)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 
@@ -38,7 +47,6 @@ class Source:
         max_samples: How many good rows to keep, from the start; None keeps all.
         repeat: How often each sample is seen in an epoch; None where weights say.
         weight: Its share of an epoch relative to the other weights; None where `repeat` says.
-        found: What was noticed while reading, such as another encoding; for people.
     """
 
     name: str
@@ -50,20 +58,22 @@ class Source:
     max_samples: int | None = None
     repeat: float | None = None
     weight: float | None = None
-    found: tuple[str, ...] = ()
 
     def reading(self) -> list[Any]:
         """What besides the files' content determines its examples."""
         columns = sorted(self.shape.columns.items())
         return [self.shape.format, columns, self.shape.chosen, self.part, self.start, self.stop, self.max_samples]
 
-    def rows(self) -> Iterator[tuple[Origin, dict[str, Any]] | Fault]:
+    def rows(self, note: Note = lambda line: None) -> Iterator[tuple[Origin, dict[str, Any]] | Fault]:
         """Its rows as they are in the files.
+
+        Args:
+            note: Told what is out of the ordinary in a file, such as another encoding: `FILE: phrase`.
 
         Raises:
             DataError: A file has no rows or cannot be read to its end.
         """
-        return islice(_raw_rows(self.files, self.part), self.start, self.stop)
+        return islice(_raw_rows(self.files, self.part, note), self.start, self.stop)
 
 
 def open_sources(data: DataSection, specs: Sequence[str | DataFile], key: str = "data.train_file") -> list[Source]:
@@ -85,8 +95,7 @@ def open_sources(data: DataSection, specs: Sequence[str | DataFile], key: str = 
     places = [(entry.path, name, entry.subset) for entry, (name, _, _) in zip(entries, splits, strict=True)]
     sources = []
     for entry, (name, start, stop), (files, part) in zip(entries, splits, find(places, key), strict=True):
-        found: list[str] = []
-        shape = _shape(entry, data, files, part, found)
+        shape = _shape(entry, data, files, part)
         first, last = _bounds(files, part, start, stop)
         repeat = 1.0 if entry.repeat is None and entry.weight is None else entry.repeat
         sources.append(
@@ -100,7 +109,6 @@ def open_sources(data: DataSection, specs: Sequence[str | DataFile], key: str = 
                 entry.max_samples,
                 repeat,
                 entry.weight,
-                tuple(found),
             )
         )
     return sources
@@ -131,22 +139,28 @@ def _bounds(files: Sequence[Path], part: str | None, start: str | None, stop: st
     return row(start or "0"), total if stop is None else row(stop)
 
 
-def _raw_rows(files: Sequence[Path], part: str | None) -> Iterator[tuple[Origin, dict[str, Any]] | Fault]:
+def _raw_rows(
+    files: Sequence[Path], part: str | None, note: Note = lambda line: None
+) -> Iterator[tuple[Origin, dict[str, Any]] | Fault]:
     for path in files:
         row = None
-        for row in read_rows(path, part):
+        for row in read_rows(path, part, _about(path, note)):
             yield row
         if row is None:
             raise DataError(f"{path} has no rows")
 
 
-def _shape(entry: DataFile, data: DataSection, files: Sequence[Path], part: str | None, found: list[str]) -> Shape:
+def _about(path: Path, note: Note) -> Note:
+    return lambda phrase: note(f"{path}: {phrase}")
+
+
+def _shape(entry: DataFile, data: DataSection, files: Sequence[Path], part: str | None) -> Shape:
     """The shape that the recipe names for a source, or else the one its rows have."""
     columns, format = entry.columns or data.columns, entry.format if entry.format != "auto" else data.format
     if entry.format != "auto":
         columns = {}
     wanted: Format | None = None if format == "auto" else format
-    shapes = {path: _shape_of_file(path, part, columns, wanted, found) for path in files}
+    shapes = {path: _shape_of_file(path, part, columns, wanted) for path in files}
     first, *others = shapes.items()
     for path, shape in others:
         if (shape.format, shape.columns) != (first[1].format, first[1].columns):
@@ -157,13 +171,11 @@ def _shape(entry: DataFile, data: DataSection, files: Sequence[Path], part: str 
     return first[1]
 
 
-def _shape_of_file(
-    path: Path, part: str | None, columns: dict[str, str], format: Format | None, found: list[str]
-) -> Shape:
+def _shape_of_file(path: Path, part: str | None, columns: dict[str, str], format: Format | None) -> Shape:
     """The shape of the first row that has known keys."""
     keys: dict[str, Any] = {}
     faults: list[Fault] = []
-    for row in islice(read_rows(path, part, lambda line: found.append(f"{path}: {line}")), _ROWS_LOOKED_AT):
+    for row in islice(read_rows(path, part), _ROWS_LOOKED_AT):
         if isinstance(row, Fault):
             faults.append(row)
             continue
@@ -198,20 +210,23 @@ def _no_shape(path: Path, keys: dict[str, Any], format: Format | None) -> str:
     names = ", ".join(map(repr, there))
     if format:
         return f"{path}: data.format={format}, but the keys are {names}; name them with data.columns"
-    if {"chosen", "rejected"} & set(there):
+    if set(PREFERENCE) & set(there):
         return (
-            f"{path}: preference rows (the keys are {names}): strop learns one answer of a row; to learn the better "
-            "one name its column, such as data.columns={prompt: prompt, completion: chosen}"
+            f"{path}: preference rows (the keys are {names}): strop learns one answer of a row; "
+            f"data.columns={better_answer(keys)} learns the better one"
         )
     return f"{path}: no known shape; the keys are {names}. Known shapes and their keys: {describe_shapes()}"
 
 
-def read_examples(sources: Sequence[Source], system: str | None = None) -> Iterator[Row | Fault]:
+def read_examples(
+    sources: Sequence[Source], system: str | None = None, note: Note = lambda line: None
+) -> Iterator[Row | Fault]:
     """Every row of every source, in order, as an example or as a Fault, in constant memory.
 
     Args:
         sources: From `open_sources`.
         system: The system message of rows that have none (data.system).
+        note: See `Source.rows`.
 
     Raises:
         DataError: A file has no rows or cannot be read to its end.
@@ -219,7 +234,7 @@ def read_examples(sources: Sequence[Source], system: str | None = None) -> Itera
     for source in sources:
         reader = RowReader(source.shape, system)
         kept = 0
-        for row in source.rows():
+        for row in source.rows(note):
             if source.max_samples is not None and kept >= source.max_samples:
                 break
             if isinstance(row, Fault):

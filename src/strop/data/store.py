@@ -38,6 +38,7 @@ FILES = {
 }
 
 TRUNCATED, STOP_CUT, SPECIAL_TEXT = 1, 2, 4
+_SAMPLES_AT_A_TIME = 4096
 
 
 class BadRowsError(DataError):
@@ -107,6 +108,7 @@ class SampleStore:
         rows_used: Rows that became samples; a row may become several.
         skipped: Number of skipped rows, by kind of fault.
         unused: Number of rows with each key that is not used.
+        found: What is out of the ordinary in the files, such as another encoding: `FILE: phrase`.
         tokens_cut: Tokens that samples lost at `max_seq_length`.
         max_seq_length: Tokens; no sample is longer.
         fingerprint: SHA-256 over all ids and labels, in order.
@@ -134,6 +136,7 @@ class SampleStore:
         self.rows_used: int = manifest["rows_used"]
         self.skipped: dict[str, int] = manifest["skipped"]
         self.unused: dict[str, int] = manifest["unused"]
+        self.found: list[str] = manifest["found"]
         self.tokens_cut: int = manifest["tokens_cut"]
         self.max_seq_length: int = manifest["settings"]["max_seq_length"]
         hashes = [manifest["sha256"][name] for name in ("input_ids.bin", "learned.bin", "offsets.bin")]
@@ -180,9 +183,11 @@ class SampleStore:
         return indices
 
     def _count_learned(self) -> int:
-        ends = self._starts + self.lengths
-        before = np.concatenate([[0], np.cumsum(self._learned, dtype=np.int64)])
-        return int((before[ends] - before[self._starts]).sum())
+        """Learned tokens, counted in blocks, so that memory does not grow with the data."""
+        blocks = (
+            self.block(i, min(i + _SAMPLES_AT_A_TIME, len(self))) for i in range(0, len(self), _SAMPLES_AT_A_TIME)
+        )
+        return sum(int(np.count_nonzero(learned)) for _, learned, _ in blocks)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

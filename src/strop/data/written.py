@@ -42,7 +42,7 @@ def require_written(chat: Conversation, text: str, num_turns: int, learned: Coll
                     "use a model or data.chat_template that has a place for it, or set the row apart"
                 )
     for document in chat.documents:
-        for piece in _texts(document.get("text") or document.get("content")):
+        for piece in _texts(document.get("text") or document.get("content") or document):
             if _find(piece.strip(), text, 0) is None:
                 raise DataError(f"not in the chat template: it leaves out a document ({piece[:40]!r})")
     for tool in chat.tools:

@@ -15,7 +15,7 @@ from strop.data.sources import read_split
 from strop.errors import RecipeError
 from strop.modal_runs.remote_run import UPLOADED
 from strop.recipe import DataFile, Recipe
-from strop.resolve import DATA_SUFFIXES, MODEL_FILES, is_hub_id, resolve_package_path
+from strop.resolve import MODEL_FILES, data_suffix, is_hub_id, resolve_package_path
 
 if TYPE_CHECKING:
     import modal
@@ -105,7 +105,7 @@ def _add_rows(spec: str | DataFile, key: str, files: dict[str, Path]) -> str | D
     entry = DataFile(path=spec) if isinstance(spec, str) else spec
     path = Path(entry.path).expanduser()
     is_here = entry.path.startswith("package:") or path.exists() or path.parent.is_dir()
-    if is_hub_id(entry.path.partition(":")[0]) and path.suffix not in DATA_SUFFIXES and not is_here:
+    if is_hub_id(entry.path.partition(":")[0]) and not data_suffix(path) and not is_here:
         return spec
     name, *_ = read_split(entry.split, key)
     [(found, part)] = find([(entry.path, name, entry.subset)], key)

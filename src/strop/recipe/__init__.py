@@ -1,6 +1,7 @@
 """A whole run as one frozen object, read from YAML: what to train, on which rows, how, and where."""
 
-from strop.recipe.reader import list_recipes, load_recipe, recipe_text
+from strop.recipe.reader import load_recipe
+from strop.recipe.recipe import Recipe, differences
 from strop.recipe.schema import (
     EXPONENT,
     SEVEN_MODULES,
@@ -9,11 +10,10 @@ from strop.recipe.schema import (
     LoraSection,
     ModalSection,
     ModelSection,
-    Recipe,
     Section,
     TrainSection,
-    differences,
 )
+from strop.recipe.shipped import list_recipes, recipe_text
 
 __all__ = [
     "EXPONENT",

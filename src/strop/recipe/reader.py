@@ -1,7 +1,5 @@
 """Reads recipe files and overrides into a `Recipe`, or raises one error that lists every fault with its line."""
 
-import difflib
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,21 +10,24 @@ import yaml
 from pydantic import ValidationError
 
 from strop.errors import RecipeError
-from strop.recipe.aliases import ALIASES, TRANSLATED, UNDERSTOOD, translate_value
+from strop.recipe.aliases import ALIASES, TRANSLATED, translate_value
+from strop.recipe.data_files import read_data_files
+from strop.recipe.implied import settle
+from strop.recipe.recipe import Recipe
+from strop.recipe.rules import contradictions
 from strop.recipe.schema import (
     DataSection,
     LoraSection,
     ModalSection,
     ModelSection,
-    Recipe,
     Section,
     TrainSection,
-    contradictions,
 )
+from strop.recipe.shipped import find_recipe
+from strop.recipe.understood import UNDERSTOOD
+from strop.recipe.wording import closest, nearest, show
 from strop.recipe.yaml_lines import UNREADABLE, Entry, entries_of_file, parse_value
-from strop.resolve import read_chat_template
 
-SHIPPED = Path(__file__).parents[1] / "recipes"
 _SECTIONS: dict[str, type[Section]] = {
     "model": ModelSection,
     "lora": LoraSection,
@@ -34,6 +35,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "train": TrainSection,
     "modal": ModalSection,
 }
+_LISTS = ("data.train_file", "data.validation_file")
 _HOME = {key: section for section, schema in _SECTIONS.items() for key in schema.model_fields}
 _SECRET = re.compile(
     r"(?<![A-Za-z0-9])((hf_|ghp_|ak-|as-)[A-Za-z0-9]{16,}|github_pat_\w{16,}|sk-(proj-|ant-)?[A-Za-z0-9_]{16,})"
@@ -53,58 +55,13 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | Sequenc
     """
     overrides = [overrides] if isinstance(overrides, str) else overrides
     try:
-        path = _find(str(name_or_path))
+        path = find_recipe(str(name_or_path))
         reader = _Reader(str(path))
         reader.place(entries_of_file(path, _SECTIONS, reader.faults), "of the file")
         reader.place(_entries_of_overrides(overrides, reader.faults), "on the command line", replacing=True)
         return reader.finish(path.stem)
     except RecipeError as error:  # the message may quote a token, and messages end up in logs
         raise RecipeError(_SECRET.sub("(a secret)", str(error))) from None
-
-
-def list_recipes() -> list[str]:
-    """The names of the shipped recipes."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-
-
-def recipe_text(name: str) -> str:
-    """The text of a shipped recipe.
-
-    Raises:
-        RecipeError: There is none with this name.
-    """
-    if name not in list_recipes():
-        raise RecipeError(f"there is no shipped recipe {name!r}; shipped recipes are {', '.join(list_recipes())}")
-    return (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
-
-
-def starter_recipe(train_file: str, model: str) -> str:
-    """The text of a first recipe for someone's rows, with every line explained; it loads without changes."""
-    template = (SHIPPED / "starter.yaml.txt").read_text(encoding="utf-8")
-    quote = {"MODEL": yaml_scalar(model), "TRAIN_FILE": yaml_scalar(train_file)}
-    return re.sub("MODEL|TRAIN_FILE", lambda match: quote[match[0]], template)
-
-
-def yaml_scalar(text: str) -> str:
-    """A string as one line of YAML."""
-    plain = yaml.safe_dump(text, width=10**6).removesuffix("...\n").rstrip("\n")
-    return yaml.safe_dump(text, default_style='"', width=10**6).rstrip("\n") if "\n" in plain else plain
-
-
-def _find(name_or_path: str) -> Path:
-    path = Path(name_or_path)
-    shipped = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
-    if name_or_path in shipped and not path.is_file():
-        return SHIPPED / f"{name_or_path}.yaml"
-    if os.path.isdir(path):  # unlike Path.is_dir, this is False for a name too long to exist
-        raise RecipeError(f"{path} is a folder but not a run folder; give a recipe file or one of {', '.join(shipped)}")
-    if not os.path.exists(path):
-        siblings = [str(p) for p in path.parent.glob("*.y*ml")] if os.path.isdir(path.parent) else []
-        raise RecipeError(
-            f"there is no recipe file {_show(name_or_path)}, and no shipped recipe with that name"
-            f"{_nearest(name_or_path, [*shipped, *siblings]) or '.'} Shipped recipes: {', '.join(shipped)}"
-        )
-    return path
 
 
 def _entries_of_overrides(overrides: Mapping[str, Any] | Sequence[str], faults: list[str]) -> Iterator[Entry]:
@@ -119,12 +76,12 @@ def _entries_of_overrides(overrides: Mapping[str, Any] | Sequence[str], faults: 
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            faults.append(f"{_show(text)} is not an override; write key=value, such as train.max_steps=60")
+            faults.append(f"{show(text)} is not an override; write key=value, such as train.max_steps=60")
             continue
         try:
-            yield Entry(key.strip(), parse_value(value), "override")
+            yield Entry(key.strip(), parse_value(value, "override", faults), "override")
         except (yaml.YAMLError, ValueError, RecursionError):
-            faults.append(f"override: {_show(text)}: the value is not valid YAML; quote it")
+            faults.append(f"override: {show(text)}: the value is not valid YAML; quote it")
 
 
 class _Reader:
@@ -136,20 +93,37 @@ class _Reader:
         self._source = source
         self._values: dict[str, Entry] = {}
         self._faulty: set[str] = set()
+        self._names: set[str] = set()
+        self._blank: list[str] = []
 
     def place(self, entries: Iterator[Entry], source: str, replacing: bool = False) -> None:
         """Add every entry under the key it means; two entries of one source for the same key must agree."""
         seen: dict[str, Entry] = {}
         for entry in entries:
+            if not replacing:
+                self._names.add(entry.key)
+            if self._is_blank(entry, replacing):
+                continue
             for target, value in self._resolve(entry, report_place=not replacing).items():
                 other = seen.setdefault(target, entry)
                 if other is not entry and self._values[target].value != value:
                     self.faults.append(
-                        f"{entry.where}: {entry.key}={_show(entry.value)} contradicts "
-                        f"{other.key}={_show(other.value)} {source}; both mean {target}"
+                        f"{entry.where}: {entry.key}={show(entry.value)} contradicts "
+                        f"{other.key}={show(other.value)} {source}; both mean {target}"
                     )
                     continue
                 self._values[target] = replace(entry, value=value)
+
+    def _is_blank(self, entry: Entry, replacing: bool) -> bool:
+        """Whether a key has no value, which means that it is not set."""
+        if entry.value is not None or entry.key == "adapter":  # Axolotl's blank adapter means full fine-tuning
+            return False
+        target = _target(entry.key)
+        if replacing and target:
+            self._values.pop(target, None)
+        if entry.key != target or not _may_be_null(target):
+            self._blank.append(entry.key)
+        return True
 
     def _resolve(self, entry: Entry, report_place: bool) -> dict[str, Any]:
         """The keys that an entry means and their values; empty for one that changes nothing or is an error."""
@@ -163,40 +137,52 @@ class _Reader:
                     "put it in the environment (HF_TOKEN) instead"
                 )
             return {}
-        if section not in _SECTIONS and (section or (isinstance(entry.value, dict) and not target)):
+        is_known = target or key in TRANSLATED or key in UNDERSTOOD
+        if section not in _SECTIONS and (section or (isinstance(entry.value, dict) and not is_known)):
             name = section or key
-            near = _nearest(name, list(_SECTIONS)) or f"; the sections are {', '.join(_SECTIONS)}"
-            return self._fault(f"{entry.where}: unknown section {_show(name)}{near}")
+            near = nearest(name, list(_SECTIONS)) or f"; the sections are {', '.join(_SECTIONS)}"
+            return self._fault(f"{entry.where}: unknown section {show(name)}{near}")
         if entry.key in _SECTIONS and target is None:
             example = f"{key}.{next(iter(_SECTIONS[key].model_fields))}"
             return self._fault(
-                f"{entry.where}: {key}={_show(entry.value)}: {key} is a section with keys such as {example}"
+                f"{entry.where}: {key}={show(entry.value)}: {key} is a section with keys such as {example}"
             )
         if key in TRANSLATED or key in UNDERSTOOD:
             return self._translate(entry, key)
         if target is None:
-            written = entry.key if entry.key.isprintable() else _show(entry.key)
-            known = [*(f"{home}.{name}" for name, home in _HOME.items()), *_HOME, *ALIASES, *TRANSLATED]
-            return self._fault(f"{entry.where}: unknown key {written}={_show(entry.value)}{_nearest(entry.key, known)}")
+            written = entry.key if entry.key.isprintable() else show(entry.key)
+            return self._fault(f"{entry.where}: unknown key {written}={show(entry.value)}{_meant(entry.key)}")
         return self._read_as(entry, target, report_place or key not in _HOME or bool(section))
 
     def _read_as(self, entry: Entry, target: str, report: bool) -> dict[str, Any]:
+        if target in _LISTS:
+            return self._read_files(entry, target, entry.value)
         try:
             values = translate_value(target, entry.value)
         except ValueError as error:
             self._faulty.add(target)
-            return self._fault(f"{entry.where}: {entry.key}={_show(entry.value)}: {error}")
+            return self._fault(f"{entry.where}: {entry.key}={show(entry.value)}: {error}")
         if values != {target: entry.value}:
-            self.notes += [f"{entry.key}: read as {key}={_show(value)}" for key, value in values.items()]
+            read = [f"{key}={show(value)}" for key, value in values.items() if not key.startswith("each.")]
+            self.notes.append(f"{entry.key}={show(entry.value)}: {_read_as(read)}")
         elif report and entry.key != target:
             self.notes.append(f"{entry.key}: read as {target}")
         return values
 
-    def _translate(self, entry: Entry, key: str) -> dict[str, Any]:
-        written = f"{entry.key}={_show(entry.value)}"
-        if entry.value is None and key != "adapter":  # Axolotl's blank adapter means full fine-tuning
-            self.notes.append(f"{entry.key} is blank: ignored")
+    def _read_files(self, entry: Entry, target: str, value: Any) -> dict[str, Any]:
+        """The files of a list, with what their keys say about the rest of the recipe."""
+        found = read_data_files(entry.key, target, value, entry.where)
+        if found.faults:
+            self._faulty.add(target)
+            self.faults += found.faults
             return {}
+        self.notes += [f"{entry.key}: read as {target}"] if entry.key != target else []
+        self.notes += dict.fromkeys(found.notes)
+        kinds = "each.kinds" if target == _LISTS[0] else "each.held_out_kinds"
+        return {target: found.files, **found.keys} | ({kinds: sorted(found.kinds)} if found.kinds else {})
+
+    def _translate(self, entry: Entry, key: str) -> dict[str, Any]:
+        written = f"{entry.key}={show(entry.value)}"
         if key in UNDERSTOOD:
             agreeing, reason = UNDERSTOOD[key]
             if entry.value in agreeing:
@@ -205,13 +191,16 @@ class _Reader:
             if key not in TRANSLATED:
                 return self._fault(f"{entry.where}: {written} is not supported; {reason}")
         try:
-            target, value = TRANSLATED[key](entry.value)
+            values = TRANSLATED[key](entry.value)
         except TypeError:
             return self._fault(f"{entry.where}: {written} is not a number")
         except ValueError as error:
             return self._fault(f"{entry.where}: {written}: {error}")
-        self.notes.append(f"{written}: read as {target}={value}")
-        return {target: value}
+        hidden = ("each.", _LISTS[0])  # what these lead to has notes of its own
+        read = [f"{target}={show(value)}" for target, value in values.items() if not target.startswith(hidden)]
+        self.notes += [f"{written}: {_read_as(read)}"] if read or not values else []
+        files = values.pop(_LISTS[0], None)
+        return values if files is None else self._read_files(entry, _LISTS[0], files) | values
 
     def _fault(self, text: str) -> dict[str, Any]:
         self.faults.append(text)
@@ -220,14 +209,15 @@ class _Reader:
     def finish(self, stem: str) -> Recipe:
         """Build the recipe, or raise all errors together."""
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:100] or "recipe"
+        self.notes += settle(self._values, self._names, self.faults)
+        self.notes += [f"blank, so not set: {', '.join(dict.fromkeys(self._blank))}"] if self._blank else []
         values: dict[str, Any] = {"name": name, "model": {}, "data": {}}
         for target, entry in self._values.items():
             section, _, key = target.rpartition(".")
             (values.setdefault(section, {}) if section else values)[key] = entry.value
         try:
             recipe = Recipe(**values)
-            recipe = self._with_chat_template(recipe)
-            recipe = recipe.model_copy(update={"notes": (*self.notes, *_remarks(recipe.train))})
+            recipe = recipe.model_copy(update={"notes": (*self.notes, *self._remarks(recipe))})
         except ValidationError as error:
             self._explain(error)
             self._explain_contradictions(values)
@@ -236,19 +226,18 @@ class _Reader:
             raise RecipeError("\n".join(self.faults))
         return recipe
 
-    def _with_chat_template(self, recipe: Recipe) -> Recipe:
-        """The recipe with the text of a chat template in place of its file, which may change while a run trains."""
-        given = recipe.data.chat_template
-        if given is None:
-            return recipe
-        try:
-            source = read_chat_template(given)
-        except RecipeError as error:
-            self.faults.append(f"{self._values['data.chat_template'].where}: {error}")
-            return recipe
-        if source != given:
-            self.notes.append(f"data.chat_template: read from {given}")
-        return recipe.model_copy(update={"data": recipe.data.model_copy(update={"chat_template": source})})
+    def _remarks(self, recipe: Recipe) -> Iterator[str]:
+        """Which file was read, and values that are allowed but probably not intended."""
+        entry, train = self._values.get("data.chat_template"), recipe.train
+        if entry is not None and entry.value != recipe.data.chat_template:
+            yield f"data.chat_template: read from {entry.value}"
+        if 0 < train.max_steps <= train.warmup_steps:
+            yield (
+                f"train.warmup_steps={train.warmup_steps}: with train.max_steps={train.max_steps} the run ends before "
+                "the learning rate reaches its peak"
+            )
+        if train.learning_rate > 0.1:
+            yield f"train.learning_rate={train.learning_rate}: for LoRA, 1e-5 to 1e-3 is usual"
 
     def _explain(self, error: ValidationError) -> None:
         """Record pydantic's errors in readable words, one per key."""
@@ -269,8 +258,8 @@ class _Reader:
             message = message if fault["type"] == "value_error" else message[0].lower() + message[1:]
             near = ""
             if fault["type"] == "literal_error":
-                near = _nearest(str(entry.value), re.findall("'([^']+)'", fault["ctx"]["expected"]))
-            self.faults.append(f"{entry.where}: {key}={_show(entry.value)}: {message}{near}")
+                near = nearest(str(entry.value), re.findall("'([^']+)'", fault["ctx"]["expected"]))
+            self.faults.append(f"{entry.where}: {key}={show(entry.value)}: {message}{near}")
 
     def _explain_contradictions(self, values: dict[str, Any]) -> None:
         """Record contradictions between keys that are valid by themselves; others may only follow from a faulty key."""
@@ -296,15 +285,15 @@ def _target(written: str) -> str | None:
     return f"{_HOME[key]}.{key}" if key in _HOME else ALIASES.get(key)
 
 
-def _remarks(train: TrainSection) -> Iterator[str]:
-    """Warn about values that are allowed but probably not intended."""
-    if 0 < train.max_steps <= train.warmup_steps:
-        yield (
-            f"train.warmup_steps={train.warmup_steps}: with train.max_steps={train.max_steps} the run ends before the "
-            "learning rate reaches its peak"
-        )
-    if train.learning_rate > 0.1:
-        yield f"train.learning_rate={train.learning_rate}: for LoRA, 1e-5 to 1e-3 is usual"
+def _may_be_null(target: str) -> bool:
+    """Whether null is a value of a key."""
+    section, _, key = target.rpartition(".")
+    field = _SECTIONS[section].model_fields.get(key) if section else None
+    return field is not None and not field.is_required() and field.default is None
+
+
+def _read_as(keys: Sequence[str]) -> str:
+    return f"read as {', '.join(keys)}" if keys else "changes nothing"
 
 
 def _describe(key: str) -> str:
@@ -317,18 +306,10 @@ def _holds_secret(entry: Entry) -> bool:
     return named or bool(_SECRET.search(str(entry.value)))
 
 
-def _show(value: Any) -> str:
-    """A value as error messages quote it: on one line, and shortened."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:80]}... ({len(text):,} characters)"
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    """`; did you mean ...?`, or nothing if no known word is similar."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6) or difflib.get_close_matches(
-        word.rpartition(".")[2], known, n=1, cutoff=0.6
-    )
-    if not close:
+def _meant(word: str) -> str:
+    """`; did you mean ...?` with strop's key for a known name that is similar, or nothing."""
+    close = closest(word, [*(f"{home}.{name}" for name, home in _HOME.items()), *_HOME, *ALIASES, *TRANSLATED])
+    if close is None:
         return ""
-    target = ALIASES.get(close[0], f"{_HOME[close[0]]}.{close[0]}" if close[0] in _HOME else close[0])
+    target = ALIASES.get(close, f"{_HOME[close]}.{close}" if close in _HOME else close)
     return f"; did you mean {target}?"

@@ -1,38 +1,32 @@
-"""A whole run as one frozen object: what to train, on which rows, how, and where.
+"""The keys of a recipe and what they mean, one class for each section.
 
-Keys have Hugging Face's names. This module holds the schema and its rules; `recipe.reader` reads files, understands
-other tools' names too, and reports all errors of a file at once.
+Keys have Hugging Face's names. `recipe.rules` says which values do not go together; `recipe.reader` reads files,
+understands other tools' names too, and reports all errors of a file at once.
 """
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
+from strop.errors import RecipeError
 from strop.gpus import GPUS, parse_gpu
+from strop.resolve import read_chat_template
 
 SEVEN_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EXPONENT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 """Numbers such as 2e-4, which YAML 1.1 reads as text. strop reads them as numbers, so it quotes such text."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that strop's reader would read as a number."""
-
-
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789."))
 
 
 def _as_list(value: Any) -> Any:
@@ -50,7 +44,8 @@ Trackers = Annotated[
 """Names of experiment trackers, or `none`."""
 
 
-_PARTS = ("messages", "prompt", "completion", "instruction", "input", "output", "system", "history", "text")
+PARTS = ("messages", "prompt", "completion", "instruction", "input", "output", "system", "history", "text")
+"""What a column of a row can be."""
 _TOGETHER: tuple[tuple[set[str], set[str]], ...] = (
     ({"messages"}, {"system"}),
     ({"text"}, set()),
@@ -60,8 +55,8 @@ _TOGETHER: tuple[tuple[set[str], set[str]], ...] = (
 
 
 def _known_parts(value: dict[str, str]) -> dict[str, str]:
-    if unknown := sorted(value.keys() - set(_PARTS)):
-        raise ValueError(f"{', '.join(unknown)}: the parts of a row are {', '.join(_PARTS)}")
+    if unknown := sorted(value.keys() - set(PARTS)):
+        raise ValueError(f"{', '.join(unknown)}: the parts of a row are {', '.join(PARTS)}")
     if value and not any(needed <= value.keys() <= needed | more for needed, more in _TOGETHER):
         raise ValueError(
             "name prompt and completion, or instruction and output, or messages, or text, and nothing else"
@@ -152,6 +147,14 @@ class DataFile(Section):
             raise ValueError(f"{self.path}: columns decide the format; remove format={self.format}")
         return self
 
+    @model_serializer(mode="wrap")
+    def _what_is_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        keys: dict[str, Any] = dump(self)
+        return {
+            key: value for key, value in keys.items() if value != fields[key].get_default(call_default_factory=True)
+        }
+
 
 def _as_sources(value: Any) -> Any:
     return [value] if isinstance(value, str | dict | DataFile) else value
@@ -195,6 +198,15 @@ class DataSection(Section):
     """Use at most this many training rows."""
     max_eval_samples: int | None = Field(None, ge=1)
     """Use at most this many held-out rows."""
+
+    @field_validator("chat_template")
+    @classmethod
+    def _as_text(cls, value: str | None) -> str | None:
+        """Its text in place of its file, which may change while a run trains."""
+        try:
+            return None if value is None else read_chat_template(value)
+        except RecipeError as error:
+            raise ValueError(str(error).removeprefix("data.chat_template: ")) from None
 
 
 class TrainSection(Section):
@@ -291,145 +303,3 @@ class ModalSection(Section):
                     f"Modal has {', '.join(GPUS)}, each with an optional count from 1 to 8, such as H100:2"
                 )
         return gpus
-
-
-def contradictions(
-    model: ModelSection, data: DataSection, train: TrainSection
-) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Values that are allowed by themselves but not together: the keys concerned, and what is wrong."""
-    yield from _not_of_the_engine(model, train)
-    keys: tuple[str, ...]
-    if train.warmup_steps and train.warmup_ratio:
-        keys = ("train.warmup_steps", "train.warmup_ratio")
-        text = f"{keys[0]}={train.warmup_steps} and {keys[1]}={train.warmup_ratio} both set the warmup; keep one"
-        yield keys, text
-    if train.max_steps == 0:
-        yield ("train.max_steps",), "train.max_steps=0 trains nothing; use -1 to train for train.num_train_epochs"
-    if train.early_stopping_patience and not train.eval_steps:
-        keys = ("train.early_stopping_patience", "train.eval_steps")
-        yield keys, f"{keys[0]}={train.early_stopping_patience} needs evaluations: set {keys[1]} above 0"
-    for key, files in (("data.train_file", data.train_file), ("data.validation_file", data.validation_file)):
-        weighted = [isinstance(file, DataFile) and file.weight is not None for file in files]
-        if any(weighted) and not all(weighted):
-            yield (key,), f"{key}: weight is a share among all files, so every entry of the list needs one"
-        if key == "data.validation_file" and any(
-            isinstance(file, DataFile) and (file.weight, file.repeat) != (None, None) for file in files
-        ):
-            yield (key,), f"{key}: held-out rows are scored once each; remove repeat and weight"
-    if data.columns and data.format != "auto":
-        keys = ("data.columns", "data.format")
-        yield keys, f"data.columns decides the format; remove data.format={data.format}"
-    if data.chat_template and data.template in ("alpaca", "plain"):
-        keys = ("data.chat_template", "data.template")
-        yield keys, f"data.chat_template is not used with data.template={data.template}; keep one"
-    if data.long_overlap and data.long_samples != "split":
-        keys = ("data.long_overlap", "data.long_samples")
-        yield keys, f"data.long_overlap={data.long_overlap} needs data.long_samples=split"
-    if data.long_overlap and data.long_overlap >= model.max_seq_length - 1:
-        keys = ("data.long_overlap", "model.max_seq_length")
-        yield (
-            keys,
-            f"data.long_overlap={data.long_overlap} must be less than model.max_seq_length={model.max_seq_length}",
-        )
-    held_out = ("data.validation_file", "data.validation_split_percentage")
-    if data.validation_file and data.validation_split_percentage:
-        yield (
-            held_out,
-            f"{held_out[0]} and {held_out[1]}={data.validation_split_percentage} both set the held-out rows; keep one",
-        )
-    if not data.validation_file and not data.validation_split_percentage:
-        for key in ("eval_steps", "eval_on_start", "load_best_model_at_end", "early_stopping_patience", "sample_rows"):
-            if value := getattr(train, key):
-                needs = f"train.{key}={value} needs held-out rows: set {held_out[0]} or {held_out[1]}"
-                yield (f"train.{key}", *held_out), needs
-
-
-def _not_of_the_engine(model: ModelSection, train: TrainSection) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Values that strop's engine supports and Unsloth does not."""
-    only_strop = {
-        "model.precision": (
-            model.precision == "float8" and model.precision,
-            "float8 weights; use bfloat16, or model.load_in_4bit for NF4",
-        ),
-        "train.max_tokens_per_microbatch": (
-            train.max_tokens_per_microbatch,
-            "packed microbatches; limit its memory with train.per_device_train_batch_size",
-        ),
-    }
-    for key, (value, text) in only_strop.items():
-        if value and train.engine == "unsloth":
-            yield (key, "train.engine"), f"{key}={value}: train.engine=unsloth does not support {text}"
-
-
-class Recipe(Section):
-    """A whole run."""
-
-    name: str = Field("recipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    """Name of the run folder; by default the file's name."""
-    model: ModelSection
-    lora: LoraSection = LoraSection()
-    data: DataSection
-    train: TrainSection = TrainSection()
-    modal: ModalSection = ModalSection()
-    notes: tuple[str, ...] = Field((), exclude=True)
-    """How the file was interpreted, such as other tools' key names; not part of the recipe."""
-
-    @model_validator(mode="after")
-    def _agree(self) -> "Recipe":
-        if found := [text for _, text in contradictions(self.model, self.data, self.train)]:
-            raise ValueError("\n".join(found))
-        return self
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Recipe) and self.model_dump() == other.model_dump()  # notes are not dumped
-
-    def __hash__(self) -> int:
-        return hash(self.to_yaml())
-
-    @property
-    def output_dir(self) -> Path:
-        """The run folder."""
-        return Path(self.train.output_dir or f"runs/{self.name}").expanduser()
-
-    def to_yaml(self) -> str:
-        """The recipe with every key spelled out; reads back as the same recipe."""
-        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-    def identity(self) -> dict[str, Any]:
-        """The keys that determine the resulting weights, as `section.key`; a run can be resumed if they are equal.
-
-        The locations of data and model are not included: their content is fingerprinted instead. Neither is what
-        affects only memory and speed, so that a run that ran out of memory can resume with a smaller microbatch.
-        """
-        dump = self.model_dump(mode="json", include={"model", "lora", "data", "train"})
-        flat = {f"{section}.{key}": value for section, keys in dump.items() for key, value in keys.items()}
-        flat["train.samples_per_step"] = self.train.samples_per_step
-        flat["train.optim"] = self.train.optim.removesuffix("_fused")
-        watched = self.train.load_best_model_at_end or self.train.early_stopping_patience
-        free = _FREE if watched else _FREE | _FREE_UNLESS_WATCHED
-        return {key: value for key, value in flat.items() if key not in free}
-
-
-_FREE = {
-    "model.model_name_or_path",
-    "model.revision",
-    "data.train_file",
-    "data.validation_file",
-    "train.output_dir",
-    "train.per_device_train_batch_size",  # samples_per_step, its product with the next, is included instead
-    "train.gradient_accumulation_steps",
-    "train.gradient_checkpointing",
-    "train.max_tokens_per_microbatch",
-    "train.logging_steps",
-    "train.sample_rows",
-    "train.save_steps",
-    "train.save_total_limit",
-    "train.report_to",
-}
-_FREE_UNLESS_WATCHED = {"train.eval_on_start", "train.eval_steps", "train.early_stopping_threshold"}
-
-
-def differences(old: Recipe, new: Recipe) -> list[str]:
-    """The differences that would give different weights, each as `key: old -> new`."""
-    before, after = old.identity(), new.identity()
-    return [f"{key}: {before[key]} -> {after[key]}" for key in after if key in before and before[key] != after[key]]

@@ -3,7 +3,7 @@
 Only plain data is allowed: no tags, no references, no duplicate keys. Numbers such as 2e-4 are numbers.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,14 @@ class Entry:
     key: str
     value: Any
     where: str
+
+
+class Keys(dict[str, Any]):
+    """A mapping inside a value, with the place of each of its keys."""
+
+    def __init__(self, values: Mapping[str, Any], places: Mapping[str, str]) -> None:
+        super().__init__(values)
+        self.places = places
 
 
 class _YamlReader(yaml.SafeLoader):
@@ -72,25 +80,81 @@ def entries_of_file(path: Path, sections: Collection[str], faults: list[str]) ->
     if not isinstance(root, yaml.MappingNode):
         what = "empty" if root is None else "not a mapping of keys to values"
         raise RecipeError(f"{path} is {what}; a recipe needs sections such as `model:` and `data:`")
-    _refuse_tag(root, path, faults)
-    for key, node, line in _pairs(root, path, faults):
+    values = _Values(reader, lambda node: f"{path}:{node.start_mark.line + 1}", faults)
+    values.refuse_tag(root)
+    for key, node, where in values.pairs(root):
         if key in sections and isinstance(node, yaml.MappingNode):
-            _refuse_tag(node, path, faults)
-            for inner, value, inner_line in _pairs(node, path, faults):
-                yield Entry(f"{key}.{inner}", _construct(reader, value, path, faults), f"{path}:{inner_line}")
-        elif key in sections and _is_null(node):
-            continue
-        else:
-            yield Entry(key, _construct(reader, node, path, faults), f"{path}:{line}")
+            values.refuse_tag(node)
+            for inner, value, inner_where in values.pairs(node):
+                yield Entry(f"{key}.{inner}", values.read(value), inner_where)
+        elif not (key in sections and _is_null(node)):
+            yield Entry(key, values.read(node), where)
 
 
-def parse_value(text: str) -> Any:
-    """Read the value of an override.
+def parse_value(text: str, where: str, faults: list[str]) -> Any:
+    """Read the value of an override; `UNREADABLE` if it has a fault, which is appended to the list.
 
     Raises:
         yaml.YAMLError, ValueError, RecursionError: It is not valid YAML.
     """
-    return yaml.load(text, _YamlReader)
+    reader = _YamlReader(text)
+    node = reader.get_single_node()
+    return None if node is None else _Values(reader, lambda node: where, faults).read(node)
+
+
+class _Values:
+    """Constructs the values of a document's nodes, and appends the fault of one that has no value to a list."""
+
+    def __init__(self, reader: _YamlReader, where: Callable[[yaml.Node], str], faults: list[str]) -> None:
+        self._reader = reader
+        self._where = where
+        self._faults = faults
+
+    def read(self, node: yaml.Node) -> Any:
+        """The value of a node, or `UNREADABLE`."""
+        before = len(self._faults)
+        value = self._value(node)
+        return value if len(self._faults) == before else UNREADABLE
+
+    def pairs(self, mapping: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node, str]]:
+        """The keys of a mapping with their values and places; a key that is set twice is a fault."""
+        places: dict[str, str] = {}
+        for key_node, value in mapping.value:
+            where = self._where(key_node)
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._faults.append(f"{where}: a key must be a name, not a list or a mapping")
+                continue
+            key = str(key_node.value)
+            if key in places:
+                line = places[key].rpartition(":")[2]
+                first = f", first in line {line}" if line.isdigit() else ""
+                self._faults.append(f"{where}: {key} is set twice{first}; keep one")
+                continue
+            places[key] = where
+            yield key, value, where
+
+    def refuse_tag(self, node: yaml.Node) -> None:
+        """A mapping or list with a tag is a fault."""
+        if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+            self._faults.append(f"{self._where(node)}: recipes do not allow tags such as {node.tag}")
+
+    def _value(self, node: yaml.Node) -> Any:
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node)
+        self.refuse_tag(node)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._value(item) for item in node.value]
+        assert isinstance(node, yaml.MappingNode)
+        found = [(key, self._value(value), where) for key, value, where in self.pairs(node)]
+        return Keys({key: value for key, value, _ in found}, {key: where for key, _, where in found})
+
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
+        try:
+            return self._reader.construct_object(node)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            problem = getattr(error, "problem", None) or str(error)
+            self._faults.append(f"{self._where(node)}: not valid YAML: {problem}")
+            return UNREADABLE
 
 
 def _explain_syntax(path: Path, error: Exception) -> str:
@@ -100,35 +164,6 @@ def _explain_syntax(path: Path, error: Exception) -> str:
     if "alias" in str(getattr(error, "context", "")) or "reference" in problem:
         hint = '; put quotes around a value that begins with *, such as "*.jsonl"'
     return f"{path}{f':{mark.line + 1}' if mark else ''} is not valid YAML: {problem}{hint}"
-
-
-def _refuse_tag(node: yaml.MappingNode, path: Path, faults: list[str]) -> None:
-    if node.tag != "tag:yaml.org,2002:map":
-        faults.append(f"{path}:{node.start_mark.line + 1}: recipes do not allow tags such as {node.tag}")
-
-
-def _pairs(mapping: yaml.MappingNode, path: Path, faults: list[str]) -> Iterator[tuple[str, yaml.Node, int]]:
-    lines: dict[str, int] = {}
-    for key_node, value in mapping.value:
-        line = key_node.start_mark.line + 1
-        if not isinstance(key_node, yaml.ScalarNode):
-            faults.append(f"{path}:{line}: a key must be a name, not a list or a mapping")
-            continue
-        key = str(key_node.value)
-        if key in lines:
-            faults.append(f"{path}:{line}: {key} is set twice, first in line {lines[key]}; keep one")
-            continue
-        lines[key] = line
-        yield key, value, line
-
-
-def _construct(reader: yaml.SafeLoader, node: yaml.Node, path: Path, faults: list[str]) -> Any:
-    try:
-        return reader.construct_object(node, deep=True)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = getattr(error, "problem", None) or str(error)
-        faults.append(f"{path}:{node.start_mark.line + 1}: {problem}")
-        return UNREADABLE
 
 
 def _is_null(node: yaml.Node) -> bool:

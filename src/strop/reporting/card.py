@@ -59,9 +59,8 @@ class About:
         stop_tokens: That end an answer.
         rank: For vLLM, which takes certain ranks only.
         nf4: The base's weights are rounded to 4 bits when they are loaded, as they were in training.
-        shape: Of the rows, and what they have beside questions and answers.
+        parts: What rows have beside questions and answers, such as tools.
         system: The system message that messages without one get.
-        has_tools: Rows declare tools.
         parsers: vLLM's options for its readers of tool calls and reasoning.
     """
 
@@ -76,9 +75,8 @@ class About:
     stop_tokens: tuple[str, ...]
     rank: int
     nf4: bool
-    shape: str = ""
+    parts: tuple[str, ...] = ()
     system: str | None = None
-    has_tools: bool = False
     parsers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -172,10 +170,10 @@ def _data(run: RunFiles, about: About) -> Iterator[tuple[str, Any]]:
     yield "Files", Markdown(", ".join(map(inline, about.files)))
     if about.held_out_files:
         yield "Held-out files", Markdown(", ".join(map(inline, about.held_out_files)))
-    if about.shape:
-        yield "Shape", about.shape
     facts = data_rows(run)
-    yield from facts["rows"]
+    yield from (row for row in facts["rows"] if not row[0].startswith("From "))  # files have their paths there
+    if about.parts:
+        yield "Rows with", ", ".join(about.parts)
     yield from ((f"Skipped: {reason}", rows) for reason, rows in facts["skipped"])
 
 

@@ -52,12 +52,16 @@ def data_rows(run: RunFiles) -> dict[str, Any]:
         ("Shape of the rows", cut(run.manifest.format or "", _MOST)),
         ("Template", cut(run.manifest.template or "", _MOST)),
         ("Training rows", count(data.rows)),
+        ("Samples", count(data.samples) if data.samples != data.rows else ""),
+        *_sources(data),
+        ("Keys not used", cut(", ".join(data.unused), _MOST)),
         ("Tokens", count(tokens)),
         ("Learned tokens", f"{count(learned)}{share}"),
         ("Held-out rows", count(held_out.rows)),
         ("Held-out tokens learned", count(held_out.num_loss_tokens)),
         ("Tokens a sample", _lengths(data.lengths)),
         ("Cut at the limit", count(data.truncated)),
+        ("Tokens cut off", count(data.tokens_cut) if data.tokens_cut else ""),
         ("Repeated rows", count(data.duplicates)),
         ("Held-out rows also trained on", count(held_out.overlap_rows)),
         ("Held-out questions also trained on", count(held_out.overlap_prompts)),
@@ -68,6 +72,16 @@ def data_rows(run: RunFiles) -> dict[str, Any]:
         "skipped": skipped[:50],
         "histogram": _histogram(data.lengths),
     }
+
+
+def _sources(data: TrainingRows) -> list[Row]:
+    """The sources of a mixture, with their parts of an epoch."""
+    if len(data.sources) < 2:
+        return []
+    return [
+        (f"From {cut(each.name, 200)}", f"{count(each.samples)} samples, {percent(each.epoch_share or 0)} of an epoch")
+        for each in data.sources[:50]
+    ]
 
 
 def _lengths(lengths: Lengths | None) -> str:

@@ -44,25 +44,58 @@ class HeldOutRows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRows:
+    """One of the sources of a run's rows.
+
+    Attributes:
+        name: As the recipe names it.
+        format: The shape of its rows.
+        columns: Those whose names are not the usual ones, such as `instruction: question`.
+        samples: Each once.
+        epoch_samples: As often as an epoch has them.
+        epoch_share: Its part of an epoch's samples, from 0 to 1.
+        epoch_token_share: Its part of an epoch's tokens.
+    """
+
+    name: str
+    format: str | None = None
+    columns: str | None = None
+    samples: int | None = None
+    epoch_samples: int | None = None
+    epoch_share: float | None = None
+    epoch_token_share: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRows:
     """The rows of a run, as the audit counted them.
 
     Attributes:
-        rows: Training samples.
-        num_tokens: Of all of them.
+        rows: Training rows that are used.
+        samples: What they became; a row may give several.
+        sources: Where they come from.
+        found: What is out of the ordinary in the files, such as another encoding.
+        unused: Rows with each key that is not used.
+        num_tokens: Of all samples.
         num_loss_tokens: Learned tokens among those.
         skipped: Rows that were dropped, by kind of fault.
         truncated: Samples cut at model.max_seq_length.
+        tokens_cut: Tokens that they lost.
         duplicates: Rows that repeat an earlier one.
         lengths: Of the samples.
         held_out: None where there are no held-out rows.
     """
 
     rows: int | None = None
+    samples: int | None = None
+    sources: tuple[SourceRows, ...] = ()
+    found: tuple[str, ...] = ()
+    unused: Mapping[str, int] = field(default_factory=dict)
     num_tokens: int | None = None
     num_loss_tokens: int | None = None
     skipped: Mapping[str, int] = field(default_factory=dict)
     truncated: int | None = None
+    tokens_cut: int | None = None
     duplicates: int | None = None
     lengths: Lengths | None = None
     held_out: HeldOutRows | None = None

@@ -33,7 +33,6 @@ from strop.data.template import Template
 from strop.errors import DataError
 
 _REASONS = {
-    "chat_template_kwargs": "it would change the prompt away from training's",
     "chat_template": "the prompt is in the template of training",
     "reasoning_effort": "it would change the prompt away from training's",
     "functions": "write tools",
@@ -136,6 +135,7 @@ class ChatRequest(GenerationRequest):
     tool_choice: Literal["auto", "none"] = "auto"
     parallel_tool_calls: Literal[True] = True
     documents: list[dict[str, Any]] = Field(default_factory=list)
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     max_completion_tokens: StrictInt | None = Field(None, ge=1)
     logprobs: Literal[False] = False
 
@@ -196,7 +196,7 @@ def read_question(template: Template, request: ChatRequest) -> Example:
     messages = request.messages
     if template.chat:
         return template.as_chat(_conversation(request))
-    for name in ("tools", "documents"):
+    for name in ("tools", "documents", "chat_template_kwargs"):
         if getattr(request, name):
             raise ApiError(400, f"{name}: the {template.name} template, of training, has no place for them", name)
     turns = _turns(messages)
@@ -229,12 +229,15 @@ def _conversation(request: ChatRequest) -> Conversation:
         raise ApiError(
             400, "the last message must be from user or tool: strop answers, and cannot continue an answer", "messages"
         )
+    unused: set[str] = set()
     try:
-        tools = read_tools({"tools": request.tools})
+        tools = read_tools({"tools": request.tools}, unused)
     except RowError as error:
         raise ApiError(400, f"tools: {error}", "tools") from None
+    _refuse_unused(unused, "tools")
     shown = tools if request.tool_choice == "auto" else ()
-    return Conversation(tuple(turns), shown, tuple(request.documents))
+    kwargs = {name: value for name, value in request.chat_template_kwargs.items() if not is_empty(value)}
+    return Conversation(tuple(turns), shown, tuple(request.documents), kwargs)
 
 
 def _turns(messages: Sequence[ChatMessage]) -> list[Message]:
@@ -244,10 +247,14 @@ def _turns(messages: Sequence[ChatMessage]) -> list[Message]:
         turns = read_turns([message.model_dump(exclude_unset=True) for message in messages], "messages", unused)
     except RowError as error:
         raise ApiError(400, f"messages: {error}", "messages") from None
+    _refuse_unused(unused, "messages")
+    return turns
+
+
+def _refuse_unused(unused: set[str], param: str) -> None:
     if unused:
         names = ", ".join(sorted(unused))
-        raise ApiError(400, f"{names}: training has no place for it in the prompt; leave it out", "messages")
-    return turns
+        raise ApiError(400, f"{names}: training has no place for it in the prompt; leave it out", param)
 
 
 def text_prompt(template: Template, prompt: str | list[int] | list[str], vocabulary: int) -> list[int]:

@@ -1,12 +1,10 @@
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
 
+from rows import open_store, write_rows
 from strop.data.audit import Overlap, audit
-from strop.data.dataset import open_or_build
-from strop.data.store import StoreSettings
 from strop.data.template import load_template
 from strop.errors import DataError
 
@@ -19,9 +17,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def open_rows(folder, rows, template, name="train.jsonl", **settings):
-    path = folder / name
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return open_or_build([path], template, StoreSettings(**({"format": "alpaca", "max_seq_length": 128} | settings)))
+    return open_store(write_rows(folder / name, rows), template, **settings)
 
 
 def row(question, answer):
@@ -29,7 +25,7 @@ def row(question, answer):
 
 
 def test_report(tmp_path):
-    template = load_template(SMOLLM2, "chat", "alpaca")
+    template = load_template(SMOLLM2, "chat", ["alpaca"])
     rows = [row(f"q {i}", "yes") for i in range(5000)] + [
         row("q 3", "yes"),
         row("s", "<|im_end|>"),
@@ -56,7 +52,7 @@ def test_report(tmp_path):
 
 
 def test_shared_prefix_is_exact(tmp_path):
-    template = load_template(SMOLLM2, "chat", "alpaca")
+    template = load_template(SMOLLM2, "chat", ["alpaca"])
     store = open_rows(tmp_path, [row(f"q {i}", "yes") for i in range(4500)] + [row("other", "no")], template)
     prefix = audit(store, template).train.shared_prefix
     samples = [store[i].input_ids.tolist() for i in range(len(store))]
@@ -66,20 +62,20 @@ def test_shared_prefix_is_exact(tmp_path):
 
 def test_double_bos_is_refused(tmp_path):
     """A tokenizer that adds a BOS, and rows that already begin with two of them."""
-    template = load_template(SMOLLM2, "plain", "prompt_completion")
+    template = load_template(SMOLLM2, "plain", ["prompt_completion"])
     template.bos_id = 1
     rows = [
         {"prompt": "<|im_start|><|im_start|>a", "completion": "b"},
         {"prompt": "<|im_start|>a", "completion": "b"},
     ]
-    report = audit(open_rows(tmp_path, rows, template, format="prompt_completion"), template)
+    report = audit(open_rows(tmp_path, rows, template), template)
     assert report.train.double_bos == 1
     with pytest.raises(DataError, match="1 of 2 training samples begin with two BOS tokens"):
         report.refuse()
 
 
 def test_stop_token_that_is_always_cut_off_is_refused(tmp_path):
-    template = load_template(SMOLLM2, "chat", "alpaca")
+    template = load_template(SMOLLM2, "chat", ["alpaca"])
     report = audit(open_rows(tmp_path, [row("a", "w " * 300)] * 2, template), template)
     with pytest.raises(DataError, match=r"no training sample teaches a stop token .*max_seq_length=128 cuts it off"):
         report.refuse()
@@ -93,14 +89,14 @@ def test_template_without_a_turn_end_is_refused(tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((SMOLLM2 / name).read_bytes())
     (folder / "chat_template.jinja").write_text(source)
-    template = load_template(folder, "chat", "alpaca")
+    template = load_template(folder, "chat", ["alpaca"])
     report = audit(open_rows(tmp_path, [row("a", "b")], template), template)
     with pytest.raises(DataError, match="the chat template ends no answer with one"):
         report.refuse()
 
 
 def test_nothing_learned_and_no_rows_are_refused(tmp_path):
-    template = load_template(SMOLLM2, "chat", "alpaca")
+    template = load_template(SMOLLM2, "chat", ["alpaca"])
     report = audit(open_rows(tmp_path, [row("a", "b")], template), template)
     for change, reason in (
         ({"num_loss_tokens": 0}, "no token of the training rows"),

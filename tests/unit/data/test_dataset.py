@@ -1,11 +1,11 @@
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from strop.data.dataset import open_dataset
 from strop.errors import DataError
+from strop.recipe import DataSection
 
 SMOLLM2 = Path(__file__).parents[2] / "fixtures" / "smollm2-tokenizer"
 
@@ -17,44 +17,29 @@ def section(tmp_path, monkeypatch):
     for name in ("train.jsonl", "val.jsonl"):
         rows = [json.dumps({"instruction": f"{name} {i}", "output": "a"}) + "\n" for i in range(200)]
         Path(name).write_text("".join(rows))
-    return SimpleNamespace(
-        train_file=["train.jsonl"],
-        validation_file=[],
-        validation_split_percentage=0,
-        format="auto",
-        template="auto",
-        train_on="completion",
-        on_bad_row="error",
-        max_train_samples=None,
-        max_eval_samples=None,
-    )
+    return DataSection(train_file="train.jsonl")
 
 
 def test_format_is_detected_and_said(section):
     dataset = open_dataset(section, SMOLLM2, 128, 42)
-    assert (dataset.format, dataset.format_detected, dataset.template.name) == ("alpaca", True, "chat")
+    assert (dataset.format, dataset.template.name) == ("alpaca", "chat")
     assert (len(dataset.train), dataset.validation) == (200, None)
 
 
 def test_validation_file_wins_over_the_split(section):
-    section.validation_file, section.validation_split_percentage, section.max_eval_samples = (
-        ["val.jsonl"],
-        10,
-        7,
-    )
-    dataset = open_dataset(section, SMOLLM2, 128, 42)
+    changed = {"validation_file": ("val.jsonl",), "validation_split_percentage": 10, "max_eval_samples": 7}
+    dataset = open_dataset(section.model_copy(update=changed), SMOLLM2, 128, 42)
     assert (len(dataset.train), len(dataset.validation)) == (200, 7)
     assert dataset.validation.origin(0).file == "val.jsonl"
 
 
 def test_split_divides_the_training_rows(section):
-    section.validation_split_percentage = 20
-    dataset = open_dataset(section, SMOLLM2, 128, 42)
+    dataset = open_dataset(section.model_copy(update={"validation_split_percentage": 20}), SMOLLM2, 128, 42)
     assert len(dataset.train) + len(dataset.validation) == 200
     assert 20 < len(dataset.validation) < 60
 
 
 def test_missing_validation_file_names_its_key(section):
-    section.validation_file = ["nothing.jsonl"]
+    section = section.model_copy(update={"validation_file": ("nothing.jsonl",)})
     with pytest.raises(DataError, match=r"data\.validation_file: there is no file nothing.jsonl"):
         open_dataset(section, SMOLLM2, 128, 42)

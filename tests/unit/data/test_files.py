@@ -23,12 +23,11 @@ def test_globs_are_sorted_and_recursive(folder):
 @pytest.mark.parametrize(
     ("specs", "reason"),
     [
-        ([], "is empty: name at least one"),
         (["missing.jsonl"], "there is no file missing.jsonl"),
         (["sub/missing"], "there is no file sub/missing"),
         (["*.csv"], "no file matches"),
         (["sub"], r"is a folder; name its files, for example sub/\*.jsonl"),
-        (["notes.txt"], "unknown type; known types are .jsonl"),
+        (["notes.txt"], "text without rows: write JSON Lines.*known types are .jsonl"),
         (["a.jsonl", "*.jsonl"], "a.jsonl is listed twice"),
         (["a.jsonl", "./a.jsonl"], "is listed twice"),
     ],

@@ -1,18 +1,18 @@
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rows import open_store, sources, write_rows
 from strop.data import store as store_module
 from strop.data.dataset import open_or_build
-from strop.data.sources import find_files
+from strop.data.examples import Alpaca
 from strop.data.store import BadRowsError, Split, StoreSettings, read_manifest
 from strop.data.template import load_template
 from strop.errors import DataError
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
-SETTINGS = StoreSettings(format="alpaca", max_seq_length=128)
+SETTINGS = StoreSettings(max_seq_length=128)
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def cache(tmp_path, monkeypatch):
 def template(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STROP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return load_template(FIXTURES / "smollm2-tokenizer", "chat", "alpaca")
+        return load_template(FIXTURES / "smollm2-tokenizer", "chat", ["alpaca"])
 
 
 def row(question: str, answer: str) -> dict:
@@ -33,9 +33,7 @@ def row(question: str, answer: str) -> dict:
 
 
 def write(folder: Path, rows: list, name: str = "train.jsonl") -> Path:
-    path = folder / name
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), "utf-8")
-    return path
+    return write_rows(folder / name, rows)
 
 
 def contents(store) -> list:
@@ -44,12 +42,10 @@ def contents(store) -> list:
 
 def test_samples_are_what_the_template_says(tmp_path, template):
     path = write(tmp_path, ["", *(row(f"What is {i}+{i}?", str(2 * i)) for i in range(3000))])
-    store = open_or_build([path], template, SETTINGS)
+    store = open_store(path, template)
     assert len(store) == store.rows_read == 3000
-    from strop.data.examples import Alpaca
-
     for i in (0, 1023, 1024, 2999):
-        [expected] = template.encode([Alpaca(f"What is {i}+{i}?", "", str(2 * i))])
+        [[expected]] = template.encode([Alpaca(f"What is {i}+{i}?", "", str(2 * i))])
         assert np.array_equal(store[i].input_ids, expected.input_ids)
         assert np.array_equal(store[i].learned, expected.learned)
         assert str(store.origin(i)) == f"{path}:{i + 2}"
@@ -67,16 +63,16 @@ def test_samples_are_what_the_template_says(tmp_path, template):
 
 def test_second_time_comes_from_the_cache(tmp_path, template, monkeypatch):
     path = write(tmp_path, [row("a", "b")])
-    first = open_or_build([path], template, SETTINGS)
+    first = open_store(path, template)
     monkeypatch.setattr(template, "encode", None)
-    again = open_or_build([path], template, SETTINGS)
+    again = open_store(path, template)
     assert again.fingerprint == first.fingerprint
     assert contents(again) == contents(first)
 
 
 def test_same_content_elsewhere_is_the_same_key_with_its_own_origin(tmp_path, template, cache):
-    open_or_build([write(tmp_path, [row("a", "b")])], template, SETTINGS)
-    other = open_or_build([write(tmp_path, [row("a", "b")], "copy.jsonl")], template, SETTINGS)
+    open_store(write(tmp_path, [row("a", "b")]), template)
+    other = open_store(write(tmp_path, [row("a", "b")], "copy.jsonl"), template)
     assert len(list(cache.iterdir())) == 1
     assert other.origin(0).file.endswith("copy.jsonl")
 
@@ -85,17 +81,17 @@ def test_key_follows_everything_that_decides_the_samples(tmp_path, template, cac
     path = write(tmp_path, [row(f"q{i}", "a") for i in range(50)])
     for settings in (
         SETTINGS,
-        StoreSettings("alpaca", 127),
-        StoreSettings("alpaca", 128, "skip"),
-        StoreSettings("alpaca", 128, max_samples=2),
-        StoreSettings("alpaca", 128, split=Split("train", 10, 1)),
-        StoreSettings("alpaca", 128, split=Split("train", 10, 2)),
-        StoreSettings("alpaca", 128, split=Split("validation", 10, 2)),
+        StoreSettings(127),
+        StoreSettings(128, "skip"),
+        StoreSettings(128, max_samples=2),
+        StoreSettings(128, split=Split("train", 10, 1)),
+        StoreSettings(128, split=Split("train", 10, 2)),
+        StoreSettings(128, split=Split("validation", 10, 2)),
     ):
-        open_or_build([path], template, settings)
-    open_or_build([path], load_template(FIXTURES / "smollm2-tokenizer", "alpaca", "alpaca"), SETTINGS)
+        open_or_build(sources(path), template, settings)
+    open_or_build(sources(path), load_template(FIXTURES / "smollm2-tokenizer", "alpaca", ["alpaca"]), SETTINGS)
     path.write_text(path.read_text() + "\n")
-    open_or_build([path], template, SETTINGS)
+    open_store(path, template)
     assert len(list(cache.iterdir())) == 9
 
 
@@ -116,11 +112,11 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize("name", [*store_module.FILES, "manifest.json"])
 def test_damaged_cache_is_built_again(tmp_path, template, cache, kind, name):
     path = write(tmp_path, [row(f"q{i}", "a") for i in range(5)])
-    expected = contents(open_or_build([path], template, SETTINGS))
+    expected = contents(open_store(path, template))
     [folder] = cache.iterdir()
     DAMAGE[kind](folder, name)
     assert read_manifest(folder) is None
-    assert contents(open_or_build([path], template, SETTINGS)) == expected
+    assert contents(open_store(path, template)) == expected
     assert read_manifest(folder) is not None
 
 
@@ -128,7 +124,7 @@ def test_build_that_fails_leaves_nothing(tmp_path, template, cache, monkeypatch)
     path = write(tmp_path, [row("a", "b")])
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(DataError, match=r"cannot write the token cache .*No space left.*STROP_CACHE"):
-        open_or_build([path], template, SETTINGS)
+        open_store(path, template)
     assert list(cache.iterdir()) == []
 
 
@@ -137,15 +133,15 @@ def test_ids_that_look_like_a_byte_order_mark(tmp_path, template, monkeypatch):
     from strop.data.template import Encoded
 
     encoded = Encoded(np.frombuffer(b"\xef\xbb\xbf\x00" * 2, np.int32), np.array([False, True]))
-    monkeypatch.setattr(template, "encode", lambda examples: [encoded] * len(examples))
-    assert len(open_or_build([write(tmp_path, [row("a", "b")])], template, SETTINGS)) == 1
+    monkeypatch.setattr(template, "encode", lambda examples: [[encoded]] * len(examples))
+    assert len(open_store(write(tmp_path, [row("a", "b")]), template)) == 1
 
 
 def test_every_faulty_row_is_named(tmp_path, template):
     rows = [row("a", "b") if i % 2 else '{"instruction":"a"}' for i in range(100)]
     path = write(tmp_path, [*rows, row("word " * 200, "b"), row("a", "b")])
     with pytest.raises(BadRowsError) as caught:
-        open_or_build([path], template, SETTINGS)
+        open_store(path, template)
     assert [fault.origin.line for fault in caught.value.faults] == [*range(1, 101, 2), 101]
     message = str(caught.value)
     assert message.startswith("51 of 102 rows cannot be used:")
@@ -157,7 +153,7 @@ def test_every_faulty_row_is_named(tmp_path, template):
 
 def test_skip_counts_by_kind_and_names_every_row(tmp_path, template, cache):
     path = write(tmp_path, ["nonsense", row("a", ""), row("a", "b"), "{", row("a", "c")])
-    store = open_or_build([path], template, StoreSettings("alpaca", 128, "skip"))
+    store = open_or_build(sources(path), template, StoreSettings(128, "skip"))
     assert (len(store), store.rows_read) == (2, 5)
     assert store.skipped == {"bad JSON": 2, "empty answer": 1}
     assert [store.origin(i).line for i in range(2)] == [3, 5]
@@ -170,19 +166,19 @@ def test_skip_counts_by_kind_and_names_every_row(tmp_path, template, cache):
 def test_all_rows_skipped_is_an_error(tmp_path, template):
     path = write(tmp_path, [row("word " * 200, "b")] * 3)
     with pytest.raises(DataError, match=r"no row of .* can be used: no answer token is left \(3\)"):
-        open_or_build([path], template, StoreSettings("alpaca", 128, "skip"))
+        open_or_build(sources(path), template, StoreSettings(128, "skip"))
 
 
 def test_truncation_keeps_rows_with_something_to_learn(tmp_path, template):
     path = write(tmp_path, [row("a", "word " * 200), row("a", "b")])
-    store = open_or_build([path], template, StoreSettings("alpaca", 64))
+    store = open_or_build(sources(path), template, StoreSettings(64))
     assert store.lengths.tolist() == [64, len(store[1].input_ids)]
     assert store.rows["flags"].tolist() == [store_module.TRUNCATED | store_module.STOP_CUT, 0]
 
 
 def test_max_samples_counts_good_rows(tmp_path, template):
     path = write(tmp_path, ["{", row("a", "b"), row("a", ""), row("a", "c"), row("a", "d")])
-    store = open_or_build([path], template, StoreSettings("alpaca", 128, "skip", max_samples=2))
+    store = open_or_build(sources(path), template, StoreSettings(128, "skip", max_samples=2))
     assert [store.origin(i).line for i in range(len(store))] == [2, 4]
 
 
@@ -191,7 +187,7 @@ def test_split_is_a_partition_that_ignores_order(tmp_path, template):
 
     def questions(rows: list, part: str, seed: int = 1) -> set:
         path = write(tmp_path, rows)
-        store = open_or_build([path], template, StoreSettings("alpaca", 128, split=Split(part, 10, seed)))
+        store = open_or_build(sources(path), template, StoreSettings(128, split=Split(part, 10, seed)))
         return {rows[store.origin(i).line - 1]["instruction"] for i in range(len(store))}
 
     train, validation = questions(rows, "train"), questions(rows, "validation")
@@ -205,25 +201,24 @@ def test_split_is_a_partition_that_ignores_order(tmp_path, template):
 def test_split_that_takes_nothing(tmp_path, template):
     with pytest.raises(DataError, match="none were assigned to validation"):
         open_or_build(
-            [write(tmp_path, [row("a", "b")])],
+            sources(write(tmp_path, [row("a", "b")])),
             template,
-            StoreSettings("alpaca", 128, split=Split("validation", 1e-9, 1)),
+            StoreSettings(128, split=Split("validation", 1e-9, 1)),
         )
 
 
 def test_row_that_only_the_template_refuses(tmp_path, monkeypatch):
-    folder = FIXTURES / "smollm2-tokenizer"
-    template = load_template(folder, "chat", "alpaca")
+    template = load_template(FIXTURES / "smollm2-tokenizer", "chat", ["alpaca"])
     source = "{% if 'BAD' in messages[0].content %}{{ raise_exception('no BAD here') }}{% endif %}"
-    monkeypatch.setattr(template.chat, "_source", source + template.chat._source)
+    monkeypatch.setattr(template.chat, "source", source + template.chat.source)
     path = write(tmp_path, [row("a", "b"), row("BAD", "b"), row("c", "d")])
     with pytest.raises(BadRowsError) as caught:
-        open_or_build([path], template, SETTINGS)
+        open_store(path, template)
     assert [str(f) for f in caught.value.faults] == [f"{path}:2: the chat template rejects this row: no BAD here"]
 
 
 def test_several_files_in_order(tmp_path, template):
     write(tmp_path, [row("b", "2")], "b.jsonl")
     write(tmp_path, [row("a", "1")], "a.jsonl")
-    store = open_or_build(find_files([str(tmp_path / "*.jsonl")]), template, SETTINGS)
+    store = open_store(tmp_path / "*.jsonl", template)
     assert [Path(store.origin(i).file).name for i in range(2)] == ["a.jsonl", "b.jsonl"]

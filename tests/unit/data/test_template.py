@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rows import read_aloud
 from strop.data import chat_template as chat
 from strop.data.examples import Alpaca, Conversation, Message, PromptCompletion, Text
 from strop.data.prompts import resolve_template
@@ -70,14 +71,14 @@ def changed(folder: Path, to: Path, template: str | None = None, **config) -> Pa
 
 
 def learned(template: Template, example) -> list[tuple[int, bool]]:
-    [encoded] = template.encode([example])
+    [[encoded]] = template.encode([example])
     return list(zip(encoded.input_ids.tolist(), encoded.learned.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_ids(name):
     folder, kind, prompt, answer = GOLDEN[name]
-    template = load_template(folder, kind, "alpaca")
+    template = load_template(folder, kind, ["alpaca"])
     assert learned(template, CHAD) == [(i, False) for i in prompt] + [(i, True) for i in answer]
     assert template.encode_prompt(CHAD) == prompt
 
@@ -87,7 +88,7 @@ def test_golden_ids_depend_on_rstrip(tmp_path):
     folder = changed(PHI3, tmp_path / "plain")
     path = folder / "tokenizer.json"
     path.write_text(path.read_text("utf-8").replace('"rstrip":true', '"rstrip":false'), "utf-8")
-    prompt = load_template(folder, "chat", "alpaca").encode_prompt(CHAD)
+    prompt = load_template(folder, "chat", ["alpaca"]).encode_prompt(CHAD)
     assert prompt != PHI3_PROMPT
     assert prompt[-3:] == [32001, 29871, 13]
 
@@ -95,11 +96,11 @@ def test_golden_ids_depend_on_rstrip(tmp_path):
 def test_naming_llama_tokenizer_does_not_change_the_ids(tmp_path):
     """transformers 5's AutoTokenizer gives `What` for `▁What` here; tokenizer.json is the truth."""
     folder = changed(PHI3, tmp_path / "llama", tokenizer_class="LlamaTokenizer")
-    assert load_template(folder, "chat", "alpaca").encode_prompt(CHAD) == PHI3_PROMPT
+    assert load_template(folder, "chat", ["alpaca"]).encode_prompt(CHAD) == PHI3_PROMPT
 
 
 def test_alpaca_with_input():
-    template = load_template(PHI3, "alpaca", "alpaca")
+    template = load_template(PHI3, "alpaca", ["alpaca"])
     text = template.tokenizer.decode(template.encode_prompt(Alpaca("Add.", "2+2", "4")))
     assert text.endswith("### Instruction:\nAdd.\n\n### Input:\n2+2\n\n### Response:\n")
     assert "paired with an input" in text
@@ -107,20 +108,20 @@ def test_alpaca_with_input():
 
 @pytest.mark.parametrize(("folder", "stops"), [(PHI3, {32000, 32001, 32007}), (SMOLLM2, {2})])
 def test_stop_ids(folder, stops):
-    assert load_template(folder, "chat", "alpaca").stop_ids == stops
+    assert load_template(folder, "chat", ["alpaca"]).stop_ids == stops
 
 
 def test_turn_end_is_a_stop_id_without_generation_config(tmp_path):
     folder = changed(PHI3, tmp_path / "bare")
     (folder / "generation_config.json").unlink()
-    assert load_template(folder, "chat", "alpaca").stop_ids == {32000, 32007}
+    assert load_template(folder, "chat", ["alpaca"]).stop_ids == {32000, 32007}
 
 
 def test_every_answer_of_a_conversation_is_learned_up_to_its_stop_token():
-    template = load_template(SMOLLM2, "chat", "messages")
+    template = load_template(SMOLLM2, "chat", ["messages"])
     pieces = [template.tokenizer.decode([i]) for i, is_learned in learned(template, TWO_TURNS) if is_learned]
     assert pieces == ["Hello", "!", "<|im_end|>", "4", "<|im_end|>"]
-    phi3 = load_template(PHI3, "chat", "messages")
+    phi3 = load_template(PHI3, "chat", ["messages"])
     assert [i for i, is_learned in learned(phi3, TWO_TURNS) if is_learned] == [
         *(15043, 29991, 32007),
         *(29871, 29946, 32007, 32000),
@@ -130,20 +131,20 @@ def test_every_answer_of_a_conversation_is_learned_up_to_its_stop_token():
 def test_a_question_at_the_end_is_dropped():
     more = Conversation((*TWO_TURNS.messages, Message("user", "And 3+3?")))
     for folder in (PHI3, SMOLLM2):
-        template = load_template(folder, "chat", "messages")
+        template = load_template(folder, "chat", ["messages"])
         shorter = [i for i, _ in learned(template, TWO_TURNS) if i != 32000]
         assert [i for i, _ in learned(template, more)] == shorter
 
 
 def test_train_on_all_learns_everything_but_the_first_token():
-    template = load_template(SMOLLM2, "chat", "alpaca", "all")
-    [encoded] = template.encode([CHAD])
+    template = load_template(SMOLLM2, "chat", ["alpaca"], "all")
+    [[encoded]] = template.encode([CHAD])
     assert encoded.input_ids.tolist() == [*SMOLLM2_PROMPT, *SMOLLM2_ANSWER, 198]
     assert encoded.learned.tolist() == [False] + [True] * (len(encoded.input_ids) - 1)
 
 
 def test_plain_and_text_end_with_one_eos():
-    template = load_template(SMOLLM2, "plain", "text")
+    template = load_template(SMOLLM2, "plain", ["text"])
     assert learned(template, Text("a b")) == [(81, False), (278, True), (2, True)]
     assert learned(template, Text("a b<|im_end|>")) == learned(template, Text("a b"))
     assert learned(template, PromptCompletion("2+2=", "4")) == [
@@ -154,14 +155,14 @@ def test_plain_and_text_end_with_one_eos():
 
 def test_no_space_is_put_before_a_continuation():
     """By itself Phi-3's tokenizer turns `4` into `▁ 4`; after `2+2=` it is `4`."""
-    template = load_template(PHI3, "plain", "prompt_completion")
+    template = load_template(PHI3, "plain", ["prompt_completion"])
     assert learned(template, PromptCompletion("2+2=", "4"))[-2:] == [(29946, True), (32000, True)]
     assert template.tokenizer.encode("4", add_special_tokens=False) == [29871, 29946]
 
 
 def test_prompt_ids_survive_a_merge_over_the_cut():
     """`un` + `believable` would merge into other tokens; the prompt must stay what generation starts from."""
-    template = load_template(SMOLLM2, "plain", "prompt_completion")
+    template = load_template(SMOLLM2, "plain", ["prompt_completion"])
     example = PromptCompletion("The un", "believable")
     prompt = template.encode_prompt(example)
     assert template.tokenizer.encode("The unbelievable")[: len(prompt)] != prompt
@@ -170,10 +171,10 @@ def test_prompt_ids_survive_a_merge_over_the_cut():
 
 
 def test_batch_equals_one_by_one():
-    template = load_template(PHI3, "chat", "alpaca")
+    template = load_template(PHI3, "chat", ["alpaca"])
     examples = [Alpaca(f"q{i} " * (i % 5 + 1), "", f" {i}") for i in range(20)]
     together = template.encode(examples)
-    for example, encoded in zip(examples, together, strict=True):
+    for example, [encoded] in zip(examples, together, strict=True):
         assert encoded.input_ids.tolist() == [i for i, _ in learned(template, example)]
 
 
@@ -182,9 +183,9 @@ def test_bos_is_put_once_where_the_tokenizer_puts_one(tmp_path, says):
     folder = changed(PHI3, tmp_path / "bos", "{{ bos_token }}" + (PHI3 / "chat_template.jinja").read_text())
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"add_bos_token": says}))
-    from_template = load_template(folder, "chat", "alpaca").encode_prompt(CHAD)
+    from_template = load_template(folder, "chat", ["alpaca"]).encode_prompt(CHAD)
     assert from_template == [1, *PHI3_PROMPT]
-    assert load_template(folder, "alpaca", "alpaca").encode_prompt(CHAD) == [1] * says + ALPACA_PROMPT
+    assert load_template(folder, "alpaca", ["alpaca"]).encode_prompt(CHAD) == [1] * says + ALPACA_PROMPT
 
 
 THINKING = (
@@ -195,15 +196,21 @@ THINKING = (
 
 
 def test_thinking_template_learns_its_empty_think_block(tmp_path):
-    template = load_template(changed(SMOLLM2, tmp_path / "t", THINKING), "chat", "messages")
+    template = load_template(changed(SMOLLM2, tmp_path / "t", THINKING), "chat", ["messages"])
     text = template.tokenizer.decode([i for i, is_learned in learned(template, CHAD) if is_learned])
     assert text == "<think>\n\n</think>\n\n3002596<|im_end|>"
 
 
-def test_thinking_template_refuses_rows_whose_earlier_answers_it_rewrites(tmp_path):
-    template = load_template(changed(SMOLLM2, tmp_path / "t", THINKING), "chat", "messages")
-    with pytest.raises(DataError, match=r"changes the answer in turn 2 when more turns follow"):
-        template.encode([TWO_TURNS])
+def test_thinking_template_that_rewrites_earlier_answers_gives_a_sample_for_each(tmp_path):
+    template = load_template(changed(SMOLLM2, tmp_path / "t", THINKING), "chat", ["messages"])
+    [samples] = template.encode([TWO_TURNS])
+    assert read_aloud(template, samples) == [
+        ["<think>\n\n</think>\n\nHello!<|im_end|>"],
+        ["<think>\n\n</think>\n\n4<|im_end|>"],
+    ]
+    assert [sample.num_turns for sample in samples] == [2, 4]
+    prompt = template.encode_prompt(TWO_TURNS)
+    assert samples[1].input_ids[: len(prompt)].tolist() == prompt
 
 
 BAD_TEMPLATES = {
@@ -223,44 +230,45 @@ BAD_TEMPLATES = {
 def test_bad_chat_template_is_a_model_error(tmp_path, name):
     source, reason = BAD_TEMPLATES[name]
     with pytest.raises(ModelError, match=reason):
-        load_template(changed(SMOLLM2, tmp_path / "t", source), "chat", "messages")
+        load_template(changed(SMOLLM2, tmp_path / "t", source), "chat", ["messages"])
 
 
 def test_chat_template_that_never_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(chat, "_PROBE_SECONDS", 8)
     ten = "{% for a in range(99999) %}" * 4 + "{% endfor %}" * 4
     with pytest.raises(ModelError, match=r"did not finish within|more than 10 s"):
-        load_template(changed(SMOLLM2, tmp_path / "t", ten), "chat", "messages")
+        load_template(changed(SMOLLM2, tmp_path / "t", ten), "chat", ["messages"])
 
 
 def test_row_that_the_template_refuses(tmp_path):
     source = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
     source += (SMOLLM2 / "chat_template.jinja").read_text()
-    template = load_template(changed(SMOLLM2, tmp_path / "t", source), "chat", "messages")
+    template = load_template(changed(SMOLLM2, tmp_path / "t", source), "chat", ["messages"])
     with pytest.raises(DataError, match="the chat template rejects this row: no system here"):
         template.encode([Conversation((Message("system", "s"), *TWO_TURNS.messages))])
 
 
 def test_resolution():
-    assert resolve_template("auto", "alpaca", True) == "chat"
-    assert resolve_template("auto", "alpaca", False) == "alpaca"
-    assert resolve_template("auto", "sharegpt", True) == "chat"
-    assert resolve_template("auto", "prompt_completion", True) == "plain"
-    assert resolve_template("auto", "text", True) == "plain"
+    assert resolve_template("auto", ["alpaca"], True) == "chat"
+    assert resolve_template("auto", ["alpaca"], False) == "alpaca"
+    assert resolve_template("auto", ["sharegpt"], True) == "chat"
+    assert resolve_template("auto", ["prompt_completion"], True) == "chat"
+    assert resolve_template("auto", ["prompt_completion"], False) == "plain"
+    assert resolve_template("auto", ["text"], True) == "plain"
     for name, format in (("auto", "messages"), ("alpaca", "messages"), ("chat", "text"), ("chatml", "text")):
         with pytest.raises(RecipeError, match=r"data\.template"):
-            resolve_template(name, format, False)
+            resolve_template(name, [format], False)
 
 
 def test_fingerprint_follows_what_decides_the_ids(tmp_path):
-    base = load_template(PHI3, "chat", "alpaca").fingerprint
+    base = load_template(PHI3, "chat", ["alpaca"]).fingerprint
     other = {
-        load_template(PHI3, "chat", "alpaca", "all").fingerprint,
-        load_template(PHI3, "alpaca", "alpaca").fingerprint,
-        load_template(SMOLLM2, "chat", "alpaca").fingerprint,
-        load_template(changed(PHI3, tmp_path / "b", add_bos_token=True), "chat", "alpaca").fingerprint,
+        load_template(PHI3, "chat", ["alpaca"], "all").fingerprint,
+        load_template(PHI3, "alpaca", ["alpaca"]).fingerprint,
+        load_template(SMOLLM2, "chat", ["alpaca"]).fingerprint,
+        load_template(changed(PHI3, tmp_path / "b", add_bos_token=True), "chat", ["alpaca"]).fingerprint,
     }
-    assert load_template(PHI3, "chat", "messages").fingerprint == base
+    assert load_template(PHI3, "chat", ["messages"]).fingerprint == base
     assert len(other | {base}) == 5
 
 
@@ -269,11 +277,11 @@ def test_generation_config_with_a_bad_stop_id(tmp_path, eos):
     folder = changed(PHI3, tmp_path / "g")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
     with pytest.raises(ModelError, match="eos_token_id contains"):
-        load_template(folder, "chat", "alpaca")
+        load_template(folder, "chat", ["alpaca"])
 
 
 def test_special_text_is_seen():
-    pattern = load_template(PHI3, "chat", "alpaca").special_text
+    pattern = load_template(PHI3, "chat", ["alpaca"]).special_text
     assert pattern.search("a <|end|> b")
     assert pattern.search("</s>")
     assert not pattern.search("a < b | c > d")

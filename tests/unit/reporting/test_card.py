@@ -54,7 +54,7 @@ def hostile(folder: Path, text: str) -> tuple[RunFiles, About]:
     run = read_run(write_run(folder, texts=[text]), text)
     run.recipe = {key: text for _, key in card._SETTINGS}
     about = About(
-        text, text, text, text, (text, text), (text,), text, text, (text, text), 16, False, text, text, True, {}
+        text, text, text, text, (text, text), (text,), text, text, (text, text), 16, False, (text, text), text, {}
     )
     return run, about
 
@@ -104,13 +104,13 @@ def test_a_card_says_what_the_run_was(tmp_path: Path) -> None:
 def test_tools_inputs_and_trainings_system_message_are_said(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run"), "census")
     parsers = {"--tool-call-parser": "hermes", "--reasoning-parser": "qwen3"}
-    tools = replace(PLAIN, shape="messages with tools", system="Be `brief`.", has_tools=True, parsers=parsers)
+    tools = replace(PLAIN, parts=("several turns", "tools"), system="Be `brief`.", parsers=parsers)
     text = render_card(run, tools, "adapter")
     flags = "--enable-auto-tool-choice --tool-call-parser hermes --reasoning-parser qwen3"
     assert flags in text
     assert flags in render_card(run, tools, "merged")
     assert "vLLM reads its calls with the options above" in text
-    assert "| Shape | messages with tools |" in text
+    assert "| Rows with | several turns, tools |" in text
     assert "Messages without a system message get the one of training" in text
     assert "```\nBe `brief`.\n```" in text
     assert "what the chat template writes for `tool_calls`" in render_card(run, replace(tools, parsers={}), "adapter")

@@ -155,6 +155,9 @@ def test_an_answer_comes_back_as_openais_client_has_it(tmp_path: Path) -> None:
     assert asked(template, [{"role": "developer", "content": "S"}, *dressed], tools=[TOOL], tool_choice="auto") == plain
     assert asked(template, turns[:1], tools=[TOOL], tool_choice="none") == asked(template, turns[:1], tools=[])
     assert asked(template, turns[:1], tools=[TOOL]) != asked(template, turns[:1])
+    quiet = asked(template, turns[:1], chat_template_kwargs={"enable_thinking": False})
+    row = Conversation((Message("user", "Hi"),), template_kwargs={"enable_thinking": False})
+    assert quiet == template.encode_prompt(row) != asked(template, turns[:1], chat_template_kwargs={})
 
 
 @pytest.mark.parametrize(
@@ -163,7 +166,7 @@ def test_an_answer_comes_back_as_openais_client_has_it(tmp_path: Path) -> None:
         ({"tool_choice": "required"}, "tool_choice", "cannot force a call"),
         ({"tool_choice": {"type": "function", "function": {"name": "tide"}}}, "tool_choice", "cannot force a call"),
         ({"parallel_tool_calls": False}, "parallel_tool_calls", "does not force"),
-        ({"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs", "away from training's"),
+        ({"chat_template_kwargs": {"no_such_value": True}}, "messages", "no_such_value"),
         ({"reasoning_effort": "low"}, "reasoning_effort", "away from training's"),
         ({"functions": [{"name": "tide"}]}, "functions", "write tools"),
         ({"response_format": {"type": "json_object"}}, "response_format", "does not force"),

@@ -28,7 +28,12 @@ _PAIRS = (
 )
 _CONVERSATIONS = ("messages", "conversations", "conversation", "contents", "dialogue", "dialog")
 _DOCUMENT = ("text",)
-_ANSWERS_OF_A_TEXT = (*ANSWERS, "summary", "label", "labels", "highlights", "translation")
+_ANSWERS_OF_A_TEXT = (*ANSWERS, "summary", "label", "labels", "highlights", "translation", "code")
+PREFERENCE = ("chosen", "rejected")
+_REFUSED = {
+    "segments": "parts of a text that are learned or not: write prompt and completion, or turns with train: false, or "
+    "input_ids with labels",
+}
 _OPTIONAL: dict[str, tuple[str, ...]] = {
     "system": ("system", "system_prompt", "system_instruction", "systeminstruction"),
     "input": ("input", "context"),
@@ -38,7 +43,7 @@ _OPTIONAL_OF: dict[Format, tuple[str, ...]] = {
     "messages": ("system",),
     "sharegpt": ("system",),
     "alpaca": ("input", "system", "history"),
-    "prompt_completion": ("system", "history"),
+    "prompt_completion": ("input", "system", "history"),
     "text": (),
     "tokens": (),
 }
@@ -108,7 +113,22 @@ def shape_of(row: Mapping[str, Any], format: Format | None = None) -> Shape | No
     for read in (_tokens, _conversation, _pair, _document):
         if found := read(row, names, format):
             return found
+    for name, reason in _REFUSED.items():
+        if name in names:
+            raise RowError(f"not supported: '{names[name]}' are {reason}")
     return None
+
+
+def better_answer(row: Mapping[str, Any]) -> str:
+    """The data.columns with which the better answer of a preference row is learned."""
+    names = _names(row)
+    asked = next((names[name] for name in (*QUESTIONS, *_CONVERSATIONS) if name in names), None)
+    if asked is None:
+        return "{text: chosen}" if isinstance(row.get("chosen"), str) else "{messages: chosen}"
+    about = next((names[name] for name in _OPTIONAL["input"] if name in names and names[name] != asked), None)
+    if about:
+        return f"{{instruction: {asked}, input: {about}, output: chosen}}"
+    return f"{{prompt: {asked}, completion: chosen}}"
 
 
 @lru_cache(maxsize=1024)
@@ -127,7 +147,8 @@ def _names(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _tokens(row: Mapping[str, Any], names: dict[str, str], format: Format | None) -> Shape | None:
-    wanted = format in (None, "tokens") and isinstance(row.get("input_ids"), list)
+    ids = row.get("input_ids")
+    wanted = format in (None, "tokens") and isinstance(ids, list) and (ids or format)
     return Shape("tokens") if wanted else None
 
 
@@ -135,14 +156,15 @@ def _conversation(row: Mapping[str, Any], names: dict[str, str], format: Format 
     if format not in (None, "messages", "sharegpt"):
         return None
     for name in _CONVERSATIONS:
-        if name in names and (format or isinstance(row[names[name]], list) or _is_json_list(row[names[name]])):
+        if name in names and (format or _is_list(row[names[name]])):
             kind: Format = format or ("sharegpt" if name == "conversations" else "messages")
             return Shape(kind, {"messages": names[name]})
     return None
 
 
-def _is_json_list(value: Any) -> bool:
-    return isinstance(value, str) and value.lstrip()[:1] == "["
+def _is_list(value: Any) -> bool:
+    """Whether a value is a list that is not empty, or looks like one in JSON."""
+    return bool(value) and (isinstance(value, list) or (isinstance(value, str) and value.lstrip()[:1] == "["))
 
 
 def _pair(row: Mapping[str, Any], names: dict[str, str], format: Format | None) -> Shape | None:
@@ -155,15 +177,15 @@ def _pair(row: Mapping[str, Any], names: dict[str, str], format: Format | None) 
     if format not in (None, "alpaca", "prompt_completion"):
         return None
     pairs = [pair for pair in _PAIRS if names.keys() >= set(pair)]
+    questions = [name for name in QUESTIONS if name in names]
+    if pairs == [("input", "output")] and len(questions) > 1:
+        pairs = []  # beside another, the input is what that is about
     if pairs and pairs[0] != _PAIRS[0]:  # instruction, input, output is one pair, though it looks like two
         _refuse_two("question", [q for q, _ in pairs])
         _refuse_two("answer", [a for _, a in pairs])
     if not pairs:
-        questions = [name for name in QUESTIONS if name in names]
+        questions = [name for name in questions if name != "input"] or questions
         answers = [name for name in ANSWERS if name in names]
-        questions = [
-            name for name in questions if name != "input"
-        ] or questions  # beside another, it is what that is about
         if not questions or not answers:
             return None
         _refuse_two("question", questions)

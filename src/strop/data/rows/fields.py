@@ -1,7 +1,7 @@
 """The values of a row, checked one by one."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 
@@ -12,6 +12,16 @@ class RowError(ValueError):
 def is_empty(value: Any) -> bool:
     """Whether a value says nothing: null, or an empty text, list or object. Parquet fills missing fields with null."""
     return value is None or (isinstance(value, str | list | tuple | dict) and not value)
+
+
+def first_key(values: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    """The first of some keys that has a value."""
+    return next((key for key in keys if not is_empty(values.get(key))), None)
+
+
+def unknown(values: Mapping[str, Any], known: Collection[str | None], path: str) -> set[str]:
+    """The keys that have a value and are not known, each behind the path to them."""
+    return {f"{path}{key}" for key, value in values.items() if key not in known and not is_empty(value)}
 
 
 def get(row: Mapping[str, Any], key: str, where: str = "") -> Any:
@@ -48,8 +58,10 @@ def parsed(value: Any, what: str) -> Any:
 
 
 def objects(value: Any, what: str) -> list[dict[str, Any]]:
-    """A list of objects, which may be written as JSON text."""
-    found = parsed(value, what)
+    """A list of objects, which may be written as JSON text; none if it is empty."""
+    found = [] if is_empty(value) else parsed(value, what)
+    if is_empty(found):
+        return []
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
         raise RowError(f"not a list of objects: {what}")
     return found

@@ -1,20 +1,24 @@
 """The shapes of a row, checked field by field and turned into examples."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
-from strop.data.examples import Alpaca, Conversation, Example, Message, PromptCompletion, Text, Tokens
+from strop.data.examples import Alpaca, Conversation, Example, Message, PromptCompletion, Text
 from strop.data.rows import masks
-from strop.data.rows.calls import read_tools
-from strop.data.rows.columns import REQUIRED, Format, Shape, optional_columns, shape_of
-from strop.data.rows.fields import RowError, get, is_empty, objects, parsed, text
-from strop.data.rows.turns import read_content, read_turns, with_masks
+from strop.data.rows.calls import TOOL_KEYS, read_tools
+from strop.data.rows.columns import PREFERENCE, REQUIRED, Format, Shape, better_answer, optional_columns, shape_of
+from strop.data.rows.fields import RowError, get, is_empty, objects, parsed, text, unknown
+from strop.data.rows.parts import read_content
+from strop.data.rows.tokens import TOKEN_KEYS, read_tokens
+from strop.data.rows.turns import read_turn, read_turns, with_masks
 
 _MEDIA = frozenset(("images", "image", "videos", "video", "audios", "audio"))
-_PREFERENCE = ("chosen", "rejected")
-_EXTRAS = ("tools", "functions", "documents")
-_MASKS = masks.MASK_KEYS | {*masks.UNDESIRABLE}
-_TOKENS = {"input_ids", "labels", "assistant_masks", "completion_mask", "attention_mask"}
+_EXTRAS = frozenset((*TOOL_KEYS, "documents", "chat_template_kwargs"))
+_MASKS = frozenset((*masks.ROW_KEYS, *masks.UNDESIRABLE))
+_NAMES = {name.lower(): name for name in (*_MASKS, *_MEDIA, *PREFERENCE, *_EXTRAS)}
+_KWARGS = "'chat_template_kwargs'"
 _TRAILING = "turns after the last learned answer"
 
 
@@ -31,6 +35,9 @@ class RowReader:
         self._system = system or ""
         self._convert = _CONVERTERS[shape.format]
         self._required = {part: shape.columns.get(part, part) for part in REQUIRED[shape.format]}
+        self._taken = frozenset(shape.columns.values())
+        own: dict[Format, Iterable[str]] = {"tokens": TOKEN_KEYS, "text": ()}
+        self._known = {*self._required.values(), *_MASKS, *_MEDIA, *own.get(shape.format, _EXTRAS)}
 
     def read(self, row: dict[str, Any]) -> tuple[Example, tuple[str, ...]]:
         """A row as an example, and the paths of its keys that are not used.
@@ -39,11 +46,14 @@ class RowReader:
             RowError: A field is missing, null, not text or empty where it must not be; a key asks for what strop
                 cannot do.
         """
+        if names := _renames(tuple(row), self._taken):
+            row = {names.get(key, key): value for key, value in row.items()}
         self._refuse(row)
         unused: set[str] = set()
         columns = self._columns(row)
         example = self._convert(row, columns, self._system, unused)
-        return example, tuple(sorted(unused | self._unused(row, columns)))
+        self._look_at_label(row, columns, unused)
+        return example, tuple(sorted(unused | (unknown(row, self._known, "") - {*columns.values()})))
 
     def _columns(self, row: dict[str, Any]) -> Mapping[str, str]:
         """Each part of this row and its column; the optional ones differ from row to row."""
@@ -63,7 +73,7 @@ class RowReader:
         for key in row.keys() & _MEDIA:
             if not is_empty(row[key]):
                 raise RowError(f"not supported: '{key}': strop trains on text only")
-        if not self._shape.chosen and any(not is_empty(row.get(key)) for key in _PREFERENCE):
+        if not self._shape.chosen and any(not is_empty(row.get(key)) for key in PREFERENCE):
             raise RowError(_preference(row, self._shape))
         if self._required and not any(name in row for name in self._required.values()):
             other = None if self._shape.chosen else shape_of(row)
@@ -73,22 +83,32 @@ class RowReader:
                     f"({', '.join(map(repr, other.columns.values()))}), but the data is read as {self._shape.format}"
                 )
 
-    def _unused(self, row: dict[str, Any], columns: Mapping[str, str]) -> set[str]:
-        used = {*columns.values(), *self._required.values(), *_MASKS, *_MEDIA}
-        if self._shape.format == "tokens":
-            used |= _TOKENS
-        elif self._shape.format != "text":
-            used.update(_EXTRAS)
-        return {key for key in row.keys() - used if not is_empty(row[key])}
+    def _look_at_label(self, row: dict[str, Any], columns: Mapping[str, str], unused: set[str]) -> None:
+        """Refuse an answer that is marked as undesirable; a document's label is its class."""
+        labels = {key: row[key] for key in masks.UNDESIRABLE if key in row and key not in columns.values()}
+        if self._shape.format == "text":
+            unused |= unknown(labels, (), "")
+        else:
+            masks.refuse_undesirable(labels, unused)
+
+
+@lru_cache(maxsize=1024)
+def _renames(keys: tuple[str, ...], columns: frozenset[str]) -> dict[str, str]:
+    """Which keys are others in another spelling, as `Images ` is images; columns and what a row has twice are not."""
+    found: dict[str, str] = {}
+    for key in keys:
+        name = _NAMES.get(key.strip().lower(), key)
+        if name not in keys and key not in columns and name not in found.values():
+            found[key] = name
+    return found
 
 
 def _preference(row: Mapping[str, Any], shape: Shape) -> str:
     """Why a row with two answers is refused, and what to write to learn one of them."""
-    turns = shape.columns.get("messages")
-    ways = [f"data.columns={{prompt: {turns or 'prompt'}, completion: chosen}} learns the better one"]
-    if shape.format in ("messages", "sharegpt"):
+    ways = [f"data.columns={better_answer(row)} learns the better one"]
+    if turns := shape.columns.get("messages"):
         ways.append(f"data.columns={{messages: {turns}}} learns {turns} alone")
-    there = " and ".join(repr(key) for key in _PREFERENCE if not is_empty(row.get(key)))
+    there = " and ".join(repr(key) for key in PREFERENCE if not is_empty(row.get(key)))
     return f"preference rows: {there} are answers to choose from, and strop learns one; {', '.join(ways)}"
 
 
@@ -96,51 +116,57 @@ def _alpaca(row: dict[str, Any], columns: Mapping[str, str], system: str, unused
     question, answer = columns.get("instruction", "instruction"), columns.get("output", "output")
     if isinstance(row.get(question), list | dict) or isinstance(row.get(answer), list | dict):
         return _joined_turns(row, question, answer, columns, system, unused)
-    masks.of_row(row)
+    masks.of_row(row, unused)
     found = Alpaca(
         text(row, question, "empty instruction"),
         _optional(row, columns, "input"),
         text(row, answer, "empty answer"),
     )
     asked = found.instruction + (f"\n\n{found.input}" if found.input else "")
-    return _with_context(row, columns, system, asked, found.output) or found
+    return _with_context(row, columns, system, asked, found.output, unused) or found
 
 
 def _prompt_completion(row: dict[str, Any], columns: Mapping[str, str], system: str, unused: set[str]) -> Example:
     question, answer = columns.get("prompt", "prompt"), columns.get("completion", "completion")
     if isinstance(row.get(question), list | dict) or isinstance(row.get(answer), list | dict):
         return _joined_turns(row, question, answer, columns, system, unused)
-    masks.of_row(row)
+    if about := columns.get("input"):
+        raise RowError(
+            f"two columns for one part: '{question}' and '{about}' could both be what is asked; data.columns="
+            f"{{instruction: {question}, input: {about}, output: {answer}}} asks both, "
+            f"data.columns={{prompt: {question}, completion: {answer}}} only one"
+        )
+    masks.of_row(row, unused)
     found = PromptCompletion(text(row, question, "empty prompt"), text(row, answer, "empty answer"))
-    return _with_context(row, columns, system, found.prompt, found.completion) or found
+    return _with_context(row, columns, system, found.prompt, found.completion, unused) or found
 
 
 def _with_context(
-    row: dict[str, Any], columns: Mapping[str, str], system: str, question: str, answer: str
+    row: dict[str, Any], columns: Mapping[str, str], system: str, question: str, answer: str, unused: set[str]
 ) -> Conversation | None:
     """A conversation, if the row has more than a question and an answer: a system message, earlier turns, tools."""
-    start = _optional(row, columns, "system") or system
-    before = _history(row.get(columns["history"])) if "history" in columns else []
-    tools, documents = _extras(row)
-    if not (start or before or tools or documents):
+    start = _system(row, columns, unused) or system
+    before = _history(row.get(columns["history"]), columns["history"], unused) if "history" in columns else []
+    extras = _extras(row, unused)
+    if not (start or before or extras):
         return None
     messages = [Message("system", start)] if start else []
     turns = (*messages, *before, Message("user", question), Message("assistant", answer))
-    return Conversation(turns, tools, documents)
+    return Conversation(turns, **extras)
 
 
-def _history(value: Any) -> list[Message]:
+def _history(value: Any, key: str, unused: set[str]) -> list[Message]:
     """Earlier turns: LLaMA-Factory's pairs, whose answers it learns too, or turns with roles."""
     if is_empty(value):
         return []
-    turns = parsed(value, "'history'")
+    turns = parsed(value, f"'{key}'")
     if isinstance(turns, list) and turns and isinstance(turns[0], dict):
-        return read_turns(turns, "history", set())
+        return read_turns(turns, key, unused)
     if not isinstance(turns, list) or not all(
         isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(part, str) for part in pair)
         for pair in turns
     ):
-        raise RowError("bad history: 'history' must be a list of pairs of a question and its answer")
+        raise RowError(f"bad history: '{key}' must be a list of pairs of a question and its answer")
     return [message for q, a in turns for message in (Message("user", q), Message("assistant", a))]
 
 
@@ -148,16 +174,17 @@ def _joined_turns(
     row: dict[str, Any], question: str, answer: str, columns: Mapping[str, str], system: str, unused: set[str]
 ) -> Example:
     """A prompt of turns and its completion, as turns or text (TRL's conversational prompt and completion)."""
+    for part in ("input", "history"):
+        if part in columns:
+            raise RowError(f"two columns for one part: '{columns[part]}' beside turns; write it into '{question}'")
     asked, said = _turns(get(row, question)), _turns(get(row, answer))
     before = [Message("user", asked)] if isinstance(asked, str) else read_turns(asked, question, unused)
     after = [Message("assistant", said)] if isinstance(said, str) else read_turns(said, answer, unused)
     repeated = [(m.role, m.content) for m in before]
-    if [
-        (m.role, m.content) for m in after[: len(before)]
-    ] == repeated:  # UltraFeedback's `chosen` begins with the prompt
-        after = after[len(before) :]
+    if [(m.role, m.content) for m in after[: len(before)]] == repeated:
+        after = after[len(before) :]  # UltraFeedback's `chosen` begins with the prompt
     # The prompt is not learned, whatever it contains: this is what the two columns say.
-    context = [Message(m.role, m.content, m.reasoning, m.tool_calls, m.name, m.tool_call_id, False) for m in before]
+    context = [replace(message, learned=False) for message in before]
     return _conversation([*context, *after], row, columns, system, unused)
 
 
@@ -177,77 +204,65 @@ def _conversation(
 ) -> Conversation:
     if not any(message.role == "assistant" for message in messages):
         raise RowError("no answer: no turn is from assistant")
-    messages = with_masks(messages, masks.of_row(row, len(messages)))
+    messages = with_masks(messages, masks.of_row(row, unused, len(messages)))
     learned = [i for i, m in enumerate(messages) if m.learned and m.role == "assistant"]
     if not learned:
         raise RowError("not to be learned: every answer is marked as context; data.on_bad_row=skip leaves it out")
     if any(m.role != "assistant" for m in messages[learned[-1] + 1 :]):
         unused.add(_TRAILING)
     messages = messages[: learned[-1] + 1]
-    start = _optional(row, columns, "system")
+    start = _system(row, columns, unused)
     if start and messages[0].role == "system":
         if messages[0].content != start:
             raise RowError(f"two system messages: '{columns['system']}' and the first turn")
     elif start or (system and messages[0].role != "system"):
         messages = [Message("system", start or system), *messages]
-    return Conversation(tuple(messages), *_extras(row))
+    return Conversation(tuple(messages), **_extras(row, unused))
 
 
-def _extras(row: dict[str, Any]) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]:
-    """A row's tools and documents."""
-    documents = [] if is_empty(row.get("documents")) else objects(row["documents"], "'documents'")
-    return read_tools(row), tuple(documents)
+def _extras(row: dict[str, Any], unused: set[str]) -> dict[str, Any]:
+    """What a conversation has besides its turns, as far as the row has it."""
+    if _EXTRAS.isdisjoint(row):
+        return {}
+    values = {} if is_empty(row.get("chat_template_kwargs")) else parsed(row["chat_template_kwargs"], _KWARGS)
+    if not isinstance(values, dict):
+        raise RowError(f"not an object: {_KWARGS}")
+    found = {
+        "tools": read_tools(row, unused),
+        "documents": tuple(objects(row.get("documents"), "'documents'")),
+        "template_kwargs": {name: value for name, value in values.items() if not is_empty(value)},
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def _optional(row: dict[str, Any], columns: Mapping[str, str], part: str) -> str:
-    """A text that may be missing or null; a system message may also come in parts."""
+    """A text that may be missing or null."""
     key = columns.get(part)
-    if key is None or is_empty(row.get(key)):
-        return ""
-    if part == "system" and isinstance(row[key], list | dict):
-        value = row[key]
-        return read_content(value.get("parts", value) if isinstance(value, dict) else value, " of the system").text
-    return text(row, key)
+    return "" if key is None or is_empty(row.get(key)) else text(row, key)
+
+
+def _system(row: dict[str, Any], columns: Mapping[str, str], unused: set[str]) -> str:
+    """The system message of a row: a text, or a turn or its parts as Bedrock and Gemini have them."""
+    key = columns.get("system")
+    value = None if key is None else row.get(key)
+    if key is None or is_empty(value) or not isinstance(value, list | dict):
+        return _optional(row, columns, "system")
+    if isinstance(value, dict):
+        [message] = read_turn({**value, "role": "system"}, f" of '{key}'", key, unused)
+        return message.content
+    found = read_content(value, f" of '{key}'", key, unused)
+    if found.reasoning or found.calls or found.results:
+        raise RowError(f"not text: '{key}' has more than text")
+    return found.text
 
 
 def _document(row: dict[str, Any], columns: Mapping[str, str], system: str, unused: set[str]) -> Example:
-    masks.of_row(row)
+    masks.of_row(row, unused)
     return Text(text(row, columns.get("text", "text"), "empty text"))
 
 
 def _tokens(row: dict[str, Any], columns: Mapping[str, str], system: str, unused: set[str]) -> Example:
-    """Ids with TRL's masks or Hugging Face's labels; padding is dropped."""
-    ids = _integers(row, "input_ids")
-    learned = [True] * len(ids)
-    for key in ("assistant_masks", "completion_mask"):
-        if not is_empty(row.get(key)):
-            learned = [bool(mask) and was for mask, was in zip(_of_length(row, key, len(ids)), learned, strict=True)]
-    if not is_empty(row.get("labels")):
-        labels = _of_length(row, "labels", len(ids))
-        if any(label not in (-100, token) for label, token in zip(labels, ids, strict=True)):
-            raise RowError("bad labels: each must be -100 or the token at its place")
-        learned = [label != -100 and was for label, was in zip(labels, learned, strict=True)]
-    if not is_empty(row.get("attention_mask")):
-        seen = _of_length(row, "attention_mask", len(ids))
-        ids = [token for token, mask in zip(ids, seen, strict=True) if mask]
-        learned = [flag for flag, mask in zip(learned, seen, strict=True) if mask]
-    if not any(learned[1:]):
-        raise RowError("not to be learned: no token of this row is learned")
-    return Tokens(tuple(ids), tuple(learned))
-
-
-def _integers(row: dict[str, Any], key: str) -> list[int]:
-    value = get(row, key)
-    if not isinstance(value, list) or not all(type(item) in (int, bool) for item in value):
-        raise RowError(f"not token ids: '{key}' must be a list of integers")
-    return value
-
-
-def _of_length(row: dict[str, Any], key: str, length: int) -> list[int]:
-    value = _integers(row, key)
-    if len(value) != length:
-        raise RowError(f"mask does not fit: '{key}' has {len(value)} values for {length} tokens")
-    return value
+    return read_tokens(row, unused)
 
 
 _CONVERTERS: dict[Format, Callable[[dict[str, Any], Mapping[str, str], str, set[str]], Example]] = {

@@ -1,31 +1,38 @@
-"""The turns of a conversation, in OpenAI's, ShareGPT's and Gemini's spelling -> messages."""
+"""The turns of a conversation, in the spellings that are in use -> messages."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from strop.data.examples import Message, Role
 from strop.data.rows import masks
 from strop.data.rows.calls import calls_in_text, read_calls
-from strop.data.rows.fields import RowError, get, is_empty, text
+from strop.data.rows.fields import RowError, first_key, get, is_empty, text, unknown
+from strop.data.rows.parts import Content, read_content
 
 ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",  # OpenAI's newer name
     "user": "user",
     "human": "user",
+    "prompter": "user",  # OpenAssistant's
     "assistant": "assistant",
     "gpt": "assistant",
     "model": "assistant",
     "bot": "assistant",
+    "chatbot": "assistant",  # Cohere's
     "chatgpt": "assistant",
+    "ai": "assistant",
     "function_call": "assistant",
     "tool_call": "assistant",
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
     "tool_response": "tool",
+    "tool_result": "tool",
+    "tool_output": "tool",
+    "function_response": "tool",
+    "environment": "tool",
     "ipython": "tool",
 }
 """Who speaks, in small letters, and what that is called here."""
@@ -33,26 +40,17 @@ ROLES: dict[str, Role] = {
 _CALLS = ("function_call", "tool_call")
 _WHO, _WHAT = ("role", "from"), ("content", "value", "parts")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
+_HIDDEN = ("analysis", "commentary")
+"""Channels of Harmony that are not what an answer says."""
+
 _REFUSED = {
     **dict.fromkeys(
         ("image", "images", "image_url", "audio", "audios", "video", "videos"), "strop trains on text only"
     ),
     "refusal": "write what should be learned into 'content'",
 }
-_KNOWN = frozenset(
-    (
-        *_WHO,
-        *_WHAT,
-        *_REASONING,
-        *_REFUSED,
-        *masks.MASK_KEYS,
-        *masks.REFUSED_IN_TURNS,
-        "tool_calls",
-        "function_call",
-        "tool_call_id",
-        "name",
-    )
-)
+_KNOWN = frozenset((*_REASONING, *masks.TURN_KEYS, "tool_calls", "function_call"))
+_OF_A_TOOL = frozenset(("name", "tool_call_id"))
 _FAULT_IF_EMPTY: dict[Role, str | None] = {
     "assistant": "empty answer",
     "user": "empty question",
@@ -62,7 +60,7 @@ _FAULT_IF_EMPTY: dict[Role, str | None] = {
 
 
 def read_turns(turns: Any, key: str, unused: set[str]) -> list[Message]:
-    """Every turn of a conversation as a message; Gemini's may make several.
+    """Every turn of a conversation as a message; one with results of calls among its parts makes several.
 
     Args:
         turns: The value of the row's key.
@@ -76,60 +74,85 @@ def read_turns(turns: Any, key: str, unused: set[str]) -> list[Message]:
         raise RowError(f"no turns: '{key}' must be a list of objects with 'role' and 'content'")
     messages: list[Message] = []
     for number, turn in enumerate(turns, 1):
-        where = f" in turn {number}"
         if not isinstance(turn, dict):
-            raise RowError(f"not an object: turn {number}")
-        messages += _read_turn(turn, where, key, unused)
+            raise RowError(f"not an object: turn {number} of '{key}'")
+        messages += read_turn(turn, f" in turn {number}", f"{key}[]", unused)
     return messages
 
 
-def _read_turn(turn: dict[str, Any], where: str, key: str, unused: set[str]) -> list[Message]:
-    for name, reason in _REFUSED.items():
-        if not is_empty(turn.get(name)):
-            raise RowError(f"not supported: '{name}'{where}: {reason}")
-    who = next((name for name in _WHO if turn.get(name) is not None), _WHO[0] if "content" in turn else _WHO[-1])
-    said = text(turn, who, where=where)
-    role = ROLES.get(said.strip().lower())
-    if role is None:
-        raise RowError(f"unknown role: '{who}' is {said!r}{where}; known roles are {', '.join(ROLES)}")
+def read_turn(turn: dict[str, Any], where: str, path: str, unused: set[str]) -> list[Message]:
+    """A turn as messages: the results of calls that it has among its parts, then what it says itself.
+
+    Args:
+        turn: The turn.
+        where: It is, for messages.
+        path: To it, for unused keys.
+        unused: Told of the keys that are not used.
+
+    Raises:
+        RowError: As `read_turns`.
+    """
+    _refuse(turn, where)
+    who = first_key(turn, _WHO) or (_WHO[0] if "content" in turn else _WHO[-1])
+    what = first_key(turn, _WHAT) or next((name for name in _WHAT if turn.get(name) is not None), None)
+    role, said = _role(turn, who, where)
     learned = masks.of_turn(turn, where)
     if learned and role != "assistant":
         raise RowError(
             f"not an answer: the turn from {role}{where} asks to be learned; "
             "only answers can be, or everything with data.train_on=all"
         )
-    what = next((name for name in _WHAT if turn.get(name) is not None), None)
-    found = read_content(turn.get(what) if what else None, where)
-    own: set[str] = set()
-    calls = read_calls(turn, where, own)
-    if said.strip().lower() in _CALLS and found.text:
-        calls, found = (*calls, *calls_in_text(found.text, where)), replace(found, text="")
-    own |= {name for name in turn.keys() - _KNOWN if not is_empty(turn[name])}
-    own |= {name for name in (*_WHO, *_WHAT) if name not in (who, what) and not is_empty(turn.get(name))}
+    found = read_content(turn[what] if what else None, where, f"{path}.{what}", unused)
+    calls = read_calls(turn, where, path, unused)
+    if said in _CALLS and found.text:
+        calls += calls_in_text(found.text, where, f"{path}.{what}", unused)
+        found = replace(found, text="")
+    of_tool = role == "tool" and not found.results
+    if own := turn.keys() - (_KNOWN | _OF_A_TOOL if of_tool else _KNOWN) - {who, what}:
+        unused |= unknown({name: turn[name] for name in own}, (), f"{path}.")
     message = Message(
         role,
         found.text,
-        _reasoning(turn, where) or found.reasoning,
+        _reasoning(turn, found, where),
         (*calls, *found.calls),
-        "" if role != "tool" else turn.get("name") or "",
-        turn.get("tool_call_id") or "",
+        _optional(turn, "name", where) if of_tool else "",
+        _optional(turn, "tool_call_id", where) if of_tool else "",
         role == "assistant" and learned is not False,
     )
-    if turn.get("name") and role != "tool":
-        own.add("name")
-    unused |= {f"{key}[].{name}" for name in own}
-    if found.results:
+    if found.results and role not in ("user", "tool"):
+        raise RowError(f"not a result: the turn from {role}{where} has the result of a call")
+    if found.results and not found.text:
         return list(found.results)
     _require_content(message, turn, what or (_WHAT[0] if who == "role" else _WHAT[1]), where)
-    return [message]
+    return [*found.results, message]
 
 
-def _require_content(message: Message, turn: dict[str, Any], what: str, where: str) -> None:
+def _refuse(turn: Mapping[str, Any], where: str) -> None:
+    for name in turn.keys() & _REFUSED.keys():
+        if not is_empty(turn[name]):
+            raise RowError(f"not supported: '{name}'{where}: {_REFUSED[name]}")
+    if turn.get("channel") in _HIDDEN:
+        raise RowError(
+            f"not supported: 'channel' is {turn['channel']!r}{where}: write reasoning into 'reasoning_content' and "
+            "calls into 'tool_calls' of the answer that they belong to"
+        )
+
+
+def _role(turn: Mapping[str, Any], who: str, where: str) -> tuple[Role, str]:
+    """Who speaks, and how the row writes it in small letters."""
+    said = text(turn, who, where=where).strip().lower()
+    if said not in ROLES:
+        raise RowError(f"unknown role: '{who}' is {turn[who]!r}{where}; known roles are {', '.join(ROLES)}")
+    return ROLES[said], said
+
+
+def _optional(turn: Mapping[str, Any], name: str, where: str) -> str:
+    return "" if is_empty(turn.get(name)) else text(turn, name, where=where)
+
+
+def _require_content(message: Message, turn: Mapping[str, Any], what: str, where: str) -> None:
     if message.role != "assistant" and (message.tool_calls or message.reasoning):
         raise RowError(f"not an answer: the turn from {message.role}{where} has tool calls or reasoning")
-    for name in ("name", "tool_call_id"):
-        if not isinstance(turn.get(name), str | None):
-            raise RowError(f"not text: '{name}'{where}")
     if message.content.strip() or message.tool_calls:
         return
     get(turn, what, where)  # missing or null
@@ -137,75 +160,13 @@ def _require_content(message: Message, turn: dict[str, Any], what: str, where: s
         raise RowError(f"{fault}: '{what}'{where}")
 
 
-def _reasoning(turn: Mapping[str, Any], where: str) -> str:
-    said = {turn[key] for key in _REASONING if isinstance(turn.get(key), str) and turn[key].strip()}
-    for key in _REASONING:
-        if not is_empty(turn.get(key)) and not isinstance(turn[key], str):
-            raise RowError(f"not text: '{key}'{where}")
+def _reasoning(turn: Mapping[str, Any], found: Content, where: str) -> str:
+    """What the turn thinks, from its own key or among its parts."""
+    said = {found.reasoning, *(_optional(turn, key, where) for key in _REASONING if key in turn)}
+    said = {one for one in said if one.strip()}
     if len(said) > 1:
         raise RowError(f"contradiction: two different texts of reasoning{where}")
     return said.pop() if said else ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Content:
-    text: str = ""
-    reasoning: str = ""
-    calls: tuple[Any, ...] = ()
-    results: tuple[Message, ...] = ()
-
-
-def read_content(value: Any, where: str) -> _Content:
-    """A text, or parts of text, of reasoning, and of Gemini's function calls and their results.
-
-    Raises:
-        RowError: A part is something else, such as an image.
-    """
-    if value is None:
-        return _Content()
-    if isinstance(value, str):
-        return _Content(value)
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, list) or not all(isinstance(part, dict | str) for part in value):
-        hint = "; put it in quotes" if isinstance(value, (int, float)) else ""
-        raise RowError(f"not text: the content{where} is of type {type(value).__name__}, but must be text{hint}")
-    texts: list[str] = []
-    thoughts: list[str] = []
-    calls: list[Any] = []
-    results: list[Message] = []
-    for part in value:
-        kind, content = _part(part, where)
-        match kind:
-            case "text":
-                texts.append(content)
-            case "reasoning":
-                thoughts.append(content)
-            case "call":
-                calls += read_calls({"tool_calls": [content]}, where, set())
-            case "result":
-                results.append(content)
-    return _Content("".join(texts), "".join(thoughts), tuple(calls), tuple(results))
-
-
-def _part(part: dict[str, Any] | str, where: str) -> tuple[Literal["text", "reasoning", "call", "result"], Any]:
-    if isinstance(part, str):
-        return "text", part
-    there = {key: value for key, value in part.items() if value is not None}
-    if isinstance(call := there.get("functionCall", there.get("function_call")), dict):
-        return "call", {"name": call.get("name"), "arguments": call.get("args") or {}}
-    if isinstance(result := there.get("functionResponse", there.get("function_response")), dict):
-        content = json.dumps(result.get("response"), ensure_ascii=False)
-        return "result", Message("tool", content, name=str(result.get("name") or ""), learned=False)
-    for kind, keys in (("reasoning", ("thinking", "reasoning")), ("text", ("text",))):
-        for key in keys:
-            if isinstance(there.get(key), str) and there.get("type", key) in (key, "output_text", "input_text"):
-                if kind == "text" and there.get("thought") is True:
-                    return "reasoning", there[key]
-                return ("reasoning" if kind == "reasoning" else "text"), there[key]
-    raise RowError(
-        f"not text: a part{where} is {there.get('type') or ', '.join(there) or 'empty'}; strop trains on text"
-    )
 
 
 def with_masks(messages: Sequence[Message], flags: Sequence[bool] | None) -> list[Message]:

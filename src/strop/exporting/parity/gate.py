@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +75,7 @@ class Question:
         ids: In training.
         tools: That the conversation declares.
         documents: That go with it.
+        template_kwargs: What else its chat template is given.
     """
 
     messages: list[dict[str, Any]] | None
@@ -82,6 +83,7 @@ class Question:
     ids: list[int]
     tools: list[dict[str, Any]] | None = None
     documents: list[dict[str, Any]] | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

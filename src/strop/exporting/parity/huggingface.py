@@ -74,10 +74,10 @@ def render(tokenizer: Any, question: dict[str, Any]) -> list[int] | str:
     """The ids of a prompt, or why its chat template refuses it."""
     if question["messages"] is None:
         return question["ids"] if question["text"] is None else list(tokenizer(question["text"]).input_ids)
-    given = {name: question[name] for name in ("messages", "tools", "documents")}
+    given = {"tools": question["tools"], "documents": question["documents"], **question["template_kwargs"]}
     try:
         return list(
-            tokenizer.apply_chat_template(given.pop("messages"), add_generation_prompt=True, return_dict=False, **given)
+            tokenizer.apply_chat_template(question["messages"], add_generation_prompt=True, return_dict=False, **given)
         )
     except Exception as error:  # a template may raise anything
         return f"{type(error).__name__}: {error}"

@@ -131,9 +131,10 @@ class Server:
 
 def _as_request(question: dict[str, Any]) -> dict[str, Any]:
     """Messages and what goes with them as OpenAI's API has them."""
-    documents = {"documents": question["documents"]} if question["documents"] else {}
+    given = {"documents": question["documents"]} if question["documents"] else {}
     tools = {"tools": question["tools"]} if question["tools"] else {}
-    return {"messages": list(map(_openais, question["messages"])), "chat_template_kwargs": documents, **tools}
+    messages = list(map(_openais, question["messages"]))
+    return {"messages": messages, "chat_template_kwargs": given | question["template_kwargs"], **tools}
 
 
 def _openais(message: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +143,9 @@ def _openais(message: dict[str, Any]) -> dict[str, Any]:
         return message
     calls = []
     for call in message["tool_calls"]:
-        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        arguments = call["function"]["arguments"]
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
         calls.append(call | {"function": call["function"] | {"arguments": arguments}})
     return message | {"tool_calls": calls}
 

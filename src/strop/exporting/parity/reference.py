@@ -87,7 +87,7 @@ def spelt_the_same(questions: Sequence[Question], template: Template) -> list[Qu
 
 
 def _key(question: Question) -> str:
-    return json.dumps([question.messages, question.text, question.tools, question.documents, question.ids])
+    return json.dumps(asdict(question))
 
 
 def _questions(template: Template, example: Example) -> list[Question]:
@@ -129,4 +129,5 @@ def _of_answers(template: Template, chat: Conversation) -> Iterator[Question]:
 def _question(template: Template, asked: Conversation, ids: list[int]) -> Question:
     assert template.chat
     messages = list(map(template.chat.turn, asked.messages))
-    return Question(messages, None, ids, list(map(dict, asked.tools)) or None, list(map(dict, asked.documents)) or None)
+    tools, documents = (list(map(dict, values)) or None for values in (asked.tools, asked.documents))
+    return Question(messages, None, ids, tools, documents, dict(asked.template_kwargs))

@@ -1,0 +1,89 @@
+"""What a person should know about rows before they are trained on; `check`, `plan` and `train` say it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from strop.commands.prepare import Prepared
+    from strop.data.audit import AuditReport, StoreReport
+
+
+def readings(prepared: Prepared) -> list[str]:
+    """What reading the files took for granted, and which column was read as which part of a row."""
+    parts = [part for part in (prepared.report.train, prepared.report.validation) if part is not None]
+    lines = [line for part in parts for line in part.found]
+    lines += [f"{each.name}: columns {each.columns}" for part in parts for each in part.sources if each.columns]
+    return list(dict.fromkeys(lines))
+
+
+def notes(prepared: Prepared) -> list[str]:
+    """What may not be what the rows' owner meant."""
+    report = prepared.report
+    train, held_out = report.train, report.validation
+    lines = [*_skipped(train, ""), *_unused(train, {}, "not used")]
+    if held_out is not None and held_out.sources != train.sources:
+        lines += [*_skipped(held_out, "held-out "), *_unused(held_out, train.unused, "not used in held-out rows")]
+    return [*lines, *_samples(train), *_template(prepared), *_lengths(report), *_held_out(report)]
+
+
+def tell_findings(prepared: Prepared, note: Callable[[str], None]) -> None:
+    """Say all of it, a line at a time."""
+    for line in [*readings(prepared), *notes(prepared)]:
+        note(line)
+
+
+def _skipped(part: StoreReport, what: str) -> Iterator[str]:
+    for kind, count in part.skipped.items():
+        yield f"{count:,} {what}{'row is' if count == 1 else 'rows are'} skipped: {kind}"
+
+
+def _unused(part: StoreReport, said: dict[str, int], what: str) -> Iterator[str]:
+    counts = {key: count for key, count in part.unused.items() if key not in said}
+    if counts:
+        keys = ", ".join(f"{key} ({count:,} {'row' if count == 1 else 'rows'})" for key, count in counts.items())
+        yield f"{what}: {keys}"
+
+
+def _samples(train: StoreReport) -> Iterator[str]:
+    if train.samples > train.rows_kept:
+        yield (
+            f"{train.rows_kept:,} rows give {train.samples:,} samples, one for each answer: the chat template changes "
+            "earlier turns when more follow, or documents are split"
+        )
+
+
+def _template(prepared: Prepared) -> Iterator[str]:
+    """What the template does to rows that could be meant in another way."""
+    template, formats = prepared.report.template, {source.shape.format for source in prepared.data.sources}
+    if "prompt_completion" in formats and template == "plain":
+        yield (
+            "prompt and completion are joined as they are, and no chat template is used; data.template: chat makes "
+            "them a question and its answer"
+        )
+    if "prompt_completion" in formats and template == "chat":
+        yield (
+            "prompt and completion are a question and its answer in the model's chat template; data.template: plain "
+            "joins them as they are"
+        )
+
+
+def _lengths(report: AuditReport) -> Iterator[str]:
+    train = report.train
+    if train.stop_cut:
+        yield f"{train.stop_cut:,} samples are cut at model.max_seq_length and do not learn to stop"
+    if train.special_text:
+        where = ", ".join(map(str, train.special_text_origins))
+        yield f"{train.special_text:,} rows contain the text of control tokens, which become those tokens: {where}"
+
+
+def _held_out(report: AuditReport) -> Iterator[str]:
+    overlap = report.overlap
+    if overlap and overlap.prompts:
+        yield (
+            f"{overlap.rows:,} held-out rows are also training rows, and {overlap.prompts:,} share a training "
+            "row's question; the held-out loss will look better than it is"
+        )
+    if report.validation is None:
+        yield "no rows are held out, so learning and memorising will look the same: set data.validation_file"
