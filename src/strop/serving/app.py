@@ -111,7 +111,9 @@ class _Endpoint:
 
         def ask(body: ChatRequest) -> tuple[list[int], AnswerReader]:
             question = read_question(template, body)
-            return chat_prompt(template, question), AnswerReader(self._markup, question)
+            kwargs = body.chat_template_kwargs
+            markup = Markup(template, kwargs) if kwargs else self._markup
+            return chat_prompt(template, question), AnswerReader(markup, question)
 
         return await self._generate(request, ChatRequest, ask)
 

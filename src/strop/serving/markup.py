@@ -64,6 +64,7 @@ class Markup:
 
     Args:
         template: Of the run.
+        template_kwargs: What a conversation gives to its chat template, such as enable_thinking.
 
     Attributes:
         opening: What opens the reasoning, empty if the prompt has done so; None if the template has no reasoning.
@@ -73,8 +74,8 @@ class Markup:
         decode: Token ids -> text; with special tokens written out if the markup has any.
     """
 
-    def __init__(self, template: Template) -> None:
-        self._chat = template.chat
+    def __init__(self, template: Template, template_kwargs: Mapping[str, Any] | None = None) -> None:
+        self._chat, self._kwargs = template.chat, dict(template_kwargs or {})
         self._stops = [str(token) for token in template.tokenizer.convert_ids_to_tokens(sorted(template.stop_ids))]
         self.form = cache(self._form)
         said, reasoned, called = (self.form(*parts) for parts in ((0, 1, 0), (1, 1, 0), (0, 0, 1)))
@@ -118,9 +119,9 @@ class Markup:
         """The form of an answer with these parts; None if the template has no place for them."""
         calls = tuple(map(_call, range(num_calls)))
         message = Message("assistant", _CONTENT * num_content, _REASONING * num_reasoning, calls)
-        written = self._answer(
-            Conversation((Message("user", "question"), message), tuple(_tool(call.name) for call in calls))
-        )
+        tools = tuple(_tool(call.name) for call in calls)
+        turns = (Message("user", "question"), message)
+        written = self._answer(Conversation(turns, tools, template_kwargs=self._kwargs))
         end = min((at for stop in self._stops if (at := written.find(stop)) >= 0), default=len(written))
         literals = _MARKS.split(written[:end])
         marks = literals[1::2]

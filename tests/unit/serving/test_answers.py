@@ -199,6 +199,15 @@ def test_without_tools_nothing_is_a_call(template_of: Callable[[str], Template])
     assert reader.read(CALL) == reader.so_far(CALL) == Said(CALL)
 
 
+def test_a_template_that_is_told_not_to_think_is_read_so(template_of: Callable[[str], Template]) -> None:
+    """The prompt has closed the reasoning already, so that the answer begins with its call."""
+    quiet = {"enable_thinking": False}
+    question = replace(QUESTION, template_kwargs=quiet)
+    said = AnswerReader(Markup(template_of("qwen3"), quiet), question).read(CALL)
+    assert [call.name for call in said.calls] == ["tide"]
+    assert not AnswerReader(Markup(template_of("qwen3")), QUESTION).read(CALL).calls
+
+
 OWN = (
     "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if m.reasoning_content %}[[{{ m.reasoning_content }}]] "
