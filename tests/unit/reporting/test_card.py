@@ -46,7 +46,14 @@ TEXTS = tuple(text for text in (*HOSTILE, *MARKUP) if text.strip())  # what is e
 
 
 def parity(text: str) -> dict[str, Any]:
-    return {"consumer": text, "num_prompts": 6, "same_prompts": 6, "same_answers": 5, "distance": {"kl": 1.25e-5}}
+    return {
+        "consumer": text,
+        "num_prompts": 90,
+        "same_prompts": 90,
+        "num_answers": 6,
+        "same_answers": 5,
+        "distance": {"kl": 1.25e-5},
+    }
 
 
 def hostile(folder: Path, text: str) -> tuple[RunFiles, About]:
@@ -94,6 +101,7 @@ def test_a_card_says_what_the_run_was(tmp_path: Path) -> None:
     assert "| Training rows | 9 |" in text
     assert "2 held-out questions were in training, too" in text
     assert "Tried out in peft 0.21" in text
+    assert "of 90 prompts, its greedy answer to 5 of 6" in text
     assert "1.25e-05 nats (KL)" in text
     assert "An answer ends with `<|end|>` or `</s>`." in text
     assert is_untouched(text)
