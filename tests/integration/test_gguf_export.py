@@ -51,7 +51,7 @@ def export(folder: Path, quantisation: str) -> dict[str, Any]:
 def test_llama_cpp_answers_as_strop_does(workshop: Path) -> None:
     parity = export(workshop, "f16")
     assert parity["consumer"].startswith("xllamacpp")
-    assert parity["same_prompts"] == parity["num_prompts"] == 6
+    assert parity["same_prompts"] == parity["num_prompts"] > 6 == parity["num_answers"]
     # All six here; another processor's rounding may turn one where strop's own choice was a tie.
     assert parity["same_answers"] >= 5
     assert parity["widest_parting"] < 0.02

@@ -151,10 +151,16 @@ def good(**changes: Any) -> dict[str, Any]:
 WRONG_VALUES: list[tuple[str, Any]] = [
     *[("model", value) for value in (None, 1, "", "x" * 10_000, ["run"], "../../etc/passwd", "run\x00")],
     *[("messages", value) for value in (None, [], {}, "Hi", [None], [[]], ["Hi"], [{}], 7)],
-    *[("messages", [{"role": role, "content": "Hi"}]) for role in ("tool", "developer", "USER", "", None, 1, "system")],
+    *[("messages", [{"role": role, "content": "Hi"}]) for role in ("function", "USER", "", None, 1, "system")],
     *[("messages", [{"role": "user", "content": c}]) for c in (None, 1, {}, [None], ["Hi"], [{"type": "image_url"}])],
-    ("messages", [{"role": "user", "content": "Hi", "tool_calls": []}]),
-    ("messages", [{"role": "user", "content": "Hi"}] * 2),
+    ("messages", [{"role": "user", "content": "Hi", "tool_calls": [{}]}]),
+    ("messages", [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]),
+    ("messages", [{"role": "user", "content": "Hi", "name": "Ann"}]),
+    *[("tools", value) for value in ({}, "x", [1], [{}], [{"type": "x"}], [{"type": "function", "function": {}}])],
+    ("tools", [{"type": "function", "function": {"name": "f"}}]),  # SmolLM2's template has no place for tools
+    *[("tool_choice", value) for value in ("required", "x", {}, {"type": "function", "function": {"name": "f"}}, 1)],
+    *[("documents", value) for value in ({}, [1], [{}], [{"text": "x"}])],
+    *[("chat_template_kwargs", value) for value in ([], "x", {"no_such_value": True})],
     ("messages", [{"role": "user"}]),
     *[("max_tokens", value) for value in (0, -1, 1.5, "4", True, 10**30, [], 513)],
     *[("max_completion_tokens", value) for value in (0, "4", 10**9)],
@@ -167,7 +173,7 @@ WRONG_VALUES: list[tuple[str, Any]] = [
     *[("stream_options", value) for value in ({}, {"include_usage": True}, {"x": 1}, [], True)],
     *[("logprobs", value) for value in (True, 5, "yes")],
     *[("presence_penalty", value) for value in (0.5, "0", [])],
-    *[(name, []) for name in ("tools", "functions", "modalities", "__class__", "a" * 5000, "\ud83d\ude00", "")],
+    *[(name, []) for name in ("functions", "modalities", "__class__", "a" * 5000, "\ud83d\ude00", "")],
     *[(name, 1) for name in ("top_k", "min_p", "logit_bias", "response_format", "best_of", "prompt", "echo")],
 ]
 WRONG_BODIES = [

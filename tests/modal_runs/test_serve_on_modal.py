@@ -6,6 +6,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from modal_proto import api_pb2
 
 from fake_modal import SECRETS
 from fake_modal_deployments import FakeDeployments
+from real_templates import template_source
 from strop.data.template import load_template
 from strop.exporting.prompting import write_tokenizer
 from strop.modal_runs.remote_run import Places
-from strop.modal_runs.vllm import ServingJob, command
+from strop.modal_runs.vllm import ServingJob, command, reasoning_parser, tool_parser
 from tiny_runs import write_recipe
 from waiting import PATIENCE
 
@@ -46,7 +48,7 @@ def run(tmp_path: Path) -> Path:
     run, model = tmp_path / "run", tmp_path / "model"
     (run / "adapter").mkdir(parents=True)
     (run / "recipe.yaml").write_text(json.dumps(contents))
-    (run / "run.json").write_text(json.dumps({"run_id": "0123456789ab", "format": "alpaca"}))
+    (run / "run.json").write_text(json.dumps({"run_id": "0123456789ab", "template": "chat"}))
     write_tokenizer(load_template(model, "chat", ["alpaca"]), model, run / "adapter")
     (run / "adapter" / "adapter_config.json").write_text('{"r": 4}')
     (run / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
@@ -142,6 +144,37 @@ def test_the_command_line_is_training_throughout() -> None:
         "--host": "0.0.0.0",
         "--port": "8000",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "tools", "reasoning"),
+    [
+        ("qwen2.5", "hermes", None),
+        ("qwen3", "hermes", "qwen3"),
+        ("qwen3-instruct-2507", "hermes", None),
+        ("qwen3-thinking-2507", "hermes", "deepseek_r1"),
+        ("qwq", "hermes", "deepseek_r1"),
+        ("r1-distill", None, "deepseek_r1"),
+        ("hermes-3-tool_use", "hermes", None),
+        ("llama3.1", "llama3_json", None),
+        ("llama3.2", "llama3_json", None),
+        ("llama3", None, None),
+        ("mistral-v0.3", "mistral", None),
+        ("phi-4-mini", None, None),
+        ("smollm3", None, None),
+        ("granite-3.3", None, None),
+        ("zephyr", None, None),
+    ],
+)
+def test_vllm_reads_what_the_template_writes(name: str, tools: str | None, reasoning: str | None) -> None:
+    source = template_source(name)
+    assert (tool_parser(source), reasoning_parser(source)) == (tools, reasoning)
+    words = command(replace(JOB, tool_parser=tools, reasoning_parser=reasoning), Places())
+    assert ("--enable-auto-tool-choice" in words) == (tools is not None)
+    assert [words[i + 1] for i, word in enumerate(words) if word == "--tool-call-parser"] == [tools] * bool(tools)
+    assert [words[i + 1] for i, word in enumerate(words) if word == "--reasoning-parser"] == [reasoning] * bool(
+        reasoning
+    )
 
 
 def test_the_lock_pins_vllm_with_hashes() -> None:

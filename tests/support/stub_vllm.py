@@ -9,13 +9,14 @@ parser = argparse.ArgumentParser()
 parser.add_argument("command", choices=["serve"])
 parser.add_argument("model")
 parser.add_argument("--enable-lora", action="store_true", required=True)
+parser.add_argument("--enable-auto-tool-choice", action="store_true")
 parser.add_argument("--max-lora-rank", type=int, choices=[1, 8, 16, 32, 64, 128, 256, 320, 512])
 parser.add_argument("--chat-template-content-format", choices=["auto", "string", "openai"])
 for name in ("tensor-parallel-size", "max-model-len", "port"):
     parser.add_argument(f"--{name}", type=int, required=True)
 for name in ("tokenizer", "served-model-name", "lora-modules", "chat-template", "generation-config", "host"):
     parser.add_argument(f"--{name}", required=True)
-for name in ("revision", "quantization"):
+for name in ("revision", "quantization", "tool-call-parser", "reasoning-parser"):
     parser.add_argument(f"--{name}")
 options = parser.parse_args()
 name, _, adapter = options.lora_modules.partition("=")

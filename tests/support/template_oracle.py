@@ -1,12 +1,16 @@
 """What training on a row must give, found with transformers alone: each learned answer, and what comes before it."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
+from unittest import mock
 
 from real_templates import FAMILIES
 from template_rows import Row, is_learned, native
 
 DATE = {"date_string": "26 Jul 2024"}
+# strop's own day, where templates ask for today's.
+DAY = mock.patch("transformers.utils.chat_template_utils.datetime", mock.Mock(now=lambda: datetime(2024, 7, 26)))
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,15 @@ class Oracle:
         return [self._answer(row, messages, k, whole) for k in learned]
 
     def render(self, row: Row, messages: list[Row], generation_prompt: bool) -> str:
-        text: str = self.tokenizer.apply_chat_template(
-            messages,
-            tools=row.get("tools"),
-            documents=row.get("documents"),
-            add_generation_prompt=generation_prompt,
-            tokenize=False,
-            **DATE,
-        )
+        with DAY:
+            text: str = self.tokenizer.apply_chat_template(
+                messages,
+                tools=row.get("tools"),
+                documents=row.get("documents"),
+                add_generation_prompt=generation_prompt,
+                tokenize=False,
+                **DATE,
+            )
         return text
 
     def ids(self, text: str) -> list[int]:

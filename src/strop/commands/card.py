@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from strop.commands.run import Run
-from strop.data.examples import Conversation, Message
-from strop.data.prompts import as_question, as_segments
-from strop.modal_runs.vllm import RANKS
+from strop.data.examples import Conversation, Example, Row
+from strop.data.prompts import as_question
+from strop.data.sources import open_sources, read_examples
+from strop.errors import StropError
+from strop.modal_runs.vllm import RANKS, reasoning_parser, tool_parser
 from strop.resolve import is_hub_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from strop.data.template import Template
     from strop.model.pretrained.folder import ModelFolder
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from strop.reporting.usage import Form
 
 _QUESTION = "YOUR QUESTION"
+_ROWS_READ = 1000
 
 
 def write_card(
@@ -71,6 +76,7 @@ def _about(run: Run, template: Template, base_folder: ModelFolder, spec: str, ra
     model, data = run.recipe.model, run.recipe.data
     decoded = template.tokenizer.convert_ids_to_tokens(sorted(template.stop_ids))
     base, is_on_hub = _published(spec)
+    parts = _parts_of(run)
     return About(
         name=run.path.resolve().name,
         base=base,
@@ -83,7 +89,48 @@ def _about(run: Run, template: Template, base_folder: ModelFolder, spec: str, ra
         stop_tokens=tuple(map(str, decoded)),
         rank=next((known for known in RANKS if known >= rank), rank),
         nf4=model.load_in_4bit,
+        parts=parts,
+        system=template.system,
+        parsers=_parsers(template, parts),
     )
+
+
+def _parts_of(run: Run) -> tuple[str, ...]:
+    """What the first training rows of each source have beside questions and answers."""
+    found: set[str] = set()
+    data = run.recipe.data
+    with suppress(StropError):  # where the rows are no longer here, the card says less
+        for source in open_sources(data, data.train_file):
+            for row in islice(read_examples([source], data.system), _ROWS_READ):
+                found.update(_parts(row.example) if isinstance(row, Row) else ())
+    return tuple(sorted(found))
+
+
+def _parts(example: Example) -> Iterator[str]:
+    if not isinstance(example, Conversation):
+        return
+    if example.messages[0].role == "system":
+        yield "system messages"
+    if sum(message.role == "user" for message in example.messages) > 1:
+        yield "several turns"
+    if any(message.reasoning or "</think>" in message.content for message in example.messages):
+        yield "reasoning"
+    if any(message.tool_calls for message in example.messages):
+        yield "tool calls"
+    if example.tools:
+        yield "tools"
+    if example.documents:
+        yield "documents"
+
+
+def _parsers(template: Template, parts: Sequence[str]) -> dict[str, str]:
+    """VLLM's options for what the rows have."""
+    source = template.chat.source if template.chat else ""
+    found = {
+        "--tool-call-parser": tool_parser(source) if "tools" in parts else None,
+        "--reasoning-parser": reasoning_parser(source) if "reasoning" in parts else None,
+    }
+    return {option: value for option, value in found.items() if value}
 
 
 def _published(spec: str) -> tuple[str, bool]:
@@ -99,10 +146,7 @@ def _names(specs: Sequence[str | DataFile]) -> tuple[str, ...]:
 
 def _prompt(template: Template) -> str:
     """A question as generation begins with it."""
-    if template.chat:
-        text = template.chat.prompt(Conversation((Message("user", _QUESTION),)))
-    else:
-        text = as_segments(template.name, as_question(template.name, _QUESTION))[0][0]
+    text = template.prompt(as_question(template.name, _QUESTION))
     bos = template.tokenizer.bos_token if template.bos_id is not None else ""
     return text if text.startswith(bos) else bos + text
 

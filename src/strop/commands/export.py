@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from strop.commands.card import write_card
-from strop.commands.console import RunArgument, out
+from strop.commands.console import RunArgument, note, out
 from strop.commands.load import load_run_template, load_trained
 from strop.commands.run import Run
 from strop.errors import RecipeError
@@ -149,7 +149,7 @@ def _export(run: Run, to: Form, kind: str, target: Path, quantisation: Quantisat
     template = load_run_template(run, base)
     context = _context(run, base) if to == "gguf" else run.recipe.model.max_seq_length
     # In a call of its own: the decoder's memory is free again before anything is written.
-    reference = _reference(run, base, template, context)
+    reference = _reference(run, base, template, context, to)
     with staged_folder(target) as work:
         if to == "adapter":
             copy_adapter(run.adapter_path, work)
@@ -186,10 +186,14 @@ def _write_gguf(
     (work / "Modelfile").write_text(modelfile(file.name, template, context), encoding="utf-8")
 
 
-def _reference(run: Run, base: ModelFolder, template: Template, context: int) -> Reference:
-    from strop.exporting.parity.reference import ask, questions_for
+def _reference(run: Run, base: ModelFolder, template: Template, context: int, to: Form) -> Reference:
+    from strop.exporting.parity.reference import ask, questions_for, spelt_the_same
 
     questions = questions_for(run.recipe.data, template, context)
+    if to == "gguf" and (kept := spelt_the_same(questions, template)) and len(kept) < len(questions):
+        lost = len(questions) - len(kept)
+        note(f"{lost} of {len(questions)} prompts are not in NFC: llama.cpp gives these other ids; they are left out")
+        questions = kept
     return ask(load_trained(run, base).decoder, template, questions)
 
 
@@ -205,9 +209,9 @@ def _print_exported(result: Exported, base: str | None) -> None:
     table = Table("", "measured", "limit", title=f"parity: {parity.kind} in {parity.consumer}", title_justify="left")
     table.add_row("same prompt ids", f"{parity.same_prompts} of {parity.num_prompts}", "all")
     table.add_row("stops at", ", ".join(map(str, parity.stop_ids)), "all")
-    parting = f"; parted by {parity.widest_parting:.2g} nats" if parity.same_answers < parity.num_prompts else ""
+    parting = f"; parted by {parity.widest_parting:.2g} nats" if parity.same_answers < parity.num_answers else ""
     table.add_row(
-        "same greedy answers", f"{parity.same_answers} of {parity.num_prompts}{parting}", f"{parity.limits.tie:g} nats"
+        "same greedy answers", f"{parity.same_answers} of {parity.num_answers}{parting}", f"{parity.limits.tie:g} nats"
     )
     table.add_row("KL divergence, nats", f"{parity.distance.kl:.2g}", f"{parity.limits.kl:g}")
     table.add_row("same likeliest token", f"{parity.distance.top1:.1%}", f"{parity.limits.top1:.0%}")

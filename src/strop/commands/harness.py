@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from strop.commands.load import load_tuned
 from strop.commands.run import Run
+from strop.data.examples import Conversation, Message, Role
 from strop.data.store import Sample
 from strop.errors import RecipeError
 from strop.evaluation.generate import generate
@@ -81,15 +82,18 @@ class StropLM(TemplateLM):
         return ids if add_special_tokens is False or bos is None or ids[:1] == [bos] else [bos, *ids]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Turns as text, in the template that the run was trained in.
+        """Turns as text, in the template that the run was trained in and with its system message.
 
         Raises:
             RecipeError: That is no chat template.
         """
-        if self._template.name != "chat":
-            raise RecipeError(f"the run was trained in the {self._template.name} template, not in a chat template")
+        template = self._template
+        if template.chat is None:
+            raise RecipeError(f"the run was trained in the {template.name} template, not in a chat template")
+        asked = Conversation(tuple(Message(cast("Role", turn["role"]), turn["content"]) for turn in chat_history))
         text: str = self.tokenizer.apply_chat_template(
-            chat_history,
+            list(map(template.chat.turn, template.as_chat(asked).messages)),
+            chat_template=template.chat.source,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,

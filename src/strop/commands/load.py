@@ -87,7 +87,8 @@ def load_run_template(run: Run, model: ModelFolder) -> Template:
     """The template that the run was trained in."""
     from strop.data.template import load_template
 
-    return load_template(model.path, run.template, (), chat_template=run.recipe.data.chat_template)
+    data = run.recipe.data
+    return load_template(model.path, run.template, (), chat_template=data.chat_template, system=data.system)
 
 
 def load_tuned(run: Run) -> Tuned:

@@ -62,7 +62,7 @@ def serve(
     with closing(bind(host, port)) as taken:
         tuned = load_tuned(run)
         config = tuned.adapter.decoder.config
-        worker = GenerationWorker(tuned.adapter, tuned.template)
+        worker = GenerationWorker(tuned.adapter, tuned.template.stop_ids)
         created = datetime.fromisoformat(run.manifest.created or now())
         served = Served(
             name,

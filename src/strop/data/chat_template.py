@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from strop.data.dated import dated
 from strop.data.examples import Conversation, Message
 from strop.data.places import ANSWER, CALL, QUESTION, TOOL, Places
 from strop.data.prompts import Segment, as_json
@@ -28,8 +29,6 @@ from strop.data.written import require_written
 from strop.errors import DataError, ModelError
 from strop.resolve import cache_dir
 
-# Llama 3's templates print today's date unless given one; rows that change overnight cannot be cached.
-DATE = {"date_string": "26 Jul 2024"}
 _PROBE_SECONDS = 60
 _PROBE_CODE = """
 import json, sys
@@ -86,6 +85,8 @@ class ChatTemplate:
         source: The Jinja template. It is untrusted: transformers renders it in its sandbox.
 
     Attributes:
+        source: The template that is rendered; it prints one day for ever.
+        places: What it has a place for.
         probe: A question and its answer as segments.
 
     Raises:
@@ -94,11 +95,11 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any, source: str) -> None:
         self._tokenizer = tokenizer
-        self.source = source
+        self.source = dated(source)
         added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
         self._added = tuple(token.content for token in added if token.content)
-        self._places = Places(lambda chat, generation_prompt: self.render([chat], generation_prompt)[0])
-        _try_in_child(source, dict(tokenizer.special_tokens_map))
+        self.places = Places(lambda chat, generation_prompt: self.render([chat], generation_prompt)[0])
+        _try_in_child(self.source, dict(tokenizer.special_tokens_map))
         try:
             [[sample]] = self.split([_PROBE])
         except DataError as error:
@@ -135,7 +136,7 @@ class ChatTemplate:
     def call_probe(self) -> str:
         """A question, and a call of a tool as the answer; empty if the template has no calls."""
         with suppress(DataError):
-            return self._apply([[as_json(QUESTION), self._turn(CALL)]], replace(_PROBE, tools=(TOOL,)), False)[0]
+            return self._apply([[as_json(QUESTION), self.turn(CALL)]], replace(_PROBE, tools=(TOOL,)), False)[0]
         return ""
 
     def split(self, chats: Sequence[Conversation], whole_rows: bool = False) -> list[list[Sample]]:
@@ -171,12 +172,13 @@ class ChatTemplate:
             groups[_given(one.chat), one.generation_prompt].append(i)
         for (_, generation_prompt), members in groups.items():
             first = asked[members[0]].chat
-            chats = [[self._turn(m) for m in asked[i].chat.messages[: asked[i].num_turns]] for i in members]
+            chats = [[self.turn(m) for m in asked[i].chat.messages[: asked[i].num_turns]] for i in members]
             for i, text in zip(members, self._apply(chats, first, generation_prompt), strict=True):
                 texts[i] = text
         return texts
 
-    def _turn(self, message: Message) -> dict[str, Any]:
+    def turn(self, message: Message) -> dict[str, Any]:
+        """A message as this template takes it."""
         turn = as_json(message)
         return _with_text(turn) if message.tool_calls and self._takes_text else turn
 
@@ -195,7 +197,7 @@ class ChatTemplate:
 
     def _require_place(self, chat: Conversation) -> None:
         """Require that the template has a place for all that a conversation has besides texts."""
-        self._places.require(chat)
+        self.places.require(chat)
         ignored = sorted(name for name, value in chat.template_kwargs.items() if value and name not in self._names)
         if ignored:
             raise DataError(
@@ -221,7 +223,7 @@ class ChatTemplate:
                 chat_template=self.source,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
-                **(DATE | self._values(given)),
+                **self._values(given),
             )
         except Exception as error:  # a template may raise anything
             raise DataError(f"the chat template rejects this row: {error}") from error
@@ -356,7 +358,7 @@ def _try_in_child(source: str, special_tokens: dict[str, Any]) -> None:
         return
     roles = [["user"], ["user", "assistant"], ["system", "user", "assistant", "user", "assistant"]]
     chats = [[{"role": role, "content": f"{role} text"} for role in turns] for turns in roles]
-    values = {key: value for key, value in special_tokens.items() if isinstance(value, str)} | DATE
+    values = {key: value for key, value in special_tokens.items() if isinstance(value, str)}
     try:
         child = subprocess.run(
             [sys.executable, "-P", "-c", _PROBE_CODE],

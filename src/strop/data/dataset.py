@@ -92,7 +92,7 @@ def template_of(data: DataSection, tokenizer_folder: Path, sources: Sequence[Sou
         ModelError, RecipeError: It cannot be used, or a key of the recipe needs another one.
     """
     formats = [source.shape.format for source in sources]
-    template = load_template(tokenizer_folder, data.template, formats, data.train_on, data.chat_template)
+    template = load_template(tokenizer_folder, data.template, formats, data.train_on, data.chat_template, data.system)
     if not template.chat:
         for key in ("system", "chat_template"):
             if getattr(data, key):

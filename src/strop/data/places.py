@@ -25,7 +25,7 @@ _CALLS = tuple(
     for n, place in enumerate(("strop_probe_place", "strop_probe_home"))
 )
 CALL = Message("assistant", "", tool_calls=_CALLS[:1])
-_DOCUMENT = {"title": "strop probe title", "text": "strop probe text"}
+DOCUMENT = {"title": "strop probe title", "text": "strop probe text"}
 _SYSTEM = Message("system", "strop_probe_rule")
 _RESULT = Message("tool", "strop_probe_result", name="strop_probe_tool", tool_call_id="call00000")
 _THOUGHT = "strop_probe_thought"
@@ -58,11 +58,14 @@ class Places:
 
     Args:
         render: The template.
+
+    Attributes:
+        has: Whether it writes a kind of thing, such as `tools`, for rows with tools or without.
     """
 
     def __init__(self, render: Render) -> None:
         self._render = render
-        self._has = cache(self._find)
+        self.has = cache(self._find)
 
     def require(self, chat: Conversation) -> None:
         """Require that the template has a place for all kinds of things that a conversation has.
@@ -71,7 +74,7 @@ class Places:
             DataError: It has none for the tools, the documents, a call and the like; the error names it.
         """
         for what, values in (("tools", chat.tools), ("documents", chat.documents)):
-            if values and not self._has(what, bool(chat.tools)):
+            if values and not self.has(what, bool(chat.tools)):
                 raise DataError(
                     f"not in the chat template: it does not tell the model of the row's {what}; "
                     "use a model or data.chat_template that does, or remove them"
@@ -80,7 +83,7 @@ class Places:
         for number, message in enumerate(chat.messages, 1):
             is_begun |= message.role != "system"
             for what, piece in _kinds(message, is_begun):
-                if not self._has(what, bool(chat.tools)):
+                if not self.has(what, bool(chat.tools)):
                     raise DataError(
                         f"not in the chat template: it leaves out the {what} of turn {number} ({piece[:40]!r}); "
                         "use a model or data.chat_template that has a place for it, or set the row apart"
@@ -108,7 +111,7 @@ class Places:
 
     def _asks_otherwise(self, what: str) -> bool:
         """Whether a question is put in another way beside tools or documents."""
-        tools, documents = ((TOOL,), ()) if what == "tools" else ((), (_DOCUMENT,))
+        tools, documents = ((TOOL,), ()) if what == "tools" else ((), (DOCUMENT,))
         with suppress(DataError):
             plain, given = Conversation((QUESTION,)), Conversation((QUESTION,), tools, documents)
             return self._render(given, True) != self._render(plain, True)

@@ -108,7 +108,9 @@ def as_segments(name: TemplateName, example: Example) -> list[Segment]:
         DataError: The template does not render examples of this type.
     """
     match name, example:
-        case "alpaca", Alpaca(instruction, given, output):
+        case "alpaca", Alpaca(output=output):
+            # By way of the question, so that an instruction with a heading of its own is read here as it is when asked.
+            instruction, _, given = as_text(name, example).partition(INPUT)
             prompt = ALPACA_WITH_INPUT.format(instruction, given) if given else ALPACA.format(instruction)
             return [(prompt, False), (output, True)]
         case "plain", PromptCompletion(prompt, completion):

@@ -7,7 +7,7 @@ the prompt alone, because generation starts from exactly these.
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strop.data.chat_template import ChatTemplate, Sample
-from strop.data.examples import Conversation, Example, Text, Tokens
+from strop.data.examples import Conversation, Example, Message, Text, Tokens
 from strop.data.prompts import (
     ALPACA,
     ALPACA_WITH_INPUT,
@@ -59,6 +59,7 @@ def load_template(
     formats: Collection[Format],
     train_on: TrainOn = "completion",
     chat_template: str | None = None,
+    system: str | None = None,
 ) -> "Template":
     """The template for a model folder and rows of some formats.
 
@@ -68,6 +69,7 @@ def load_template(
         formats: Of all rows of the run.
         train_on: See `Template`.
         chat_template: The source of one that is used in place of the model's own.
+        system: See `Template`.
 
     Raises:
         ModelError, RecipeError: As `load_tokenizer`, `resolve_template` and `Template` do.
@@ -76,7 +78,7 @@ def load_template(
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     resolved = resolve_template(name, formats, chat_template_of(tokenizer) is not None)
-    return Template(tokenizer, resolved, train_on, read_stop_ids(folder, tokenizer))
+    return Template(tokenizer, resolved, train_on, read_stop_ids(folder, tokenizer), system)
 
 
 class Template:
@@ -88,6 +90,7 @@ class Template:
         train_on: `completion` learns each answer up to its last stop token, `all` learns everything but BOS.
         stop_ids: Ids that end generation (`read_stop_ids`); `chat` adds the token that
             ends a turn.
+        system: The system message that training gave to conversations without one (data.system); prompts get it too.
 
     Attributes:
         chat: The model's chat template; None under `alpaca` and `plain`.
@@ -99,10 +102,18 @@ class Template:
         ModelError: The tokenizer lacks an eos or a usable chat template.
     """
 
-    def __init__(self, tokenizer: Any, name: TemplateName, train_on: TrainOn, stop_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        name: TemplateName,
+        train_on: TrainOn,
+        stop_ids: Iterable[int] = (),
+        system: str | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.name = name
         self.train_on = train_on
+        self.system = system
         self.bos_id = bos_to_prepend(tokenizer)
         self.stop_ids = frozenset(stop_ids)
         self.special_text = special_text_pattern(tokenizer)
@@ -143,12 +154,21 @@ class Template:
         Raises:
             DataError: The example cannot be rendered.
         """
+        return self.encode_text(self.prompt(example))
+
+    def prompt(self, example: Example) -> str:
+        """The text that generation starts from, without a BOS that the tokenizer adds; see `encode_prompt`."""
         if self.chat and not isinstance(example, Text | Tokens):
-            text = self.chat.prompt(_as_chat(example))
-        else:
-            segments = as_segments(self.name, example)
-            text = segments[0][0] if len(segments) > 1 else ""
-        return self.encode_text(text)
+            return self.chat.prompt(self.as_chat(example))
+        segments = as_segments(self.name, example)
+        return segments[0][0] if len(segments) > 1 else ""
+
+    def as_chat(self, example: Example) -> Conversation:
+        """A question as the chat template gets it: with training's system message, if it has none of its own."""
+        chat = _as_chat(example)
+        if self.system is None or chat.messages[0].role == "system":
+            return chat
+        return replace(chat, messages=(Message("system", self.system), *chat.messages))
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of a text on its own, after BOS if the model uses one."""
@@ -157,6 +177,10 @@ class Template:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens dropped."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens written out."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 
     def _samples(self, examples: Sequence[Example]) -> list[list[Sample]]:
         """The samples of each example as text; none of one that is tokenised already."""

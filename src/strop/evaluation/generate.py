@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from strop.data.examples import Example
 from strop.data.prompts import as_question
 from strop.data.template import Template
 from strop.errors import OutOfMemoryError
@@ -211,7 +212,7 @@ class _Pool:
 
 @dataclass(frozen=True, slots=True)
 class ChatSession:
-    """A loaded model that answers single questions; each question is independent of the others.
+    """A loaded model that answers questions, each independent of the others.
 
     Attributes:
         max_new_tokens: Longest answer.
@@ -223,15 +224,20 @@ class ChatSession:
     max_new_tokens: int
     temperature: float
 
-    def stream(self, prompt: str, tuned: bool = True) -> Iterator[str]:
-        """The answer to a prompt, piece by piece.
+    def stream(self, question: str | Example, tuned: bool = True) -> Iterator[str]:
+        """The answer to a question, piece by piece.
 
         Args:
-            prompt: The user's text; under the alpaca template, an instruction and, after a blank line, its input.
+            question: The user's text; under the alpaca template, an instruction and, after the heading "### Input:",
+                its input. Or a row, which is asked up to its last answer.
             tuned: False asks the base model.
+
+        Raises:
+            DataError: The template has no place for something of the row.
         """
         self.adapter.enable(tuned)
-        prompt_ids = self.template.encode_prompt(as_question(self.template.name, prompt))
+        example = as_question(self.template.name, question) if isinstance(question, str) else question
+        prompt_ids = self.template.encode_prompt(example)
         ids: list[int] = []
         shown = ""
         for _, token in stream(

@@ -11,11 +11,13 @@ vLLM returns with status 400.
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from strop.data.chat_template import DATE, ChatTemplate
+from strop.data.chat_template import ChatTemplate
 from strop.data.examples import Conversation, Message
+from strop.data.places import DOCUMENT, QUESTION, TOOL
 from strop.data.prompts import ALPACA, ALPACA_WITH_INPUT, INPUT
 from strop.data.template import Template
 from strop.errors import DataError
@@ -33,11 +35,15 @@ _TOKENIZER_KEYS = (
 """The keys kept of tokenizer_config.json. The others are in tokenizer.json too, or mean different things to different
 versions of transformers."""
 
-_ONE_QUESTION = """{{%- if messages | length != 1 or messages[0].role != 'user' -%}}
-{{{{- raise_exception('the {name} template takes one user message, without a system message or earlier turns') -}}}}
+_ONE_QUESTION = """{{%- if messages | length != 1 or messages[0].role != 'user' or tools or documents -%}}
+{{{{- raise_exception('the {name} template takes one user message, no system message, earlier turns or tools') -}}}}
 {{%- endif -%}}
 """
 _SYSTEM, _QUESTION, _ANSWER = "strop-system-text", "strop-question-text", "strop-answer-text"
+_NO_TOOLS = (
+    "Chats with tools are not in it: Ollama writes tools in another form than the template. Use llama.cpp's server for",
+    "them, which reads the chat template in the GGUF file.",
+)
 _CONTEXT = 8192  # Ollama reserves memory for the whole context
 
 
@@ -68,8 +74,8 @@ def write_tokenizer(template: Template, model_folder: Path, folder: Path) -> Non
 
 def as_jinja(template: Template) -> str:
     """The source of a chat template that renders messages as `template` renders rows."""
-    if template.name == "chat":
-        return _chat(template)
+    if template.chat:
+        return _chat(template, template.chat)
     begin = _ONE_QUESTION.format(name=template.name) + _bos(template)
     if template.name == "plain":
         return begin + "{{- messages[0].content -}}"
@@ -84,15 +90,37 @@ def as_jinja(template: Template) -> str:
     )
 
 
-def _chat(template: Template) -> str:
-    """The model's own chat template with training's date, and with BOS if the template leaves it to the tokenizer."""
-    assert template.chat is not None
-    source = template.chat.source
-    text = template.chat.prompt(Conversation((Message("user", "x"),)))
-    ids = template.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
-    bos = "" if template.bos_id in ids[:1] else _bos(template)
-    date = "".join(f"{{%- set {name} = {json.dumps(value)} %}}" for name, value in DATE.items())
-    return f"{date}{{{{- '' }}}}{bos}{source}"  # after an expression, Jinja keeps a newline
+def _chat(template: Template, chat: ChatTemplate) -> str:
+    """The chat template with training's system message, and with BOS where it leaves that to the tokenizer."""
+    begin = f"{_system(template.system)}{{{{- '' }}}}"  # after an expression, Jinja keeps a newline
+    writes = _begins_with_bos(template, chat)
+    if len(writes) == 1:
+        return f"{begin}{'' if True in writes else _bos(template)}{chat.source}"
+    whole = f"{{%- set strop_text %}}{{{{- '' }}}}{chat.source.removesuffix(chr(10))}{{{{ '' }}}}{{% endset %}}"
+    return f"{begin}{whole}{{{{- '' if strop_text.startswith(bos_token) else bos_token }}}}{{{{ strop_text }}}}"
+
+
+def _begins_with_bos(template: Template, chat: ChatTemplate) -> set[bool]:
+    """Whether the template writes BOS itself, for each kind of conversation that it takes."""
+    if template.bos_id is None:
+        return {True}
+    found = set()
+    for tools, documents in (((), ()), ((TOOL,), ()), ((), (DOCUMENT,))):
+        with suppress(DataError):
+            [text] = chat.render([Conversation((QUESTION,), tools, documents)], True)
+            found.add(text.startswith(template.tokenizer.bos_token))
+    return found
+
+
+def _system(system: str | None) -> str:
+    """Jinja that gives training's system message to messages without one."""
+    if system is None:
+        return ""
+    message = f"{{'role': 'system', 'content': {json.dumps(system, ensure_ascii=False)}}}"
+    return (
+        "{%- if messages and messages[0].role not in ['system', 'developer'] %}"
+        f"{{%- set messages = [{message}] + messages | list %}}{{%- endif %}}"
+    )
 
 
 def _bos(template: Template) -> str:
@@ -125,6 +153,10 @@ class ChatText:
     after_system: str
     answer: str
     question: str
+
+    def with_default(self, system: str) -> "ChatText | None":
+        """The same with a system message for conversations without one; None if it has no place for one."""
+        return None if self.system is None else replace(self, opening=f"{self.system}{system}{self.after_system}")
 
     def render(self, turns: Sequence[Message]) -> str:
         """A conversation up to the next answer."""
@@ -177,8 +209,11 @@ def go_template(template: Template) -> tuple[str, tuple[str, ...]]:
     """The training template for Ollama, and notes for its user; only the prompt if Go cannot express the template."""
     if template.chat:
         bos = template.tokenizer.bos_token if template.bos_id is not None else ""
-        if chat := take_apart(template.chat, bos):
-            return chat.go(), ()
+        chat = take_apart(template.chat, bos)
+        if chat and template.system is not None:
+            chat = chat.with_default(template.system)
+        if chat:
+            return chat.go(), _NO_TOOLS if template.chat.places.has("tools", True) else ()
         return "{{ .Prompt }}", (
             "The chat template cannot be expressed exactly in Ollama's. Send whole prompts with raw: true, or use",
             "llama.cpp's server, which reads the chat template in the GGUF file.",
@@ -186,7 +221,8 @@ def go_template(template: Template) -> tuple[str, tuple[str, ...]]:
     if template.name == "alpaca":
         before, _, after = ALPACA.partition("{}")
         return f"{_literal(before)}{{{{ .Prompt }}}}{_literal(after)}", (
-            "This is the template of rows without an input. For a row with one, send its whole prompt with raw: true.",
+            "This is the template of rows without an input. For a row with one, send its whole prompt with raw: true,",
+            "or use llama.cpp's server, where an input follows its instruction after the heading ### Input:",
         )
     return "{{ .Prompt }}", ()
 

@@ -12,7 +12,7 @@ from strop.modal_runs.follow import cloud_errors
 from strop.modal_runs.prices import current_prices
 from strop.modal_runs.remote_run import UPLOADED
 from strop.modal_runs.upload import add_folder, add_model, upload_files
-from strop.modal_runs.vllm import BASE, RANKS, ServingJob
+from strop.modal_runs.vllm import BASE, RANKS, ServingJob, reasoning_parser, tool_parser
 from strop.model.config import DecoderConfig
 from strop.model.pretrained.folder import open_model
 from strop.model.pretrained.locate import locate_model
@@ -114,6 +114,7 @@ def _job(recipe: Recipe, name: str, served: str, adapter: Path, num_gpus: int, f
         raise RecipeError(f"{adapter} has rank {rank}; vLLM serves ranks up to {RANKS[-1]}")
     section = recipe.model
     config = open_model(section, needs_weights=False).config
+    chat_template = (adapter / "chat_template.jinja").read_text("utf-8")
     return ServingJob(
         name=name,
         model=add_model(_uploadable(section.model_name_or_path), files),
@@ -123,6 +124,8 @@ def _job(recipe: Recipe, name: str, served: str, adapter: Path, num_gpus: int, f
         max_model_len=_longest(config, section.max_seq_length),
         load_in_4bit=section.load_in_4bit,
         num_gpus=num_gpus,
+        tool_parser=tool_parser(chat_template),
+        reasoning_parser=reasoning_parser(chat_template),
     )
 
 

@@ -1,5 +1,6 @@
 """What a serving container runs: vLLM's own server on a base model and an adapter. Does not use Modal."""
 
+import re
 import subprocess
 from dataclasses import dataclass
 
@@ -11,6 +12,31 @@ BASE = "base"
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM accepts for --max-lora-rank."""
+
+
+_TOOL_PARSERS = {
+    "mistral": r"\[TOOL_CALLS\]",
+    "qwen3_coder": r"<function=",
+    "hermes": r"<tool_call>",
+    "llama3_json": r'\{"name": "',
+}
+"""vLLM's readers of tool calls, and what the chat templates contain whose calls they read; the first that is there."""
+
+_OPENED = re.compile(r"(assistant(\\n|\n)|Assistant｜>)<think>")
+
+
+def tool_parser(chat_template: str) -> str | None:
+    """VLLM's --tool-call-parser for a chat template's source; None if none is known, or it writes no calls."""
+    if "tool_calls" not in chat_template:
+        return None
+    return next((name for name, mark in _TOOL_PARSERS.items() if re.search(mark, chat_template)), None)
+
+
+def reasoning_parser(chat_template: str) -> str | None:
+    """VLLM's --reasoning-parser for a chat template's source; None if none is known, or it writes no reasoning."""
+    if _OPENED.search(chat_template):
+        return "deepseek_r1"
+    return "qwen3" if "reasoning_content" in chat_template and "</think>" in chat_template else None
 
 
 @dataclass(frozen=True)
@@ -26,6 +52,8 @@ class ServingJob:
         max_model_len: The most tokens of prompt and answer together.
         load_in_4bit: Keep the base in NF4, as in training.
         num_gpus: Number of GPUs to spread the model over.
+        tool_parser: vLLM's reader of tool calls; without one, requests with tools are refused.
+        reasoning_parser: Its reader of reasoning.
     """
 
     name: str
@@ -36,6 +64,8 @@ class ServingJob:
     max_model_len: int
     load_in_4bit: bool
     num_gpus: int
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
 
 
 def command(job: ServingJob, places: Places, port: int = PORT) -> list[str]:
@@ -57,11 +87,14 @@ def command(job: ServingJob, places: Places, port: int = PORT) -> list[str]:
         "--max-model-len": str(job.max_model_len),
         "--tensor-parallel-size": str(job.num_gpus),
         "--quantization": "bitsandbytes" if job.load_in_4bit else None,
+        "--tool-call-parser": job.tool_parser,
+        "--reasoning-parser": job.reasoning_parser,
         "--host": "0.0.0.0",  # Modal's proxy connects from outside the container; nobody else can
         "--port": str(port),
     }
     given = [word for name, value in options.items() if value is not None for word in (name, value)]
-    return ["vllm", "serve", _place(job.model, places), "--enable-lora", *given]
+    flags = ["--enable-lora", *(["--enable-auto-tool-choice"] if job.tool_parser else [])]
+    return ["vllm", "serve", _place(job.model, places), *flags, *given]
 
 
 def start(job: ServingJob, places: Places, port: int = PORT) -> "subprocess.Popen[bytes]":

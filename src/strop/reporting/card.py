@@ -6,7 +6,7 @@ It is made to be published: no row of the data is in it, no path, and nothing of
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,9 @@ class About:
         stop_tokens: That end an answer.
         rank: For vLLM, which takes certain ranks only.
         nf4: The base's weights are rounded to 4 bits when they are loaded, as they were in training.
+        parts: What rows have beside questions and answers, such as tools.
+        system: The system message that messages without one get.
+        parsers: vLLM's options for its readers of tool calls and reasoning.
     """
 
     name: str
@@ -72,6 +75,9 @@ class About:
     stop_tokens: tuple[str, ...]
     rank: int
     nf4: bool
+    parts: tuple[str, ...] = ()
+    system: str | None = None
+    parsers: Mapping[str, str] = field(default_factory=dict)
 
 
 def render_card(run: RunFiles, about: About, form: Form, parity: Mapping[str, Any] | None = None) -> str:
@@ -102,9 +108,10 @@ def render_card(run: RunFiles, about: About, form: Form, parity: Mapping[str, An
         generated=count(evaluation.num_generated if evaluation else None),
         losses=[loss and short(loss) for loss in seen.losses],
         parity=_parity(parity),
-        uses=uses(form, about.name, about.base_id or "PATH/TO/THE/BASE/MODEL", about.rank, about.nf4),
+        uses=uses(form, about.name, about.base_id or "PATH/TO/THE/BASE/MODEL", about.rank, about.nf4, about.parsers),
         stops=Markdown(" or ".join(map(inline, about.stop_tokens))),
         prompt=fenced(about.prompt),
+        system=about.system and fenced(about.system),
         data=list(_data(run, about)),
         settings=list(_training(run, seen.seconds, seen.cost)),
         limits=list(_limits(run, about, form)),
@@ -164,7 +171,9 @@ def _data(run: RunFiles, about: About) -> Iterator[tuple[str, Any]]:
     if about.held_out_files:
         yield "Held-out files", Markdown(", ".join(map(inline, about.held_out_files)))
     facts = data_rows(run)
-    yield from facts["rows"]
+    yield from (row for row in facts["rows"] if not row[0].startswith("From "))  # files have their paths there
+    if about.parts:
+        yield "Rows with", ", ".join(about.parts)
     yield from ((f"Skipped: {reason}", rows) for reason, rows in facts["skipped"])
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Literal
 
 from strop.reporting.text import Markdown, fenced
@@ -36,7 +37,9 @@ print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_t
 _NF4 = 'nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)\n'
 
 
-def uses(form: Form, name: str, base: str, rank: int, nf4: bool) -> list[tuple[str, Markdown]]:
+def uses(
+    form: Form, name: str, base: str, rank: int, nf4: bool, parsers: Mapping[str, str]
+) -> list[tuple[str, Markdown]]:
     """Programs, and what to type or run there.
 
     Args:
@@ -45,7 +48,10 @@ def uses(form: Form, name: str, base: str, rank: int, nf4: bool) -> list[tuple[s
         base: A hub id, or what stands for the base model's folder.
         rank: Least --max-lora-rank of vLLM's that the adapter fits.
         nf4: The adapter wants its base rounded to NF4.
+        parsers: vLLM's options that name its readers of tool calls and reasoning, with their values.
     """
+    readers = ["--enable-auto-tool-choice"] if "--tool-call-parser" in parsers else []
+    readers += [f"{option} {value}" for option, value in parsers.items()]
     alias = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "tuned"
     ollama = f"ollama create {alias} -f Modelfile\nollama run {alias}"
     if form == "gguf":
@@ -58,12 +64,12 @@ def uses(form: Form, name: str, base: str, rank: int, nf4: bool) -> list[tuple[s
     if form == "merged":
         return [
             ("transformers", fenced(_WHOLE.format(here=json.dumps(HERE)) + _ASK, "python")),
-            ("vLLM", fenced(f"vllm serve {HERE}", "sh")),
+            ("vLLM", fenced(" ".join([f"vllm serve {HERE}", *readers]), "sh")),
             last,
         ]
     return [
         ("PEFT", fenced(_on_base(base, nf4) + _ASK, "python")),
-        ("vLLM", fenced(_vllm(alias, base, rank, nf4), "sh")),
+        ("vLLM", fenced(_vllm(alias, base, rank, nf4, readers), "sh")),
         last,
     ]
 
@@ -79,12 +85,13 @@ def _on_base(base: str, nf4: bool) -> str:
     )
 
 
-def _vllm(alias: str, base: str, rank: int, nf4: bool) -> str:
+def _vllm(alias: str, base: str, rank: int, nf4: bool, readers: list[str]) -> str:
     """As `strop serve --on modal` starts it: tokenizer, template and stop tokens are training's."""
     parts = [
         f"vllm serve {base} --enable-lora --max-lora-rank {rank}",
         f"--lora-modules {alias}={HERE} --tokenizer {HERE}",
         f"--chat-template {HERE}/chat_template.jinja --generation-config {HERE}",
         *(["--quantization bitsandbytes"] if nf4 else []),
+        *([" ".join(readers)] if readers else []),
     ]
     return " \\\n    ".join(parts)

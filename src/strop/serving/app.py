@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,6 +14,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from strop.data.template import Template
+from strop.serving.answers import AnswerReader
+from strop.serving.markup import Markup
 from strop.serving.requests import (
     ApiError,
     ChatRequest,
@@ -21,6 +23,7 @@ from strop.serving.requests import (
     GenerationRequest,
     chat_prompt,
     parse,
+    read_question,
     text_prompt,
 )
 from strop.serving.responses import Answer, failed_event
@@ -84,6 +87,7 @@ async def _http_as_json(request: Request, error: Exception) -> Response:
 class _Endpoint:
     def __init__(self, served: Served, guard: Guard) -> None:
         self._served, self._guard = served, guard
+        self._markup = Markup(served.template)
 
     async def health(self, request: Request) -> Response:
         """GET /health: whether the server is up; needs no key."""
@@ -103,24 +107,34 @@ class _Endpoint:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        return await self._generate(
-            request, ChatRequest, lambda body: chat_prompt(self._served.template, body.messages)
-        )
+        template = self._served.template
+
+        def ask(body: ChatRequest) -> tuple[list[int], AnswerReader]:
+            question = read_question(template, body)
+            kwargs = body.chat_template_kwargs
+            markup = Markup(template, kwargs) if kwargs else self._markup
+            return chat_prompt(template, question), AnswerReader(markup, question)
+
+        return await self._generate(request, ChatRequest, ask)
 
     async def complete(self, request: Request) -> Response:
         """POST /v1/completions."""
         served = self._served
         return await self._generate(
-            request, CompletionRequest, lambda body: text_prompt(served.template, body.prompt, served.vocabulary)
+            request,
+            CompletionRequest,
+            lambda body: (text_prompt(served.template, body.prompt, served.vocabulary), None),
         )
 
-    async def _generate(self, request: Request, kind: type[Body], prompt_of: Callable[[Body], list[int]]) -> Response:
+    async def _generate(
+        self, request: Request, kind: type[Body], ask: Callable[[Body], tuple[list[int], AnswerReader | None]]
+    ) -> Response:
         self._guard.check(request)
         body = parse(await self._guard.body(request), kind)
         self._check_name(body.model)
-        prompt = prompt_of(body)
-        pieces = self._answer(request, prompt, body)
-        answer = Answer(body, len(prompt))
+        prompt, reader = ask(body)
+        pieces = self._answer(request, prompt, body, reader.decode if reader else self._served.template.decode)
+        answer = Answer(body, len(prompt), reader)
         if body.stream:
             first = await anext(pieces)  # so that a full queue is status 429, and not a stream that fails
             return StreamingResponse(_events(answer, first, pieces), media_type="text/event-stream")
@@ -130,7 +144,9 @@ class _Endpoint:
                 text += piece.text
         return JSONResponse(answer.whole(text, piece))
 
-    async def _answer(self, request: Request, prompt: list[int], body: GenerationRequest) -> AsyncGenerator[Piece]:
+    async def _answer(
+        self, request: Request, prompt: list[int], body: GenerationRequest, decode: Callable[[Sequence[int]], str]
+    ) -> AsyncGenerator[Piece]:
         """Have the worker answer, until the last piece or until the client disconnects.
 
         Raises:
@@ -145,6 +161,7 @@ class _Endpoint:
             float(body.top_p),
             secrets.randbits(31) if body.seed is None else body.seed,
             body.stops,
+            decode,
             lambda piece: _tell(loop, arrived, piece),
         )
         self._served.worker.submit(job)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
+from strop.data.examples import Conversation, Message
 from strop.errors import EndpointError, RecipeError
 
 KEY, TOKEN_ID, TOKEN_SECRET = "STROP_API_KEY", "MODAL_PROXY_TOKEN_ID", "MODAL_PROXY_TOKEN_SECRET"
@@ -45,26 +46,35 @@ class EndpointSession:
     max_new_tokens: int
     temperature: float
 
-    def stream(self, prompt: str, tuned: bool = True) -> Iterator[str]:
-        """Yield the answer to a prompt piece by piece.
+    def stream(self, question: str | Conversation, tuned: bool = True) -> Iterator[str]:
+        """Yield the answer to a question piece by piece: reasoning, content, and calls of tools as JSON.
+
+        Args:
+            question: The user's text, or turns that are text alone, with their tools.
+            tuned: False asks the base model.
 
         Raises:
             EndpointError: The endpoint cannot be reached, refuses, or stops in the middle.
         """
-        body = {
+        chat = Conversation((Message("user", question),)) if isinstance(question, str) else question
+        body: dict[str, Any] = {
             "model": self.models[tuned],
-            "messages": [{"role": "user", "content": prompt}],
+            "messages": [{"role": message.role, "content": message.content} for message in chat.messages],
             "max_tokens": self.max_new_tokens,
             "temperature": self.temperature,
             "stream": True,
         }
+        if chat.tools:
+            body["tools"] = list(chat.tools)
+        last: str | None = None
         with _asked(f"{self.url}/v1/chat/completions", body) as answer:
             for event in _events(answer, self.url):
                 if "error" in event:
                     raise EndpointError(f"{self.url} stopped in the middle of the answer: {_message(event)}")
                 for choice in event.get("choices", []):
-                    if text := choice["delta"].get("content"):
-                        yield text
+                    for part, text in _texts(choice["delta"]):
+                        yield text if part == last or last is None else f"\n{text}"
+                        last = part
 
 
 def connect(url: str, max_new_tokens: int, temperature: float) -> EndpointSession:
@@ -126,6 +136,17 @@ def _asked(url: str, body: dict[str, Any] | None = None) -> Iterator[IO[bytes]]:
         raise EndpointError(f"cannot reach {url}: {error.reason}. Is `strop serve` running there?") from error
     except (OSError, http.client.HTTPException) as error:
         raise EndpointError(f"lost the connection to {url} ({type(error).__name__}); ask again") from error
+
+
+def _texts(delta: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What there is to show of a piece of an answer, each with the part that it belongs to."""
+    for part in ("reasoning_content", "reasoning", "content"):
+        if text := delta.get(part):
+            yield part, text
+    for call in delta.get("tool_calls") or []:
+        function = call.get("function") or {}
+        name = f"{function['name']} " if function.get("name") else ""
+        yield f"call {call.get('index')}", name + (function.get("arguments") or "")
 
 
 class _StayThere(urllib.request.HTTPRedirectHandler):

@@ -2,8 +2,8 @@
 
 A parameter that strop does not know is rejected, and so is a conversation that the run's template cannot express:
 
-chat     the model's chat template: an optional system message, then user and assistant in turn, the last from the user
-alpaca   one user message: an instruction and, after a blank line, its input; there are no other turns
+chat     what the model's chat template can say, read as training rows are; the last message is from user or tool
+alpaca   one user message: an instruction and, after the heading "### Input:", its input; there are no other turns
 plain    one user message, used as the prompt without changes
 """
 
@@ -11,12 +11,37 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from strop.data.examples import Conversation, Message
+from strop.data.examples import Conversation, Example, Message
 from strop.data.prompts import as_question
+from strop.data.rows.calls import read_tools
+from strop.data.rows.fields import RowError, is_empty
+from strop.data.rows.turns import read_turns
 from strop.data.template import Template
 from strop.errors import DataError
+
+_REASONS = {
+    "chat_template": "the prompt is in the template of training",
+    "reasoning_effort": "it would change the prompt away from training's",
+    "functions": "write tools",
+    "function_call": "write tools and tool_choice",
+    "response_format": "strop does not force the form of an answer",
+    "parallel_tool_calls": "strop does not force how many tools an answer calls",
+    "tool_choice": "strop cannot force a call: the model chooses (auto), or gets no tools (none)",
+}
+"""Why some parameters, or all but one of their values, are refused."""
 
 
 class ApiError(Exception):
@@ -56,15 +81,22 @@ class TextPart(_Body):
 
 
 class ChatMessage(_Body):
-    """One turn."""
+    """One turn, in OpenAI's spelling; what else clients send back with an answer is accepted where it is empty."""
 
-    role: Literal["system", "user", "assistant"]
-    content: StrictStr | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: StrictStr | list[TextPart] | None = None
+    reasoning_content: StrictStr | None = None
+    reasoning: StrictStr | None = None
+    tool_calls: list[dict[str, Any]] = Field(default_factory=list)
+    tool_call_id: StrictStr | None = None
+    name: StrictStr | None = None
 
-    @property
-    def text(self) -> str:
-        """The content, with its parts joined without a separator."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: item for key, item in value.items() if key in ("role", "content") or not is_empty(item)}
 
 
 class GenerationRequest(_Body):
@@ -99,8 +131,20 @@ class ChatRequest(GenerationRequest):
     """The body of /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1)
+    tools: list[dict[str, Any]] = Field(default_factory=list)
+    tool_choice: Literal["auto", "none"] = "auto"
+    parallel_tool_calls: Literal[True] = True
+    documents: list[dict[str, Any]] = Field(default_factory=list)
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     max_completion_tokens: StrictInt | None = Field(None, ge=1)
     logprobs: Literal[False] = False
+
+    @field_validator("tools", "documents")
+    @classmethod
+    def _all_there(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if not all(value):
+            raise ValueError("an entry is empty")
+        return value
 
     @property
     def limit(self) -> int | None:
@@ -143,27 +187,74 @@ def parse(body: bytes, kind: type[Request]) -> Request:
     return request
 
 
-def chat_prompt(template: Template, messages: Sequence[ChatMessage]) -> list[int]:
-    """The ids that the answer to a conversation starts from.
+def read_question(template: Template, request: ChatRequest) -> Example:
+    """What a request asks, as an example without an answer.
 
     Raises:
-        ApiError: 400; the template cannot express the conversation.
+        ApiError: 400; the template has no place for it.
     """
-    if template.name != "chat":
-        if [message.role for message in messages] != ["user"]:
-            raise ApiError(
-                400,
-                f"this model was trained with the {template.name} template, which takes a single user message, without "
-                "a system message or earlier turns. Send one user message, or use /v1/completions",
-                "messages",
-            )
-        return template.encode_prompt(as_question(template.name, messages[0].text))
-    _check_order(messages)
-    turns = tuple(Message(message.role, message.text) for message in messages)
-    ids = _render(template, turns)
-    if turns[0].role == "system" and ids == _render(template, turns[1:]):
-        raise ApiError(400, "the model's chat template ignores system messages; send none", "messages.0")
-    return ids
+    messages = request.messages
+    if template.chat:
+        return template.as_chat(_conversation(request))
+    for name in ("tools", "documents", "chat_template_kwargs"):
+        if getattr(request, name):
+            raise ApiError(400, f"{name}: the {template.name} template, of training, has no place for them", name)
+    turns = _turns(messages)
+    if [message.role for message in messages] != ["user"]:
+        raise ApiError(
+            400,
+            f"this model was trained with the {template.name} template, which takes a single user message, without "
+            "a system message or earlier turns. Send one user message, or use /v1/completions",
+            "messages",
+        )
+    return as_question(template.name, turns[0].content)
+
+
+def chat_prompt(template: Template, question: Example) -> list[int]:
+    """The ids that the answer to a question starts from.
+
+    Raises:
+        ApiError: 400; the template rejects the conversation or leaves something of it out.
+    """
+    try:
+        return template.encode_prompt(question)
+    except DataError as error:
+        said = str(error).replace("this row", "these messages").replace("the row's", "the request's")
+        raise ApiError(400, said, "messages") from None
+
+
+def _conversation(request: ChatRequest) -> Conversation:
+    turns = _turns(request.messages)
+    if turns[-1].role not in ("user", "tool"):
+        raise ApiError(
+            400, "the last message must be from user or tool: strop answers, and cannot continue an answer", "messages"
+        )
+    unused: set[str] = set()
+    try:
+        tools = read_tools({"tools": request.tools}, unused)
+    except RowError as error:
+        raise ApiError(400, f"tools: {error}", "tools") from None
+    _refuse_unused(unused, "tools")
+    shown = tools if request.tool_choice == "auto" else ()
+    kwargs = {name: value for name, value in request.chat_template_kwargs.items() if not is_empty(value)}
+    return Conversation(tuple(turns), shown, tuple(request.documents), kwargs)
+
+
+def _turns(messages: Sequence[ChatMessage]) -> list[Message]:
+    """Messages as training reads those of a row."""
+    unused: set[str] = set()
+    try:
+        turns = read_turns([message.model_dump(exclude_unset=True) for message in messages], "messages", unused)
+    except RowError as error:
+        raise ApiError(400, f"messages: {error}", "messages") from None
+    _refuse_unused(unused, "messages")
+    return turns
+
+
+def _refuse_unused(unused: set[str], param: str) -> None:
+    if unused:
+        names = ", ".join(sorted(unused))
+        raise ApiError(400, f"{names}: training has no place for it in the prompt; leave it out", param)
 
 
 def text_prompt(template: Template, prompt: str | list[int] | list[str], vocabulary: int) -> list[int]:
@@ -189,29 +280,12 @@ def _explained(error: ValidationError) -> ApiError:
     first = error.errors(include_url=False)[0]
     # Inside a union, pydantic adds the names of the union's members to the location.
     param = ".".join(str(part) for part in first["loc"] if not _is_member(part))
-    if first["type"] == "extra_forbidden":
-        return ApiError(400, f"{param}: strop serve does not support this parameter; leave it out", param)
+    reason = _REASONS.get(param)
+    if first["type"] == "extra_forbidden" or reason:
+        said = reason or "strop serve does not support this parameter"
+        return ApiError(400, f"{param}: {said}; leave it out", param)
     return ApiError(400, f"{param}: {first['msg']}", param)
 
 
 def _is_member(part: int | str) -> bool:
     return isinstance(part, str) and (part in ("str", "int", "float", "TextPart") or "[" in part)
-
-
-def _render(template: Template, turns: tuple[Message, ...]) -> list[int]:
-    try:
-        return template.encode_prompt(Conversation(turns))
-    except DataError as error:
-        raise ApiError(400, str(error).replace("this row", "these messages"), "messages") from None
-
-
-def _check_order(messages: Sequence[ChatMessage]) -> None:
-    """Require the order of turns that training rows have, ending with a question."""
-    start = 1 if messages[0].role == "system" else 0
-    for number, message in enumerate(messages[start:]):
-        expected = "assistant" if number % 2 else "user"
-        if message.role != expected:
-            where = f"messages.{start + number}"
-            raise ApiError(400, f"{where} is from {message.role}; it must be from {expected}", f"{where}.role")
-    if messages[-1].role != "user":
-        raise ApiError(400, "the last message must be from user: strop cannot continue an answer", "messages")

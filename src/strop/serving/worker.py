@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
-from strop.data.template import Template
 from strop.evaluation.generate import stream
 from strop.model.lora import LoraAdapter
 from strop.serving.requests import ApiError
@@ -40,6 +39,7 @@ class GenerationJob:
     Attributes:
         deliver: Called in the worker's thread with each piece. The last call gets a piece that has a finish_reason, or
             an error.
+        decode: Token ids -> text.
         cancelled: Once set, the answer ends at the next token and nothing more is delivered.
     """
 
@@ -50,6 +50,7 @@ class GenerationJob:
     top_p: float
     seed: int
     stops: tuple[str, ...]
+    decode: Callable[[Sequence[int]], str]
     deliver: Callable[[Piece | ApiError], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -104,11 +105,11 @@ class GenerationWorker:
 
     Args:
         adapter: The tuned model; nothing else may use it while the worker runs.
-        template: Its stop tokens end answers.
+        stop_ids: Tokens that end answers.
     """
 
-    def __init__(self, adapter: LoraAdapter, template: Template) -> None:
-        self._adapter, self._template = adapter, template
+    def __init__(self, adapter: LoraAdapter, stop_ids: frozenset[int]) -> None:
+        self._adapter, self._stop_ids = adapter, stop_ids
         self._jobs: queue.Queue[GenerationJob | None] = queue.Queue(MAX_WAITING)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
@@ -151,8 +152,8 @@ class GenerationWorker:
 
     def _answer(self, job: GenerationJob) -> None:
         self._adapter.enable(job.tuned)
-        stop_ids = self._template.stop_ids
-        text, count, by_itself = GrowingText(self._template.decode, job.stops), 0, False
+        stop_ids = self._stop_ids
+        text, count, by_itself = GrowingText(job.decode, job.stops), 0, False
         tokens = stream(
             self._adapter.decoder,
             [job.prompt_ids],

@@ -118,6 +118,29 @@ def test_a_chat_history_is_the_template_of_training(model: harness.StropLM) -> N
     assert model.tok_encode(text) == model._template.encode_prompt(Alpaca("Say 5.", "", ""))
 
 
+OWN = (
+    "{% for m in messages %}[{{ m.role }}{{ m.content }}]{% endfor %}"
+    "{% if add_generation_prompt %}[assistant{% endif %}"
+)
+
+
+@pytest.mark.parametrize("others", [{"system": "Be brief."}, {"chat_template": OWN}])
+def test_a_chat_history_has_trainings_system_message_and_own_template(
+    model: harness.StropLM, folder: Path, others: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from strop.data.examples import Conversation, Message
+
+    template = load_template(folder, "chat", ["alpaca"], **others)
+    monkeypatch.setattr(model, "_template", template)
+    history = [("user", "Say 5."), ("assistant", "5"), ("user", "Say 6.")]
+    text = model.apply_chat_template([{"role": role, "content": content} for role, content in history])
+    assert text == template.prompt(Conversation(tuple(Message(*turn) for turn in history)))  # type: ignore[arg-type]
+    begun = [*history, ("assistant", "It is")]
+    going_on = model.apply_chat_template([{"role": r, "content": c} for r, c in begun], add_generation_prompt=False)
+    assert going_on.endswith("It is")
+    assert ("Be brief." in going_on) == ("system" in others)
+
+
 def test_a_task_from_a_file(model: harness.StropLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"q": "Red or blue?", "choices": [" red", " blue"], "gold": i % 2} for i in range(4)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))

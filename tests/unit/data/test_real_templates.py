@@ -14,7 +14,7 @@ from strop.data.rows.columns import shape_of
 from strop.data.rows.shapes import RowReader
 from strop.data.template import Encoded, Template, load_template
 from strop.errors import DataError
-from template_oracle import DATE, Answer, Oracle
+from template_oracle import DATE, DAY, Answer, Oracle
 from template_rows import SPEECH, Row, Speech, is_learned, native, rows
 
 COUNT = 300
@@ -228,14 +228,15 @@ def test_masks_are_those_of_trl_but_for_tokens_that_no_model_generates(name: str
         unmarked = all(is_learned(turn) for turn in row["messages"] if turn["role"] == "assistant")
         if not unmarked or any(not a.in_whole or a.ids is None for a in answers):
             continue
-        given = oracle.tokenizer.apply_chat_template(
-            native(row),
-            tools=row.get("tools"),
-            chat_template=source,
-            return_assistant_tokens_mask=True,
-            return_dict=True,
-            **DATE,
-        )
+        with DAY:
+            given = oracle.tokenizer.apply_chat_template(
+                native(row),
+                tools=row.get("tools"),
+                chat_template=source,
+                return_assistant_tokens_mask=True,
+                return_dict=True,
+                **DATE,
+            )
         ids, [[sample]] = given["input_ids"], case.template.encode([read(row)])
         if ids[: len(sample.input_ids)] != sample.input_ids.tolist():
             assert name == "qwen3"

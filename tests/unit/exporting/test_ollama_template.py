@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from real_templates import tokenizer_folder
 from strop.data.chat_template import ChatTemplate
 from strop.data.examples import Conversation, Message
 from strop.data.prompts import ALPACA
@@ -64,14 +65,13 @@ def render(go: Path, source: str, chats: list[list[dict[str, str]]]) -> list[str
     return texts
 
 
-def conversation(chat: list[dict[str, str]]) -> Conversation:
-    return Conversation(tuple(Message(turn["role"], turn["content"]) for turn in chat))  # type: ignore[arg-type]
+def with_template(source: str, system: str | None = None) -> Any:
+    return load_template(SMOLLM2, "chat", ["messages"], chat_template=source, system=system)
 
 
-def with_template(source: str) -> Any:
-    tokenizer = load_tokenizer(SMOLLM2)
-    tokenizer.chat_template = source
-    return Template(tokenizer, "chat", "completion")
+def prompts(template: Template, chats: list[list[dict[str, str]]]) -> list[str]:
+    """The training prompts of conversations that end with a question."""
+    return [template.prompt(Conversation(tuple(Message(**turn) for turn in chat))) for chat in chats]
 
 
 @pytest.mark.parametrize(
@@ -88,18 +88,36 @@ def test_go_renders_what_was_trained(go: Path, template: Template, has_system: b
     assert notes == ()
     assert template.chat
     chats = CHATS + ([[SYSTEM, *chat] for chat in CHATS] if has_system else [])
-    assert render(go, source, chats) == template.chat.render([conversation(chat) for chat in chats], True)
+    assert render(go, source, chats) == prompts(template, chats)
 
 
 def test_an_answer_begun_is_gone_on_with(go: Path) -> None:
     template = load_template(SMOLLM2, "chat", ["messages"])
     [text] = render(go, go_template(template)[0], [[QUESTION, {"role": "assistant", "content": "It is"}]])
     assert template.chat
-    assert text == template.chat.render([conversation([QUESTION])], True)[0] + "It is"
+    assert text == prompts(template, [[QUESTION]])[0] + "It is"
+
+
+def test_trainings_system_message_is_that_of_chats_without_one(go: Path) -> None:
+    default = 'Be "brief" {{ .x }} 🙂.\n'
+    template = with_template(BRACES, default)
+    source, notes = go_template(template)
+    assert notes == ()
+    assert render(go, source, CHATS) == prompts(template, CHATS)
+    assert all(default in text for text in prompts(template, CHATS))
+    with_system = [[SYSTEM, *chat] for chat in CHATS]
+    assert render(go, source, with_system) == prompts(template, with_system)
+
+
+def test_a_template_with_tools_says_that_ollama_has_none(go: Path, tmp_path: Path) -> None:
+    template = load_template(tokenizer_folder("qwen2.5", tmp_path), "chat", ["messages"])
+    source, notes = go_template(template)
+    assert "Chats with tools are not in it" in notes[0]
+    assert render(go, source, CHATS) == prompts(template, CHATS)
 
 
 def test_alpaca_rows_are_asked_as_they_were_trained(go: Path) -> None:
-    source, [note] = go_template(Template(load_tokenizer(PHI3), "alpaca", "completion"))
+    source, [note, _] = go_template(Template(load_tokenizer(PHI3), "alpaca", "completion"))
     assert render(go, source, [[QUESTION]]) == [ALPACA.format(QUESTION["content"])]
     assert "input" in note
 

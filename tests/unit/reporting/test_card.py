@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,23 @@ TEXTS = tuple(text for text in (*HOSTILE, *MARKUP) if text.strip())  # what is e
 
 
 def parity(text: str) -> dict[str, Any]:
-    return {"consumer": text, "num_prompts": 6, "same_prompts": 6, "same_answers": 5, "distance": {"kl": 1.25e-5}}
+    return {
+        "consumer": text,
+        "num_prompts": 90,
+        "same_prompts": 90,
+        "num_answers": 6,
+        "same_answers": 5,
+        "distance": {"kl": 1.25e-5},
+    }
 
 
 def hostile(folder: Path, text: str) -> tuple[RunFiles, About]:
     """A run with one text in every field that a card shows."""
     run = read_run(write_run(folder, texts=[text]), text)
     run.recipe = {key: text for _, key in card._SETTINGS}
-    about = About(text, text, text, text, (text, text), (text,), text, text, (text, text), 16, False)
+    about = About(
+        text, text, text, text, (text, text), (text,), text, text, (text, text), 16, False, (text, text), text, {}
+    )
     return run, about
 
 
@@ -91,11 +101,30 @@ def test_a_card_says_what_the_run_was(tmp_path: Path) -> None:
     assert "| Training rows | 9 |" in text
     assert "2 held-out questions were in training, too" in text
     assert "Tried out in peft 0.21" in text
+    assert "of 90 prompts, its greedy answer to 5 of 6" in text
     assert "1.25e-05 nats (KL)" in text
     assert "An answer ends with `<|end|>` or `</s>`." in text
     assert is_untouched(text)
     assert not is_untouched(text.replace("apache-2.0", "mit"))
     assert not is_untouched("# My own card\n")
+
+
+def test_tools_inputs_and_trainings_system_message_are_said(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run"), "census")
+    parsers = {"--tool-call-parser": "hermes", "--reasoning-parser": "qwen3"}
+    tools = replace(PLAIN, parts=("several turns", "tools"), system="Be `brief`.", parsers=parsers)
+    text = render_card(run, tools, "adapter")
+    flags = "--enable-auto-tool-choice --tool-call-parser hermes --reasoning-parser qwen3"
+    assert flags in text
+    assert flags in render_card(run, tools, "merged")
+    assert "vLLM reads its calls with the options above" in text
+    assert "| Rows with | several turns, tools |" in text
+    assert "Messages without a system message get the one of training" in text
+    assert "```\nBe `brief`.\n```" in text
+    assert "what the chat template writes for `tool_calls`" in render_card(run, replace(tools, parsers={}), "adapter")
+    plain = render_card(run, PLAIN, "adapter")
+    assert not any(said in plain for said in ("tools", "--tool-call", "system message", "### Input"))
+    assert "the heading `### Input:`" in render_card(run, replace(PLAIN, template="alpaca"), "adapter")
 
 
 @pytest.mark.parametrize("form", FORMS)

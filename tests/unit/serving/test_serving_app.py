@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
+from real_templates import tokenizer_folder
 from strop.data.template import Template, load_template
 from strop.errors import RecipeError
 from strop.serving import require_server
@@ -76,15 +77,19 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
 
 @pytest.fixture
 def worker(script: Script, template: Template) -> Iterator[GenerationWorker]:
-    worker = GenerationWorker(script, template)  # type: ignore[arg-type]
+    worker = GenerationWorker(script, template.stop_ids)  # type: ignore[arg-type]
     yield worker
     worker.join()
 
 
-def client(worker: GenerationWorker, api_key: str | None = None, any_host: bool = False) -> TestClient:
-    served = Served("mine", 1, worker, worker._template, 4000, 49152, 256)
-    app = build_app(served, Guard(any_host, api_key))
+def application(worker: GenerationWorker, template: Template, guard: Guard) -> TestClient:
+    app = build_app(Served("mine", 1, worker, template, 4000, 49152, 256), guard)
     return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
+
+
+def client(worker: GenerationWorker, api_key: str | None = None, any_host: bool = False) -> TestClient:
+    template = load_template(SMOLLM2, "chat", ["messages"])
+    return application(worker, template, Guard(any_host, api_key))
 
 
 def question(**changes: Any) -> dict[str, Any]:
@@ -176,6 +181,7 @@ def test_a_failing_model_is_an_error_and_the_next_request_is_answered(
 def collected(worker: GenerationWorker, **changes: Any) -> tuple[GenerationJob, list[Piece | ApiError]]:
     pieces: list[Piece | ApiError] = []
     settings = {"tuned": True, "max_new_tokens": 10_000, "temperature": 0.0, "top_p": 1.0, "seed": 0, "stops": ()}
+    settings["decode"] = str
     job = GenerationJob([1], **(settings | changes), deliver=pieces.append)  # type: ignore[arg-type]
     worker.submit(job)
     return job, pieces
@@ -316,3 +322,71 @@ def test_requests_at_the_same_time_are_answered_one_after_the_other(script: Scri
     for thread in threads:
         thread.join()
     assert seen == [True] * 8
+
+
+TOOL = {"type": "function", "function": {"name": "tide", "description": "d", "parameters": {"type": "object"}}}
+CALL = '<tool_call>\n{"name": "tide", "arguments": {"at": "Oban"}}\n</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Template:
+    return load_template(tokenizer_folder("qwen3", tmp_path_factory.mktemp("qwen3")), "chat", ["messages"])
+
+
+def spoken(script: Script, template: Template, text: str) -> None:
+    [ids] = template.tokenizer([text + "<|im_end|>"], add_special_tokens=False)["input_ids"]
+    script.tokens = ids
+
+
+def deltas(response: Any) -> tuple[list[dict[str, Any]], str]:
+    """The deltas of a stream, and why it ended."""
+    *events, _, _ = response.text.split("\n\n")
+    choices = [json.loads(event.removeprefix("data: "))["choices"][0] for event in events]
+    return [choice["delta"] for choice in choices], choices[-1]["finish_reason"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "reason"),
+    [
+        (
+            "<think>\nA port.\n</think>\n\n" + CALL,
+            {"reasoning_content": "A port.", "content": None, "calls": 1},
+            "tool_calls",
+        ),
+        (f"<think>\n\n</think>\n\nBoth.\n{CALL}\n{CALL}", {"content": "Both.", "calls": 2}, "tool_calls"),
+        ("<think>\nHm\n</think>\n\n3 m", {"reasoning_content": "Hm", "content": "3 m", "calls": 0}, "stop"),
+        ("<think>\n\n</think>\n\n<tool_call>", {"content": "<tool_call>", "calls": 0}, "stop"),
+    ],
+)
+def test_calls_and_reasoning_have_fields_of_their_own(
+    script: Script, qwen3: Template, text: str, message: dict[str, Any], reason: str
+) -> None:
+    worker = GenerationWorker(script, qwen3.stop_ids)  # type: ignore[arg-type]
+    caller = application(worker, qwen3, Guard(False, None))
+    spoken(script, qwen3, text)
+    [choice] = caller.post("/v1/chat/completions", json=question(tools=[TOOL])).json()["choices"]
+    calls = choice["message"].pop("tool_calls", [])
+    assert choice["message"] | {"calls": len(calls)} == {"role": "assistant"} | message
+    assert choice["finish_reason"] == reason
+    assert all(json.loads(call["function"]["arguments"]) == {"at": "Oban"} for call in calls)
+    assert all((call["type"], call["function"]["name"]) == ("function", "tide") and call["id"] for call in calls)
+    parts, ended = deltas(caller.post("/v1/chat/completions", json=question(tools=[TOOL], stream=True)))
+    assert "".join(part.get("content") or "" for part in parts) == (message["content"] or "")
+    assert "".join(part.get("reasoning_content", "") for part in parts) == message.get("reasoning_content", "")
+    streamed = [call for part in parts for call in part.get("tool_calls", [])]
+    assert [(call["index"], call["function"]) for call in streamed] == [
+        (i, call["function"]) for i, call in enumerate(calls)
+    ]
+    assert ended == reason
+    worker.join()
+
+
+def test_a_long_reasoning_is_streamed_while_it_is_written(script: Script, qwen3: Template) -> None:
+    worker = GenerationWorker(script, qwen3.stop_ids)  # type: ignore[arg-type]
+    spoken(script, qwen3, "<think>\n" + "one two three " * 20 + "\n</think>\n\nDone")
+    parts, _ = deltas(
+        application(worker, qwen3, Guard(False, None)).post("/v1/chat/completions", json=question(stream=True))
+    )
+    assert sum("reasoning_content" in part for part in parts) > 40
+    assert [part["content"] for part in parts if part.get("content")] == ["Done"]
+    worker.join()

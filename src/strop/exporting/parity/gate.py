@@ -1,9 +1,9 @@
 """The parity gate: an export is kept only if it answers like the trained model in the program that will use it.
 
 strop's own decoder answers some prompts (`Reference`). A new process with the export's real consumer gets the same
-conversations and the export, but nothing else from strop. It must arrive at the same prompt ids, the same stop tokens,
-the same greedy answers and, on those answers, the same distributions over the next token. `LIMITS` says how close is
-close enough; docs/exports.md has the measurements behind them.
+conversations, many more to be rendered only, and the export, but nothing else from strop. It must arrive at the same
+prompt ids, the same stop tokens, the same greedy answers and, on those answers, the same distributions over the next
+token. `LIMITS` says how close is close enough; docs/exports.md has the measurements behind them.
 """
 
 import importlib.util
@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,11 +67,23 @@ _ADVICE = {
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt as the consumer gets it: messages for a chat model, else its text; and its ids in training."""
+    """A prompt as its consumer gets it, and in training.
 
-    messages: list[dict[str, str]] | None
-    text: str
+    Attributes:
+        messages: Of a conversation; None for other prompts.
+        text: Of other prompts; None if there are only ids, of rows that are tokenised already.
+        ids: In training.
+        tools: That the conversation declares.
+        documents: That go with it.
+        template_kwargs: What else its chat template is given.
+    """
+
+    messages: list[dict[str, Any]] | None
+    text: str | None
     ids: list[int]
+    tools: list[dict[str, Any]] | None = None
+    documents: list[dict[str, Any]] | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +91,7 @@ class Reference:
     """What strop's decoder answers.
 
     Attributes:
+        questions: The first of them are answered; of all, prompt ids are compared.
         answers: Greedy answers, including the stop token if one was generated.
         logits: For each answer, (len(answer), V) float32: the logits that predict each of its tokens.
         stop_ids: All tokens that end an answer.
@@ -100,6 +113,7 @@ class Parity:
     kind: str
     consumer: str
     num_prompts: int
+    num_answers: int
     num_positions: int
     same_prompts: int
     same_answers: int
@@ -186,7 +200,7 @@ def judge(kind: str, consumer: str, reference: Reference, told: dict[str, Any]) 
     prompts = [got == want.ids for got, want in zip(told["prompts"], questions, strict=True)]
     faults = []
     if False in prompts:
-        faults.append(_prompt_fault(questions[prompts.index(False)].ids, told["prompts"][prompts.index(False)]))
+        faults.append(_prompt_fault(questions, told["prompts"], prompts))
     if lost := sorted(set(reference.stop_ids) - set(told["stop_ids"])):
         faults.append(f"it does not stop at token {', '.join(map(str, lost))}, which ends answers in training")
     same = [got == want for got, want in zip(told["answers"], reference.answers, strict=True)]
@@ -206,6 +220,7 @@ def judge(kind: str, consumer: str, reference: Reference, told: dict[str, Any]) 
         kind,
         consumer,
         len(questions),
+        len(reference.answers),
         sum(map(len, reference.answers)),
         sum(prompts),
         sum(same),
@@ -228,11 +243,17 @@ def _distance_faults(found: Distance, limits: Limits) -> list[str]:
     return faults
 
 
-def _prompt_fault(want: Sequence[int], got: Sequence[int]) -> str:
+def _prompt_fault(questions: Sequence[Question], told: Sequence[Sequence[int] | str], same: Sequence[bool]) -> str:
+    """How the first prompt differs that does; a consumer that refuses one says why in place of its ids."""
+    first = same.index(False)
+    want, got = questions[first].ids, told[first]
+    if isinstance(got, str):
+        return f"{same.count(False)} of {len(same)} prompts differ; it refuses prompt {first + 1}: {got}"
     at = next((i for i, pair in enumerate(zip(want, got, strict=False)) if pair[0] != pair[1]), len(want))
     return (
-        f"a prompt's ids differ from token {at} on: {list(got[at : at + 6])}, expected {list(want[at : at + 6])} "
-        f"({len(got)} tokens, {len(want)} in training): the tokenizer or chat template differs from training's"
+        f"{same.count(False)} of {len(same)} prompts differ; prompt {first + 1}'s ids differ from token {at} on: "
+        f"{list(got[at : at + 6])}, expected {want[at : at + 6]} ({len(got)} tokens, {len(want)} in training): the "
+        "tokenizer or chat template differs from training's"
     )
 
 
@@ -282,7 +303,7 @@ def _ask(kind: str, folder: Path, base: Path | None, reference: Reference) -> di
                 f"{consumer.package} cannot use the export (exit {child.returncode}): {_reason(child.stderr)}"
             )
         with np.load(arrays, allow_pickle=False) as file:
-            told = {"next": [_next_tokens(file, i) for i in range(len(questions))]}
+            told = {"next": [_next_tokens(file, i) for i in range(len(reference.answers))]}
         return {**told, **json.loads(said.read_text(encoding="utf-8"))}
     except subprocess.TimeoutExpired as error:
         raise ParityError(f"{consumer.package} did not answer {len(questions)} prompts within an hour") from error

@@ -21,10 +21,12 @@ def main(path: str) -> None:
     model = _load(job)
     settings = transformers.GenerationConfig.from_pretrained(job["folder"])
     stop_ids = settings.eos_token_id
-    prompts, answers, arrays = [], [], {}
-    for i, (question, answer) in enumerate(zip(job["questions"], job["answers"], strict=True)):
-        prompts.append(_prompt(tokenizer, question))
-        answers.append(_greedy(model, prompts[-1], settings, job["max_new_tokens"]))
+    prompts = [render(tokenizer, question) for question in job["questions"]]
+    answers, arrays = [], {}
+    for i, (question, answer) in enumerate(zip(job["questions"], job["answers"], strict=False)):
+        told = prompts[i]
+        prompt: list[int] = question["ids"] if isinstance(told, str) else told
+        answers.append(_greedy(model, prompt, settings, job["max_new_tokens"]))
         ids = torch.tensor([question["ids"] + answer], device=model.device)
         with torch.inference_mode():
             logits = model(ids).logits[0, len(question["ids"]) - 1 : -1]
@@ -68,11 +70,17 @@ def _load(job: dict[str, Any]) -> Any:
     return model.to(device).eval()
 
 
-def _prompt(tokenizer: Any, question: dict[str, Any]) -> list[int]:
+def render(tokenizer: Any, question: dict[str, Any]) -> list[int] | str:
+    """The ids of a prompt, or why its chat template refuses it."""
     if question["messages"] is None:
-        return list(tokenizer(question["text"]).input_ids)
-    ids = tokenizer.apply_chat_template(question["messages"], add_generation_prompt=True, return_dict=False)
-    return list(ids)
+        return question["ids"] if question["text"] is None else list(tokenizer(question["text"]).input_ids)
+    given = {"tools": question["tools"], "documents": question["documents"], **question["template_kwargs"]}
+    try:
+        return list(
+            tokenizer.apply_chat_template(question["messages"], add_generation_prompt=True, return_dict=False, **given)
+        )
+    except Exception as error:  # a template may raise anything
+        return f"{type(error).__name__}: {error}"
 
 
 def _greedy(model: Any, prompt: list[int], settings: Any, max_new_tokens: int) -> list[int]:

@@ -7,6 +7,7 @@ Called with the path of a job written by `strop.exporting.parity.gate`. llama.cp
 import json
 import os
 import sys
+import urllib.error
 import urllib.request
 from importlib.metadata import version
 from pathlib import Path
@@ -32,21 +33,23 @@ class Next(NamedTuple):
 def main(path: str) -> None:
     """Answer a job's questions and write down what was computed."""
     job = json.loads(Path(path).read_text(encoding="utf-8"))
-    longest = max(len(question["ids"]) for question in job["questions"]) + job["max_new_tokens"]
+    asked = job["questions"][: len(job["answers"])]
+    longest = max(len(question["ids"]) for question in asked) + job["max_new_tokens"]
     server = Server(next(Path(job["folder"]).glob("*.gguf")), longest)
     prompts = [server.prompt(question) for question in job["questions"]]
     answers: list[list[int]] = []
     arrays: dict[str, Any] = {}
-    for i, (question, answer) in enumerate(zip(job["questions"], job["answers"], strict=True)):
+    for i, (question, answer) in enumerate(zip(asked, job["answers"], strict=True)):
         forced = [server.next(question["ids"] + answer[:n]) for n in range(len(answer))]
         arrays[f"ids_{i}"] = np.array([told.ids for told in forced])
         arrays[f"logprobs_{i}"] = np.array([told.logprobs for told in forced], dtype=np.float32)
-        answers.append(server.greedy(prompts[i], job["max_new_tokens"]))
+        prompt = prompts[i]
+        answers.append(server.greedy(question["ids"] if isinstance(prompt, str) else prompt, job["max_new_tokens"]))
     np.savez(job["next"], **arrays)
     said = {
         "prompts": prompts,
         "answers": answers,
-        "stop_ids": [token for token in job["stop_ids"] if server.ends_at(prompts[0], token)],
+        "stop_ids": [token for token in job["stop_ids"] if server.ends_at(job["questions"][0]["ids"], token)],
         "version": version("xllamacpp"),
     }
     Path(job["said"]).write_text(json.dumps(said), encoding="utf-8")
@@ -72,11 +75,16 @@ class Server:
         self._letter = self._post("/tokenize", content="a")["tokens"][-1]
         self._known: dict[tuple[int, ...], Next] = {}
 
-    def prompt(self, question: dict[str, Any]) -> list[int]:
-        """The ids that llama.cpp itself makes of a question."""
+    def prompt(self, question: dict[str, Any]) -> list[int] | str:
+        """The ids that llama.cpp itself makes of a question, or why it refuses it."""
         text = question["text"]
         if question["messages"] is not None:
-            text = self._post("/apply-template", messages=question["messages"])["prompt"]
+            try:
+                text = self._post("/apply-template", **_as_request(question))["prompt"]
+            except urllib.error.HTTPError as error:
+                return error.read(2000).decode(errors="replace")
+        if text is None:
+            return list(question["ids"])
         return list(self._post("/tokenize", content=text, add_special=True, parse_special=True)["tokens"])
 
     def greedy(self, prompt: list[int], max_new_tokens: int) -> list[int]:
@@ -119,6 +127,27 @@ class Server:
         )
         with urllib.request.urlopen(request, timeout=3600) as answer:
             return json.loads(answer.read())
+
+
+def _as_request(question: dict[str, Any]) -> dict[str, Any]:
+    """Messages and what goes with them as OpenAI's API has them."""
+    given = {"documents": question["documents"]} if question["documents"] else {}
+    tools = {"tools": question["tools"]} if question["tools"] else {}
+    messages = list(map(_openais, question["messages"]))
+    return {"messages": messages, "chat_template_kwargs": given | question["template_kwargs"], **tools}
+
+
+def _openais(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with the arguments of its calls as JSON text."""
+    if "tool_calls" not in message:
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        arguments = call["function"]["arguments"]
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        calls.append(call | {"function": call["function"] | {"arguments": arguments}})
+    return message | {"tool_calls": calls}
 
 
 if __name__ == "__main__":
