@@ -115,9 +115,16 @@ def _read_tools(path: Path) -> tuple[Mapping[str, Any], ...]:
 
 def _held_out_row(run: Run) -> Example:
     """The run's first held-out row."""
-    if not run.recipe.data.validation_file:
-        raise RecipeError("this run has no data.validation_file to take a question from; use --prompt")
-    for origin, example in held_out_examples(run.recipe.data):
+    from strop.data.build import falls_into
+    from strop.data.store import Split
+
+    data, percentage = run.recipe.data, run.recipe.data.validation_split_percentage
+    if not data.validation_file and not percentage:
+        raise RecipeError("this run holds out no rows to take a question from; use --prompt")
+    split = None if data.validation_file else Split("validation", percentage, run.recipe.train.seed)
+    for origin, example in held_out_examples(data):
+        if split and not falls_into(split, example):
+            continue
         if isinstance(example, Text | Tokens):
             raise RecipeError(f"{origin} asks nothing: it is a document; use --prompt")
         return example
