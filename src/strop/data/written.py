@@ -83,6 +83,9 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _find(piece: str, text: str, start: int) -> int | None:
     """Where a piece ends in a text, as it is or as JSON writes it; None if it is not there."""
+    if piece.isascii() and piece.isprintable() and not ('"' in piece or "\\" in piece):  # JSON writes it as it is
+        at = text.find(piece, start)
+        return None if at < 0 else at + len(piece)
     spellings = (piece, json.dumps(piece, ensure_ascii=False)[1:-1], json.dumps(piece)[1:-1])
     found = ((text.find(written, start), len(written)) for written in spellings)
     return min((at + length for at, length in found if at >= 0), default=None)

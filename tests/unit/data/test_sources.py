@@ -104,3 +104,11 @@ def test_split_answer_is_the_last_answer():
     turns = [Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d")]
     assert split_answer(Conversation(tuple(turns))) == (("user", "a", "assistant", "b", "user", "c"), "d")
     assert split_answer(Alpaca("i", "x", "o")) == (("user", "i", "x"), "o")
+
+
+def test_tools_in_a_turn_are_refused_by_name(tmp_path):
+    turns = [{"role": "system", "content": "Help.", "tools": "[]"}, *MESSAGES["messages"][1:]]
+    [fault] = examples(write(tmp_path, {"messages": [turns[0] | {"tools": '[{"name": "f"}]'}, *turns[1:]]}))
+    assert str(fault).endswith(
+        "not supported: 'tools' in turn 1: declare them beside the turns, in the row's own 'tools'"
+    )

@@ -82,7 +82,7 @@ def _refuse_endless(path: Path) -> None:
 
 
 def _as_python(path: Path, batch: Any, note: Note) -> list[dict[str, Any]]:
-    """A batch as rows: maps as dicts, and NaN, pandas' missing value, as None."""
+    """A batch as rows: maps as dicts, structs without nulls, and NaN, pandas' missing value, as None."""
     import pyarrow
     import pyarrow.compute
 
@@ -98,7 +98,18 @@ def _as_python(path: Path, batch: Any, note: Note) -> list[dict[str, Any]]:
                 batch = batch.set_column(index, field, pyarrow.compute.if_else(is_nan, None, column))
     has_maps = any("map<" in str(kind) for kind in batch.schema.types)  # dicts take longer to make, so only for these
     rows: list[dict[str, Any]] = batch.to_pylist(maps_as_pydicts="strict" if has_maps else None)
+    structs = [field.name for field in batch.schema if "struct<" in str(field.type)]
+    for row in rows:
+        for name in structs:
+            row[name] = _without_nulls(row[name])
     return rows
+
+
+def _without_nulls(value: Any) -> Any:
+    """A value without the fields that Arrow had to add, because all structs of a column have the same."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def saved_dataset_files(folder: Path, part: str | None) -> list[Path] | None:

@@ -47,6 +47,7 @@ _REFUSED = {
     **dict.fromkeys(
         ("image", "images", "image_url", "audio", "audios", "video", "videos"), "strop trains on text only"
     ),
+    "tools": "declare them beside the turns, in the row's own 'tools'",  # Phi-4-mini's place for them
     "refusal": "write what should be learned into 'content'",
 }
 _KNOWN = frozenset((*_REASONING, *masks.TURN_KEYS, "tool_calls", "function_call"))

@@ -45,6 +45,12 @@ WRITERS = {
 }
 
 
+def test_fields_that_arrow_had_to_add_are_gone(tmp_path):
+    tools = [[{"name": "a", "args": {"x": "1"}}], [{"name": "b", "args": {"y": "2"}}]]
+    pyarrow.parquet.write_table(pyarrow.table({"tools": tools}), tmp_path / "rows.parquet")
+    assert [row["tools"] for _, row in read_rows(tmp_path / "rows.parquet")] == tools
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_rows_are_plain_python(tmp_path, name):
     WRITERS[name](TABLE, str(tmp_path / name))
