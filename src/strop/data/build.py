@@ -33,7 +33,7 @@ from strop.data.template import Encoded, Template
 from strop.errors import DataError
 
 _ROWS_AT_A_TIME = 1024
-_FAULTS_SHOWN = 20
+_FAULTS_SHOWN, _OF_A_KIND = 20, 5
 _MOST_TURNS = 2**16 - 1
 _ABANDONED_AFTER = 24 * 3600  # seconds
 
@@ -240,8 +240,9 @@ def _bad_rows(builder: _Builder, folder: Path) -> BadRowsError:
     listing = folder.parent.parent / "faults" / f"{folder.name[:16]}.txt"
     listing.parent.mkdir(parents=True, exist_ok=True)
     listing.write_text("".join(f"{fault}\n" for fault in faults), "utf-8")
-    shown = "\n".join(f"  {fault}" for fault in faults[:_FAULTS_SHOWN])
-    more = len(faults) - _FAULTS_SHOWN
+    chosen = _some_of_each_kind(faults)
+    shown = "\n".join(f"  {fault}" for fault in chosen)
+    more = len(faults) - len(chosen)
     rest = f"\n  and {more:,} more; the full list is in {listing}" if more > 0 else ""
     ways = (
         "Fix them, or skip them with data.on_bad_row=skip"
@@ -249,6 +250,17 @@ def _bad_rows(builder: _Builder, folder: Path) -> BadRowsError:
         else "No row is left without them: fix them, or what the recipe says of them"
     )
     return BadRowsError(f"{len(faults):,} of {builder.rows_read:,} rows cannot be used:\n{shown}{rest}\n{ways}", faults)
+
+
+def _some_of_each_kind(faults: Sequence[Fault]) -> list[Fault]:
+    """Some faults, in order: of one kind a few say it all."""
+    seen: Counter[str] = Counter()
+    chosen = []
+    for fault in faults:
+        seen[fault.kind] += 1
+        if seen[fault.kind] <= _OF_A_KIND:
+            chosen.append(fault)
+    return chosen[:_FAULTS_SHOWN]
 
 
 def _no_rows_left(builder: _Builder, settings: StoreSettings) -> str:

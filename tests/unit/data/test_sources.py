@@ -112,3 +112,10 @@ def test_tools_in_a_turn_are_refused_by_name(tmp_path):
     assert str(fault).endswith(
         "not supported: 'tools' in turn 1: declare them beside the turns, in the row's own 'tools'"
     )
+
+
+def test_a_number_beside_an_instruction_is_a_class_and_beside_a_prompt_a_verdict(tmp_path):
+    [row] = read_examples(sources(write(tmp_path, ALPACA | {"label": 0})))
+    assert row.unused == ("label",)
+    [fault] = examples(write(tmp_path, {"prompt": "2+2=", "completion": "4", "label": 0}))
+    assert "undesirable answer: 'label' is 0" in str(fault)

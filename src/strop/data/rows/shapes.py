@@ -84,9 +84,13 @@ class RowReader:
                 )
 
     def _look_at_label(self, row: dict[str, Any], columns: Mapping[str, str], unused: set[str]) -> None:
-        """Refuse an answer that is marked as undesirable; a document's label is its class."""
+        """Refuse an answer that is marked as undesirable; a document's label is its class.
+
+        So is a number beside an instruction: KTO's rows have a prompt and a completion, or turns.
+        """
         labels = {key: row[key] for key in masks.UNDESIRABLE if key in row and key not in columns.values()}
-        if self._shape.format == "text":
+        is_class = self._shape.format == "alpaca" and type(labels.get("label")) in (int, float)
+        if self._shape.format == "text" or is_class:
             unused |= unknown(labels, (), "")
         else:
             masks.refuse_undesirable(labels, unused)
