@@ -79,7 +79,9 @@ class _Builder:
         self.num_samples = 0
         self.num_tokens = 0
         self.num_loss_tokens = 0
-        self._file_number = {str(file): number for number, file in enumerate(self.files)}
+        places = [(number, str(file)) for number, source in enumerate(sources) for file in source.files]
+        self._file_number = {place: number for number, place in enumerate(places)}
+        self._order = {file: number for number, (_, file) in enumerate(places)}
         self._stop_ids = np.array(sorted(template.stop_ids), dtype=np.int32)
         self._writers = {name: _HashedFile(work / name) for name in FILES}
         self._writers["offsets.bin"].write(np.zeros(1, FILES["offsets.bin"]))
@@ -97,7 +99,7 @@ class _Builder:
             if not block:
                 break
             self._add(block)
-        self.faults.sort(key=lambda fault: (self._file_number[fault.origin.file], fault.origin.line))
+        self.faults.sort(key=lambda fault: (self._order[fault.origin.file], fault.origin.line))
 
     def _rows(self) -> Iterator[Row]:
         split = self.settings.split
@@ -146,7 +148,7 @@ class _Builder:
             text = "\x1f".join((*prompt, answer))
             special = SPECIAL_TEXT if pattern and pattern.search(text) else 0
             hashes = _hash64("\x1f".join(prompt)) if prompt else 0, _hash64(text)
-            file, turns = self._file_number[row.origin.file], _turns(row.example, encoded)
+            file, turns = self._file_number[row.source, row.origin.file], _turns(row.example, encoded)
             rows[i] = (file, row.origin.line, turns, flags | special, *hashes)
         lengths = np.array([len(encoded.input_ids) for _, encoded, _ in kept], np.int64)
         learned = np.concatenate([encoded.learned for _, encoded, _ in kept])

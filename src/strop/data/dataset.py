@@ -14,7 +14,7 @@ from strop.data.store import CODE_VERSION, SampleStore, Split, StoreSettings, re
 from strop.data.template import Template, load_template
 from strop.errors import DataError, RecipeError
 from strop.recipe import DataSection
-from strop.resolve import cache_dir
+from strop.resolve import cache_dir, data_suffix
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,9 @@ def open_or_build(sources: Sequence[Source], template: Template, settings: Store
 
 
 def _key(sources: Sequence[Source], template: Template, settings: StoreSettings) -> str:
-    contents = [[(hash_file(file), file.suffix.lower()) for file in source.files] for source in sources]
+    contents = [
+        [(hash_file(file), file.suffix.lower(), data_suffix(file)) for file in source.files] for source in sources
+    ]
     readings = [source.reading() for source in sources]
     parts = [CODE_VERSION, contents, readings, template.fingerprint, asdict(settings)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

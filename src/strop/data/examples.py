@@ -126,11 +126,13 @@ class Row:
         origin: Where it is.
         example: What it means.
         unused: Its keys that are not used, as paths: `category`, `messages[].id`.
+        source: Which of the sources it is read from, from 0; two may read parts of one file.
     """
 
     origin: Origin
     example: Example
     unused: tuple[str, ...] = field(default=())
+    source: int = 0
 
 
 def split_answer(example: Example, num_turns: int = 0) -> tuple[tuple[str, ...], str]:

@@ -231,7 +231,7 @@ def read_examples(
     Raises:
         DataError: A file has no rows or cannot be read to its end.
     """
-    for source in sources:
+    for number, source in enumerate(sources):
         reader = RowReader(source.shape, system)
         kept = 0
         for row in source.rows(note):
@@ -247,7 +247,7 @@ def read_examples(
                 yield Fault(origin, str(error))
                 continue
             kept += 1
-            yield Row(origin, example, unused)
+            yield Row(origin, example, unused, number)
 
 
 def held_out_key(data: DataSection) -> str:

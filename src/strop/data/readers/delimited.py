@@ -1,6 +1,7 @@
 """CSV and other tables of text: a header, and rows of values between commas, semicolons, tabs or bars."""
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -133,7 +134,7 @@ def _header(path: Path, records: Iterator[Record | Fault], note: Note) -> Header
         raise DataError(f"{record.origin}: {record.reason}, in the header")
     begun, names = (record[0], [name.strip() for name in record[1]]) if record else (1, [])
     named = [position for position, name in enumerate(names) if name]
-    if twice := sorted({name for name in names if name and names.count(name) > 1}):
+    if twice := sorted(name for name, count in Counter(names).items() if name and count > 1):
         raise DataError(f"{path}:{begun}: the CSV header names {', '.join(map(repr, twice))} more than once")
     if not _is_text("".join(names)):
         raise DataError(f"{path}:{begun}: the CSV header is not UTF-8; save the file as UTF-8")
@@ -154,6 +155,8 @@ def _row(path: Path, header: Header, dialect: Dialect, record: Record) -> RawRow
         return Fault(origin, f"bad CSV: {reason}")
     if not _is_text("".join(values)):
         return Fault(origin, "not UTF-8: an invalid byte")
+    if [value.strip("\ufeff ") for value in values] == header.names:
+        return Fault(origin, "bad CSV: the header once more, as where files were joined")
     if len(header.named) == len(header.names):
         return origin, dict(zip(header.names, values, strict=False))  # more values are empty ones
     return origin, {header.names[position]: values[position] for position in header.named}

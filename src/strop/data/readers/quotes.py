@@ -39,13 +39,15 @@ def _message(path: Path, first: int, last: int, why: str) -> str:
 
 def _quoted(text: str, dialect: Dialect) -> Iterator[tuple[int, int]]:
     """From which to which line of a record, from 0, each quoted value goes; up to the first that is not closed well."""
-    at = 0
+    at = line = counted = 0
     while at < len(text):
         while dialect.is_spaced and text[at] == " ":
             at += 1
         if text[at] == '"':
             start, at = at, _after_quoted(text, at + 1)
-            yield text.count("\n", 0, start), text.count("\n", 0, at)
+            opened = line + text.count("\n", counted, start)
+            line, counted = opened + text.count("\n", start, at), at
+            yield opened, line
             if text[at : at + 1] not in (dialect.delimiter, "\n"):
                 return
         at = text.find(dialect.delimiter, at) + 1 or len(text)
@@ -66,7 +68,11 @@ def looks_like_rows(lines: Sequence[str], num_columns: int, dialect: Dialect) ->
     fewest = _FEWEST_SPACED_ROWS if dialect.is_spaced else _FEWEST_ROWS
     if len(lines) < fewest or num_columns < 2:
         return False
-    cells = [line.strip('"\n').split(dialect.delimiter) for line in lines]
-    return all(len(row) == num_columns and row[0] and row[-1] for row in cells) and all(
-        cell.startswith(" ") == dialect.is_spaced for row in cells for cell in row[1:] if cell
+    rows = (line.strip('"\n').split(dialect.delimiter) for line in lines)
+    return all(
+        len(row) == num_columns
+        and row[0]
+        and row[-1]
+        and all(cell.startswith(" ") == dialect.is_spaced for cell in row[1:] if cell)
+        for row in rows
     )

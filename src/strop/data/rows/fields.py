@@ -48,13 +48,38 @@ def text(row: Mapping[str, Any], key: str, if_empty: str | None = None, where: s
 
 
 def parsed(value: Any, what: str) -> Any:
-    """A list or object that may be written as JSON text, as in the cell of a CSV file."""
+    """A list or object that may be written as JSON text, as in the cell of a CSV file: as strict as a row itself."""
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        found = _DECODER.decode(value)
+        if "\\u" in value:
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
+    except UnicodeEncodeError:
+        raise RowError(f"lone surrogate: {what} has half a character") from None
+    except RowError as error:
+        raise RowError(f"{error}, in {what}") from None
     except (ValueError, RecursionError) as error:
         raise RowError(f"bad JSON: {what}: {getattr(error, 'msg', 'nested too deeply')}") from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise RowError(f"duplicate key: '{key}'")
+        found[key] = value
+    return found
+
+
+def _constant(name: str) -> None:
+    """NaN, pandas' missing value, as None."""
+    if name != "NaN":
+        raise RowError(f"not a number: {name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_constant)
 
 
 def objects(value: Any, what: str) -> list[dict[str, Any]]:

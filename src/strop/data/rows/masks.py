@@ -7,7 +7,7 @@ with one value for each turn. An answer that is not learned is still read as con
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from strop.data.rows.fields import RowError, is_empty
+from strop.data.rows.fields import RowError, is_empty, parsed
 
 LEARN = ("train", "training", "trainable", "learn", "loss", "loss_mask", "loss_masks", "weight", "weights")
 HIDE = ("masked",)
@@ -19,7 +19,7 @@ REFUSED_IN_TURNS = {
     "train_detail": "parts of a turn cannot be learned by themselves; write train: true or train: false",
     "training_detail": "parts of a turn cannot be learned by themselves; write train: true or train: false",
 }
-_SAID_OF_A_TURN = frozenset((*TURN_KEYS, *REFUSED_IN_TURNS))
+OF_A_TURN = frozenset((*TURN_KEYS, *REFUSED_IN_TURNS))
 _SAID_OF_A_ROW = frozenset(ROW_KEYS)
 _WORDS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 """As the cells of a CSV file have them."""
@@ -31,7 +31,7 @@ def of_turn(turn: Mapping[str, Any], where: str) -> bool | None:
     Raises:
         RowError: Its keys contradict each other, or ask for something between learning and not.
     """
-    if _SAID_OF_A_TURN.isdisjoint(turn):
+    if OF_A_TURN.isdisjoint(turn):
         return None
     for key, reason in REFUSED_IN_TURNS.items():
         if not is_empty(turn.get(key)):
@@ -58,6 +58,8 @@ def of_row(row: Mapping[str, Any], unused: set[str], num_turns: int = 0) -> Sequ
     flags: list[bool] | None = None
     for key in ROW_KEYS:
         value = row.get(key)
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            value = parsed(value, f"'{key}'")
         if is_empty(value):
             continue
         if isinstance(value, list):

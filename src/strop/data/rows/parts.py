@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from strop.data.examples import Message, ToolCall
+from strop.data.rows import masks
 from strop.data.rows.calls import read_call
 from strop.data.rows.fields import RowError, first_key, is_empty, unknown
 
@@ -104,6 +105,9 @@ def _piece(part: dict[str, Any], key: str, where: str, path: str, unused: set[st
     elif key in _RESULTS:
         flat = path if key == "tool_result" else f"{path}.{key}"
         yield "result", _result(value, where, flat, unused)
+    elif key in masks.OF_A_TURN:
+        if not masks.of_turn({key: value}, where):
+            raise RowError(f"unclear mask: '{key}' of a part{where}: mask whole turns, or make several turns of it")
     else:
         unused.add(f"{path}.{key}")
 

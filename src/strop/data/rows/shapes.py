@@ -100,9 +100,11 @@ class RowReader:
 def _renames(keys: tuple[str, ...], columns: frozenset[str]) -> dict[str, str]:
     """Which keys are others in another spelling, as `Images ` is images; columns and what a row has twice are not."""
     found: dict[str, str] = {}
+    there = {*keys}
     for key in keys:
         name = _NAMES.get(key.strip().lower(), key)
-        if name not in keys and key not in columns and name not in found.values():
+        if name not in there and key not in columns:
+            there.add(name)
             found[key] = name
     return found
 
@@ -149,14 +151,11 @@ def _with_context(
     row: dict[str, Any], columns: Mapping[str, str], system: str, question: str, answer: str, unused: set[str]
 ) -> Conversation | None:
     """A conversation, if the row has more than a question and an answer: a system message, earlier turns, tools."""
-    start = _system(row, columns, unused) or system
     before = _history(row.get(columns["history"]), columns["history"], unused) if "history" in columns else []
     extras = _extras(row, unused)
-    if not (start or before or extras):
-        return None
-    messages = [Message("system", start)] if start else []
-    turns = (*messages, *before, Message("user", question), Message("assistant", answer))
-    return Conversation(turns, **extras)
+    turns = [*before, Message("user", question), Message("assistant", answer)]
+    turns = _with_system(turns, row, columns, system, unused)
+    return Conversation(tuple(turns), **extras) if len(turns) > 2 or extras else None
 
 
 def _history(value: Any, key: str, unused: set[str]) -> list[Message]:
@@ -184,6 +183,8 @@ def _joined_turns(
     asked, said = _turns(get(row, question)), _turns(get(row, answer))
     before = [Message("user", asked)] if isinstance(asked, str) else read_turns(asked, question, unused)
     after = [Message("assistant", said)] if isinstance(said, str) else read_turns(said, answer, unused)
+    if isinstance(asked, list) and any(masks.of_turn(turn, f" of '{question}'") for turn in asked):
+        raise RowError(f"contradiction: a turn of '{question}' asks to be learned; write all turns into messages")
     repeated = [(m.role, m.content) for m in before]
     if [(m.role, m.content) for m in after[: len(before)]] == repeated:
         after = after[len(before) :]  # UltraFeedback's `chosen` begins with the prompt
@@ -215,13 +216,20 @@ def _conversation(
     if any(m.role != "assistant" for m in messages[learned[-1] + 1 :]):
         unused.add(_TRAILING)
     messages = messages[: learned[-1] + 1]
-    start = _system(row, columns, unused)
-    if start and messages[0].role == "system":
-        if messages[0].content != start:
-            raise RowError(f"two system messages: '{columns['system']}' and the first turn")
-    elif start or (system and messages[0].role != "system"):
-        messages = [Message("system", start or system), *messages]
+    messages = _with_system(messages, row, columns, system, unused)
     return Conversation(tuple(messages), **_extras(row, unused))
+
+
+def _with_system(
+    messages: list[Message], row: dict[str, Any], columns: Mapping[str, str], system: str, unused: set[str]
+) -> list[Message]:
+    """Turns that begin with the row's system message, or with `system` if it has none."""
+    start = _system(row, columns, unused)
+    if messages[0].role != "system":
+        return [Message("system", start or system), *messages] if start or system else messages
+    if start and messages[0].content != start:
+        raise RowError(f"two system messages: '{columns['system']}' and the first turn")
+    return messages
 
 
 def _extras(row: dict[str, Any], unused: set[str]) -> dict[str, Any]:

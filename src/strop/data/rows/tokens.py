@@ -24,7 +24,10 @@ def read_tokens(row: Mapping[str, Any], unused: set[str]) -> Tokens:
     of_tokens = [key for key in _MASKS if isinstance(row.get(key), list) and row[key]]
     masks.of_row({key: value for key, value in row.items() if key not in of_tokens}, unused)
     for key in of_tokens:
-        learned = [bool(mask) and was for mask, was in zip(_of_length(row, key, ids), learned, strict=True)]
+        mask = _of_length(row, key, ids)
+        if other := next((value for value in mask if value not in (0, 1)), None):
+            raise RowError(f"weight {other}: '{key}': a token is learned or not; write 1 or 0")
+        learned = [bool(value) and was for value, was in zip(mask, learned, strict=True)]
     labels = _of_length(row, "labels", ids)
     if any(label not in (-100, token) for label, token, is_seen in zip(labels, ids, seen, strict=True) if is_seen):
         raise RowError("bad labels: each must be -100 or the token at its place")

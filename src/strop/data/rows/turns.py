@@ -184,4 +184,9 @@ def with_masks(messages: Sequence[Message], flags: Sequence[bool] | None) -> lis
                 f"not an answer: the row's mask asks for turn {number} from {message.role} to be learned; "
                 "only answers can be, or everything with data.train_on=all"
             )
+        if flag and not message.learned:
+            raise RowError(
+                f"contradiction: the row's mask asks for turn {number} to be learned, but the turn is marked as "
+                "context, or is part of the prompt"
+            )
     return [replace(m, learned=m.learned and flag) for m, flag in zip(messages, flags, strict=True)]
