@@ -11,7 +11,6 @@ each exactly what the model reads and writes at that turn.
 
 import hashlib
 import json
-import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -20,6 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
+
+from jinja2 import Environment
 
 from strop.data.dated import dated
 from strop.data.examples import Conversation, Message
@@ -211,8 +212,12 @@ class ChatTemplate:
 
     @cached_property
     def _names(self) -> frozenset[str]:
-        """Every name in the template's source."""
-        return frozenset(re.findall(r"\w+", self.source))
+        """Every name in the template's source that is no key of something and no text."""
+        words = [(kind, word) for _, kind, word in Environment().lex(self.source) if kind != "whitespace"]
+        before = [("", ""), *words]
+        return frozenset(
+            word for (_, last), (kind, word) in zip(before, words, strict=False) if kind == "name" and last != "."
+        )
 
     def _apply(self, chats: list[list[dict[str, Any]]], given: Conversation, generation_prompt: bool) -> list[str]:
         try:

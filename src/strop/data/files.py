@@ -5,6 +5,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from strop.data.readers import BOM, refuse_unknown, saved_dataset_files
@@ -23,26 +24,53 @@ def find(places: Sequence[Place], key: str) -> list[tuple[list[Path], str | None
         key: The recipe key they come from, for messages.
 
     Raises:
-        DataError: A file is missing, unreadable, a folder, of an unknown type or listed twice; or a glob
-            matches nothing.
+        DataError: A file is missing, unreadable, a folder or of an unknown type; or a glob matches nothing.
     """
     found = [_expand(*place, key) for place in places]
-    seen: dict[tuple[str, str | None], Path] = {}
-    for files, part in found:
+    for files, _ in found:
         for path in files:
             _require_readable(path, key)
-            first = seen.setdefault((os.path.realpath(path), part), path)
-            if first is not path:
-                raise DataError(
-                    f"{key}: {path} is listed twice (also as {first}), so its rows would count double; remove one, "
-                    "or use repeat to count them double"
-                )
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Some rows of a file: from `start` up to `stop`, or to the end."""
+
+    path: Path
+    part: str | None = None
+    start: int = 0
+    stop: int | None = None
+
+    def overlaps(self, other: "Stretch") -> bool:
+        """Whether a row is in both."""
+        same = os.path.realpath(self.path) == os.path.realpath(other.path) and self.part == other.part
+        before = self.stop is not None and self.stop <= other.start
+        return same and not before and not (other.stop is not None and other.stop <= self.start)
+
+
+def refuse_doubles(stretches: Sequence[Stretch], key: str) -> None:
+    """Require that no row is listed twice.
+
+    Raises:
+        DataError: One is; a file may have two names.
+    """
+    seen: dict[str, list[Stretch]] = {}
+    for stretch in stretches:
+        others = seen.setdefault(os.path.realpath(stretch.path), [])
+        if first := next((other for other in others if other.overlaps(stretch)), None):
+            raise DataError(
+                f"{key}: {stretch.path} is listed twice (also as {first.path}), so its rows would count double; "
+                "remove one, or use repeat to count them double"
+            )
+        others.append(stretch)
 
 
 def find_files(specs: Sequence[str], key: str = "data.train_file") -> list[Path]:
     """The files of a list of paths, globs, package paths and hub ids; see `find`."""
-    return [path for files, _ in find([(spec, None, None) for spec in specs], key) for path in files]
+    files = [path for files, _ in find([(spec, None, None) for spec in specs], key) for path in files]
+    refuse_doubles([Stretch(path) for path in files], key)
+    return files
 
 
 def _expand(spec: str, split: str | None, subset: str | None, key: str) -> tuple[list[Path], str | None]:

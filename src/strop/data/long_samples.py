@@ -43,7 +43,8 @@ def fit(
     if all(len(sample.input_ids) <= limit for sample in samples):
         return Fitted([(sample, 0) for sample in samples if sample.learned.any()])
     if settings.long_samples == "drop":
-        return Fitted([(sample, 0) for sample in samples if len(sample.input_ids) <= limit and sample.learned.any()])
+        fitting = [(sample, 0) for sample in samples if len(sample.input_ids) <= limit and sample.learned.any()]
+        return _with_loss(fitting, sum(len(sample.input_ids) for sample in samples if len(sample.input_ids) > limit))
     if settings.long_samples == "split" and is_document:
         return Fitted(
             [(part, 0) for sample in samples for part in _split(sample, bos_id, limit, settings.long_overlap)]
@@ -52,9 +53,16 @@ def fit(
     if not kept:
         prompt = int(samples[0].learned.argmax())
         return f"no answer token is left: the prompt alone has {prompt:,} tokens and max_seq_length is {limit:,}"
-    if len(kept) < len(samples):  # the row has lost whole answers, so its last sample counts as cut
-        kept[-1] = (kept[-1][0], kept[-1][1] | TRUNCATED)
-    return Fitted(kept, sum(max(0, len(sample.input_ids) - limit) for sample in samples))
+    tokens_cut = sum(max(0, len(sample.input_ids) - limit) for sample in samples)
+    return _with_loss(kept, tokens_cut) if len(kept) < len(samples) else Fitted(kept, tokens_cut)
+
+
+def _with_loss(kept: list[tuple[Encoded, int]], tokens_cut: int) -> Fitted:
+    """Samples of a row that has lost whole answers: the last one counts as cut. None are left of a dropped row."""
+    if not kept:
+        return Fitted([])
+    sample, flags = kept[-1]
+    return Fitted([*kept[:-1], (sample, flags | TRUNCATED)], tokens_cut)
 
 
 def _cut(sample: Encoded, limit: int, stop_ids: NDArray[np.int32]) -> tuple[Encoded, int]:

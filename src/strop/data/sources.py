@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.data.examples import Example, Fault, Origin, Row
-from strop.data.files import find
+from strop.data.files import Stretch, find, refuse_doubles
 from strop.data.prompts import question_of
 from strop.data.readers import read_rows
 from strop.data.rows.columns import (
@@ -93,14 +93,18 @@ def open_sources(data: DataSection, specs: Sequence[str | DataFile], key: str = 
     entries = [DataFile(path=spec) if isinstance(spec, str) else spec for spec in specs]
     splits = [read_split(entry.split, key) for entry in entries]
     places = [(entry.path, name, entry.subset) for entry, (name, _, _) in zip(entries, splits, strict=True)]
+    found = find(places, key)
+    bounds = [_bounds(files, part, *ends) for (files, part), (_, *ends) in zip(found, splits, strict=True)]
+    refuse_doubles(
+        [Stretch(path, part, *ends) for (files, part), ends in zip(found, bounds, strict=True) for path in files], key
+    )
     sources = []
-    for entry, (name, start, stop), (files, part) in zip(entries, splits, find(places, key), strict=True):
+    for entry, (files, part), (first, last) in zip(entries, found, bounds, strict=True):
         shape = _shape(entry, data, files, part)
-        first, last = _bounds(files, part, start, stop)
         repeat = 1.0 if entry.repeat is None and entry.weight is None else entry.repeat
         sources.append(
             Source(
-                entry.path if name is None else f"{entry.path}:{entry.split}",
+                entry.path if entry.split is None else f"{entry.path}:{entry.split}",
                 tuple(files),
                 shape,
                 part,
@@ -248,6 +252,10 @@ def read_examples(
                 continue
             kept += 1
             yield Row(origin, example, unused, number)
+        else:  # all rows were read
+            if reader.unseen:
+                names = ", ".join(sorted(reader.unseen))
+                raise DataError(f"{source.name}: no row has the column {names} that data.columns names")
 
 
 def held_out_key(data: DataSection) -> str:

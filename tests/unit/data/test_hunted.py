@@ -4,11 +4,16 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rows import examples, write_rows
 from strop.data.dataset import open_dataset
 from strop.data.examples import Conversation, Fault
+from strop.data.long_samples import fit
+from strop.data.sources import open_sources, read_examples
+from strop.data.store import TRUNCATED, StoreSettings
+from strop.data.template import Encoded
 from strop.errors import DataError
 from strop.recipe import DataFile, DataSection
 
@@ -95,3 +100,43 @@ def test_broken_record_of_many_values_takes_no_quadratic_time(tmp_path):
     with pytest.raises(DataError, match="in doubt"):
         examples(path)
     assert time.process_time() - start < 5
+
+
+def test_two_slices_of_one_file_are_no_double_and_overlapping_ones_are(tmp_path):
+    path = str(write_rows(tmp_path / "rows.jsonl", [{"instruction": f"q{i}", "output": "a"} for i in range(4)]))
+    halves = [{"path": path, "split": "train[:2]"}, {"path": path, "split": "train[2:]"}]
+    data = DataSection(train_file=halves)
+    assert len(list(read_examples(open_sources(data, data.train_file)))) == 4
+    doubled = DataSection(train_file=[{"path": path, "split": "train[:3]"}, {"path": path, "split": "train[2:]"}])
+    with pytest.raises(DataError, match="listed twice"):
+        open_sources(doubled, doubled.train_file)
+
+
+def test_a_column_that_no_row_has_is_refused(tmp_path):
+    path = str(write_rows(tmp_path / "rows.jsonl", [{"q": "a", "a": "b", "system": "Be brief."}]))
+    data = DataSection(train_file=path, columns={"prompt": "q", "completion": "a", "system": "sytem"})
+    with pytest.raises(DataError, match="no row has the column sytem"):
+        list(read_examples(open_sources(data, data.train_file)))
+
+
+@pytest.mark.parametrize(
+    ("turn", "reason"),
+    [
+        ({"is_masked": True}, "unclear mask: 'is_masked' in turn 2"),
+        ({"loss_weight": 0.5}, "unclear mask: 'loss_weight' in turn 2"),
+        ({"Train": False}, "another spelling: 'Train' in turn 2: write 'train'"),
+        ({"Reasoning": "hm"}, "another spelling: 'Reasoning' in turn 2: write 'reasoning'"),
+    ],
+)
+def test_near_names_of_what_is_known_are_refused(tmp_path, turn, reason):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"} | turn]
+    [fault] = examples(write_rows(tmp_path / "rows.jsonl", [{"messages": turns}]))
+    assert reason in str(fault)
+
+
+def test_an_answer_that_is_dropped_counts_as_tokens_cut():
+    short, long = (Encoded(np.arange(count, dtype=np.int32), np.ones(count, bool)) for count in (4, 9))
+    fitted = fit([short, long], False, None, StoreSettings(6, long_samples="drop"), np.array([3], np.int32))
+    assert not isinstance(fitted, str)
+    assert [(len(sample.input_ids), flags) for sample, flags in fitted.samples] == [(4, TRUNCATED)]
+    assert fitted.tokens_cut == 9

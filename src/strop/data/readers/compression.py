@@ -55,12 +55,22 @@ def _unpack(file: BinaryIO, path: Path, kind: str) -> Iterator[bytes]:
                 continue
             decoder = new()
         try:
-            yield decoder.decompress(rest)
+            yield from _decompressed(decoder, rest)
         except failures as error:
             raise DataError(f"{path} is damaged {kind}: {error}; copy or download it again") from error
         rest = decoder.unused_data
     if not decoder.eof:
         raise DataError(f"{path} is cut short: its {kind} data has no end; copy or download it again")
+
+
+def _decompressed(decoder: Any, packed: bytes) -> Iterator[bytes]:
+    """What a decoder makes of some bytes, in chunks: of a few kilobytes, bzip2 and xz can make gigabytes."""
+    if not hasattr(decoder, "needs_input"):
+        yield decoder.decompress(packed)
+        return
+    yield decoder.decompress(packed, _CHUNK)
+    while not (decoder.eof or decoder.needs_input):
+        yield decoder.decompress(b"", _CHUNK)
 
 
 def _decoder(kind: str, path: Path) -> tuple[Callable[[], Any], type[Exception] | tuple[type[Exception], ...]]:

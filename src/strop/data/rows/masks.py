@@ -14,13 +14,15 @@ HIDE = ("masked",)
 TURN_KEYS = (*LEARN, *HIDE)
 ROW_KEYS = (*TURN_KEYS, "assistant_masks", "assistant_mask", "train_mask")
 UNDESIRABLE = ("label", "kto_tag")
-REFUSED_IN_TURNS = {
-    "mask": "'mask' may mean either; write train: true or train: false",
+UNCLEAR = {
+    **dict.fromkeys(
+        ("mask", "is_masked", "ignore", "loss_weight"), "it may mean either; write train: true or train: false"
+    ),
     "train_detail": "parts of a turn cannot be learned by themselves; write train: true or train: false",
     "training_detail": "parts of a turn cannot be learned by themselves; write train: true or train: false",
 }
-OF_A_TURN = frozenset((*TURN_KEYS, *REFUSED_IN_TURNS))
-_SAID_OF_A_ROW = frozenset(ROW_KEYS)
+OF_A_TURN = frozenset((*TURN_KEYS, *UNCLEAR))
+_SAID_OF_A_ROW = frozenset((*ROW_KEYS, *UNCLEAR))
 _WORDS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 """As the cells of a CSV file have them."""
 
@@ -33,13 +35,17 @@ def of_turn(turn: Mapping[str, Any], where: str) -> bool | None:
     """
     if OF_A_TURN.isdisjoint(turn):
         return None
-    for key, reason in REFUSED_IN_TURNS.items():
-        if not is_empty(turn.get(key)):
-            raise RowError(f"unclear mask: '{key}'{where}: {reason}")
+    _refuse_unclear(turn, where)
     said = {key: _flag(turn[key], key, where) for key in TURN_KEYS if not is_empty(turn.get(key))}
     if len(set(said.values())) > 1:
         raise RowError(f"contradiction: {' and '.join(map(repr, said))}{where} do not agree")
     return next(iter(said.values()), None)
+
+
+def _refuse_unclear(values: Mapping[str, Any], where: str) -> None:
+    for key, reason in UNCLEAR.items():
+        if not is_empty(values.get(key)):
+            raise RowError(f"unclear mask: '{key}'{where}: {reason}")
 
 
 def of_row(row: Mapping[str, Any], unused: set[str], num_turns: int = 0) -> Sequence[bool] | None:
@@ -56,6 +62,7 @@ def of_row(row: Mapping[str, Any], unused: set[str], num_turns: int = 0) -> Sequ
     if _SAID_OF_A_ROW.isdisjoint(row):
         return None
     flags: list[bool] | None = None
+    _refuse_unclear(row, "")
     for key in ROW_KEYS:
         value = row.get(key)
         if isinstance(value, str) and value.lstrip().startswith("["):

@@ -36,6 +36,8 @@ class RowReader:
         self._convert = _CONVERTERS[shape.format]
         self._required = {part: shape.columns.get(part, part) for part in REQUIRED[shape.format]}
         self._taken = frozenset(shape.columns.values())
+        self.unseen = set(shape.columns.values()) if shape.chosen else set()
+        """Columns that the recipe names and no row has had."""
         own: dict[Format, Iterable[str]] = {"tokens": TOKEN_KEYS, "text": ()}
         self._known = {*self._required.values(), *_MASKS, *_MEDIA, *own.get(shape.format, _EXTRAS)}
 
@@ -48,6 +50,8 @@ class RowReader:
         """
         if names := _renames(tuple(row), self._taken):
             row = {names.get(key, key): value for key, value in row.items()}
+        if self.unseen:
+            self.unseen -= row.keys()
         self._refuse(row)
         unused: set[str] = set()
         columns = self._columns(row)

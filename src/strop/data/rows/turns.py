@@ -1,6 +1,6 @@
 """The turns of a conversation, in the spellings that are in use -> messages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -110,6 +110,7 @@ def read_turn(turn: dict[str, Any], where: str, path: str, unused: set[str]) -> 
         found = replace(found, text="")
     of_tool = role == "tool" and not found.results
     if own := turn.keys() - (_KNOWN | _OF_A_TOOL if of_tool else _KNOWN) - {who, what}:
+        _refuse_other_spelling(turn, own, where)
         unused |= unknown({name: turn[name] for name in own}, (), f"{path}.")
     message = Message(
         role,
@@ -126,6 +127,14 @@ def read_turn(turn: dict[str, Any], where: str, path: str, unused: set[str]) -> 
         return list(found.results)
     _require_content(message, turn, what or (_WHAT[0] if who == "role" else _WHAT[1]), where)
     return [*found.results, message]
+
+
+def _refuse_other_spelling(turn: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
+    """Refuse keys that are known ones but for large letters or spaces: what they say would be lost."""
+    for key in keys:
+        known = key.strip().lower()
+        if known != key and (known in _KNOWN or known in _REFUSED) and not is_empty(turn[key]):
+            raise RowError(f"another spelling: '{key}'{where}: write '{known}'")
 
 
 def _refuse(turn: Mapping[str, Any], where: str) -> None:
