@@ -9,47 +9,16 @@ A template that rewrites earlier turns when more follow (Qwen3 drops their reaso
 each exactly what the model reads and writes at that turn.
 """
 
-import hashlib
-import json
-import subprocess
-import sys
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
-from jinja2 import Environment
-
-from strop.data.dated import dated
 from strop.data.examples import Conversation, Message
-from strop.data.places import ANSWER, CALL, QUESTION, TOOL, Places
-from strop.data.prompts import Segment, as_json
+from strop.data.places import QUESTION
+from strop.data.prompts import Segment
+from strop.data.rendering import PROBE, Asked, Renderer
 from strop.data.written import require_written
 from strop.errors import DataError, ModelError
-from strop.resolve import cache_dir
-
-_PROBE_SECONDS = 60
-_PROBE_CODE = """
-import json, sys
-from contextlib import suppress
-from transformers.utils.chat_template_utils import render_jinja_template
-source, values, chats = json.load(sys.stdin)
-with suppress(ImportError, ValueError, OSError):
-    import resource, time
-    seconds = int(time.process_time()) + 10
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-for chat in chats:
-    for prompt in (False, True):
-        try:
-            text = render_jinja_template([chat], chat_template=source, add_generation_prompt=prompt, **values)
-        except MemoryError:
-            sys.exit(3)
-        except Exception:
-            pass
-"""
 
 _OPEN, _CLOSE = "<think>", "</think>"
 
@@ -69,51 +38,25 @@ class Sample:
     context: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A conversation's first turns, to be rendered."""
-
-    chat: Conversation
-    num_turns: int
-    generation_prompt: bool
-
-
-class ChatTemplate:
-    """A chat template, tried once in a child process before it runs in this one.
-
-    Args:
-        tokenizer: A fast tokenizer.
-        source: The Jinja template. It is untrusted: transformers renders it in its sandbox.
+class ChatTemplate(Renderer):
+    """A chat template, and where in its text the answers are.
 
     Attributes:
-        source: The template that is rendered; it prints one day for ever.
-        places: What it has a place for.
         probe: A question and its answer as segments.
 
     Raises:
-        ModelError: The template does not compile, does not finish, or cannot render a question and its answer.
+        ModelError: See `Renderer`; or the template does not compile, or cannot render a question and its answer.
     """
 
     def __init__(self, tokenizer: Any, source: str) -> None:
-        self._tokenizer = tokenizer
-        self.source = dated(source)
+        super().__init__(tokenizer, source)
         added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
         self._added = tuple(token.content for token in added if token.content)
-        self.places = Places(lambda chat, generation_prompt: self.render([chat], generation_prompt)[0])
-        _try_in_child(self.source, dict(tokenizer.special_tokens_map))
         try:
-            [[sample]] = self.split([_PROBE])
+            [[sample]] = self.split([PROBE])
         except DataError as error:
             raise ModelError(f"cannot train with the model's chat template: {error}") from error
         self.probe = sample.segments
-
-    def render(self, chats: Sequence[Conversation], generation_prompt: bool) -> list[str]:
-        """The template's text for each conversation.
-
-        Raises:
-            DataError: The template rejects one of them; the error does not say which.
-        """
-        return self._render([_Asked(chat, len(chat.messages), generation_prompt) for chat in chats])
 
     def prompt(self, chat: Conversation) -> str:
         """The text that generation starts from: before the last answer, or after a question that has none.
@@ -121,7 +64,7 @@ class ChatTemplate:
         Raises:
             DataError: The template rejects the conversation or leaves something of it out.
         """
-        self._require_place(chat)
+        self.require_place(chat)
         last = len(chat.messages) - 1
         if chat.messages[last].role != "assistant":
             [text] = self.render([chat], True)
@@ -129,16 +72,9 @@ class ChatTemplate:
             return text
         if not _is_asked(chat, last):
             return self._opening(self.render([chat], False)[0])
-        [text] = self._render([_Asked(chat, last, True)])
+        [text] = self.render_asked([Asked(chat, last, True)])
         require_written(chat, text, last, [])
         return text
-
-    @cached_property
-    def call_probe(self) -> str:
-        """A question, and a call of a tool as the answer; empty if the template has no calls."""
-        with suppress(DataError):
-            return self._apply([[as_json(QUESTION), self.turn(CALL)]], replace(_PROBE, tools=(TOOL,)), False)[0]
-        return ""
 
     def split(self, chats: Sequence[Conversation], whole_rows: bool = False) -> list[list[Sample]]:
         """Each conversation's samples: one, or one for each learned answer if the template rewrites earlier turns.
@@ -152,12 +88,12 @@ class ChatTemplate:
                 way than its generation prompt does.
         """
         answers = [_answers(chat, whole_rows) for chat in chats]
-        wholes = self._render([_Asked(chat, len(chat.messages), False) for chat in chats])
+        wholes = self.render_asked([Asked(chat, len(chat.messages), False) for chat in chats])
         pairs = [(i, k) for i, ks in enumerate(answers) for k in ks]
         inner = [(i, k) for i, k in pairs if k + 1 < len(chats[i].messages)]
         later = [(i, k) for i, k in pairs if _is_asked(chats[i], k)]
-        prompts = dict(zip(later, self._render([_Asked(chats[i], k, True) for i, k in later]), strict=True))
-        ends = dict(zip(inner, self._render([_Asked(chats[i], k + 1, False) for i, k in inner]), strict=True))
+        prompts = dict(zip(later, self.render_asked([Asked(chats[i], k, True) for i, k in later]), strict=True))
+        ends = dict(zip(inner, self.render_asked([Asked(chats[i], k + 1, False) for i, k in inner]), strict=True))
         found = []
         for i, chat in enumerate(chats):
             own = {k: ends.get((i, k), wholes[i]) for k in answers[i]}
@@ -165,79 +101,10 @@ class ChatTemplate:
             found.append(self._samples(chat, wholes[i], begins, own, whole_rows))
         return found
 
-    def _render(self, asked: Sequence[_Asked]) -> list[str]:
-        """The text of each, with one call of the template for all that give it the same besides their turns."""
-        texts = [""] * len(asked)
-        groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-        for i, one in enumerate(asked):
-            groups[_given(one.chat), one.generation_prompt].append(i)
-        for (_, generation_prompt), members in groups.items():
-            first = asked[members[0]].chat
-            chats = [[self.turn(m) for m in asked[i].chat.messages[: asked[i].num_turns]] for i in members]
-            for i, text in zip(members, self._apply(chats, first, generation_prompt), strict=True):
-                texts[i] = text
-        return texts
-
-    def turn(self, message: Message) -> dict[str, Any]:
-        """A message as this template takes it."""
-        turn = as_json(message)
-        return _with_text(turn) if message.tool_calls and self._takes_text else turn
-
-    @cached_property
-    def _takes_text(self) -> bool:
-        """Whether the arguments of a call have to be JSON text.
-
-        Some templates fail on objects or write them as Python does; those that write JSON would quote text once more.
-        """
-        for spelled in (as_json(CALL), _with_text(as_json(CALL))):
-            with suppress(DataError):
-                [text] = self._apply([[as_json(QUESTION), spelled]], _PROBE, False)
-                if "strop_probe_place" in text and "{'place'" not in text:
-                    return isinstance(spelled["tool_calls"][0]["function"]["arguments"], str)
-        return False
-
-    def _require_place(self, chat: Conversation) -> None:
-        """Require that the template has a place for all that a conversation has besides texts."""
-        self.places.require(chat)
-        ignored = sorted(name for name, value in chat.template_kwargs.items() if value and name not in self._names)
-        if ignored:
-            raise DataError(
-                f"not in the chat template: it does not read the row's chat_template_kwargs {', '.join(ignored)}; "
-                "use a model or data.chat_template that does, or remove them"
-            )
-
-    def _values(self, chat: Conversation) -> dict[str, Any]:
-        """Those of a row's values that the template reads."""
-        return {name: value for name, value in chat.template_kwargs.items() if name in self._names}
-
-    @cached_property
-    def _names(self) -> frozenset[str]:
-        """Every name in the template's source that is no key of something and no text."""
-        words = [(kind, word) for _, kind, word in Environment().lex(self.source) if kind != "whitespace"]
-        before = [("", ""), *words]
-        return frozenset(
-            word for (_, last), (kind, word) in zip(before, words, strict=False) if kind == "name" and last != "."
-        )
-
-    def _apply(self, chats: list[list[dict[str, Any]]], given: Conversation, generation_prompt: bool) -> list[str]:
-        try:
-            texts: list[str] = self._tokenizer.apply_chat_template(
-                chats,
-                tools=list(map(dict, given.tools)) or None,
-                documents=list(map(dict, given.documents)) or None,
-                chat_template=self.source,
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                **self._values(given),
-            )
-        except Exception as error:  # a template may raise anything
-            raise DataError(f"the chat template rejects this row: {error}") from error
-        return texts
-
     def _samples(
         self, chat: Conversation, whole: str, prompts: Mapping[int, str], ends: Mapping[int, str], whole_rows: bool
     ) -> list[Sample]:
-        self._require_place(chat)
+        self.require_place(chat)
         count = len(chat.messages)
         segments = self._cut(chat, whole, prompts, ends)
         if segments is not None:
@@ -325,21 +192,6 @@ def _is_asked(chat: Conversation, turn: int) -> bool:
     return any(message.role != "system" for message in chat.messages[:turn])
 
 
-def _with_text(turn: dict[str, Any]) -> dict[str, Any]:
-    """A turn with the arguments of its calls as JSON text."""
-    functions = [call["function"] for call in turn["tool_calls"]]
-    written = [
-        function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)} for function in functions
-    ]
-    calls = [call | {"function": function} for call, function in zip(turn["tool_calls"], written, strict=True)]
-    return turn | {"tool_calls": calls}
-
-
-def _given(chat: Conversation) -> str:
-    given = (chat.tools, chat.documents, chat.template_kwargs)
-    return json.dumps(given) if any(given) else ""
-
-
 def _reasoning(message: Message) -> str:
     """An answer's reasoning, from its own field or from the beginning of its content."""
     if message.reasoning:
@@ -351,34 +203,3 @@ def _reasoning(message: Message) -> str:
 def _tail(prompt: str, whole: str) -> str:
     same = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
     return prompt[:same][-40:]
-
-
-_PROBE = Conversation((QUESTION, ANSWER))
-
-
-def _try_in_child(source: str, special_tokens: dict[str, Any]) -> None:
-    """Render a few conversations within limits on time and memory, once per template on this machine."""
-    marker = cache_dir() / "templates" / hashlib.sha256(source.encode("utf-8", "replace")).hexdigest()
-    if marker.exists():
-        return
-    roles = [["user"], ["user", "assistant"], ["system", "user", "assistant", "user", "assistant"]]
-    chats = [[{"role": role, "content": f"{role} text"} for role in turns] for turns in roles]
-    values = {key: value for key, value in special_tokens.items() if isinstance(value, str)}
-    try:
-        child = subprocess.run(
-            [sys.executable, "-P", "-c", _PROBE_CODE],
-            input=json.dumps([source, values, chats]),
-            capture_output=True,
-            text=True,
-            timeout=_PROBE_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ModelError(f"the chat template did not finish within {_PROBE_SECONDS} s, so it is not used") from error
-    if child.returncode == 3 or child.returncode < 0:
-        raise ModelError("the chat template used more than 10 s or 4 GiB for a short conversation, so it is not used")
-    if child.returncode != 0:
-        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ModelError(f"the chat template could not be tried: {last}")
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    marker.touch()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rows import read_aloud
-from strop.data import chat_template as chat
+from strop.data import trial
 from strop.data.examples import Alpaca, Conversation, Message, PromptCompletion, Text
 from strop.data.prompts import resolve_template
 from strop.data.template import Template, load_template
@@ -234,7 +234,7 @@ def test_bad_chat_template_is_a_model_error(tmp_path, name):
 
 
 def test_chat_template_that_never_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(chat, "_PROBE_SECONDS", 8)
+    monkeypatch.setattr(trial, "_PROBE_SECONDS", 8)
     ten = "{% for a in range(99999) %}" * 4 + "{% endfor %}" * 4
     with pytest.raises(ModelError, match=r"did not finish within|more than 10 s"):
         load_template(changed(SMOLLM2, tmp_path / "t", ten), "chat", ["messages"])
