@@ -140,6 +140,17 @@ class ChatTemplate:
             return self._apply([[as_json(QUESTION), self.turn(CALL)]], replace(_PROBE, tools=(TOOL,)), False)[0]
         return ""
 
+    @cached_property
+    def copies_calls(self) -> bool:
+        """Whether it writes calls with their keys in the order that they come in, as Mistral's does."""
+        turn = self.turn(CALL)
+        calls = [dict(reversed(call.items())) for call in turn["tool_calls"]]
+        calls = [call | {"function": dict(reversed(call["function"].items()))} for call in calls]
+        asked = [as_json(QUESTION), turn | {"tool_calls": calls}]
+        with suppress(DataError):
+            return self._apply([asked], replace(_PROBE, tools=(TOOL,)), False)[0] != self.call_probe
+        return False
+
     def split(self, chats: Sequence[Conversation], whole_rows: bool = False) -> list[list[Sample]]:
         """Each conversation's samples: one, or one for each learned answer if the template rewrites earlier turns.
 
