@@ -171,6 +171,7 @@ def test_vllm_reads_what_the_template_writes(name: str, tools: str | None, reaso
     assert (tool_parser(source), reasoning_parser(source)) == (tools, reasoning)
     words = command(replace(JOB, tool_parser=tools, reasoning_parser=reasoning), Places())
     assert ("--enable-auto-tool-choice" in words) == (tools is not None)
+    assert ("--exclude-tools-when-tool-choice-none" in words) == (tools is not None)
     assert [words[i + 1] for i, word in enumerate(words) if word == "--tool-call-parser"] == [tools] * bool(tools)
     assert [words[i + 1] for i, word in enumerate(words) if word == "--reasoning-parser"] == [reasoning] * bool(
         reasoning

@@ -10,6 +10,7 @@ parser.add_argument("command", choices=["serve"])
 parser.add_argument("model")
 parser.add_argument("--enable-lora", action="store_true", required=True)
 parser.add_argument("--enable-auto-tool-choice", action="store_true")
+parser.add_argument("--exclude-tools-when-tool-choice-none", action="store_true")
 parser.add_argument("--max-lora-rank", type=int, choices=[1, 8, 16, 32, 64, 128, 256, 320, 512])
 parser.add_argument("--chat-template-content-format", choices=["auto", "string", "openai"])
 for name in ("tensor-parallel-size", "max-model-len", "port"):

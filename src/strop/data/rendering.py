@@ -139,6 +139,17 @@ class Renderer:
             return self._apply([[as_json(QUESTION), self.turn(CALL)]], replace(PROBE, tools=(TOOL,)), False)[0]
         return ""
 
+    @cached_property
+    def copies_calls(self) -> bool:
+        """Whether it writes calls with their keys in the order that they come in, as Mistral's does."""
+        turn = self.turn(CALL)
+        calls = [dict(reversed(call.items())) for call in turn["tool_calls"]]
+        calls = [call | {"function": dict(reversed(call["function"].items()))} for call in calls]
+        asked = [as_json(QUESTION), turn | {"tool_calls": calls}]
+        with suppress(DataError):
+            return self._apply([asked], replace(PROBE, tools=(TOOL,)), False)[0] != self.call_probe
+        return False
+
 
 def _with_text(turn: dict[str, Any]) -> dict[str, Any]:
     """A turn with the arguments of its calls as JSON text."""

@@ -39,6 +39,23 @@ _ONE_QUESTION = """{{%- if messages | length != 1 or messages[0].role != 'user' 
 {{{{- raise_exception('the {name} template takes one user message, no system message, earlier turns or tools') -}}}}
 {{%- endif -%}}
 """
+# vLLM puts the arguments of a call before its name. Not for GGUF files: llama.cpp has a Jinja of its own.
+_CALLS_IN_ORDER = """{%- set strop = namespace(turns=[]) -%}
+{%- for turn in messages -%}
+{%- if turn.tool_calls -%}
+{%- set strop.calls = [] -%}
+{%- for call in turn.tool_calls -%}
+{%- set function = {'name': call.function.name, 'arguments': call.function.arguments} -%}
+{%- set call = dict({'type': 'function', 'function': function}, **({'id': call.id} if call.id else {})) -%}
+{%- set strop.calls = strop.calls + [call] -%}
+{%- endfor -%}
+{%- set strop.turns = strop.turns + [dict(turn, tool_calls=strop.calls)] -%}
+{%- else -%}
+{%- set strop.turns = strop.turns + [turn] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = strop.turns -%}
+"""
 _SYSTEM, _QUESTION, _ANSWER = "strop-system-text", "strop-question-text", "strop-answer-text"
 _NO_TOOLS = (
     "Chats with tools are not in it: Ollama writes tools in another form than the template. Use llama.cpp's server for",
@@ -65,7 +82,7 @@ def write_tokenizer(template: Template, model_folder: Path, folder: Path) -> Non
     found = json.loads((model_folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     config = {key: found[key] for key in _TOKENIZER_KEYS if key in found}
     write_json(folder / "tokenizer_config.json", config | {"tokenizer_class": "PreTrainedTokenizerFast"})
-    (folder / "chat_template.jinja").write_text(as_jinja(template), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(_calls(template) + as_jinja(template), encoding="utf-8")
     tokenizer = template.tokenizer
     ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
     known = {key: value for key, value in ids.items() if value is not None}
@@ -98,6 +115,11 @@ def _chat(template: Template, chat: ChatTemplate) -> str:
         return f"{begin}{'' if True in writes else _bos(template)}{chat.source}"
     whole = f"{{%- set strop_text %}}{{{{- '' }}}}{chat.source.removesuffix(chr(10))}{{{{ '' }}}}{{% endset %}}"
     return f"{begin}{whole}{{{{- '' if strop_text.startswith(bos_token) else bos_token }}}}{{{{ strop_text }}}}"
+
+
+def _calls(template: Template) -> str:
+    """Jinja that puts the keys of calls in training's order, where their order is written."""
+    return _CALLS_IN_ORDER if template.chat and template.chat.copies_calls else ""
 
 
 def _begins_with_bos(template: Template, chat: ChatTemplate) -> set[bool]:

@@ -93,7 +93,9 @@ def command(job: ServingJob, places: Places, port: int = PORT) -> list[str]:
         "--port": str(port),
     }
     given = [word for name, value in options.items() if value is not None for word in (name, value)]
-    flags = ["--enable-lora", *(["--enable-auto-tool-choice"] if job.tool_parser else [])]
+    # Without a reader of calls, tool_choice "none" is the only one that vLLM accepts: there it has to show the tools.
+    choice = ["--enable-auto-tool-choice", "--exclude-tools-when-tool-choice-none"] if job.tool_parser else []
+    flags = ["--enable-lora", *choice]
     return ["vllm", "serve", _place(job.model, places), *flags, *given]
 
 

@@ -17,8 +17,8 @@ from strop.data.prompts import INPUT, as_question, as_text
 from strop.data.rows.columns import shape_of
 from strop.data.rows.shapes import RowReader
 from strop.data.template import Template, load_template
-from strop.exporting.prompting import write_tokenizer
-from template_rows import rows
+from strop.exporting.prompting import as_jinja, write_tokenizer
+from template_rows import SPEECH, rows
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 PHI3, SMOLLM2 = FIXTURES / "phi3-tokenizer", FIXTURES / "smollm2-tokenizer"
@@ -149,6 +149,23 @@ def test_rows_of_real_templates_have_the_ids_of_training(name: str, tmp_path: Pa
     compared = [ids_of(loaded, messages, **given) == ids for messages, given, ids in prompts_of(template, name, 60)]
     assert len(compared) > 40
     assert all(compared)
+
+
+@pytest.mark.parametrize("name", [name for name in SPEECH if SPEECH[name].calls])
+def test_calls_have_the_ids_of_training_with_their_keys_in_vllms_order(name: str, tmp_path: Path) -> None:
+    """vLLM's own types put a call's id before its function, and the arguments before the name."""
+    template, loaded = served(tokenizer_folder(name, tmp_path / "its"), tmp_path, "chat")
+    for messages, given, ids in prompts_of(template, name, 20):
+        sent = [turn | {"tool_calls": list(map(vllms, turn.get("tool_calls", [])))} for turn in messages]
+        assert ids_of(loaded, [{k: v for k, v in turn.items() if v != []} for turn in sent], **given) == ids
+    source = (tmp_path / "served" / "chat_template.jinja").read_text()
+    assert ("strop.calls" in source) == (name == "mistral-v0.3")
+    assert "strop.calls" not in as_jinja(template)  # for GGUF files, as before
+
+
+def vllms(call: dict[str, Any]) -> dict[str, Any]:
+    function = {key: call["function"][key] for key in ("arguments", "name")}
+    return {"id": call["id"], "function": function, "type": "function"}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "mistral-v0.3"])
