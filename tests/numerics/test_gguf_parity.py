@@ -144,7 +144,7 @@ def any_name(tokenizer: Any, name: str) -> str:
 CONTROLS: list[tuple[str, str, Callable[..., Any], str]] = [
     ("llama3", "in_pairs", unturned, "logits"),
     ("llama3", "rope_tensors", no_factors, "logits"),
-    ("phi3", "name_for_tokenizer", any_name, "prompt's ids"),
+    ("phi3", "name_for_tokenizer", any_name, r"prompt \d+'s ids"),
 ]
 
 
