@@ -43,10 +43,9 @@ class Stretch:
     stop: int | None = None
 
     def overlaps(self, other: "Stretch") -> bool:
-        """Whether a row is in both."""
-        same = os.path.realpath(self.path) == os.path.realpath(other.path) and self.part == other.part
+        """Whether a row of the same part of the same file is in both."""
         before = self.stop is not None and self.stop <= other.start
-        return same and not before and not (other.stop is not None and other.stop <= self.start)
+        return not before and not (other.stop is not None and other.stop <= self.start)
 
 
 def refuse_doubles(stretches: Sequence[Stretch], key: str) -> None:
@@ -55,22 +54,15 @@ def refuse_doubles(stretches: Sequence[Stretch], key: str) -> None:
     Raises:
         DataError: One is; a file may have two names.
     """
-    seen: dict[str, list[Stretch]] = {}
+    seen: dict[tuple[str, str | None], list[Stretch]] = {}
     for stretch in stretches:
-        others = seen.setdefault(os.path.realpath(stretch.path), [])
+        others = seen.setdefault((os.path.realpath(stretch.path), stretch.part), [])
         if first := next((other for other in others if other.overlaps(stretch)), None):
             raise DataError(
                 f"{key}: {stretch.path} is listed twice (also as {first.path}), so its rows would count double; "
                 "remove one, or use repeat to count them double"
             )
         others.append(stretch)
-
-
-def find_files(specs: Sequence[str], key: str = "data.train_file") -> list[Path]:
-    """The files of a list of paths, globs, package paths and hub ids; see `find`."""
-    files = [path for files, _ in find([(spec, None, None) for spec in specs], key) for path in files]
-    refuse_doubles([Stretch(path) for path in files], key)
-    return files
 
 
 def _expand(spec: str, split: str | None, subset: str | None, key: str) -> tuple[list[Path], str | None]:

@@ -11,9 +11,9 @@ from strop.data.store import SampleStore
 
 def mixed(store: SampleStore) -> SampleStore:
     """An epoch of a store: its samples as often as their sources ask; the store itself if that is once."""
-    wanted = counts(store.sources, np.bincount(store.source_indices(), minlength=len(store.sources)))
     if all(source.repeat == 1 for source in store.sources):
         return store
+    wanted = counts(store.sources, np.bincount(store.source_indices(), minlength=len(store.sources)))
     return store.repeated(picks(store, wanted))
 
 

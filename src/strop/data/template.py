@@ -124,7 +124,9 @@ class Template:
             if source is None:
                 raise ModelError("this model's tokenizer has no chat template")
             self.chat = ChatTemplate(tokenizer, source)
-            self.stop_ids |= self._turn_end(self.chat.probe) | self._call_end(self.chat)
+            # The first behind an answer ends its turn; the last behind a call, because markup may come before it.
+            self.stop_ids |= {*self._controls_behind("assistant text", self.chat.probe[-1][0])[:1]}
+            self.stop_ids |= {*self._controls_behind("strop_probe_place", self.chat.call_probe)[-1:]}
             self._controls = self._cutting_tokens("".join(text for text, _ in self.chat.probe))
         elif tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer has no eos token, but the {name} template ends answers with one")
@@ -272,12 +274,11 @@ class Template:
     def _with_bos(self, ids: list[int]) -> list[int]:
         return ids if self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 
-    def _turn_end(self, probe: list[Segment]) -> frozenset[int]:
-        """The control token that follows an answer: the first one after the probe's own text."""
-        _, found, tail = probe[-1][0].rpartition("assistant text")
+    def _controls_behind(self, mark: str, text: str) -> list[int]:
+        """The ids of the control tokens behind a mark in a text; none if it is not there."""
+        _, found, tail = text.rpartition(mark)
         added = self.tokenizer.backend_tokenizer.get_added_tokens_decoder()
-        ids = self._encode_texts([tail])[0] if found else []
-        return frozenset(next(([i] for i in ids if i in added), []))
+        return [token for token in self._encode_texts([tail])[0] if token in added] if found else []
 
     def _cutting_tokens(self, text: str) -> tuple[str, ...]:
         """Control tokens in a text that the tokenizer finds before all else, and that leave the text before them be."""
@@ -287,13 +288,6 @@ class Template:
             for token in added
             if token.content in text and token.special and not (token.normalized or token.lstrip or token.single_word)
         )
-
-    def _call_end(self, chat: ChatTemplate) -> frozenset[int]:
-        """The control token that ends a turn with a tool call: the last one, because markup may come before it."""
-        _, found, tail = chat.call_probe.rpartition("strop_probe_place")
-        added = self.tokenizer.backend_tokenizer.get_added_tokens_decoder()
-        ids = self._encode_texts([tail])[0] if found else []
-        return frozenset([i for i in ids if i in added][-1:])
 
     def _fingerprint(self) -> str:
         parts = [

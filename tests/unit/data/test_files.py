@@ -2,8 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from strop.data.files import find_files, hash_file
+from strop.data.files import Stretch, find, hash_file, refuse_doubles
 from strop.errors import DataError
+
+
+def find_files(specs, key="data.train_file"):
+    """The files of a list without splits, none of them twice."""
+    files = [path for files, _ in find([(spec, None, None) for spec in specs], key) for path in files]
+    refuse_doubles([Stretch(path) for path in files], key)
+    return files
 
 
 @pytest.fixture

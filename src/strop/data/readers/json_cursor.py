@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from strop.data.readers.json_values import BadRowError, Decode
+from strop.data.json_values import BadRowError, Decode
 from strop.data.readers.text import MAX_ROW_BYTES, too_long
 from strop.errors import DataError
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from strop.data.examples import Fault, Origin
+from strop.data.json_values import BadRowError, as_object
 from strop.data.readers.json_cursor import Cursor, elements
-from strop.data.readers.json_values import BadRowError, as_object
 from strop.data.readers.rows import RawRow
 from strop.data.readers.text import Note
 from strop.errors import DataError

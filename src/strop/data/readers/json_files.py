@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from strop.data.json_values import SPACE, json_decoder
 from strop.data.readers.json_cursor import Cursor
 from strop.data.readers.json_documents import read_array, read_objects
 from strop.data.readers.json_lines import read_json_lines
 from strop.data.readers.json_object import NAMES_OF_LISTS, is_indexed, outline, read_object
-from strop.data.readers.json_values import SPACE, json_decoder
 from strop.data.readers.rows import RawRow, refuse_part
 from strop.data.readers.text import Note, numbered_lines, read_text
 from strop.resolve import data_suffix
@@ -27,7 +27,7 @@ def read_json(path: Path, part: str | None, note: Note) -> Iterator[RawRow]:
     Raises:
         DataError: The JSON is broken, so that what follows cannot be read; or there is no such part.
     """
-    decode = json_decoder(note)
+    decode = json_decoder(note).raw_decode
     begins_with = _first_character(read_text(path, note))
     if begins_with == b"{" and _is_document(path, note):
         yield from _read_document(path, part, note)
@@ -42,7 +42,7 @@ def read_json(path: Path, part: str | None, note: Note) -> Iterator[RawRow]:
 
 
 def _read_document(path: Path, part: str | None, note: Note) -> Iterator[RawRow]:
-    decode = json_decoder(note)
+    decode = json_decoder(note).raw_decode
     cursor = Cursor(path, read_text(path, note), decode)
     found = outline(path, cursor)
     if cursor.peek():

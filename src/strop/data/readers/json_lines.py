@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from strop.data.examples import Fault, Origin
-from strop.data.readers.json_values import SPACE, BadRowError, Decode, as_object
+from strop.data.json_values import SPACE, BadRowError, Decode, as_object
 from strop.data.readers.rows import RawRow
 from strop.data.readers.text import Note, numbered_lines, read_text, too_long
 

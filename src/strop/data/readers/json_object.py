@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from strop.data.examples import Fault, Origin
+from strop.data.json_values import BadRowError, Decode, as_object
 from strop.data.readers.json_cursor import Cursor, elements, members
 from strop.data.readers.json_documents import Found, array_rows, read_objects, read_row, with_origins
-from strop.data.readers.json_values import BadRowError, Decode, as_object
 from strop.data.readers.rows import RawRow, choose_part, refuse_part
 from strop.data.readers.text import Note, read_text
 from strop.data.rows.columns import shape_of

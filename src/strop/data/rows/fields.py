@@ -4,6 +4,10 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from strop.data.json_values import BadRowError, json_decoder
+
+_DECODER = json_decoder()
+
 
 class RowError(ValueError):
     """A row that cannot be used; the message is the fault's reason."""
@@ -58,28 +62,10 @@ def parsed(value: Any, what: str) -> Any:
         return found
     except UnicodeEncodeError:
         raise RowError(f"lone surrogate: {what} has half a character") from None
-    except RowError as error:
+    except BadRowError as error:
         raise RowError(f"{error}, in {what}") from None
     except (ValueError, RecursionError) as error:
         raise RowError(f"bad JSON: {what}: {getattr(error, 'msg', 'nested too deeply')}") from None
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise RowError(f"duplicate key: '{key}'")
-        found[key] = value
-    return found
-
-
-def _constant(name: str) -> None:
-    """NaN, pandas' missing value, as None."""
-    if name != "NaN":
-        raise RowError(f"not a number: {name} is not JSON")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_constant)
 
 
 def objects(value: Any, what: str) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from strop.data.examples import Alpaca, Conversation, Example, Message, PromptCompletion, Text
+from strop.data.prompts import as_turns
 from strop.data.rows import masks
 from strop.data.rows.calls import TOOL_KEYS, read_tools
 from strop.data.rows.columns import PREFERENCE, REQUIRED, Format, Shape, better_answer, optional_columns, shape_of
@@ -132,8 +133,7 @@ def _alpaca(row: dict[str, Any], columns: Mapping[str, str], system: str, unused
         _optional(row, columns, "input"),
         text(row, answer, "empty answer"),
     )
-    asked = found.instruction + (f"\n\n{found.input}" if found.input else "")
-    return _with_context(row, columns, system, asked, found.output, unused) or found
+    return _with_context(row, columns, system, found, unused)
 
 
 def _prompt_completion(row: dict[str, Any], columns: Mapping[str, str], system: str, unused: set[str]) -> Example:
@@ -148,18 +148,17 @@ def _prompt_completion(row: dict[str, Any], columns: Mapping[str, str], system: 
         )
     masks.of_row(row, unused)
     found = PromptCompletion(text(row, question, "empty prompt"), text(row, answer, "empty answer"))
-    return _with_context(row, columns, system, found.prompt, found.completion, unused) or found
+    return _with_context(row, columns, system, found, unused)
 
 
 def _with_context(
-    row: dict[str, Any], columns: Mapping[str, str], system: str, question: str, answer: str, unused: set[str]
-) -> Conversation | None:
-    """A conversation, if the row has more than a question and an answer: a system message, earlier turns, tools."""
+    row: dict[str, Any], columns: Mapping[str, str], system: str, found: Alpaca | PromptCompletion, unused: set[str]
+) -> Example:
+    """A conversation, if the row has more than a question and its answer: a system message, earlier turns, tools."""
     before = _history(row.get(columns["history"]), columns["history"], unused) if "history" in columns else []
     extras = _extras(row, unused)
-    turns = [*before, Message("user", question), Message("assistant", answer)]
-    turns = _with_system(turns, row, columns, system, unused)
-    return Conversation(tuple(turns), **extras) if len(turns) > 2 or extras else None
+    turns = _with_system([*before, *as_turns(found)], row, columns, system, unused)
+    return Conversation(tuple(turns), **extras) if len(turns) > 2 or extras else found
 
 
 def _history(value: Any, key: str, unused: set[str]) -> list[Message]:

@@ -5,8 +5,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from strop.data.readers.text import Note
-
 SPACE = b" \t\n\r"
 _MAX_DIGITS = 1000  # far more than any real number has; Python itself gives up at 4,300 with a plain ValueError
 
@@ -18,7 +16,7 @@ class BadRowError(ValueError):
     """A row that cannot be taken; the message is the fault's reason."""
 
 
-def json_decoder(note: Note) -> Decode:
+def json_decoder(note: Callable[[str], None] = lambda line: None) -> json.JSONDecoder:
     """A decoder that refuses duplicate keys, infinities and giant integers; NaN, pandas' missing value, is None."""
 
     def constant(name: str) -> None:
@@ -28,7 +26,7 @@ def json_decoder(note: Note) -> Decode:
 
     return json.JSONDecoder(
         object_pairs_hook=_unique_keys, parse_constant=constant, parse_float=_finite, parse_int=_integer
-    ).raw_decode
+    )
 
 
 def as_object(value: Any, may_hold_surrogates: bool) -> dict[str, Any]:
