@@ -23,6 +23,7 @@ from strop.errors import (
     OutOfMemoryError,
     ParityError,
     RecipeError,
+    StorageError,
     StropError,
 )
 
@@ -53,6 +54,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Run",
+    "StorageError",
     "StropError",
     "chat",
     "check",

@@ -1,6 +1,6 @@
 """What can go wrong, and what a shell sees of it: the one table of exit codes.
 
-    StropError            1   anything else: a full disk, a file that cannot be written, or a bug
+    StropError            1   anything else: what no other code names, or a bug
     ├── RecipeError       2   recipe, model or arguments
     │   └── ModelError    2   recipe, model or arguments
     ├── DataError         3   data
@@ -11,6 +11,7 @@
     ├── CloudError        8   Modal or an endpoint cannot be reached, or refused
     │   └── EndpointError 8   Modal or an endpoint cannot be reached, or refused
     ├── ParityError       9   an export that differs from the trained model
+    ├── StorageError     10   a file that this machine could not write or read (make room, or mend it, and run it again)
     └── Interrupted      75   interrupted (run the same command again to resume)
 
 The numbers are a contract: a launcher retries 75 and signals and nothing else. Help and documentation are made from
@@ -30,7 +31,7 @@ class StropError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
-    meaning: ClassVar[str] = "anything else: a full disk, a file that cannot be written, or a bug"
+    meaning: ClassVar[str] = "anything else: what no other code names, or a bug"
 
 
 class RecipeError(StropError, ValueError):
@@ -97,6 +98,13 @@ class ParityError(StropError):
     meaning = "an export that differs from the trained model"
 
 
+class StorageError(StropError):
+    """The machine could not write or read a file: the disk is full or fails, or it is not allowed to."""
+
+    exit_code = 10
+    meaning = "a file that this machine could not write or read (make room, or mend it, and run it again)"
+
+
 class Interrupted(StropError):
     """SIGINT or SIGTERM: a checkpoint was written, and `strop train` resumes from it."""
 
@@ -114,13 +122,14 @@ _KINDS: tuple[type[StropError], ...] = (
     BudgetReached,
     CloudError,
     ParityError,
+    StorageError,
     Interrupted,
 )
 
 EXIT_CODES = {
     0: "done",
     **{kind.exit_code: kind.meaning for kind in _KINDS},
-    130: "interrupted by Ctrl-C before anything was trained",
+    130: "interrupted by Ctrl-C, with nothing to resume",
 }
 """Every exit code of the command line, in ascending order, and what it means."""
 
