@@ -139,7 +139,7 @@ class Attempt:
             trainer.restore(checkpoint)
             self.reporter.note(f"resuming from step {checkpoint.step} of {trainer.num_steps}")
         else:
-            trainer.metrics.truncate_after(0)
+            trainer.metrics.truncate_after(-1)
 
     def write_adapter(self, adapter: LoraAdapter) -> None:
         """Save the trained adapter in PEFT's format; it is read back and checked."""

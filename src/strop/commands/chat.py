@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from strop.commands.console import out
+from strop.commands.console import Printing, out
 from strop.commands.load import load_tuned
 from strop.commands.run import Run
 from strop.data.examples import Conversation, Example, Message, Text, Tokens
@@ -92,7 +92,8 @@ def command(
     if is_url(run):
         session: ChatSession | EndpointSession = connect(run, max_new_tokens, temperature)
     else:
-        session = chat(Run(Path(run)), max_new_tokens=max_new_tokens, temperature=temperature)
+        with Printing().waiting("loading the model"):
+            session = chat(Run(Path(run)), max_new_tokens=max_new_tokens, temperature=temperature)
     if row:
         _print_row(row, Run(Path(run)))
         _answer(session, row, compare)

@@ -1,5 +1,6 @@
 """What commands share: where they print, and the arguments that several of them take."""
 
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +11,11 @@ from rich.markup import escape
 
 from strop.errors import StropError
 from strop.recipe import Recipe
+from strop.run.reporter import Reporter
+from strop.run.waiting import Seen, waiting_by_lines, waiting_on
 
 out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
 
 
 def notes(recipe: Recipe) -> None:
@@ -25,9 +29,24 @@ def note(line: str) -> None:
     out.print(line, markup=False, soft_wrap=True)
 
 
+class Printing(Reporter):
+    """Tells a person at a terminal, or in a log, what a command does."""
+
+    def note(self, line: str) -> None:
+        """See `Reporter`."""
+        note(line)
+
+    def waiting(self, what: str) -> AbstractContextManager[Seen]:
+        """See `Reporter`. Never on an output that is piped or kept: there may be nothing but answers in it."""
+        for console in (out, _err):
+            if console.is_terminal and not console.is_dumb_terminal:
+                return waiting_on(console, what)
+        return waiting_by_lines(what, lambda line: _err.print(line, markup=False, soft_wrap=True))
+
+
 def error(problem: StropError) -> None:
     """The one message that an error gets."""
-    Console(stderr=True, highlight=False).print(f"[red]error:[/red] {escape(str(problem))}", soft_wrap=True)
+    _err.print(f"[red]error:[/red] {escape(str(problem))}", soft_wrap=True)
 
 
 class Place(StrEnum):

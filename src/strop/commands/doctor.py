@@ -16,7 +16,7 @@ import typer
 from rich.markup import escape
 
 from strop import __version__
-from strop.commands.console import Overrides, out
+from strop.commands.console import Overrides, Printing, out
 from strop.errors import StropError
 from strop.model.config import read_config
 from strop.model.pretrained.folder import open_model
@@ -70,10 +70,16 @@ def command(
     overrides: Overrides = None,
 ) -> None:
     """Versions, GPU, driver, disk, hub and Modal on one screen, and what the engine would choose here."""
-    for finding in doctor(load_recipe(recipe, overrides or ()) if recipe else None):
+    findings = doctor(load_recipe(recipe, overrides or ()) if recipe else None)
+    while (finding := _next(findings)) is not None:
         out.print(f"[bold]{escape(finding.topic):10}[/bold] {escape(finding.value)}", soft_wrap=True)
         if finding.advice:
             out.print(f"{'':10} [yellow]{escape(finding.advice)}[/yellow]", soft_wrap=True)
+
+
+def _next(findings: Iterator[Finding]) -> Finding | None:
+    with Printing().waiting("looking at this machine"):
+        return next(findings, None)
 
 
 def _extra(name: str, extra: str) -> str:

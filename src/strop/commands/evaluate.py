@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
@@ -12,9 +12,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from strop.commands import console
 from strop.commands.card import keep_card
-from strop.commands.console import RunArgument, out
+from strop.commands.console import Printing, RunArgument, out
 from strop.commands.load import load_trained
 from strop.commands.prepare import prepare
 from strop.commands.report import keep_report
@@ -24,6 +23,7 @@ from strop.data.sources import questions_at
 from strop.errors import DataError, RecipeError
 from strop.evaluation.result import METRICS, ScoreSettings, check_path, write_answers
 from strop.run.folder import RunFolder
+from strop.run.reporter import Reporter, reporter_for
 
 if TYPE_CHECKING:
     from strop.data.dataset import Dataset
@@ -47,7 +47,8 @@ def evaluate(
     numeric_tolerance: float = 0.0,
     group_by: str | None = None,
     answers: Path | None = None,
-    note: Callable[[str], None] = lambda line: None,
+    reporter: Reporter | None = None,
+    quiet: bool = False,
 ) -> Evaluation:
     """Compare base and tuned on the run's held-out rows, and keep the result in evaluation.json.
 
@@ -59,14 +60,18 @@ def evaluate(
         group_by: A key of the rows: the rows of each of its values are also scored by themselves. With several held-out
             files, `source` groups by file.
         answers: A .parquet, .jsonl or .csv file to write every answer to.
-        note: Told if the run's report or its adapter's card cannot be updated.
+        reporter: Told of what takes a while, and of a report or card that cannot be updated; by default lines are
+            printed.
+        quiet: Print nothing.
 
     Raises:
         RecipeError: The run is not finished or has no held-out rows; `answers` cannot be written.
         DataError: No held-out row has the key `group_by`, or its values cannot name groups.
     """
-    from strop.evaluation.score import evaluate as score
-    from strop.training.budget import wanted_tokens
+    reporter = reporter_for(reporter, quiet)
+    with reporter.waiting("loading torch"):
+        from strop.evaluation.score import evaluate as score
+        from strop.training.budget import wanted_tokens
 
     if answers:
         check_path(answers)
@@ -74,7 +79,7 @@ def evaluate(
     # Only answers are scored, whatever was learned in training. Of the training rows one is enough: to tokenise and
     # audit all of them again would take minutes where there are millions.
     held_out_answers = recipe.data.model_copy(update={"train_on": "completion", "max_train_samples": 1})
-    prepared = prepare(recipe.model_copy(update={"data": held_out_answers}))
+    prepared = prepare(recipe.model_copy(update={"data": held_out_answers}), reporter)
     data, store = prepared.data, prepared.data.validation
     if store is None:
         raise RecipeError(
@@ -82,22 +87,25 @@ def evaluate(
             "and train again."
         )
     groups = _groups(store, group_by) if group_by else None
-    adapter = load_trained(run, prepared.model)
+    with reporter.waiting("loading the model"):
+        adapter = load_trained(run, prepared.model)
+        questions = _questions(data, store, recipe.data, num_generated if data.has_questions else 0)
     result = score(
         adapter,
         store,
-        _questions(data, store, recipe.data, num_generated if data.has_questions else 0),
+        questions,
         lambda ids: str(data.template.tokenizer.decode(ids, skip_special_tokens=True)),
         data.template.stop_ids,
         wanted_tokens(adapter.decoder.device, int(store.lengths.max())),
         ScoreSettings(max_new_tokens, numeric_tolerance),
         groups,
+        reporter.waiting,
     )
     RunFolder(run.path).write_evaluation(result.to_json())
     if answers:
         write_answers(answers, result.examples)
-    keep_card(run, data.template, prepared.model, note)
-    keep_report(run, note)
+    keep_card(run, data.template, prepared.model, reporter.note)
+    keep_report(run, reporter.note)
     return result
 
 
@@ -128,7 +136,7 @@ def command(
         numeric_tolerance=numeric_tolerance,
         group_by=group_by,
         answers=answers,
-        note=console.note,
+        reporter=Printing(),
     )
     _print_evaluation(result, examples)
     if answers:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from strop.commands.console import out
+from strop.commands.console import Printing, out
 from strop.data.examples import Fault
 from strop.data.files import find
 from strop.data.readers import read_rows
@@ -19,6 +19,7 @@ from strop.data.sources import Source, open_sources
 from strop.errors import DataError, RecipeError
 from strop.recipe import DataSection, TrainSection
 from strop.recipe.shipped import starter_recipe, yaml_scalar
+from strop.run.reporter import Reporter
 
 if TYPE_CHECKING:
     from strop.data.survey import Survey
@@ -28,13 +29,16 @@ DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _FAULTS_SHOWN = 5
 
 
-def init(data: str | Sequence[str], path: Path, *, model: str = DEFAULT_MODEL) -> list[str]:
+def init(
+    data: str | Sequence[str], path: Path, *, model: str = DEFAULT_MODEL, reporter: Reporter | None = None
+) -> list[str]:
     """Write a starter recipe for someone's rows.
 
     Args:
         data: Files, globs or hub ids.
         path: The recipe's file.
         model: The base model: a folder, a .gguf file or a hub id.
+        reporter: Told how far the reading has come.
 
     Returns:
         What was found in the rows, and what has to be changed before the recipe trains, a line each. The recipe says so
@@ -47,7 +51,7 @@ def init(data: str | Sequence[str], path: Path, *, model: str = DEFAULT_MODEL) -
     if path.exists():
         raise RecipeError(f"{path} exists already; name another file with --output")
     files = [data] if isinstance(data, str) else list(data)
-    held_out, comments, told, has_documents = _read(files)
+    held_out, comments, told, has_documents = _read(files, reporter or Reporter())
     try:
         path.write_text(starter_recipe(files, model, held_out, comments, has_documents), encoding="utf-8")
     except OSError as error:
@@ -63,7 +67,7 @@ def command(
     """Read your data and write a starter recipe for it, every line explained."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data[0]).stem).strip("-._") or "recipe"
     path = output or Path(f"{name}.yaml")
-    for line in init(data, path, model=model or DEFAULT_MODEL):
+    for line in init(data, path, model=model or DEFAULT_MODEL, reporter=Printing()):
         out.print(line, markup=False, soft_wrap=True)
     out.print(f"wrote {escape(str(path))}. Next: strop check {escape(str(path))}")
 
@@ -72,7 +76,7 @@ Reading = tuple[int | None, list[str], list[str], bool]
 """The percentage to hold out, comments for the recipe, what to tell, and whether there are documents."""
 
 
-def _read(files: list[str]) -> Reading:
+def _read(files: list[str], reporter: Reporter) -> Reading:
     from strop.data.survey import survey
 
     recipe = DataSection(train_file=tuple(files))
@@ -82,7 +86,8 @@ def _read(files: list[str]) -> Reading:
         if not _has_rows(files):
             raise
         return _undecided(str(error))
-    found = survey(sources, TrainSection().seed)
+    with reporter.waiting("reading the rows") as seen:
+        found = survey(sources, TrainSection().seed, seen)
     if not found.rows_used:
         first = found.faults[0]
         if "data.columns" in first.reason:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,50 +10,59 @@ from rich.markup import escape
 from rich.table import Table
 
 from strop.commands import console
-from strop.commands.console import Overrides, RecipeArgument, out
+from strop.commands.console import Overrides, Printing, RecipeArgument, out
 from strop.commands.findings import tell_findings
 from strop.commands.load import load_model
 from strop.commands.prepare import prepare
 from strop.forecast.published import DATE, GPU
 from strop.gpus import modal_name
 from strop.modal_runs.prices import current_prices
+from strop.readable import clock
 from strop.recipe import Recipe, load_recipe
-from strop.run.reporter import clock
+from strop.run.reporter import Reporter, reporter_for
 
 if TYPE_CHECKING:
     from strop.forecast.estimate import Plan
     from strop.run.manifest import Estimate
 
 
-def plan(recipe: Recipe, *, note: Callable[[str], None] = lambda line: None, probing: bool | None = None) -> Plan:
+def plan(recipe: Recipe, *, probing: bool | None = None, reporter: Reporter | None = None, quiet: bool = False) -> Plan:
     """Predict memory, speed, time and dollars of a run on each of Modal's GPUs. Needs no GPU and no weights.
 
     Args:
         recipe: From `load_recipe`.
-        note: Told of what takes a while, and of what is chosen.
         probing: Load the model here and time some of the recipe's steps; None: if there is a GPU. What is measured
             is kept in the run folder, where a run that begins on the same device compares itself with it.
+        reporter: Told of what takes a while and of what is chosen; by default lines are printed.
+        quiet: Print nothing.
 
     Raises:
         RecipeError, ModelError, DataError: What would stop the run.
         OutOfMemoryError: A probe does not fit on this GPU.
     """
-    from strop.forecast.estimate import PlannedRun, measured, plan_of
-    from strop.forecast.prediction import keep_prediction
-    from strop.forecast.probe import probe
-    from strop.model.precision import choose_device
+    reporter = reporter_for(reporter, quiet)
+    with reporter.waiting("loading torch"):
+        from strop.forecast.estimate import PlannedRun, measured, plan_of
+        from strop.forecast.prediction import keep_prediction
+        from strop.forecast.probe import probe
+        from strop.model.precision import choose_device
 
     probes = choose_device().type == "cuda" if probing is None else probing
-    prepared = prepare(recipe, note, needs_weights=probes)
+    prepared = prepare(recipe, reporter, needs_weights=probes)
     prepared.report.refuse()
-    tell_findings(prepared, note)
+    tell_findings(prepared, reporter.note)
     data = prepared.data
-    prices, job, here = current_prices(), PlannedRun(recipe, prepared.model.config, data.train, data.validation), None
+    with reporter.waiting("asking Modal for its prices"):
+        prices = current_prices()
+    job, here = PlannedRun(recipe, prepared.model.config, data.train, data.validation), None
     if probes:
-        found = probe(recipe, load_model(recipe, prepared.model, note), data.train)
-        here = measured(job, modal_name(found.device) or found.device, found, prices)
-        keep_prediction(job, found.device, here, note)
-    return plan_of(job, prices, here)
+        with reporter.waiting("loading the base model and timing some steps"):
+            found = probe(recipe, load_model(recipe, prepared.model, reporter.note), data.train)
+        with reporter.waiting("counting the run's work"):
+            here = measured(job, modal_name(found.device) or found.device, found, prices)
+        keep_prediction(job, found.device, here, reporter.note)
+    with reporter.waiting("counting the run's work on each GPU"):
+        return plan_of(job, prices, here)
 
 
 def command(
@@ -70,7 +79,7 @@ def command(
     """
     loaded = load_recipe(recipe, overrides or ())
     console.notes(loaded)
-    found = plan(loaded, note=console.note, probing=probe)
+    found = plan(loaded, probing=probe, reporter=Printing())
     out.print(plan_table(found))
     for line in plan_notes(found):
         out.print(line, markup=False)

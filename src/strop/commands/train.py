@@ -25,12 +25,13 @@ from strop.errors import RecipeError
 from strop.modal_runs import require_modal
 from strop.modal_runs.prices import meter_of
 from strop.model.pretrained.locate import fingerprint_folder
+from strop.readable import clock
 from strop.recipe import Recipe, differences, load_recipe
 from strop.run.folder import RunFolder, refuse_changes
 from strop.run.live import console_reporter
 from strop.run.progress import Progress
 from strop.run.records import EvalRecord, last_steps
-from strop.run.reporter import Reporter, clock
+from strop.run.reporter import Reporter, reporter_for
 from strop.run.trackers.feed import TrackingReporter
 from strop.run.trackers.tracker import TrackedRun, require
 
@@ -47,12 +48,13 @@ if TYPE_CHECKING:
     from strop.training.loop import Trainer
 
 
-def train(recipe: Recipe, *, reporter: Reporter | None = None) -> Run:
+def train(recipe: Recipe, *, reporter: Reporter | None = None, quiet: bool = False) -> Run:
     """Train a recipe's adapter, resuming from the newest checkpoint in its run folder if there is one.
 
     Args:
         recipe: From `load_recipe`.
-        reporter: Told about everything that happens; silent by default.
+        reporter: Told about everything that happens; by default lines are printed, every `train.logging_steps` steps.
+        quiet: Print nothing.
 
     Returns:
         The run, with its adapter in `Run.adapter_path`. A finished run is returned unchanged.
@@ -60,11 +62,11 @@ def train(recipe: Recipe, *, reporter: Reporter | None = None) -> Run:
     Raises:
         StropError: See `strop.errors`. What was trained so far is in a checkpoint.
     """
-    reporter = reporter or Reporter()
+    reporter = reporter_for(reporter, quiet, recipe.train.logging_steps)
     require(recipe.train.report_to)
     folder = RunFolder(recipe.output_dir)
     with folder.claim():
-        prepared = prepare(recipe, reporter.note)
+        prepared = prepare(recipe, reporter)
         prepared.report.refuse()
         fingerprints = _fingerprints(prepared)
         if folder.manifest is None:
@@ -215,9 +217,10 @@ def _strop_setup(attempt: Attempt) -> Iterator[_Setup]:
 
     recipe, prepared, folder = attempt.recipe, attempt.prepared, attempt.folder
     data = prepared.data
-    adapter = load_model(recipe, prepared.model, attempt.reporter.note)
-    engine = StropEngine(adapter, data.train, recipe.train, folder, _most_tokens(folder, recipe, adapter))
-    sharing = engine.microbatches.sharing()
+    with attempt.reporter.waiting("loading the base model"):
+        adapter = load_model(recipe, prepared.model, attempt.reporter.note)
+        engine = StropEngine(adapter, data.train, recipe.train, folder, _most_tokens(folder, recipe, adapter))
+        sharing = engine.microbatches.sharing()
     job = PlannedRun(recipe, prepared.model.config, data.train, data.validation)
     expected = prediction(job, folder, engine.device, attempt.meter)
 
@@ -252,7 +255,8 @@ def _unsloth_setup(attempt: Attempt) -> Iterator[_Setup]:
 
     with start_worker(recipe, prepared.model, data.train, data.validation, attempt.folder) as worker:
         attempt.reporter.note(f"Unsloth is starting in its own process; its output goes to {worker.log}")
-        engine = UnslothEngine(worker, data.train, recipe.train, on_own_decoder)
+        with attempt.reporter.waiting("Unsloth loads the base model"):
+            engine = UnslothEngine(worker, data.train, recipe.train, on_own_decoder)
         yield _Setup(engine, lambda check_stop: engine.evaluate(), lambda check_stop: engine.generate)
 
 

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -31,6 +31,7 @@ from strop.data.store import (
 )
 from strop.data.template import Encoded, Template
 from strop.errors import DataError
+from strop.readable import counted
 
 _ROWS_AT_A_TIME = 1024
 _FAULTS_SHOWN, _OF_A_KIND = 20, 5
@@ -38,8 +39,14 @@ _MOST_TURNS = 2**16 - 1
 _ABANDONED_AFTER = 24 * 3600  # seconds
 
 
-def build(folder: Path, sources: Sequence[Source], template: Template, settings: StoreSettings) -> None:
-    """Tokenise the sources into `folder`, replacing it if it is damaged.
+def build(
+    folder: Path,
+    sources: Sequence[Source],
+    template: Template,
+    settings: StoreSettings,
+    seen: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Tokenise the sources into `folder`, replacing it if it is damaged; `seen` is told how many rows were read.
 
     Raises:
         BadRowsError, DataError: See `strop.data.dataset.open_or_build`.
@@ -50,7 +57,7 @@ def build(folder: Path, sources: Sequence[Source], template: Template, settings:
     work = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
     try:
         builder = _Builder(work, sources, template, settings)
-        builder.run()
+        builder.run(seen)
         if builder.faults and settings.on_bad_row == "error":
             raise _bad_rows(builder, folder)
         if not builder.num_samples:
@@ -90,7 +97,7 @@ class _Builder:
     def rows_read(self) -> int:
         return self.rows_used + len(self.faults) + self.dropped.total()
 
-    def run(self) -> None:
+    def run(self, seen: Callable[[str], None]) -> None:
         rows = self._rows()
         limit = self.settings.max_samples
         while limit is None or self.rows_used < limit:
@@ -99,6 +106,7 @@ class _Builder:
             if not block:
                 break
             self._add(block)
+            seen(counted(self.rows_read, "row"))
         self.faults.sort(key=lambda fault: (self._order[fault.origin.file], fault.origin.line))
 
     def _rows(self) -> Iterator[Row]:

@@ -13,10 +13,10 @@ from strop.errors import RecipeError
 from strop.forecast.estimate import PlannedRun, scaled
 from strop.gpus import modal_name
 from strop.modal_runs.prices import STORED
+from strop.readable import clock
 from strop.run.cost import Meter
 from strop.run.folder import RunFolder
 from strop.run.manifest import Compared, Estimate, KeptEstimate
-from strop.run.reporter import clock
 
 
 def prediction(job: PlannedRun, folder: RunFolder, device: str, meter: Meter | None) -> Estimate | None:

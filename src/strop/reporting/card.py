@@ -14,6 +14,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 from strop.evaluation.result import METRICS
+from strop.readable import clock
 from strop.reporting.facts import data_rows
 from strop.reporting.read import RunFiles
 from strop.reporting.scores import score_rows
@@ -21,7 +22,6 @@ from strop.reporting.text import Markdown, cell, count, dollars, fenced, inline,
 from strop.reporting.usage import Form, uses
 from strop.reporting.verdict import glance
 from strop.run.manifest import TrainingRows
-from strop.run.reporter import clock
 
 CARD_FILE = "README.md"
 _SEAL = re.compile(r"<!-- strop's model card, ([0-9a-f]{16}); one that is changed by hand is left as it is -->\n\Z")

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from strop.readable import clock
 from strop.reporting.read import RunFiles
 from strop.reporting.text import count, cut, dollars, percent, short
 from strop.reporting.verdict import Glance
 from strop.run.manifest import HeldOutRows, Lengths, TrainingRows
-from strop.run.reporter import clock
 
 _MOST = 1000
 """Characters of a value."""

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from strop.evaluation.result import Interval
+from strop.readable import clock
 from strop.reporting.read import RunFiles
 from strop.reporting.scores import signed
 from strop.reporting.series import Series
 from strop.reporting.text import count, dollars, percent, points, short
-from strop.run.reporter import clock
 
 
 @dataclass(frozen=True)

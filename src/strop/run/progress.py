@@ -33,8 +33,14 @@ class Progress:
     stopped_early: bool = False
 
     def record_eval(self, loss: float, section: TrainSection) -> bool:
-        """Record the held-out loss after this step; returns whether it is the lowest so far."""
+        """Record the held-out loss after this step; returns whether it is the lowest so far.
+
+        Step 0 is the base model, which training does not have to beat: as in transformers, it is neither the best nor
+        counted for patience.
+        """
         self.evaluated_step = self.step
+        if self.step == 0:
+            return False
         gain = float("inf") if self.best_loss is None else self.best_loss - loss
         self.evals_without_gain = 0 if gain > section.early_stopping_threshold else self.evals_without_gain + 1
         if gain > 0:
@@ -48,7 +54,7 @@ class Progress:
         if self.evaluated_step == self.step:
             return False
         if self.step == 0:
-            return section.eval_on_start
+            return section.eval_on_start is not False
         return self.step == num_steps or is_due(self.step, section.eval_steps)
 
     def added_to(self, stop: Interrupted | BudgetReached, num_steps: int) -> Interrupted | BudgetReached:

@@ -109,8 +109,9 @@ class MetricsLog:
     def truncate_after(self, step: int) -> int:
         """Drop what a lost attempt wrote after the step that the run resumes from, and what cannot be read.
 
-        Call it before the first `append` of every attempt, with step 0 where there is no checkpoint: the
-        attempt before may have been killed in the middle of a line. The file is replaced in one rename.
+        Call it before the first `append` of every attempt, with -1 where there is no checkpoint (the base is
+        evaluated again): the attempt before may have been killed in the middle of a line. The file is replaced in one
+        rename.
 
         Returns:
             How many lines could not be read; more than 1 is more than a kill leaves.

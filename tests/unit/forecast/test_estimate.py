@@ -47,8 +47,8 @@ def test_a_microbatch_is_counted_as_attention_sees_it() -> None:
 @pytest.mark.parametrize(
     ("train", "evaluations", "saves"),
     [
-        ({"max_steps": 10, "save_steps": 0}, 1, 1),
-        ({"max_steps": 10, "save_steps": 5, "eval_steps": 5}, 2, 2),
+        ({"max_steps": 10, "save_steps": 0}, 2, 1),
+        ({"max_steps": 10, "save_steps": 5, "eval_steps": 5, "eval_on_start": False}, 2, 2),
         ({"max_steps": 11, "save_steps": 5, "eval_steps": 5, "eval_on_start": True}, 4, 3),
     ],
 )
