@@ -161,7 +161,11 @@ class Attempt:
 
     def finish(self, trainer: Trainer) -> None:
         """Record that the run has finished, and what it cost."""
-        self.folder.update(lambda manifest: replace(manifest, status="finished", progress=trainer.progress))
+        self.folder.update(
+            lambda manifest: replace(
+                manifest, status="finished", progress=trainer.progress, adapter_step=trainer.adapter_step
+            )
+        )
         enter_cost(self.folder, self.meter)
 
     @contextmanager

@@ -22,6 +22,7 @@ from strop.data.examples import Fault, Origin
 from strop.data.sources import questions_at
 from strop.errors import DataError, RecipeError
 from strop.evaluation.result import METRICS, ScoreSettings, check_path, write_answers
+from strop.readable import counted
 from strop.run.folder import RunFolder
 from strop.run.reporter import Reporter, reporter_for
 
@@ -140,7 +141,7 @@ def command(
     )
     _print_evaluation(result, examples)
     if answers:
-        out.print(f"\n{len(result.examples)} answers of each model: {escape(str(answers))}")
+        out.print(f"\n{counted(len(result.examples), 'answer')} of each model: {escape(str(answers))}")
 
 
 def _questions(data: Dataset, store: SampleStore, section: DataSection, count: int) -> list[HeldOutQuestion]:
@@ -187,8 +188,8 @@ _GROUPS_SHOWN = 20
 
 def _print_evaluation(result: Evaluation, num_examples: int) -> None:
     """Base beside tuned with their intervals, in all and by group, and some answers of both, wrong ones first."""
-    answered = f", {result.num_generated} of them answered" if result.num_generated else ""
-    title = f"{result.num_rows} held-out rows{answered}"
+    answered = f", {result.num_generated:,} of them answered" if result.num_generated else ""
+    title = f"{counted(result.num_rows, 'held-out row')}{answered}"
     table = Table("", title=title, title_justify="left", show_lines=True)
     for heading in ("base", "tuned", "tuned - base"):
         table.add_column(heading, justify="right")
@@ -236,7 +237,7 @@ def _print_groups(result: Evaluation) -> None:
         table.add_row("", "", "tuned", *(_cell(m, group.tuned[m]) for m in shown), end_section=True)
     out.print(table)
     if len(ordered) > _GROUPS_SHOWN:
-        out.print(f"[dim]and {len(ordered) - _GROUPS_SHOWN} smaller groups, in evaluation.json[/dim]")
+        out.print(f"[dim]and {counted(len(ordered) - _GROUPS_SHOWN, 'smaller group')}, in evaluation.json[/dim]")
 
 
 def _label(group: str) -> str:
@@ -267,4 +268,5 @@ def _print_example(example: AnswerPair) -> None:
     out.print(f"[dim]reference[/dim]  {escape(example.reference)}")
     for label, answer in (("base", example.base), ("tuned", example.tuned)):
         verdict, style = _verdict(answer)
+        verdict += "" if answer.stopped else ", cut at the limit"
         out.print(f"[{style}]{label:>9}[/{style}]  {escape(answer.text)}  [{style}]({verdict})[/{style}]")

@@ -17,6 +17,7 @@ from strop.data.files import find
 from strop.data.readers import read_rows
 from strop.data.sources import Source, open_sources
 from strop.errors import DataError, RecipeError
+from strop.readable import counted
 from strop.recipe import DataSection, TrainSection
 from strop.recipe.shipped import starter_recipe, yaml_scalar
 from strop.run.reporter import Reporter
@@ -92,11 +93,11 @@ def _read(files: list[str], reporter: Reporter) -> Reading:
         first = found.faults[0]
         if "data.columns" in first.reason:
             return _undecided(str(first))
-        raise DataError(f"none of the {found.num_faults:,} rows can be used; the first: {first}")
+        raise DataError(f"none of {counted(found.num_faults, 'row')} can be used; the first: {first}")
     about = [_how_read(source, columns) for source, columns in zip(sources, found.columns, strict=True)]
     unused = [f"not used: {', '.join(found.unused)}"] if found.unused else []
     needs = _of_template(found)
-    told = [f"{found.rows_used:,} rows can be used", *about, *unused, *found.found, *needs]
+    told = [f"{counted(found.rows_used, 'row')} can be used", *about, *unused, *found.found, *needs]
     has_documents = any(source.shape.format == "text" for source in sources)
     return found.percentage, [*about, *unused, *needs, *_of_faults(found)], [*told, *_faults(found)], has_documents
 
@@ -139,7 +140,8 @@ def _of_template(found: Survey) -> list[str]:
 def _of_faults(found: Survey) -> list[str]:
     if not found.num_faults:
         return []
-    return [f"on_bad_row: skip   # {found.num_faults:,} rows cannot be used: mend them, or skip them with this line"]
+    rows = counted(found.num_faults, "row")
+    return [f"on_bad_row: skip   # {rows} cannot be used: mend them, or skip them with this line"]
 
 
 def _faults(found: Survey) -> list[str]:
@@ -148,7 +150,7 @@ def _faults(found: Survey) -> list[str]:
     total, shown = found.num_faults + found.rows_used, [f"  {fault}" for fault in found.faults[:_FAULTS_SHOWN]]
     more = [f"  and {found.num_faults - len(shown):,} more"] if found.num_faults > len(shown) else []
     return [
-        f"{found.num_faults:,} of {total:,} rows cannot be used: mend them, or set data.on_bad_row to skip",
+        f"{found.num_faults:,} of {counted(total, 'row')} cannot be used: mend them, or set data.on_bad_row to skip",
         *shown,
         *more,
     ]

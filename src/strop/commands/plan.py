@@ -17,7 +17,7 @@ from strop.commands.prepare import prepare
 from strop.forecast.published import DATE, GPU
 from strop.gpus import modal_name
 from strop.modal_runs.prices import current_prices
-from strop.readable import clock
+from strop.readable import clock, counted
 from strop.recipe import Recipe, load_recipe
 from strop.run.reporter import Reporter, reporter_for
 
@@ -117,10 +117,11 @@ def plan_notes(plan: Plan) -> Iterator[str]:
 
     work = plan.workload
     sharing = f", {work.sharing:.2f} tokens of the rows for each token computed" if work.sharing > 1 else ""
-    yield f"{work.num_steps:,} steps of {plan.samples_per_step} samples{sharing}"
+    samples = counted(plan.samples_per_step, "sample")
+    yield f"{counted(work.num_steps, 'step')} of {samples}{sharing}"
     yield (
-        f"time and $ include {START_SECONDS:.0f} s to start, {_counted(work.evaluations, 'evaluation')} and "
-        f"{_counted(work.saves, 'checkpoint')}; prices: {plan.prices.source}"
+        f"time and $ include {START_SECONDS:.0f} s to start, {counted(work.evaluations, 'evaluation')} and "
+        f"{counted(work.saves, 'checkpoint')}; prices: {plan.prices.source}"
     )
     if any(line.source == "scaled" for line in plan.lines):
         yield f"scaled: from figures measured on one {GPU} on {DATE} and each GPU's published rates; docs/plan.md"
@@ -140,7 +141,3 @@ def plan_notes(plan: Plan) -> Iterator[str]:
 
 def _dollars(line: Estimate, factor: float) -> str:
     return "no price" if line.dollars is None else f"${line.dollars * factor:,.2f}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -25,12 +25,12 @@ from strop.errors import RecipeError
 from strop.modal_runs import require_modal
 from strop.modal_runs.prices import meter_of
 from strop.model.pretrained.locate import fingerprint_folder
-from strop.readable import clock
+from strop.readable import clock, counted
 from strop.recipe import Recipe, differences, load_recipe
 from strop.run.folder import RunFolder, refuse_changes
 from strop.run.live import console_reporter
-from strop.run.progress import Progress
-from strop.run.records import EvalRecord, last_steps
+from strop.run.progress import Progress, coverage
+from strop.run.records import EvalRecord, base_and_adapter, last_steps
 from strop.run.reporter import Reporter, reporter_for
 from strop.run.trackers.feed import TrackingReporter
 from strop.run.trackers.tracker import TrackedRun, require
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from strop.evaluation.samples import Generate, SampledRows
     from strop.forecast.prediction import Outcome
     from strop.model.lora import LoraAdapter
-    from strop.run.manifest import Estimate, SpeedLimit
+    from strop.run.manifest import Estimate, Manifest, SpeedLimit
     from strop.training.engine import Engine
     from strop.training.loop import Trainer
 
@@ -131,16 +131,34 @@ def _on_modal(recipe: Recipe, detach: bool) -> None:
 
 
 def _print_finished(run: Run) -> None:
-    progress, dollars = run.manifest.progress or Progress(), run.manifest.dollars
-    cost = "" if dollars is None else f", ${dollars:.2f}"
-    held_out = [record.eval_loss for record in run.metrics() if isinstance(record, EvalRecord)]
-    ends = [held_out[0], held_out[-1]] if len(held_out) > 1 else held_out
-    losses = f", held-out loss {' -> '.join(f'{loss:.4f}' for loss in ends)}" if ends else ""
+    manifest, recipe = run.manifest, run.recipe
+    progress = manifest.progress or Progress()
+    step = progress.step if manifest.adapter_step is None else manifest.adapter_step
+    best = "" if step == progress.step else f", the adapter is that of step {step}"
+    cost = "" if manifest.dollars is None else f", ${manifest.dollars:.2f}"
     out.print(
-        f"[green]done[/green]: {progress.step} steps in {clock(progress.seconds)}{losses}{cost}\n"
+        f"[green]done[/green]: {counted(progress.step, 'step')}{_seen(manifest, recipe)}{best}, "
+        f"training time {clock(progress.seconds)}{_held_out_losses(run)}{cost}\n"
         f"adapter: {escape(str(run.adapter_path))} (saved, read back and checked)\n"
         f"Next: strop evaluate {escape(str(run.path))}"
     )
+
+
+def _seen(manifest: Manifest, recipe: Recipe) -> str:
+    """What part of the samples the run has seen."""
+    data, steps = manifest.data, (manifest.progress or Progress()).step
+    samples = (data and (sum(each.epoch_samples or 0 for each in data.sources) or data.samples)) or 0
+    return f" on {coverage(steps, recipe.train.samples_per_step, samples)}" if samples else ""
+
+
+def _held_out_losses(run: Run) -> str:
+    pairs = [(record.step, record.eval_loss) for record in run.metrics() if isinstance(record, EvalRecord)]
+    base, adapter = base_and_adapter(pairs, run.manifest.adapter_step)
+    if adapter is None:
+        return ""
+    before = "" if base is None else f"{base:.4f} (base) -> "
+    worse = ", worse than the base" if base is not None and adapter > base else ""
+    return f", held-out loss {before}{adapter:.4f}{worse}"
 
 
 def _tracked(recipe: Recipe, folder: RunFolder, reporter: Reporter) -> Reporter:
@@ -173,7 +191,9 @@ def _run(attempt: Attempt) -> None:
         if rows := _sampled_rows(attempt):
             trainer.sample = lambda step: rows.answered(step, setup.generate(trainer.check))
         changes = attempt.begin(engine, trainer.num_steps, setup.sharing_ratio, setup.plan, setup.limit)
-        attempt.tell(*changes, *engine.explain(), *setup.notes)
+        seen = coverage(trainer.num_steps, recipe.train.samples_per_step, len(attempt.prepared.data.train))
+        work = f"{counted(trainer.num_steps, 'step')} of {counted(recipe.train.samples_per_step, 'sample')}: {seen}"
+        attempt.tell(*changes, *engine.explain(), *setup.notes, work)
         with attempt.watched():
             attempt.resume(trainer)
             attempt.write_adapter(engine.adapter_with(trainer.run()))

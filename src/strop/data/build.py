@@ -259,7 +259,9 @@ def _bad_rows(builder: _Builder, folder: Path) -> BadRowsError:
         if builder.rows_used
         else "No row is left without them: fix them, or what the recipe says of them"
     )
-    return BadRowsError(f"{len(faults):,} of {builder.rows_read:,} rows cannot be used:\n{shown}{rest}\n{ways}", faults)
+    return BadRowsError(
+        f"{len(faults):,} of {counted(builder.rows_read, 'row')} cannot be used:\n{shown}{rest}\n{ways}", faults
+    )
 
 
 def _some_of_each_kind(faults: Sequence[Fault]) -> list[Fault]:

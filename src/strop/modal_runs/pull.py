@@ -16,6 +16,7 @@ from strop.errors import CloudError
 from strop.modal_runs.follow import cloud_errors
 from strop.modal_runs.remote_run import RECORD_FILE, files_list, read_record, run_folder
 from strop.model.pretrained.locate import locate_model
+from strop.readable import counted
 from strop.recipe import load_recipe
 from strop.resolve import is_hub_id
 from strop.run.durable import replace_file, sync_folder
@@ -69,7 +70,7 @@ def pull(folder: Path, note: Callable[[str], None], must_exist: bool = True) -> 
     os.rename(staging, folder)
     sync_folder(folder.parent)
     shutil.rmtree(aside)
-    note(f"pulled {folder}: {len(files)} files, all hashes verified")
+    note(f"pulled {folder}: {counted(len(files), 'file')}, all hashes verified")
     return True
 
 

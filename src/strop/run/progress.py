@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from strop.errors import BudgetReached, Interrupted
+from strop.readable import counted
 from strop.recipe import TrainSection
 
 
@@ -61,6 +62,13 @@ class Progress:
         """The same error, with how far the run has come."""
         done = f"step {self.step} of {num_steps}"
         return type(stop)(f"{stop}; {done} is saved" if self.step else f"{stop} before step 1")
+
+
+def coverage(steps: int, samples_per_step: int, num_samples: int) -> str:
+    """What so many steps see of the samples: `12 of 2,844 samples`, or `all 2,844 samples`."""
+    seen = steps * samples_per_step
+    every = f"all {counted(num_samples, 'sample')}" if num_samples > 1 else counted(num_samples, "sample")
+    return f"{seen:,} of {counted(num_samples, 'sample')}" if seen < num_samples else every
 
 
 def is_due(step: int, every: int) -> bool:

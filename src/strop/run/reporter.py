@@ -35,7 +35,7 @@ class Reporter:
     def on_samples(self, samples: Sequence[Sample]) -> None:
         """The model has answered held-out questions."""
         for sample in samples:
-            self.note(f"step {sample.step}: {_brief(sample.question, 32)} -> {_brief(sample.text, 40)}")
+            self.note(f"step {sample.step}: {brief(sample.question, 32)} -> {brief(sample.text, 48)}")
 
     def on_save(self, step: int) -> None:
         """A checkpoint is in place."""
@@ -152,7 +152,11 @@ def describe(record: TrainRecord) -> str:
     return "  ".join([f"loss {record.loss:.4f}", *figures(record), *cost])
 
 
-def _brief(text: str, length: int) -> str:
-    """The beginning of a text on one line, without what would move a terminal's cursor: a model may write anything."""
+def brief(text: str, length: int) -> str:
+    """Both ends of a text on one line: the figure that an answer comes to is often its last word.
+
+    It has nothing that would move a terminal's cursor: a model may write anything.
+    """
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= length else f"{line[: length - 3]}..."
+    end = (length - 3) // 2
+    return line if len(line) <= length else f"{line[: length - 3 - end]}...{line[-end:]}"

@@ -114,9 +114,14 @@ class Trainer:
         finally:
             self.reporter.close()
         self._save()
-        if self.section.load_best_model_at_end and self._best:
+        if self.adapter_step != self.progress.step:
             return {f"lora{name.removeprefix('best')}": tensor for name, tensor in self._best.items()}
         return self.engine.weights()
+
+    @property
+    def adapter_step(self) -> int:
+        """The step whose weights `run` returns, or would if the run ended now."""
+        return self.progress.best_step if self._best else self.progress.step
 
     def _train(self) -> None:
         """Steps, evaluations and saves. A GPU has one step in flight while the host prepares and launches the next."""
