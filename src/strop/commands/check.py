@@ -16,6 +16,7 @@ from strop.commands.prepare import Prepared, prepare
 from strop.commands.preview import render_samples
 from strop.recipe import Recipe, load_recipe
 from strop.run.reporter import Reporter, reporter_for
+from strop.run.trackers.tracker import require
 
 if TYPE_CHECKING:
     from strop.data.audit import Lengths, StoreReport
@@ -35,6 +36,7 @@ def check(recipe: Recipe, *, reporter: Reporter | None = None, quiet: bool = Fal
     reporter = reporter_for(reporter, quiet)
     prepared = prepare(recipe, reporter)
     prepared.report.refuse()
+    require(recipe.train.report_to)
     tell_findings(prepared, reporter.note)
     return prepared
 
@@ -50,6 +52,7 @@ def command(
     prepared = prepare(loaded, Printing())
     _print_audit(prepared, preview)
     prepared.report.refuse()
+    require(loaded.train.report_to)
     out.print(f"[green]This will train.[/green] Next: strop train {escape(recipe)}")
 
 

@@ -29,6 +29,11 @@ def note(line: str) -> None:
     out.print(line, markup=False, soft_wrap=True)
 
 
+def aside(line: str) -> None:
+    """Something to know, beside the answers on standard output."""
+    _err.print(line, style="dim", markup=False, soft_wrap=True)
+
+
 class Printing(Reporter):
     """Tells a person at a terminal, or in a log, what a command does."""
 

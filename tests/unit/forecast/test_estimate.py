@@ -150,6 +150,15 @@ def test_how_wrong_the_plan_was() -> None:
     assert set(half) == {"training_seconds", "tokens_per_second"}
 
 
+def test_a_run_of_seconds_gives_no_share_of_its_plan() -> None:
+    line = Estimate("H200", "scaled", tokens_per_second=40_000.0, training_seconds=37.0)
+    said = sentence(line, Outcome(4.0, 5_000.0, None, None, (10, 10), 1).beside(line), 1)
+    assert said == (
+        "plan (scaled): training took 4s, predicted 37s; tok/s 5,000, predicted 40,000; "
+        "a run of seconds says little of a plan"
+    )
+
+
 def test_lengths_are_numbers_that_json_knows() -> None:
     assert isinstance(job().longest_sample, int)
     assert not isinstance(job().longest_sample, np.integer)
