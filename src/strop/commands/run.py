@@ -23,6 +23,9 @@ class Run:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # as text, too
+
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe as it was resolved when the run began.
