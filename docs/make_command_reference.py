@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from strop.cli import app
+from strop.app import app
 from strop.errors import EXIT_CODES
 
 PAGE = Path(__file__).with_name("commands.md")

@@ -10,7 +10,7 @@ import pytest
 import strop
 from drawn_tree import drawn_modules
 from strop import errors
-from strop.cli import app
+from strop.app import app
 from strop.recipe import list_recipes
 
 ROOT = Path(__file__).parents[2]

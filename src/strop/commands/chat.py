@@ -19,10 +19,14 @@ from strop.data.prompts import as_text
 from strop.data.rows.calls import read_tools
 from strop.data.sources import held_out_examples
 from strop.errors import RecipeError
+from strop.resolve import read_ordinary
 from strop.serving.client import EndpointSession, connect, is_url
 
 if TYPE_CHECKING:
     from strop.evaluation.generate import ChatSession
+
+_MOST_TOOLS = 1 << 20
+"""Bytes that are read of a list of tools: more than any prompt holds."""
 
 
 def chat(run: Run, *, max_new_tokens: int = 256, temperature: float = 0.0) -> ChatSession:
@@ -105,8 +109,8 @@ def command(
 def _read_tools(path: Path) -> tuple[Mapping[str, Any], ...]:
     unused: set[str] = set()
     try:
-        tools = read_tools({"tools": json.loads(path.read_text("utf-8"))}, unused)
-    except (OSError, ValueError) as error:  # a RowError is a ValueError
+        tools = read_tools({"tools": json.loads(read_ordinary(path, _MOST_TOOLS))}, unused)
+    except (OSError, ValueError, RecursionError) as error:  # a RowError is a ValueError
         raise RecipeError(f"--tools {path}: {error}") from error
     if unused or not tools:
         raise RecipeError(f"--tools {path}: {', '.join(sorted(unused)) or 'it names no function'}")

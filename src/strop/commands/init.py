@@ -16,9 +16,10 @@ from strop.data.examples import Fault
 from strop.data.files import find
 from strop.data.readers import read_rows
 from strop.data.sources import Source, open_sources
-from strop.errors import DataError, RecipeError
+from strop.errors import DataError, RecipeError, of_file
 from strop.recipe import DataSection, TrainSection
 from strop.recipe.shipped import starter_recipe, yaml_scalar
+from strop.run.durable import replace_file
 
 if TYPE_CHECKING:
     from strop.data.survey import Survey
@@ -41,7 +42,8 @@ def init(data: str | Sequence[str], path: Path, *, model: str = DEFAULT_MODEL) -
         too.
 
     Raises:
-        RecipeError: The file exists already, or cannot be written.
+        RecipeError: The file exists already, or its name cannot be.
+        StorageError: It cannot be written.
         DataError: The rows cannot be found or read, or none can be used whatever the recipe says.
     """
     if path.exists():
@@ -49,9 +51,9 @@ def init(data: str | Sequence[str], path: Path, *, model: str = DEFAULT_MODEL) -
     files = [data] if isinstance(data, str) else list(data)
     held_out, comments, told, has_documents = _read(files)
     try:
-        path.write_text(starter_recipe(files, model, held_out, comments, has_documents), encoding="utf-8")
+        replace_file(path, starter_recipe(files, model, held_out, comments, has_documents).encode())
     except OSError as error:
-        raise RecipeError(f"{path} cannot be written: {error.strerror}; name another file with --output") from error
+        raise of_file(error, path) from error
     return told
 
 

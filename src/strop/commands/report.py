@@ -11,7 +11,7 @@ import typer
 
 from strop.commands.console import out
 from strop.commands.run import Run
-from strop.errors import RecipeError, StropError
+from strop.errors import RecipeError, of_file
 from strop.run.durable import replace_file
 
 if TYPE_CHECKING:
@@ -33,21 +33,28 @@ def report(runs: Sequence[Run], *, output: Path | None = None) -> Path:
 
     Raises:
         RecipeError: A folder is not a run's, there are none or too many, or the output is a file of another kind.
-        StropError: It cannot be written.
+        StorageError: It cannot be written.
     """
-    from strop.reporting.page import GENERATOR
-
     if not runs:
         raise RecipeError("name at least one run")
     target = output or (runs[0].path / REPORT_FILE if len(runs) == 1 else Path(REPORT_FILE))
     page = _page(runs)
     try:
-        if target.exists() and f'content="{GENERATOR}"'.encode() not in target.read_bytes()[:4096]:
+        if target.exists() and not _is_report(target):
             raise RecipeError(f"{target} exists and is not a report by strop; name another file with --output")
         replace_file(target, page.html)
     except OSError as error:
-        raise StropError(f"{target} cannot be written: {error.strerror}") from error
+        raise of_file(error, target) from error
     return target
+
+
+def _is_report(path: Path) -> bool:
+    from strop.reporting.page import GENERATOR
+
+    if not path.is_file():  # a pipe or a device has no end
+        return False
+    with path.open("rb") as file:
+        return f'content="{GENERATOR}"'.encode() in file.read(4096)
 
 
 def command(

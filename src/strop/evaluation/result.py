@@ -7,11 +7,12 @@ import csv
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from strop.errors import RecipeError
+from strop.errors import RecipeError, of_file
 from strop.run.lenient import fit
 
 
@@ -195,7 +196,7 @@ def write_answers(path: Path, examples: Sequence[AnswerPair]) -> None:
     """Write Parquet, JSON Lines or CSV, by the file's ending; the file appears complete or not at all.
 
     Raises:
-        RecipeError: It cannot be written.
+        StorageError: It cannot be written.
     """
     rows = [_row(example) for example in examples]
     draft = path.with_name(f"{path.name}.partial")
@@ -203,7 +204,10 @@ def write_answers(path: Path, examples: Sequence[AnswerPair]) -> None:
         _WRITERS[path.suffix.lower()](draft, rows)
         os.replace(draft, path)
     except OSError as error:
-        raise RecipeError(f"--answers {path}: cannot be written: {error.strerror or error}") from error
+        raise of_file(error, f"--answers {path}") from error
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def _row(example: AnswerPair) -> dict[str, Any]:
