@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from strop.commands import console
+from strop.commands.arguments import as_path, as_run, require_number
 from strop.commands.card import keep_card
 from strop.commands.console import RunArgument, out
 from strop.commands.load import load_trained
@@ -40,19 +41,19 @@ SOURCE = "source"
 
 
 def evaluate(
-    run: Run,
+    run: Run | str | Path,
     *,
     num_generated: int = 32,
     max_new_tokens: int = 96,
     numeric_tolerance: float = 0.0,
     group_by: str | None = None,
-    answers: Path | None = None,
+    answers: str | Path | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Compare base and tuned on the run's held-out rows, and keep the result in evaluation.json.
 
     Args:
-        run: A finished run whose recipe has held-out rows.
+        run: A finished run, or its folder, whose recipe has held-out rows.
         num_generated: Rows to answer with each model, spread evenly over the held-out ones; 0 for the loss alone.
         max_new_tokens: Longest answer.
         numeric_tolerance: How far off a number may be, as a share of the right one.
@@ -62,14 +63,18 @@ def evaluate(
         note: Told if the run's report or its adapter's card cannot be updated.
 
     Raises:
-        RecipeError: The run is not finished or has no held-out rows; `answers` cannot be written.
+        RecipeError: The run is not finished or has no held-out rows; an option is not possible.
         DataError: No held-out row has the key `group_by`, or its values cannot name groups.
     """
     from strop.evaluation.score import evaluate as score
     from strop.training.budget import wanted_tokens
 
-    if answers:
-        check_path(answers)
+    run = as_run(run)
+    require_number("num_generated", num_generated, 0)
+    require_number("max_new_tokens", max_new_tokens, 1)
+    require_number("numeric_tolerance", numeric_tolerance, 0, whole=False)
+    if target := as_path("answers", answers):
+        check_path(target)
     recipe = run.recipe
     # Only answers are scored, whatever was learned in training. Of the training rows one is enough: to tokenise and
     # audit all of them again would take minutes where there are millions.
@@ -94,8 +99,8 @@ def evaluate(
         groups,
     )
     RunFolder(run.path).write_evaluation(result.to_json())
-    if answers:
-        write_answers(answers, result.examples)
+    if target:
+        write_answers(target, result.examples)
     keep_card(run, data.template, prepared.model, note)
     keep_report(run, note)
     return result

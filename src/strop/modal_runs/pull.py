@@ -46,6 +46,8 @@ def pull(folder: Path, note: Callable[[str], None], must_exist: bool = True) -> 
     """
     import modal
 
+    if folder.name in ("", ".."):  # `strop pull .`
+        folder = folder.resolve()
     aside = folder.with_name(f".replaced-{folder.name}")
     if aside.is_dir() and not folder.exists():
         os.rename(aside, folder)  # an earlier pull was cut off here
