@@ -146,7 +146,7 @@ def read_chat_template(file_or_source: str) -> str:
     path = expand(file_or_source)
     if ("{" not in source and "\n" not in source) or os.path.isfile(path):
         try:
-            source = path.read_text(encoding="utf-8")
+            source = read_ordinary(path, MAX_CHAT_TEMPLATE_BYTES + 1).decode()
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "it is not UTF-8"
             raise RecipeError(f"data.chat_template: cannot read {path}: {why}; give a file or Jinja text") from error

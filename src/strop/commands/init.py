@@ -16,7 +16,7 @@ from strop.data.examples import Fault
 from strop.data.files import find
 from strop.data.readers import read_rows
 from strop.data.sources import Source, open_sources
-from strop.errors import DataError, RecipeError, of_file, shown_name
+from strop.errors import DataError, RecipeError, shown_name
 from strop.recipe import DataSection, TrainSection
 from strop.recipe.shipped import starter_recipe, yaml_scalar
 from strop.run.durable import replace_file
@@ -42,7 +42,7 @@ def init(data: str | Sequence[str], path: Path, *, model: str = DEFAULT_MODEL) -
         too.
 
     Raises:
-        RecipeError: The file exists already, or its name cannot be.
+        RecipeError: The file exists already.
         StorageError: It cannot be written.
         DataError: The rows cannot be found or read, or none can be used whatever the recipe says.
     """
@@ -52,10 +52,7 @@ def init(data: str | Sequence[str], path: Path, *, model: str = DEFAULT_MODEL) -
     for file in files:
         _require_name(file)
     held_out, comments, told, has_documents = _read(files)
-    try:
-        replace_file(path, starter_recipe(files, model, held_out, comments, has_documents).encode())
-    except OSError as error:
-        raise of_file(error, path) from error
+    replace_file(path, starter_recipe(files, model, held_out, comments, has_documents).encode())
     return told
 
 

@@ -12,8 +12,8 @@ import typer
 from strop.commands.arguments import as_path, as_run
 from strop.commands.console import out
 from strop.commands.run import Run
-from strop.errors import RecipeError, of_file
-from strop.run.durable import replace_file
+from strop.errors import RecipeError
+from strop.run.durable import replace_file, writing
 
 if TYPE_CHECKING:
     from strop.reporting.page import Page
@@ -41,12 +41,11 @@ def report(runs: Run | str | Path | Sequence[Run | str | Path], *, output: str |
         raise RecipeError("name at least one run")
     target = as_path("output", output) or (chosen[0].path / REPORT_FILE if len(chosen) == 1 else Path(REPORT_FILE))
     page = _page(chosen)
-    try:
-        if target.exists() and not _is_report(target):
-            raise RecipeError(f"{target} exists and is not a report by strop; name another file with --output")
-        replace_file(target, page.html)
-    except OSError as error:
-        raise of_file(error, target) from error
+    with writing(target):
+        is_other = target.exists() and not _is_report(target)
+    if is_other:
+        raise RecipeError(f"{target} exists and is not a report by strop; name another file with --output")
+    replace_file(target, page.html)
     return target
 
 
@@ -56,7 +55,8 @@ def _is_report(path: Path) -> bool:
     if not path.is_file():  # a pipe or a device has no end
         return False
     with path.open("rb") as file:
-        return f'content="{GENERATOR}"'.encode() in file.read(4096)
+        head = file.read(4096)
+    return not head or f'content="{GENERATOR}"'.encode() in head
 
 
 def command(
