@@ -17,7 +17,7 @@ from strop.modal_runs.follow import cloud_errors
 from strop.modal_runs.remote_run import RECORD_FILE, files_list, read_record, run_folder
 from strop.model.pretrained.locate import locate_model
 from strop.recipe import load_recipe
-from strop.resolve import is_hub_id
+from strop.resolve import expand, is_hub_id
 from strop.run.durable import replace_file, sync_folder
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ def pull(folder: Path, note: Callable[[str], None], must_exist: bool = True) -> 
     """
     import modal
 
+    if folder.name in ("", ".."):  # `strop pull .`
+        folder = folder.resolve()
+        read_record(folder)  # refuses a folder that has no name, such as /
     aside = folder.with_name(f".replaced-{folder.name}")
     if aside.is_dir() and not folder.exists():
         os.rename(aside, folder)  # an earlier pull was cut off here
@@ -148,7 +151,7 @@ def _bring_local(staging: Path, folder: Path) -> None:
 def _local_base(recipe: Path) -> str | None:
     """The local path at which PEFT finds the uploaded base model; None for a hub id, which is the same everywhere."""
     name = load_recipe(str(recipe)).model.model_name_or_path
-    if name.startswith("package:") or Path(name).expanduser().exists():
+    if name.startswith("package:") or expand(name).exists():
         return str(locate_model(name))
     assert is_hub_id(name), name
     return None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from strop.errors import ModelError
 from strop.model.pretrained.headers import MAX_HEADER_BYTES
-from strop.resolve import cache_dir, fetch_model, is_hub_id, nearest_sibling, resolve_package_path
+from strop.resolve import cache_dir, expand, fetch_model, is_hub_id, nearest_sibling, resolve_package_path
 
 BLOCK_BYTES = 4096
 SAMPLED_BLOCKS = 64
@@ -37,7 +37,7 @@ def locate_model(
         ModelError: It is none of these, or a GGUF file that cannot be converted.
     """
     is_package = name_or_path.startswith("package:")
-    path = resolve_package_path(name_or_path) if is_package else Path(name_or_path).expanduser()
+    path = resolve_package_path(name_or_path) if is_package else expand(name_or_path)
     if path.is_dir():
         return path
     if path.is_file():
