@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from strop.evaluation import decode_step, generate
+from strop.evaluation import decode_step, pool
 from strop.fused.capture import CapturedGradients
 from strop.model.decoder import Decoder
 
@@ -90,7 +90,7 @@ def emulate_decode_graphs(patch: pytest.MonkeyPatch) -> list[DecodeGraph]:
         return made.logits
 
     patch.setattr(decode_step, "compute", computed)
-    patch.setattr(generate, "choose_steps", decode_step.CapturedSteps)
+    patch.setattr(pool, "choose_steps", decode_step.CapturedSteps)
     patch.setattr(torch.cuda, "CUDAGraph", DecodeGraph)
     patch.setattr(torch.cuda, "graph", graph)
     patch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
