@@ -15,6 +15,7 @@ from torch import Tensor
 from strop.evaluation import decode_step, pool
 from strop.fused.capture import CapturedGradients
 from strop.model.decoder import Decoder
+from strop.model.lora import projections
 
 
 class Graph:
@@ -86,7 +87,14 @@ def emulate_decode_graphs(patch: pytest.MonkeyPatch) -> list[DecodeGraph]:
         made = capturing[-1]
         made.shape = (block.shape[1], width)
         made.logits = torch.zeros(block.shape[1], decoder.config.vocab_size, dtype=decoder.dtype)
-        made.compute = lambda: compute(decoder, cache, block, width)
+        enabled = {projection: projection.lora_enabled for projection in projections(decoder).values()}
+
+        def again() -> Tensor:  # a graph repeats the branches that were taken when it was captured
+            for projection, was in enabled.items():
+                projection.lora_enabled = was
+            return compute(decoder, cache, block, width)
+
+        made.compute = again
         return made.logits
 
     patch.setattr(decode_step, "compute", computed)

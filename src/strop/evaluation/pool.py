@@ -32,9 +32,15 @@ _CAPACITY = 128
 _PREFILL_TOKENS = 8192
 """Most prompt tokens read at a time, unless a single prompt has more."""
 
+_WORTH_MOVING = 2
+"""A cache that is long enough is made anew for this many times its slots: what runs in it has to be copied."""
+
 _REFILL = 8
 """Free slots are refilled once they can take all who wait, or make up an eighth of the pool: reading one prompt costs
 as much as several."""
+
+
+_GREEDY = Sampling()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +56,7 @@ class Prompt:
 
     ids: Sequence[int]
     max_new_tokens: int
-    sampling: Sampling = Sampling()
+    sampling: Sampling = _GREEDY
     row: int = 0
     tuned: bool = True
 
@@ -153,9 +159,12 @@ class Pool:
         """Whether prompts are to be read now. Between two readings, those that run get a token."""
         if not self._running or not self._waiting or self._cache is None:
             return bool(self._waiting)
+        if self._has_just_read:
+            return False
         free = self._cache.slots - len(self._running)
-        is_worth_it = free >= len(self._waiting) or free * _REFILL >= self._cache.slots
-        return is_worth_it and not self._has_just_read
+        if not free:
+            return self._shape_for([*self._running.values(), self._waiting[0]]) is not None
+        return free >= len(self._waiting) or free * _REFILL >= self._cache.slots
 
     def _joining(self) -> list[_Sequence]:
         """Take prompts from the line: of one model, as many as the cache and the reading budget allow."""
@@ -197,11 +206,14 @@ class Pool:
         None if they cannot run together.
         """
         longest, cache = max(sequence.final for sequence in sequences), self._cache
-        if cache and longest <= cache.capacity and len(sequences) <= cache.slots:
+        is_long_enough = cache is not None and longest <= cache.capacity
+        if cache and is_long_enough and len(sequences) <= cache.slots:
             return cache.slots, cache.capacity
         capacity = max(self._least_capacity, -(-longest // _CAPACITY) * _CAPACITY)
         slots = max(1, self._slots_of(capacity))
-        return (slots, capacity) if len(sequences) <= slots else None
+        if len(sequences) > slots or (cache and is_long_enough and slots < _WORTH_MOVING * cache.slots):
+            return None
+        return slots, capacity
 
     def _slots_of(self, capacity: int) -> int:
         """How many slots of a capacity fit the memory."""
