@@ -73,7 +73,7 @@ ONLY_IN = {
     "lm_eval": {"commands.lm_eval", "commands.harness"},
     "xllamacpp": {"exporting.parity.llama_cpp"},
     "starlette": {"serving"},
-    "uvicorn": {"serving.server"},
+    "uvicorn": {"serving.server", "serving.connections"},
     "huggingface_hub": {"resolve", "commands", "reporting.card"},
     "zstandard": {"data.readers.compression"},
 }
