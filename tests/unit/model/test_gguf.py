@@ -125,7 +125,7 @@ def test_the_rotary_order_matters_to_that_test() -> None:
 
 def test_a_converted_folder_passes_and_is_not_quantised(tmp_path: Path) -> None:
     folder = convert_gguf(write_gguf(tmp_path / "x.gguf"), tmp_path / "out")
-    config = vet_model_folder(folder)
+    config = vet_model_folder(folder).settings
     assert "quantization_config" not in config
     assert config["rms_norm_eps"] == 1e-5  # float32's 9.999999747378752e-06 in the file
     assert config["tie_word_embeddings"] is True
