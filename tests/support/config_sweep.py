@@ -193,6 +193,15 @@ def _many_heads(rng: random.Random, config: Settings) -> None:
     config.pop("num_key_value_heads")
 
 
+def _stretched_by_default(rng: random.Random, config: Settings) -> None:
+    """LongRoPE whose stretch follows from the family's default of max_position_embeddings."""
+    pairs = config["head_dim"] // 2 if isinstance(config.get("head_dim"), int) else 4
+    factors = {"short_factor": [1.0] * pairs, "long_factor": [1.5 + i for i in range(pairs)]}
+    for key in ("rope_parameters", "max_position_embeddings"):
+        config.pop(key, None)
+    config.update(rope_scaling={"type": "longrope"} | factors, original_max_position_embeddings=rng.choice((8, 16)))
+
+
 _CHANGES: tuple[Change, ...] = (
     _drops("num_key_value_heads"),
     _drops("head_dim"),
@@ -234,6 +243,7 @@ _CHANGES: tuple[Change, ...] = (
     _in_rope,
     _in_rope,
     _many_heads,
+    _stretched_by_default,
     _rope,
 )
 

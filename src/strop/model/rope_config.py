@@ -48,7 +48,8 @@ def read_rope(keys: Keys, family: str, head_dim: int, max_positions: int) -> Rop
     if kind not in allowed:
         keys.fault(f"rope_type {show(kind)} is not supported for {family}; {', '.join(allowed)} are")
         kind = "default"
-    theta = keys.number("rope_theta", keys.values.get("rope_theta", 10000.0), parameters, where)
+    inside = "rope_theta" in parameters
+    theta = keys.number("rope_theta", 10000.0, parameters, where) if inside else keys.number("rope_theta", 10000.0)
     width = _width(keys, parameters, family, head_dim)
     original = _original_positions(keys, parameters, family, max_positions) if kind in ("llama3", "longrope") else 0
     if kind in ("linear", "llama3"):

@@ -131,7 +131,7 @@ def _faults(config: DecoderConfig, stored: Mapping[str, StoredTensor]) -> Iterat
     if config.tie_word_embeddings and _HEAD in stored:
         yield from _tied_faults(stored)
         allowed.add(_HEAD)
-    for name in stored.keys() - allowed:
+    for name in sorted(stored.keys() - allowed):
         if not name.endswith("rotary_emb.inv_freq"):  # old files hold what is computed from config.json
             yield f"tensor {name} of {stored[name].file.name} is none that config.json asks for"
 
