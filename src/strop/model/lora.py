@@ -103,8 +103,11 @@ class LoraAdapter:
                 tensors |= {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}
         return tensors
 
-    def enable(self, enabled: bool) -> None:
-        """Switch the low-rank terms on or off; off is exactly the base model."""
+    def enable(self, enabled: bool | Tensor) -> None:
+        """Switch the low-rank terms on or off; off is exactly the base model.
+
+        A tensor (T, 1) of ones and zeros switches them for each of the T tokens that are computed next.
+        """
         for projection in projections(self.decoder).values():
             projection.lora_enabled = enabled
 
