@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from strop.errors import BudgetReached, Interrupted, StropError
+from strop.model.pretrained.locate import shared_name
 from strop.recipe import Recipe
 from strop.run.cost import enter_cost
 from strop.run.manifest import Estimate, HeldOutRows, Lengths, SourceRows, SpeedLimit, TrainingRows
@@ -148,16 +149,14 @@ class Attempt:
         from strop.reporting.card import CARD_FILE
 
         model, path, template = self.recipe.model, self.prepared.model.path, self.prepared.data.template
-        base = model.model_name_or_path
-        if base.startswith("package:") or base.endswith(".gguf"):
-            base = str(path)  # PEFT can load the converted folder, not the package or the GGUF file
+        base, revision = shared_name(model.model_name_or_path, model.revision)
 
         def carry(staging: Path) -> None:
             write_tokenizer(template, path, staging)
             if (card := self.folder.adapter / CARD_FILE).exists():  # keep it: the user may have edited it
                 shutil.copyfile(card, staging / card.name)
 
-        save_adapter(adapter, self.folder.adapter, base, model.revision, carry)
+        save_adapter(adapter, self.folder.adapter, base, revision, carry)
 
     def finish(self, trainer: Trainer) -> None:
         """Record that the run has finished, and what it cost."""
