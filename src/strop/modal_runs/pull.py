@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from strop.modal_runs.remote_run import RECORD_FILE, files_list, read_record, ru
 from strop.model.pretrained.locate import shared_name
 from strop.recipe import load_recipe
 from strop.run.durable import replace_file, sync_folder
+from strop.run.folder import RunFolder
 
 if TYPE_CHECKING:
     import modal
@@ -146,6 +148,8 @@ def _bring_local(staging: Path, folder: Path) -> None:
     if written["base_model_name_or_path"] != base:  # its place on the Volume
         contents = written | {"base_model_name_or_path": base, "revision": revision}
         replace_file(config, json.dumps(contents, indent=2, sort_keys=True).encode() + b"\n")
+        mark = {config.name: _sha256(config)}
+        RunFolder(staging).update(lambda manifest: replace(manifest, adapter={**manifest.adapter, **mark}))
 
 
 def _sha256(path: Path) -> str:
