@@ -2,7 +2,7 @@
 
     python tests/mutants                                       every edit of the list (make test-mutants)
     python tests/mutants --sample 6 --seed 1                   some of them
-    python tests/mutants --only training/optim.py              those of a file
+    python tests/mutants --only training/optim.py              those of a file or folder
     python tests/mutants --generate training/optim.py unit/training/test_optim.py     edits made by rule
 
 Exit 0: at least 95% were killed. 1: more survived. 2: an edit's old text is not in its file exactly once, or tests fail
@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
 import fork
@@ -23,26 +23,33 @@ from mutant import SOURCE, Mutant, StaleError, listed
 from reach import Reach
 
 WANTED = 0.95
-LIMIT = 300.0
-"""Seconds for the tests of one mutant, on a busy machine."""
+AT_MOST = 1200.0
+"""Seconds for tests of the sound tree."""
+
+Tests = tuple[str, ...]
 
 
 def main() -> int:
     arguments = _parse()
     fork.preload()
     try:
-        mutants = _generated(arguments) if arguments.generate else listed()
-    except (StaleError, RuntimeError) as error:
+        if arguments.generate:
+            mutants, seconds = _generated(*arguments.generate)
+        else:
+            mutants, seconds = listed(), {}
+    except (StaleError, fork.FailingError) as error:
         print(error, file=sys.stderr)
         return 2
     if arguments.only:
         mutants = [mutant for mutant in mutants if mutant.file.startswith(arguments.only)]
     if arguments.sample:
         mutants = random.Random(arguments.seed).sample(mutants, min(arguments.sample, len(mutants)))
-    if not arguments.generate and (failing := _failing_without(mutants)):
-        print("these fail without any edit:", failing, sep="\n", file=sys.stderr)
+    try:
+        seconds = seconds or _seconds_without({mutant.tests for mutant in mutants})
+    except fork.FailingError as error:
+        print(error, file=sys.stderr)
         return 2
-    return _report(mutants, arguments.jobs)
+    return _report(mutants, seconds, arguments.jobs)
 
 
 def _parse() -> argparse.Namespace:
@@ -55,70 +62,68 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _failing_without(mutants: Sequence[Mutant]) -> str:
-    """The end of what pytest prints if the tests do not pass on the sound tree; else nothing."""
-    tests = sorted(set(chain.from_iterable(mutant.tests for mutant in mutants)))
-    with fork.copied_tree() as tree:
-        outcome = tree.test(tests, LIMIT * 4)
-    fork.preload(outcome.libraries)
-    return "" if outcome.passed else outcome.log[-3000:]
-
-
-def _generated(arguments: argparse.Namespace) -> list[Mutant]:
-    """Edits by rule, each with the tests that reach its lines; no tests if none does.
+def _seconds_without(groups: Iterable[Tests]) -> dict[Tests, float]:
+    """How long each group of tests takes on the sound tree.
 
     Raises:
-        RuntimeError: A test fails without any edit.
+        FailingError: One fails there, so that its failing would say nothing of an edit.
     """
-    file, *tests = arguments.generate
+    seconds = {}
     with fork.copied_tree() as tree:
-        outcome = tree.test(tests, LIMIT * 4, Reach(str(tree.root / "src/strop" / file)))
-    if not outcome.passed:
-        raise RuntimeError(outcome.log[-3000:])
+        for tests in sorted(groups):
+            outcome = tree.test(tests, AT_MOST).sound()
+            fork.preload(outcome.libraries)
+            seconds[tests] = outcome.seconds
+    return seconds
+
+
+def _generated(file: str, *tests: str) -> tuple[list[Mutant], dict[Tests, float]]:
+    """Edits by rule, each with the tests that reach its lines, none if no test does; and how long those take.
+
+    Raises:
+        FailingError: A test fails without any edit.
+    """
+    with fork.copied_tree() as tree:
+        outcome = tree.test(tests, AT_MOST, Reach(str(tree.root / "src/strop" / file))).sound()
     fork.preload(outcome.libraries)
     text = (SOURCE / file).read_text("utf-8")
-    found = []
+    mutants, seconds = [], {}
     for start, end, new in operators.edits(text):
         first, last = (text.count("\n", 0, offset) + 1 for offset in (start, end))
         reached = outcome.plugin.quickest_first(first, last)
-        found.append(Mutant(file, start, end, new, tuple(test.removeprefix("tests/") for test in reached)))
-    return found
+        mutants.append(Mutant(file, start, end, new, tuple(test.removeprefix("tests/") for test in reached)))
+        seconds[mutants[-1].tests] = sum(outcome.plugin.seconds[test] for test in reached)
+    return mutants, seconds
 
 
-def _report(mutants: Sequence[Mutant], jobs: int) -> int:
-    survived, killed = [], 0
+def _report(mutants: Sequence[Mutant], seconds: Mapping[Tests, float], jobs: int) -> int:
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
-        shares = [(number, jobs, mutants) for number in range(jobs)]
-        for line, verdict in chain.from_iterable(pool.imap_unordered(_run_share, shares)):
-            killed += verdict != "survived"
-            if verdict == "survived":
-                survived.append(line)
+        shares = [(mutants[number::jobs], seconds) for number in range(jobs)]
+        survived = list(chain.from_iterable(pool.imap_unordered(_survivors, shares)))
+    killed = len(mutants) - len(survived)
     for line in survived:
         print("survived:", line)
     print(f"{killed} of {len(mutants)} killed ({killed / len(mutants):.1%}); {WANTED:.0%} are wanted")
     return int(killed < WANTED * len(mutants))
 
 
-def _run_share(share: tuple[int, int, Sequence[Mutant]]) -> list[tuple[str, str]]:
-    number, jobs, mutants = share
+def _survivors(share: tuple[Sequence[Mutant], Mapping[Tests, float]]) -> list[str]:
+    mutants, seconds = share
     with fork.copied_tree() as tree:
-        return list(_verdicts(tree, mutants[number::jobs]))
+        verdicts = [(mutant, _verdict(tree, mutant, 30 + 10 * seconds[mutant.tests])) for mutant in mutants]
+    return [mutant.describe() for mutant, killed in verdicts if not killed]
 
 
-def _verdicts(tree: fork.Tree, mutants: Sequence[Mutant]) -> Iterator[tuple[str, str]]:
-    for mutant in mutants:
-        line = mutant.describe((SOURCE / mutant.file).read_text("utf-8"))
-        if not mutant.tests:
-            yield line, "survived"
-            print(f"survived, no test reaches it: {line}", flush=True)
-            continue
-        with tree.edited(mutant):
-            outcome = tree.test(mutant.tests, LIMIT)
-        if outcome.broke:
-            raise RuntimeError(f"{line}\n{outcome.log[-3000:]}")
-        verdict = "survived" if outcome.passed else "killed"
-        print(f"{verdict}, {outcome.seconds:.1f} s: {line}", flush=True)
-        yield line, verdict
+def _verdict(tree: fork.Tree, mutant: Mutant, limit: float) -> bool:
+    """Whether a mutant was killed; a line says so."""
+    if not mutant.tests:
+        print(f"survived, no test reaches it: {mutant.describe()}", flush=True)
+        return False
+    with tree.edited(mutant):
+        outcome = tree.test(mutant.tests, limit)
+    said = "survived" if outcome.passed else "killed, by time" if outcome.code is None else "killed"
+    print(f"{said}, {outcome.seconds:.1f} s: {mutant.describe()}", flush=True)
+    return not outcome.judged().passed
 
 
 if __name__ == "__main__":

@@ -119,6 +119,10 @@ class Tree:
             os._exit(code)
 
 
+class FailingError(Exception):
+    """Tests could not be run, or fail on the sound tree; with what pytest printed."""
+
+
 class Outcome:
     """How a run of tests ended.
 
@@ -137,10 +141,17 @@ class Outcome:
     def passed(self) -> bool:
         return self.code == 0
 
-    @property
-    def broke(self) -> bool:
-        """Not the tests' own verdict: pytest could not run them as asked."""
-        return self.code in (4, 5, 70)
+    def judged(self) -> "Outcome":
+        """The same, if it is the tests' own verdict and not pytest's, which could not run them as asked."""
+        if self.code in (4, 5, 70):
+            raise FailingError(self.log[-3000:])
+        return self
+
+    def sound(self) -> "Outcome":
+        """The same, if all tests passed."""
+        if not self.passed:
+            raise FailingError(f"tests fail without any edit:\n{self.log[-3000:]}")
+        return self
 
 
 def _write(path: Path, text: str) -> None:

@@ -30,8 +30,9 @@ class Mutant:
     def applied(self, text: str) -> str:
         return text[: self.start] + self.new + text[self.end :]
 
-    def describe(self, text: str) -> str:
+    def describe(self) -> str:
         """`file:line: the old text -> the new one`, on one line."""
+        text = (SOURCE / self.file).read_text("utf-8")
         line = text.count("\n", 0, self.start) + 1
         old, new = (" ".join(part.split()) or "(nothing)" for part in (text[self.start : self.end], self.new))
         return f"{self.file}:{line}: {old} -> {new}"

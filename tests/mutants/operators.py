@@ -14,9 +14,16 @@ _ARITHMETIC = {
     ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "/", ast.Mod: "//", ast.Pow: "*",
     ast.BitAnd: "|", ast.BitOr: "&",
 }  # fmt: skip
-_NAMES = {"min": "max", "max": "min", "sum": "mean", "mean": "sum", "any": "all", "all": "any", "ceil": "floor",
-          "floor": "ceil", "cos": "sin", "sin": "cos", "zeros_like": "ones_like", "ones_like": "zeros_like"}  # fmt: skip
-_DROPPED = {"detach", "float", "double", "clone", "cpu", "copy", "contiguous", "strip", "lower", "sort", "abs", "resolve"}
+_SWAPPED = (
+    ("min", "max"),
+    ("sum", "mean"),
+    ("any", "all"),
+    ("ceil", "floor"),
+    ("cos", "sin"),
+    ("zeros_like", "ones_like"),
+)
+_NAMES = {old: new for one, other in _SWAPPED for old, new in ((one, other), (other, one))}
+_DROPPED = {"detach", "float", "double", "clone", "cpu", "copy", "contiguous", "strip", "lower", "abs", "resolve"}
 
 
 def edits(text: str) -> list[Edit]:

@@ -153,8 +153,6 @@ def test_students_quantiles(freedom: int, quantile: float) -> None:
     assert t_quantile(freedom) == pytest.approx(quantile, rel=3e-3)
 
 
-# ------------------------------------------------------------------------- formulas written out, with tabulated quantiles
-
 T = {29: 2.0452296, 30: 2.0422725, 39: 2.0226909, 40: 2.0210754, 199: 1.9719565}
 """Student's t, two-sided 95%, by degrees of freedom."""
 

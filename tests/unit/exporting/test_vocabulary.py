@@ -104,9 +104,7 @@ class Writer:
         return lambda value: self.written.__setitem__(name.removeprefix("add_"), value)
 
 
-def roles(
-    folder: Path, eos: str, stops: set[str], template: str = "chat", bos_id: int | None = None
-) -> dict[str, Any]:
+def roles(folder: Path, eos: str, stops: set[str], template: str = "chat", bos_id: int | None = None) -> dict[str, Any]:
     """What a GGUF file says of special tokens; ids as their texts."""
     tokenizer = load_tokenizer(folder)
     tokenizer.eos_token = eos
@@ -130,7 +128,11 @@ def roles(
         ("<|im_end|>", {"<|im_end|>", "<|endoftext|>"}, ("<|im_end|>", "<|endoftext|>", None)),
         ("<|endoftext|>", {"<|im_end|>", "<|endoftext|>"}, ("<|endoftext|>", "<|im_end|>", None)),
         # the second is the one that ends a turn
-        ("<|endoftext|>", {"<|im_end|>", "<|im_start|>", "<|endoftext|>"}, ("<|endoftext|>", "<|im_end|>", "<|im_start|>")),
+        (
+            "<|endoftext|>",
+            {"<|im_end|>", "<|im_start|>", "<|endoftext|>"},
+            ("<|endoftext|>", "<|im_end|>", "<|im_start|>"),
+        ),
         # a tokenizer whose eos ends no answer: the lowest that does
         ("<|endoftext|>", {"<|im_end|>", "<|im_start|>"}, ("<|im_start|>", "<|im_end|>", None)),
     ],

@@ -18,6 +18,7 @@ from strop.run.checkpoint import load_newest
 from strop.run.records import EvalRecord, Sample, TrainRecord, read_metrics
 from strop.training.engine import dropout_seed
 from strop.training.loop import Trainer
+from strop.training.optim import learning_rate
 from training_doubles import Rows, trainer_of
 
 Start = Callable[..., Trainer]
@@ -172,6 +173,27 @@ def test_shared_prefixes_are_computed_once_unless_there_is_dropout(model: Path, 
     assert shared.progress.num_tokens == separate.progress.num_tokens
     assert shared.engine.microbatches.sharing() == pytest.approx(20 * 38 / (20 * 8 + 2 * 30))
     assert separate.engine.microbatches.sharing() == 1.0
+
+
+def test_every_step_is_launched_once_and_at_its_rate(start: Start) -> None:
+    trainer = start(max_steps=6, warmup_steps=3, lr_scheduler_type="cosine", save_steps=4)
+    launched: list[tuple[int, float]] = []
+    real = trainer.engine.launch
+
+    def launch(step: int, rate: float, check_stop: Callable[[], None]):
+        launched.append((step, rate))
+        return real(step, rate, check_stop)
+
+    trainer.engine.launch = launch  # type: ignore[method-assign]
+    trainer.run()
+    wanted = [learning_rate(step, trainer.section, 6) for step in range(6)]
+    assert launched == list(enumerate(wanted))
+    records = [r for r in read_metrics(trainer.folder.metrics_path) if isinstance(r, TrainRecord)]
+    assert [(r.step, r.learning_rate) for r in records] == [(step + 1, rate) for step, rate in launched]
+    assert [r.num_tokens for r in records] == [
+        sum(m.num_sample_tokens for m in trainer.engine.microbatches.of_step(step)) for step in range(6)
+    ]
+    assert trainer.progress.num_tokens == sum(r.num_tokens for r in records)
 
 
 def test_samples_that_do_not_fit_are_skipped(start: Start) -> None:

@@ -17,7 +17,9 @@ NAN, INFINITE = float("nan"), float("inf")
 def microbatches() -> list[Microbatch]:
     """Two, of samples 4, 7 and 9: with 1 + 2 and with 4 learned tokens."""
     learned = {4: [0, 0, 1], 7: [0, 1, 1], 9: [0, 1, 1, 1, 1]}
-    samples = [Sample(np.arange(3 + i, 3 + i + len(row), dtype=np.int32), np.array(row, bool)) for i, row in learned.items()]
+    samples = [
+        Sample(np.arange(3 + i, 3 + i + len(row), dtype=np.int32), np.array(row, bool)) for i, row in learned.items()
+    ]
     return pack(samples, list(learned), 6, share=False)
 
 
@@ -52,7 +54,9 @@ def test_finite_numbers_pass_and_a_missing_loss_does_not() -> None:
         refuse_non_finite([0.5], 1.0, microbatches())
 
 
-@pytest.mark.parametrize(("count", "named", "more"), [(1, 1, ""), (16, 16, ""), (17, 16, "and 1 more"), (40, 16, "and 24")])
+@pytest.mark.parametrize(
+    ("count", "named", "more"), [(1, 1, ""), (16, 16, ""), (17, 16, "and 1 more"), (40, 16, "and 24")]
+)
 def test_at_most_sixteen_rows_are_named(count: int, named: int, more: str) -> None:
     store = SimpleNamespace(origin=lambda index: Origin("rows.jsonl", index + 1))
     error = NonFiniteError("the loss is nan", tuple(range(count)))
