@@ -134,8 +134,15 @@ def test_unpaired_rows_are_seen() -> None:
 
 
 def test_too_few_rows_have_no_interval() -> None:
-    one = RowSums(np.array([3.0]), np.array([2.0]))
-    assert nll_interval(one) is perplexity_interval(one) is nll_difference(one, one) is None
+    one, two = RowSums(np.array([3.0]), np.array([2.0])), RowSums(np.array([3.0, 1.0]), np.array([2.0, 2.0]))
+    assert None not in (nll_interval(two), nll_difference(two, two), perplexity_difference(two, two))
+    assert (
+        nll_interval(one)
+        is perplexity_interval(one)
+        is nll_difference(one, one)
+        is perplexity_difference(one, one)
+        is None
+    )
     assert score_interval([]) is score_difference([], []) is None
     assert score_interval([True]) is not None
 
@@ -241,6 +248,7 @@ def wilson(p: float, n: float, z: float = 1.959963985) -> tuple[float, float]:
 def test_a_mean_of_scores_counts_as_many_rows_as_vary_as_little() -> None:
     """Korn and Graubard: n p (1 - p) / s^2 (z / t)^2 rows that answer yes or no."""
     scores = np.random.default_rng(2).beta(3, 2, 40)
+    scores[:5], scores[5:9] = 0.0, 1.0  # some are like a yes or a no
     mean, variance = float(scores.mean()), float(scores.var(ddof=1))
     effective = mean * (1 - mean) / (variance / 40) * (1.959963985 / T[39]) ** 2
     interval = score_interval(scores)

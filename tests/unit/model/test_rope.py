@@ -17,25 +17,39 @@ from tiny_models import FAMILIES, SHAPE, load_oracle, write_checkpoint
 BORDER = 16  # original_max_position_embeddings of the tiny model with LongRoPE
 
 
-def theirs(family: str, length: int) -> tuple[Tensor, Tensor]:
+def config_of(family: str, **changes: object) -> transformers.PretrainedConfig:
+    settings: dict[str, Any] = SHAPE | FAMILIES[family] | changes
+    return transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+
+
+def theirs(family: str, length: int, **changes: object) -> tuple[Tensor, Tensor]:
     """Cos and sin of each position of a sample in transformers, (T, width / 2)."""
-    settings: dict[str, Any] = SHAPE | FAMILIES[family]
-    config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+    config = config_of(family, **changes)
     model = transformers.AutoModelForCausalLM.from_config(config)
     cos, sin = model.model.rotary_emb(torch.zeros(1, length, 1), torch.arange(length)[None])
     return tuple(each[0, :, : each.shape[-1] // 2] for each in (cos, sin))  # type: ignore[return-value]
 
 
-def ours(family: str, length: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    settings: dict[str, Any] = SHAPE | FAMILIES[family]
-    config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
-    table = RotaryTable(read_config(config.to_dict()).rope)
+def ours(family: str, length: int, dtype: torch.dtype = torch.float32, **changes: object) -> tuple[Tensor, Tensor]:
+    table = RotaryTable(read_config(config_of(family, **changes).to_dict()).rope)
     return table(torch.arange(length), torch.full((length,), length), dtype)
 
 
 @pytest.mark.parametrize("family", ["llama2", "llama-linear-rope", "llama3", "phi3-partial", "qwen3"])
 def test_angles_are_transformers(family: str) -> None:
     for mine, other in zip(ours(family, 300), theirs(family, 300), strict=True):
+        assert torch.allclose(mine, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("low", "high", "original"), [(2.0, 8.0, 64), (0.5, 4.0, 128), (1.0, 4.0, 8192)])
+def test_llama3s_ramp_is_transformers(low: float, high: float, original: int) -> None:
+    parameters = FAMILIES["llama3"]["rope_parameters"] | {
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }
+    changes = {"rope_parameters": parameters, "head_dim": 64, "max_position_embeddings": 16384}
+    for mine, other in zip(ours("llama3", 300, **changes), theirs("llama3", 300, **changes), strict=True):
         assert torch.allclose(mine, other, rtol=0, atol=1e-6)
 
 
