@@ -3,6 +3,7 @@
     python tests/mutants                                       every edit of the list (make test-mutants)
     python tests/mutants --sample 6 --seed 1                   some of them
     python tests/mutants --only training/optim.py              those of a file or folder
+    python tests/mutants --list FOLDER                         another list
     python tests/mutants --generate training/optim.py unit/training/test_optim.py     edits made by rule
 
 Exit 0: at least 95% were killed. 1: more survived. 2: an edit's old text is not in its file exactly once, or tests fail
@@ -16,10 +17,11 @@ import random
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 
 import fork
 import operators
-from mutant import SOURCE, Mutant, StaleError, listed
+from mutant import EDITS, SOURCE, Mutant, StaleError, listed
 from reach import Reach
 
 WANTED = 0.95
@@ -31,25 +33,24 @@ Tests = tuple[str, ...]
 
 def main() -> int:
     arguments = _parse()
-    fork.preload()
     try:
         if arguments.generate:
             mutants, seconds = _generated(*arguments.generate)
+            mutants = _chosen(mutants, arguments)
         else:
-            mutants, seconds = listed(), {}
+            mutants = _chosen(listed(arguments.list), arguments)
+            seconds = _seconds_without({mutant.tests for mutant in mutants})
     except (StaleError, fork.FailingError) as error:
         print(error, file=sys.stderr)
         return 2
-    if arguments.only:
-        mutants = [mutant for mutant in mutants if mutant.file.startswith(arguments.only)]
-    if arguments.sample:
-        mutants = random.Random(arguments.seed).sample(mutants, min(arguments.sample, len(mutants)))
-    try:
-        seconds = seconds or _seconds_without({mutant.tests for mutant in mutants})
-    except fork.FailingError as error:
-        print(error, file=sys.stderr)
-        return 2
     return _report(mutants, seconds, arguments.jobs)
+
+
+def _chosen(mutants: list[Mutant], arguments: argparse.Namespace) -> list[Mutant]:
+    mutants = [mutant for mutant in mutants if mutant.file.startswith(arguments.only)]
+    if arguments.sample is None:
+        return mutants
+    return random.Random(arguments.seed).sample(mutants, min(arguments.sample, len(mutants)))
 
 
 def _parse() -> argparse.Namespace:
@@ -57,7 +58,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--sample", type=int, help="as many, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--only", help="a file or folder of src/strop")
+    parser.add_argument("--only", default="", help="a file or folder of src/strop")
+    parser.add_argument("--list", type=Path, default=EDITS, help="a folder of lists")
     parser.add_argument("--generate", nargs="+", metavar=("FILE", "TESTS"), help="a file, and tests that reach it")
     return parser.parse_args()
 
@@ -69,6 +71,7 @@ def _seconds_without(groups: Iterable[Tests]) -> dict[Tests, float]:
         FailingError: One fails there, so that its failing would say nothing of an edit.
     """
     seconds = {}
+    fork.preload()
     with fork.copied_tree() as tree:
         for tests in sorted(groups):
             outcome = tree.test(tests, AT_MOST).sound()
@@ -83,6 +86,7 @@ def _generated(file: str, *tests: str) -> tuple[list[Mutant], dict[Tests, float]
     Raises:
         FailingError: A test fails without any edit.
     """
+    fork.preload()
     with fork.copied_tree() as tree:
         outcome = tree.test(tests, AT_MOST, Reach(str(tree.root / "src/strop" / file))).sound()
     fork.preload(outcome.libraries)
@@ -117,12 +121,14 @@ def _survivors(share: tuple[Sequence[Mutant], Mapping[Tests, float]]) -> list[st
 def _verdict(tree: fork.Tree, mutant: Mutant, limit: float) -> bool:
     """Whether a mutant was killed; a line says so."""
     if not mutant.tests:
-        print(f"survived, no test reaches it: {mutant.describe()}", flush=True)
+        print(f"survived, no test reaches it: {mutant.describe()}\n", end="", flush=True)
         return False
     with tree.edited(mutant):
         outcome = tree.test(mutant.tests, limit)
     said = "survived" if outcome.passed else "killed, by time" if outcome.code is None else "killed"
-    print(f"{said}, {outcome.seconds:.1f} s: {mutant.describe()}", flush=True)
+    print(
+        f"{said}, {outcome.seconds:.1f} s: {mutant.describe()}\n", end="", flush=True
+    )  # in one write: others print too
     return not outcome.judged().passed
 
 

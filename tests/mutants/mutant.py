@@ -7,6 +7,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "strop"
+EDITS = Path(__file__).parent / "edits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,8 @@ class StaleError(Exception):
     """Edits of the list whose old text is not in its file exactly once: all of them, a line each."""
 
 
-def listed(folder: Path = Path(__file__).parent / "edits", source: Path = SOURCE) -> list[Mutant]:
-    """The mutants of every list in a folder, which docs/numerics.md describes.
+def listed(folder: Path) -> list[Mutant]:
+    """The mutants of every list in a folder.
 
     Raises:
         StaleError: The source has changed, so these edits have to be written anew.
@@ -52,7 +53,7 @@ def listed(folder: Path = Path(__file__).parent / "edits", source: Path = SOURCE
     stale: list[str] = []
     for path in sorted(folder.glob("*.yaml")):
         for file, entry in yaml.safe_load(path.read_text("utf-8")).items():
-            text = (source / file).read_text("utf-8")
+            text = (SOURCE / file).read_text("utf-8")
             for edit in entry["edits"]:
                 old, new, tests = edit["old"], edit["new"], edit.get("tests", entry["tests"])
                 if text.count(old) == 1 and old != new:

@@ -9,7 +9,6 @@ from strop.data.examples import Origin
 from strop.data.store import Sample
 from strop.microbatch.pack import Microbatch, pack
 from strop.training.loss import NonFiniteError, explain_non_finite, refuse_non_finite, token_weight
-from strop.training.step import StepResult
 
 NAN, INFINITE = float("nan"), float("inf")
 
@@ -65,15 +64,3 @@ def test_at_most_sixteen_rows_are_named(count: int, named: int, more: str) -> No
     assert message.count("rows.jsonl:") == named
     assert f"rows.jsonl:{named}" in message
     assert more in message if more else "more" not in message
-
-
-def test_a_steps_record_has_its_rates() -> None:
-    result = StepResult(
-        loss=2.5, grad_norm=0.5, num_samples=8, num_tokens=400, num_executed_tokens=300, num_loss_tokens=40, seconds=4.0
-    )
-    record = result.record(step=3, learning_rate=1e-4, dollars=None)
-    assert (record.step, record.loss, record.grad_norm, record.learning_rate) == (3, 2.5, 0.5, 1e-4)
-    assert (record.num_tokens, record.num_executed_tokens, record.num_loss_tokens) == (400, 300, 40)
-    assert record.tokens_per_second == 100.0
-    assert record.samples_per_second == 2.0
-    assert record.dollars is None
