@@ -71,6 +71,22 @@ def test_long_samples_are_dropped_and_short_ones_of_the_row_kept() -> None:
     assert plain(fitted([long], 3, long_samples="drop")) == []  # type: ignore[arg-type]
 
 
+def test_of_several_samples_only_the_long_one_is_cut() -> None:
+    one = fitted([sample([5, STOP], [0, 1]), sample([5, 6, 7, STOP], [0, 1, 1, 1])], 3)
+    assert isinstance(one, Fitted)
+    assert plain(one) == [([5, STOP], [0, 1], 0), ([5, 6, 7], [0, 1, 1], TRUNCATED | STOP_CUT)]
+    assert one.tokens_cut == 1
+
+
+def test_a_sample_without_anything_to_learn_is_left_out_of_its_row() -> None:
+    one = fitted([sample([5, 6], [0, 0]), sample([5, STOP], [0, 1])], 3)
+    assert isinstance(one, Fitted)
+    assert plain(one) == [([5, STOP], [0, 1], 0)]
+    dropped = fitted([sample([5, 6, 7], [0, 0, 1]), sample([5, 6, 7, 8], [0, 0, 0, 1])], 3, long_samples="drop")
+    assert isinstance(dropped, Fitted)
+    assert plain(dropped) == [([5, 6, 7], [0, 0, 1], TRUNCATED)], "as long as the limit is not too long"
+
+
 def test_only_documents_are_split() -> None:
     one = fitted([sample([5, 6, 7, 8], [0, 1, 1, 1])], 3, long_samples="split")
     assert isinstance(one, Fitted)

@@ -1,11 +1,12 @@
 from collections import Counter
 
 import numpy as np
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strop.data.store import Sample
-from strop.microbatch.pack import Microbatch, pack
+from strop.microbatch.pack import Microbatch, PackedInputs, labels_of, pack
 
 
 def sample(ids: list[int], learned: list[int]) -> Sample:
@@ -82,6 +83,30 @@ def test_every_sample_and_label_can_be_rebuilt(
             assert (batch.label_rows == np.arange(len(batch.labels))).all()
     if not share:
         assert [i for batch in batches for i in batch.samples] == list(range(len(samples)))
+
+
+@settings(deadline=None)
+@given(families(), st.integers(1, 300), st.booleans())
+def test_each_sample_knows_its_own_labels(samples: list[Sample], budget: int, share: bool) -> None:
+    for batch in pack(samples, range(len(samples)), budget, share=share):
+        chosen = [samples[i] for i in batch.samples]
+        sample_M, label_M = labels_of(batch, chosen)
+        for number, one in enumerate(chosen):
+            learned = [int(one.input_ids[at]) for at in np.flatnonzero(one.learned) if at > 0]
+            assert batch.labels[label_M[sample_M == number]].tolist() == learned
+        assert np.bincount(label_M, minlength=len(batch.labels)).tolist() == batch.weights.tolist()
+
+
+def test_inputs_say_where_a_token_is_in_its_sample() -> None:
+    head = list(range(20))
+    samples = [sample([*head, 50], [1] * 21), sample([*head, 51, 52], [1] * 22), sample([7], [0])]
+    (batch,) = pack(samples, range(3), 100)
+    inputs = PackedInputs.of(batch, torch.device("cpu"))
+    assert inputs.positions_T.tolist() == [*range(20), 20, 20, 21, 0]
+    assert inputs.sample_lengths_T.tolist() == [22] * 20 + [21, 22, 22, 1]
+    assert inputs.input_ids_T.tolist() == [*head, 50, 51, 52, 7]
+    assert (inputs.learned_R.tolist(), inputs.labels_E.tolist()) == (batch.learned.tolist(), batch.labels.tolist())
+    assert inputs.weights_E.tolist() == [2] * 19 + [1, 1, 1]
 
 
 def test_labels_stay_inside_their_sample() -> None:
