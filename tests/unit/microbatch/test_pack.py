@@ -1,12 +1,15 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strop.data.store import Sample
-from strop.microbatch.pack import Microbatch, PackedInputs, labels_of, pack
+from strop.microbatch.order import Order
+from strop.microbatch.pack import Microbatch, Microbatches, PackedInputs, labels_of, pack
+from training_doubles import Rows
 
 
 def sample(ids: list[int], learned: list[int]) -> Sample:
@@ -146,3 +149,29 @@ def test_the_budget_counts_computed_tokens() -> None:
     samples = [sample([*range(40), tail], [1] * 41) for tail in range(50, 60)]
     assert [len(batch.samples) for batch in pack(samples, range(10), 50)] == [10]
     assert [len(batch.samples) for batch in pack(samples, range(10), 50, share=False)] == [1] * 10
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("long_from", [None, 37])
+def test_the_microbatches_of_a_step_are_its_samples_packed(share: bool, long_from: int | None) -> None:
+    store, order = Rows(header=30), Order(20, 6, 1.0, 5, seed=3)
+    microbatches = Microbatches(store, order, 80, share, long_from)  # type: ignore[arg-type]
+    for step in range(5):
+        indices = order.samples(step).tolist()
+        want = pack([store[i] for i in indices], indices, 80, share=share, long_from=long_from)
+        got = microbatches.of_step(step)
+        assert [(g.samples, g.tree, g.input_ids.tolist()) for g in got] == [
+            (w.samples, w.tree, w.input_ids.tolist()) for w in want
+        ]
+        assert sorted(i for batch in got for i in batch.samples) == sorted(indices)
+    assert (microbatches.sharing() > 1.2) is share
+    tokens = sum(len(store[i].input_ids) for step in range(5) for i in order.samples(step))
+    computed = sum(batch.num_tokens for step in range(5) for batch in microbatches.of_step(step))
+    assert microbatches.sharing() == tokens / computed
+    assert f"{microbatches.sharing():.2f} tokens" in microbatches.explain(microbatches.sharing()) or not share
+
+
+@pytest.mark.parametrize(("steps", "batch", "measured"), [(3, 6, 3), (40, 6, 16), (40, 500, 3), (40, 2000, 1)])
+def test_sharing_is_measured_on_the_first_steps(steps: int, batch: int, measured: int) -> None:
+    microbatches = Microbatches(Rows(), Order(20, batch, 1.0, steps, 0), 10_000, True, None)  # type: ignore[arg-type]
+    assert len(microbatches.first_steps()) == measured
