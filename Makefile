@@ -7,7 +7,7 @@ EXTRAS := parquet,zstd,gguf,export,modal,serve,lm-eval,tensorboard
 # One thread a test process: the tests run two processes side by side.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-fast test-sweep check docs docs-live release-check test-gpu bench lock clean
+.PHONY: help setup demo test test-fast test-sweep test-mutants check docs docs-live release-check test-gpu bench lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -34,6 +34,9 @@ test-fast: $(READY)  ## the tests that take seconds
 
 test-sweep: $(READY)  ## 1,330 random configs of five families, strop beside transformers
 	$(PYTEST) tests/numerics/test_config_sweep.py
+
+test-mutants: $(READY)  ## wrong edits of the source, one at a time: at least 95% must fail a test; ARGS='--only training'
+	$(BIN)/python tests/mutants $(ARGS)
 
 check: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
