@@ -68,14 +68,15 @@ def trial(request: dict[str, Any]) -> dict[str, Any]:
         os.kill(pid, signal.SIGKILL)
     os.close(handle)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return {"status": "hung" if hung else status, "calls": state.calls, "hits": state.hits, "hit": state.hit.decode()}
+    counted = {"calls": list(state.of_kind), "hits": state.hits, "hit": state.hit.decode()}
+    return {"status": "hung" if hung else status, **counted}
 
 
 def here(request: dict[str, Any]) -> dict[str, Any]:
     """Run a command in this process, so that no child has to import what it takes."""
     os.chdir(request["folder"])
     os.environ["STROP_CACHE"] = str(Path(request["folder"], "cache"))
-    return {"status": command(request["arguments"]), "calls": 0, "hits": 0, "hit": ""}
+    return {"status": command(request["arguments"]), "calls": [], "hits": 0, "hit": ""}
 
 
 def run_forked(arguments: list[str], **settings: Any) -> "subprocess.CompletedProcess[str]":
@@ -113,6 +114,7 @@ def main() -> None:
         answer = (here if request["here"] else trial)(request)
         answers.write(json.dumps(answer | {"seconds": time.monotonic() - began}) + "\n")
         answers.flush()
+    os._exit(0)  # nothing here has to be ended with care
 
 
 if __name__ == "__main__":

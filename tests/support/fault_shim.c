@@ -28,6 +28,7 @@ enum mode { COUNT, KILL, FAIL_ONCE, FAIL_FROM, SHORT, DELAY };
 struct state {                 /* shared with whoever forked the process, and with its children */
     atomic_long calls;         /* counted so far */
     atomic_long hits;          /* of them failed, cut short or delayed */
+    atomic_long of_kind[11];   /* all calls under the root, by kind */
     char hit[512];             /* the first of those: what and where */
 };
 static struct plan {
@@ -63,7 +64,9 @@ static ssize_t path_of(int descriptor, char *path, size_t size) {
 
 /* Whether this call is the one: 0 to go on, or -1 with errno set, or 1 to cut it short. */
 static int strike(int kind, const char *name, const char *path) {
-    if (!plan.state || !(plan.kinds & kind) || !is_inside(path)) return 0;
+    if (!plan.state || !is_inside(path)) return 0;
+    atomic_fetch_add(&plan.state->of_kind[__builtin_ctz(kind)], 1);
+    if (!(plan.kinds & kind)) return 0;
     long number = atomic_fetch_add(&plan.state->calls, 1) + 1;
     if (plan.mode == COUNT || (plan.mode == FAIL_FROM ? number < plan.at : number != plan.at)) return 0;
     if (!atomic_fetch_add(&plan.state->hits, 1))
@@ -86,7 +89,7 @@ static int strike(int kind, const char *name, const char *path) {
 
 static int strike_at(int kind, const char *name, int folder, const char *path) {
     char whole[8192];
-    if (!plan.state || !(plan.kinds & kind) || !path) return 0;
+    if (!plan.state || !path) return 0;
     if (path[0] == '/') return strike(kind, name, path);
     if (folder == AT_FDCWD) {
         if (!getcwd(whole, 4096)) return 0;
@@ -100,7 +103,7 @@ static int strike_at(int kind, const char *name, int folder, const char *path) {
 static int strike_descriptor(int kind, const char *name, int descriptor) {
     char path[4096];
     int before = errno;
-    if (!plan.state || !(plan.kinds & kind) || path_of(descriptor, path, sizeof path) < 0) {
+    if (!plan.state || path_of(descriptor, path, sizeof path) < 0) {
         errno = before;
         return 0;
     }
@@ -191,7 +194,7 @@ ON_DESCRIPTOR(fdatasync, SYNC)
 /* What was only read closes without a fault. One that fails has closed nonetheless. */
 int close(int descriptor) {
     REAL(int, "close", int);
-    int written = plan.state && (plan.kinds & CLOSE) && (fcntl(descriptor, F_GETFL) & O_ACCMODE) != O_RDONLY;
+    int written = plan.state && (fcntl(descriptor, F_GETFL) & O_ACCMODE) != O_RDONLY;
     int struck = written ? strike_descriptor(CLOSE, "close", descriptor) : 0, error = errno;
     int done = real(descriptor);
     if (struck < 0) errno = error;

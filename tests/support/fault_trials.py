@@ -20,7 +20,7 @@ class Answer:
 
     Attributes:
         status: Its exit status, negative for a signal; `hung` if it had to be killed.
-        calls: File calls that counted.
+        calls: File calls under its root by kind, in the order of `Kind`.
         hits: How many of them the fault struck.
         hit: The first of those.
         seconds: That it took.
@@ -28,7 +28,7 @@ class Answer:
     """
 
     status: int | str
-    calls: int
+    calls: list[int]
     hits: int
     hit: str
     seconds: float
@@ -94,11 +94,7 @@ def fault_server(library: Path, scratch: Path) -> Iterator[FaultServer]:
             process.wait(60)
 
 
-def fresh(folder: Path, prepared: Path | None) -> Path:
-    """A folder for one trial, empty or with a copy of what is prepared."""
+def fresh(folder: Path, prepared: Path) -> Path:
+    """A folder for one trial: a copy of what is prepared."""
     shutil.rmtree(folder, ignore_errors=True)
-    if prepared is None:
-        folder.mkdir(parents=True)
-    else:
-        shutil.copytree(prepared, folder, symlinks=True)
-    return folder
+    return Path(shutil.copytree(prepared, folder, symlinks=True))

@@ -73,7 +73,7 @@ def _is_said(output: str) -> bool:
 def status(folder: Path) -> Any:
     """What run.json says, if there is one."""
     try:
-        return json.loads((folder / "run" / "run.json").read_bytes())["status"]
+        return json.loads((folder / "run" / "run.json").read_bytes()).get("status")
     except (OSError, ValueError):
         return None
 

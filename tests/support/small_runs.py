@@ -12,11 +12,11 @@ from tiny_runs import write_rows
 SPECIAL = ("<unk>", "<s>", "</s>")
 
 
-def write_small_model(folder: Path) -> Path:
+def write_small_model(folder: Path, seed: int = 0) -> Path:
     """A random model whose tokenizer has a token for each byte."""
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    write_checkpoint(folder, "smollm2", vocab_size=256 + len(SPECIAL), **sizes, **heads)
+    write_checkpoint(folder, "smollm2", seed, vocab_size=256 + len(SPECIAL), **sizes, **heads)
     vocabulary = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -28,8 +28,11 @@ def write_small_model(folder: Path) -> Path:
     return folder
 
 
-def write_small_recipe(folder: Path, **train: Any) -> Path:
-    """A recipe with evaluations, samples, the best weights, checkpoints and their pruning; its run goes to ./run."""
+def write_small_recipe(folder: Path, rows: int = 12, **train: Any) -> Path:
+    """A recipe with evaluations, samples, the best weights, checkpoints and their pruning, with all that it needs.
+
+    Its paths are those from `folder`, where strop is to be called.
+    """
     settings = {
         "output_dir": "run",
         "per_device_train_batch_size": 2,
@@ -41,11 +44,11 @@ def write_small_recipe(folder: Path, **train: Any) -> Path:
         "load_best_model_at_end": True,
     } | train
     recipe = {
-        "model": {"model_name_or_path": str(write_small_model(folder / "model")), "max_seq_length": 512},
+        "model": {"model_name_or_path": write_small_model(folder / "model", seed=rows).name, "max_seq_length": 512},
         "lora": {"r": 2, "lora_alpha": 4},
         "data": {
-            "train_file": str(write_rows(folder / "train.jsonl", 12)),
-            "validation_file": str(write_rows(folder / "validation.jsonl", 3, offset=100)),
+            "train_file": write_rows(folder / "train.jsonl", rows, offset=rows).name,
+            "validation_file": write_rows(folder / "validation.jsonl", 3, offset=100 + rows).name,
         },
         "train": settings,
     }
