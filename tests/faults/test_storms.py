@@ -16,11 +16,11 @@ from soaking import rounds
 STORMS = 4
 SIGNALS = {
     signal.SIGKILL: {-signal.SIGKILL},
-    signal.SIGTERM: {75, 128 + signal.SIGTERM},
-    signal.SIGINT: {75, 128 + signal.SIGINT},
-    signal.SIGHUP: {75, 128 + signal.SIGHUP},
+    signal.SIGTERM: {75, 128 + signal.SIGTERM, -signal.SIGTERM},
+    signal.SIGINT: {75, 128 + signal.SIGINT, -signal.SIGINT},
+    signal.SIGHUP: {75, 128 + signal.SIGHUP, -signal.SIGHUP},
 }
-"""What a process may end with that gets one: resumable, or that there was nothing to resume yet."""
+"""What a process may end with that gets one: resumable, or ended by it while there was nothing to resume yet."""
 
 
 def test_a_run_that_is_signalled_again_and_again_ends_as_any_other(sweep: Sweep, tmp_path: Path) -> None:
