@@ -45,6 +45,7 @@ def child(request: dict[str, Any], state: fault_shim.State) -> None:
     os.dup2(output, 2)
     os.chdir(request["folder"])
     os.environ["STROP_CACHE"] = str(Path(request["folder"], "cache"))
+    fault_shim.set_clock_wrong(request["skew"])
     if request["fault"] is not None:
         fault_shim.arm(state, fault_shim.Fault(**request["fault"]), Path(request["folder"]))
     status = command(request["arguments"])

@@ -46,6 +46,10 @@ void fault_arm(struct state *state, const char *root, int mode, int kinds, int e
     strncpy(plan.root, root, sizeof plan.root - 1);
 }
 
+static long skew; /* seconds that this process's clock is wrong by */
+
+void fault_skew(long seconds) { skew = seconds; }
+
 #define REAL(type, name, ...) \
     static type (*real)(__VA_ARGS__); \
     if (!real) real = (type (*)(__VA_ARGS__))dlsym(RTLD_NEXT, name)
@@ -263,4 +267,18 @@ int renameat(int from, const char *old, int to, const char *new) {
 int renameat2(int from, const char *old, int to, const char *new, unsigned flags) {
     REAL(int, "renameat2", int, const char *, int, const char *, unsigned);
     return strike_at(RENAME, "renameat2", to, new) < 0 ? -1 : real(from, old, to, new, flags);
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    REAL(int, "clock_gettime", clockid_t, struct timespec *);
+    int done = real(clock, now);
+    if (clock == CLOCK_REALTIME) now->tv_sec += skew;
+    return done;
+}
+
+time_t time(time_t *now) {
+    struct timespec found;
+    clock_gettime(CLOCK_REALTIME, &found);
+    if (now) *now = found.tv_sec;
+    return found.tv_sec;
 }

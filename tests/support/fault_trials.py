@@ -49,6 +49,7 @@ class FaultServer:
         *,
         here: bool = False,
         signals: Sequence[tuple[float, int]] = (),
+        skew: int = 0,
     ) -> Answer:
         """Run a command in a folder, whose cache/ is strop's cache.
 
@@ -58,6 +59,7 @@ class FaultServer:
             fault: None for none.
             here: In the server itself, so that its later children have all that the command loads.
             signals: What to send it, each after so many seconds.
+            skew: Seconds that its clock is ahead.
         """
         request = {
             "folder": str(folder),
@@ -66,6 +68,7 @@ class FaultServer:
             "output": str(self._output),
             "here": here,
             "signals": list(signals),
+            "skew": skew,
         }
         assert self._process.stdin is not None
         assert self._process.stdout is not None
