@@ -15,6 +15,8 @@ from strop.data.sources import open_sources, read_examples
 from strop.errors import StropError
 from strop.modal_runs.vllm import RANKS, reasoning_parser, tool_parser
 from strop.resolve import is_hub_id
+from strop.run.adapter import CARD_FILE
+from strop.run.durable import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +46,7 @@ def write_card(
     """
     from strop.exporting.adapter import CONFIG_FILE
     from strop.exporting.parity.gate import PARITY_FILE
-    from strop.reporting.card import CARD_FILE, render_card
+    from strop.reporting.card import render_card
     from strop.reporting.read import read_run
 
     parity = folder / PARITY_FILE
@@ -53,12 +55,12 @@ def write_card(
     rank = int(json.loads(config.read_bytes())["r"]) if config.exists() else run.recipe.lora.r
     about = _about(run, template, model, base or run.recipe.model.model_name_or_path, rank)
     card = render_card(read_run(run.path, about.name), about, form, measured)
-    (folder / CARD_FILE).write_text(card, encoding="utf-8")
+    replace_file(folder / CARD_FILE, card.encode())
 
 
 def keep_card(run: Run, template: Template, model: ModelFolder, note: Callable[[str], None]) -> None:
     """Update the card in the run's adapter folder, unless somebody has edited it; a failure is only a note."""
-    from strop.reporting.card import CARD_FILE, is_untouched
+    from strop.reporting.card import is_untouched
 
     path = run.adapter_path / CARD_FILE
     try:

@@ -16,7 +16,7 @@ from strop.commands.console import RunArgument, note, out
 from strop.commands.load import load_run_template, load_trained
 from strop.commands.run import Run
 from strop.errors import RecipeError
-from strop.exporting.staged import refuse_existing, staged_folder
+from strop.exporting.staged import refuse_existing, staged_export
 from strop.model.pretrained.folder import ModelFolder, open_model
 
 if TYPE_CHECKING:
@@ -133,9 +133,10 @@ def _other_layout(run: Run, layout: Layout, base: str | None, output: Path | Non
 
     model = open_model(run.recipe.model)
     target = output or run.path / f"adapter-{layout}"
-    convert_layout(run.adapter_path, target, layout, model.config, base)
-    if base:
-        write_card(run, target, "adapter", load_run_template(run, model), model, base)
+    with staged_export(target) as work:
+        convert_layout(run.adapter_path, work, layout, model.config, base)
+        if base:
+            write_card(run, work, "adapter", load_run_template(run, model), model, base)
     return target
 
 
@@ -150,7 +151,7 @@ def _export(run: Run, to: Form, kind: str, target: Path, quantisation: Quantisat
     context = _context(run, base) if to == "gguf" else run.recipe.model.max_seq_length
     # In a call of its own: the decoder's memory is free again before anything is written.
     reference = _reference(run, base, template, context, to)
-    with staged_folder(target) as work:
+    with staged_export(target) as work:
         if to == "adapter":
             copy_adapter(run.adapter_path, work)
         else:

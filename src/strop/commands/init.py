@@ -19,6 +19,7 @@ from strop.data.sources import Source, open_sources
 from strop.errors import DataError, RecipeError
 from strop.recipe import DataSection, TrainSection
 from strop.recipe.shipped import starter_recipe, yaml_scalar
+from strop.run.durable import replace_file
 
 if TYPE_CHECKING:
     from strop.data.survey import Survey
@@ -41,17 +42,15 @@ def init(data: str | Sequence[str], path: Path, *, model: str = DEFAULT_MODEL) -
         too.
 
     Raises:
-        RecipeError: The file exists already, or cannot be written.
+        RecipeError: The file exists already.
+        StorageError: It cannot be written.
         DataError: The rows cannot be found or read, or none can be used whatever the recipe says.
     """
     if path.exists():
         raise RecipeError(f"{path} exists already; name another file with --output")
     files = [data] if isinstance(data, str) else list(data)
     held_out, comments, told, has_documents = _read(files)
-    try:
-        path.write_text(starter_recipe(files, model, held_out, comments, has_documents), encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be written: {error.strerror}; name another file with --output") from error
+    replace_file(path, starter_recipe(files, model, held_out, comments, has_documents).encode())
     return told
 
 

@@ -11,8 +11,8 @@ import typer
 
 from strop.commands.console import out
 from strop.commands.run import Run
-from strop.errors import RecipeError, StropError
-from strop.run.durable import replace_file
+from strop.errors import RecipeError
+from strop.run.durable import replace_file, writing
 
 if TYPE_CHECKING:
     from strop.reporting.page import Page
@@ -33,7 +33,7 @@ def report(runs: Sequence[Run], *, output: Path | None = None) -> Path:
 
     Raises:
         RecipeError: A folder is not a run's, there are none or too many, or the output is a file of another kind.
-        StropError: It cannot be written.
+        StorageError: It cannot be written.
     """
     from strop.reporting.page import GENERATOR
 
@@ -41,12 +41,11 @@ def report(runs: Sequence[Run], *, output: Path | None = None) -> Path:
         raise RecipeError("name at least one run")
     target = output or (runs[0].path / REPORT_FILE if len(runs) == 1 else Path(REPORT_FILE))
     page = _page(runs)
-    try:
-        if target.exists() and f'content="{GENERATOR}"'.encode() not in target.read_bytes()[:4096]:
-            raise RecipeError(f"{target} exists and is not a report by strop; name another file with --output")
-        replace_file(target, page.html)
-    except OSError as error:
-        raise StropError(f"{target} cannot be written: {error.strerror}") from error
+    with writing(target):
+        there = target.read_bytes()[:4096] if target.exists() else b""
+    if there and f'content="{GENERATOR}"'.encode() not in there:
+        raise RecipeError(f"{target} exists and is not a report by strop; name another file with --output")
+    replace_file(target, page.html)
     return target
 
 

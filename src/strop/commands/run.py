@@ -7,8 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from strop.errors import RecipeError
+from strop.errors import CheckpointError, RecipeError
 from strop.recipe import Recipe, load_recipe
+from strop.run.adapter import fault
 from strop.run.folder import RunFolder
 from strop.run.manifest import Manifest
 from strop.run.records import Record, read_metrics
@@ -68,11 +69,17 @@ class Run:
         return read_metrics(self.path / "metrics.jsonl")
 
     def require_adapter(self) -> None:
-        """See that the run has finished and left an adapter.
+        """See that the run has finished and that its adapter is what it wrote.
 
         Raises:
-            RecipeError: It has none.
+            RecipeError: It has none yet.
+            CheckpointError: It is damaged or gone.
         """
-        if not (self.adapter_path / "adapter_config.json").exists():
-            _ = self.recipe  # raises where this is not a run folder; an assert would not, under -O
+        _ = self.recipe  # raises where this is not a run folder
+        manifest = self.manifest
+        if manifest.status != "finished" and not manifest.adapter:
             raise RecipeError(f"{self.path} has no adapter yet; `strop train {self.path}` resumes it")
+        if found := fault(RunFolder(self.path)):
+            raise CheckpointError(
+                f"{found}. `strop train {self.path}` makes the adapter again from its last checkpoint"
+            )

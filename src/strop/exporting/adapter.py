@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from strop.errors import StropError
 from strop.microbatch.tree import Tree
 from strop.model.lora import LoraAdapter
+from strop.run.durable import staged_folder, write_durably
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 
@@ -20,7 +21,7 @@ WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 def save_adapter(
     adapter: LoraAdapter, folder: Path, base: str, revision: str | None, carry: Callable[[Path], None]
 ) -> None:
-    """Write a PEFT adapter folder and rename it into place.
+    """Write a PEFT adapter folder; it takes its name whole and on the disk.
 
     Args:
         adapter: The trained adapter; written in float32, as it was trained.
@@ -31,19 +32,15 @@ def save_adapter(
 
     Raises:
         StropError: The written files do not read back as what was trained; the target is left unchanged.
+        StorageError: They cannot be written; likewise.
     """
-    staging = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in adapter.state_dict().items()}
-    save_file(tensors, staging / WEIGHTS_FILE, metadata={"format": "pt"})
-    (staging / WEIGHTS_FILE).chmod(0o644)  # safetensors creates it readable by its owner only
     config = json.dumps(peft_config(adapter, base, revision), indent=2, sort_keys=True)
-    (staging / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
-    carry(staging)
-    check_adapter(adapter, staging)
-    shutil.rmtree(folder, ignore_errors=True)
-    staging.rename(folder)
+    with staged_folder(folder) as staging:
+        write_durably(staging / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
+        (staging / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+        carry(staging)
+        check_adapter(adapter, staging)
 
 
 def peft_config(adapter: LoraAdapter, base: str, revision: str | None) -> dict[str, Any]:

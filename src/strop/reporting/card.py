@@ -23,7 +23,6 @@ from strop.reporting.verdict import glance
 from strop.run.manifest import TrainingRows
 from strop.run.reporter import clock
 
-CARD_FILE = "README.md"
 _SEAL = re.compile(r"<!-- strop's model card, ([0-9a-f]{16}); one that is changed by hand is left as it is -->\n\Z")
 _LIBRARY = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
 _RELATION = {"adapter": "adapter", "merged": "finetune", "gguf": "quantized"}
