@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from strop.commands import console
+from strop.commands.arguments import as_recipe
 from strop.commands.console import Overrides, Printing, RecipeArgument, out
 from strop.commands.findings import notes, readings, tell_findings
 from strop.commands.prepare import Prepared, prepare
@@ -22,18 +24,18 @@ if TYPE_CHECKING:
     from strop.data.audit import Lengths, StoreReport
 
 
-def check(recipe: Recipe, *, reporter: Reporter | None = None, quiet: bool = False) -> Prepared:
+def check(recipe: Recipe | str | Path, *, reporter: Reporter | None = None, quiet: bool = False) -> Prepared:
     """Read, tokenise and audit a recipe's data and see that LoRA finds its modules; needs no GPU.
 
     Args:
-        recipe: From `load_recipe`.
+        recipe: From `load_recipe`, or what that takes.
         reporter: Told of what takes a while and of what was found; by default lines are printed.
         quiet: Print nothing.
 
     Raises:
         RecipeError, ModelError, DataError: What would stop the run.
     """
-    reporter = reporter_for(reporter, quiet)
+    recipe, reporter = as_recipe(recipe), reporter_for(reporter, quiet)
     prepared = prepare(recipe, reporter)
     prepared.report.refuse()
     require(recipe.train.report_to)

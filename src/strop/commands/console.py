@@ -1,6 +1,7 @@
 """What commands share: where they print, and the arguments that several of them take."""
 
-from contextlib import AbstractContextManager
+import os
+from contextlib import AbstractContextManager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,19 @@ from strop.recipe import Recipe
 from strop.run.reporter import Reporter
 from strop.run.waiting import Seen, waiting_by_lines, waiting_on
 
-out = Console(highlight=False)
+
+class _Output(Console):
+    """Standard output, whose reader may go, as with `| head`: nothing more is said, and the command does its work."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.file.fileno())
+            os.close(null)
+
+
+out = _Output(highlight=False)
 _err = Console(stderr=True, highlight=False)
 
 

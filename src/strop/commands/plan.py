@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from strop.commands import console
+from strop.commands.arguments import as_recipe
 from strop.commands.console import Overrides, Printing, RecipeArgument, out
 from strop.commands.findings import tell_findings
 from strop.commands.load import load_model
@@ -26,11 +28,13 @@ if TYPE_CHECKING:
     from strop.run.manifest import Estimate
 
 
-def plan(recipe: Recipe, *, probing: bool | None = None, reporter: Reporter | None = None, quiet: bool = False) -> Plan:
+def plan(
+    recipe: Recipe | str | Path, *, probing: bool | None = None, reporter: Reporter | None = None, quiet: bool = False
+) -> Plan:
     """Predict memory, speed, time and dollars of a run on each of Modal's GPUs. Needs no GPU and no weights.
 
     Args:
-        recipe: From `load_recipe`.
+        recipe: From `load_recipe`, or what that takes.
         probing: Load the model here and time some of the recipe's steps; None: if there is a GPU. What is measured
             is kept in the run folder, where a run that begins on the same device compares itself with it.
         reporter: Told of what takes a while and of what is chosen; by default lines are printed.
@@ -47,6 +51,7 @@ def plan(recipe: Recipe, *, probing: bool | None = None, reporter: Reporter | No
         from strop.forecast.probe import probe
         from strop.model.precision import choose_device
 
+    recipe = as_recipe(recipe)
     probes = choose_device().type == "cuda" if probing is None else probing
     prepared = prepare(recipe, reporter, needs_weights=probes)
     prepared.report.refuse()

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from strop.commands.console import out
 from strop.readable import clock
-from strop.run.folder import list_runs
+from strop.run.listing import list_runs
 
 
 def command(
