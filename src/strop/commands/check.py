@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,7 +56,8 @@ def command(
     _print_audit(prepared, preview)
     prepared.report.refuse()
     require(loaded.train.report_to)
-    out.print(f"[green]This will train.[/green] Next: strop train {escape(recipe)}")
+    same = shlex.join(["strop", "train", recipe, *(overrides or ())])
+    out.print(f"[green]This will train.[/green] Next: {escape(same)}", soft_wrap=True)
 
 
 def _print_audit(prepared: Prepared, num_preview: int) -> None:

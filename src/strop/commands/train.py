@@ -175,7 +175,8 @@ def _print_finished(run: Run) -> None:
         f"[green]done[/green]: {counted(progress.step, 'step')}{_seen(manifest, recipe)}{best}, "
         f"training time {clock(progress.seconds)}{_held_out_losses(run)}{cost}\n"
         f"adapter: {escape(str(run.adapter_path))} (saved, read back and checked)\n"
-        f"Next: strop evaluate {escape(str(run.path))}"
+        f"Next: strop evaluate {escape(str(run.path))}",
+        soft_wrap=True,
     )
 
 
