@@ -1,9 +1,12 @@
 """The command line: the app, its help, and errors as one message and an exit code. Commands are in `strop.commands`."""
 
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from strop import __version__
 from strop.commands import (
@@ -25,9 +28,36 @@ from strop.commands import (
     train,
 )
 from strop.errors import OutOfMemoryError, StropError, exit_code_help
+from strop.terminal import guard_libraries, message
+
+_UsageError: Any = typer.BadParameter.__bases__[0]
+"""Any wrong argument; Typer has no public name for it."""
+
+
+class _Commands(TyperGroup):
+    """Cleans what Typer says of arguments: a shell puts the names of files among them."""
+
+    def make_context(self, *args: Any, **settings: Any) -> Any:
+        with _clean_usage():
+            return super().make_context(*args, **settings)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _clean_usage():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _clean_usage() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        error.message = message(error.message)
+        raise
+
 
 app = typer.Typer(
     name="strop",
+    cls=_Commands,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -78,6 +108,7 @@ def _version(
 
 def main() -> None:
     """Run the command line; errors that strop raises become one message and an exit code, never a traceback."""
+    guard_libraries()
     try:
         app()
     except StropError as error:

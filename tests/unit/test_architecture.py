@@ -19,26 +19,27 @@ SOURCE = ROOT / "src" / "strop"
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "terminal": set(),
     "": {"errors"},
     "gpus": {"errors"},
     "resolve": {"errors"},
     "recipe": {"gpus", "resolve", "errors"},
-    "data": {"recipe", "resolve", "errors"},
+    "data": {"recipe", "resolve", "terminal", "errors"},
     "microbatch": {"data", "recipe", "errors"},
     "ops": {"microbatch.tree", "errors"},
     "model": {"microbatch", "ops", "recipe", "resolve", "gpus", "errors"},
-    "run": {"recipe", "errors", ""},
+    "run": {"recipe", "terminal", "errors", ""},
     "fused": {"microbatch", "model", "ops", "errors"},
     "training": {"data", "microbatch", "model", "fused", "ops", "run", "recipe", "gpus", "errors"},
     "evaluation": {"data", "microbatch", "model", "ops", "run", "errors"},
     "reporting": {"evaluation.result", "run", "errors"},
-    "modal_runs": {"data", "model", "run", "recipe", "resolve", "gpus", "errors"},
+    "modal_runs": {"data", "model", "run", "recipe", "resolve", "gpus", "terminal", "errors"},
     "forecast": {
         *("data", "microbatch", "model", "fused.inputs", "training", "modal_runs.prices", "run"),
         *("recipe", "gpus", "errors", ""),
     },
     "unsloth": {"data", "microbatch", "model", "run", "training", "recipe", "errors"},
-    "serving": {"data", "model", "evaluation", "errors"},
+    "serving": {"data", "model", "evaluation", "terminal", "errors"},
     "exporting": {"data", "microbatch.tree", "model", "ops", "evaluation", "run", "recipe", "errors"},
     "commands": {
         *(
@@ -53,9 +54,9 @@ MAY_IMPORT: dict[str, set[str]] = {
             "unsloth",
             "serving",
         ),
-        *("exporting", "resolve", "recipe", "gpus", "errors", ""),
+        *("exporting", "resolve", "recipe", "gpus", "terminal", "errors", ""),
     },
-    "cli": {"commands", "errors", ""},
+    "cli": {"commands", "terminal", "errors", ""},
     "__main__": {"cli"},
 }
 """What each folder or file of src/strop may import, from the bottom up: what one may import stands above it. A dotted

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from strop.errors import StropError
 from strop.recipe import Recipe
+from strop.terminal import Terminal, message
 
-out = Console(highlight=False)
+out = Terminal()
 
 
 def notes(recipe: Recipe) -> None:
@@ -22,12 +22,12 @@ def notes(recipe: Recipe) -> None:
 
 def note(line: str) -> None:
     """Something that takes a while, or was chosen."""
-    out.print(line, markup=False, soft_wrap=True)
+    out.print(message(line), markup=False, soft_wrap=True)
 
 
 def error(problem: StropError) -> None:
     """The one message that an error gets."""
-    Console(stderr=True, highlight=False).print(f"[red]error:[/red] {escape(str(problem))}", soft_wrap=True)
+    Terminal(stderr=True).print(f"[red]error:[/red] {escape(message(str(problem)))}", soft_wrap=True)
 
 
 class Place(StrEnum):

@@ -21,6 +21,7 @@ from typing import Any
 
 from strop.data import template_worker as worker
 from strop.errors import DataError, ModelError
+from strop.terminal import one_line
 
 _SECONDS, _MORE_PER_BYTE = 2.0, 1e-6
 """Of computing, not of waiting: a thousand times what an ordinary row takes, and more for a large one."""
@@ -107,7 +108,7 @@ def to_json(value: Any) -> str:
     try:
         return _encoder.encode(value)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"the chat template cannot be given this row: {error}") from error
+        raise DataError(f"the chat template cannot be given this row: {one_line(error)}") from error
 
 
 def _in_requests(chats: Sequence[Chat]) -> Iterator[tuple[int, float, list[str]]]:
@@ -199,7 +200,7 @@ def _text(status: int, data: bytes) -> str:
         raise TemplateOverrun(f"the chat template takes too much memory: over {_memory()} for this row{_ENDINGS}")
     if status == worker.TOO_LONG:
         raise TemplateOverrun(f"the chat template writes too much: far more than this row holds{_ENDINGS}")
-    raise DataError(f"the chat template rejects this row: {text}")
+    raise DataError(f"the chat template rejects this row: {one_line(text)}")
 
 
 def _ended(code: int, seconds: float) -> Exception:

@@ -11,6 +11,7 @@ surrogates pass, as Python's strings do.
 
 import datetime
 import json
+import resource
 import signal
 import struct
 import sys
@@ -156,9 +157,7 @@ def _read(data: bytes) -> Any:
 
 
 def _limit_memory() -> None:
-    with suppress(ImportError, ValueError, OSError):  # not every system has this limit
-        import resource
-
+    with suppress(ValueError, OSError):  # not every system has this limit
         resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 from strop.evaluation.generate import stream
 from strop.model.lora import LoraAdapter
 from strop.serving.requests import ApiError
+from strop.terminal import one_line
 
 MAX_WAITING = 64
 """Requests that may wait in the queue; further ones are told to come back later."""
@@ -147,7 +148,7 @@ class GenerationWorker:
                 if self._closing.is_set():
                     job.deliver(ApiError(503, "the server is shutting down"))
             except Exception as error:  # the server must survive for the next request
-                print(f"a request failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                print(f"a request failed: {type(error).__name__}: {one_line(error)}", file=sys.stderr, flush=True)
                 job.deliver(ApiError(500, f"the model failed on this request: {type(error).__name__}"))
 
     def _answer(self, job: GenerationJob) -> None:
