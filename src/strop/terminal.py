@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.segment import Segment
 
+from strop.secrets import without_secrets
+
 _ACTIVE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
@@ -34,8 +36,8 @@ def one_line(text: object, most: int = 500) -> str:
 
 
 def message(text: str) -> str:
-    """A message of ours, of one line or several, with whatever it quotes."""
-    return "\n".join(_short(line, _LONGEST_LINE) for line in shown(text).split("\n"))
+    """A message of ours, of one line or several, with whatever it quotes but secrets."""
+    return "\n".join(_short(line, _LONGEST_LINE) for line in shown(without_secrets(text)).split("\n"))
 
 
 def log_text(text: str) -> str:

@@ -19,11 +19,12 @@ SOURCE = ROOT / "src" / "strop"
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "terminal": set(),
+    "secrets": set(),
+    "terminal": {"secrets", "errors"},
     "": {"errors"},
     "gpus": {"errors"},
     "resolve": {"errors"},
-    "recipe": {"gpus", "resolve", "errors"},
+    "recipe": {"gpus", "resolve", "secrets", "errors"},
     "data": {"recipe", "resolve", "terminal", "errors"},
     "microbatch": {"data", "recipe", "errors"},
     "ops": {"microbatch.tree", "errors"},
