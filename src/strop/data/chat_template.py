@@ -32,11 +32,21 @@ class Sample:
         segments: Texts that joined give the whole text.
         num_turns: How many of the conversation's turns it holds; 0 if the row is no conversation.
         context: Indices of segments that are answers, but not learned.
+        ends: How many turns there are up to the end of each answer; of n answers, the k-th is segment 2k + 1.
     """
 
     segments: list[Segment]
     num_turns: int
     context: frozenset[int] = frozenset()
+    ends: tuple[int, ...] = ()
+
+    def apart(self) -> list["Sample"]:
+        """A sample for each learned answer, after all that comes before it."""
+        answers = [(2 * k + 1, end) for k, end in enumerate(self.ends) if 2 * k + 1 not in self.context]
+        return [
+            Sample([("".join(text for text, _ in self.segments[:at]), False), self.segments[at]], end)
+            for at, end in answers
+        ]
 
 
 class ChatTemplate(Renderer):
@@ -124,7 +134,8 @@ class ChatTemplate(Renderer):
         if segments is not None:
             require_written(chat, whole, count, [k for k in prompts if chat.messages[k].learned])
             context = [not chat.messages[k].learned for k in prompts]
-            return [Sample(segments, count, frozenset(2 * n + 1 for n, is_context in enumerate(context) if is_context))]
+            unlearned = frozenset(2 * n + 1 for n, is_context in enumerate(context) if is_context)
+            return [Sample(segments, count, unlearned, tuple(k + 1 for k in prompts))]
         if whole_rows:
             if not all(message.learned for message in chat.messages if message.role == "assistant"):
                 raise DataError("the chat template rewrites earlier turns: data.train_on=all cannot leave one out")
