@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from strop.errors import StropError
 from strop.recipe import Recipe
+from strop.terminal import Terminal, message
 
 
-class _Output(Console):
+class _Output(Terminal):
     """Standard output, whose reader may go, as with `| head`: nothing more is said, and the command does its work."""
 
     def on_broken_pipe(self) -> None:
@@ -25,7 +25,7 @@ class _Output(Console):
             os.close(null)
 
 
-out = _Output(highlight=False)
+out = _Output()
 
 
 def notes(recipe: Recipe) -> None:
@@ -36,12 +36,12 @@ def notes(recipe: Recipe) -> None:
 
 def note(line: str) -> None:
     """Something that takes a while, or was chosen."""
-    out.print(line, markup=False, soft_wrap=True)
+    out.print(message(line), markup=False, soft_wrap=True)
 
 
 def error(problem: StropError) -> None:
     """The one message that an error gets."""
-    Console(stderr=True, highlight=False).print(f"[red]error:[/red] {escape(str(problem))}", soft_wrap=True)
+    Terminal(stderr=True).print(f"[red]error:[/red] {escape(message(str(problem)))}", soft_wrap=True)
 
 
 class Place(StrEnum):

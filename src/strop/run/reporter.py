@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import IO
 
 from strop.run.records import EvalRecord, Sample, TrainRecord
+from strop.terminal import message
 
 _WINDOW = 50
 """Steps that the time left is estimated from: enough to be steady, few enough to forget slow first ones."""
@@ -112,7 +113,7 @@ class LineReporter(Reporter):
             if stream is not None:
                 # A log in ASCII must not end a run because a file's name has an accent.
                 encoding = getattr(stream, "encoding", None) or "utf-8"
-                print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+                print(message(line).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def figures(record: TrainRecord) -> list[str]:
