@@ -1,8 +1,11 @@
 """The command line: every command, and the help. `strop.cli` runs it; commands are in `strop.commands`."""
 
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from strop import __version__
 from strop.commands import (
@@ -23,9 +26,36 @@ from strop.commands import (
     train,
 )
 from strop.errors import exit_code_help
+from strop.terminal import message
+
+_UsageError: Any = typer.BadParameter.__bases__[0]
+"""Any wrong argument; Typer has no public name for it."""
+
+
+class _Commands(TyperGroup):
+    """Cleans what Typer says of arguments: a shell puts the names of files among them."""
+
+    def make_context(self, *args: Any, **settings: Any) -> Any:
+        with _clean_usage():
+            return super().make_context(*args, **settings)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _clean_usage():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _clean_usage() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        error.message = message(error.message)
+        raise
+
 
 app = typer.Typer(
     name="strop",
+    cls=_Commands,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,

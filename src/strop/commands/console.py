@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from strop.errors import StropError
 from strop.recipe import Recipe
 from strop.run.reporter import Reporter
 from strop.run.waiting import Seen, waiting_by_lines, waiting_on
+from strop.terminal import Terminal, message
 
 
-class _Output(Console):
+class _Output(Terminal):
     """Standard output, whose reader may go, as with `| head`: nothing more is said, and the command does its work."""
 
     def on_broken_pipe(self) -> None:
@@ -27,8 +27,8 @@ class _Output(Console):
             os.close(null)
 
 
-out = _Output(highlight=False)
-_err = Console(stderr=True, highlight=False)
+out = _Output()
+_err = Terminal(stderr=True)
 
 
 def notes(recipe: Recipe) -> None:
@@ -39,7 +39,7 @@ def notes(recipe: Recipe) -> None:
 
 def note(line: str) -> None:
     """Something that takes a while, or was chosen."""
-    out.print(line, markup=False, soft_wrap=True)
+    out.print(message(line), markup=False, soft_wrap=True)
 
 
 def aside(line: str) -> None:
@@ -64,7 +64,7 @@ class Printing(Reporter):
 
 def error(problem: StropError) -> None:
     """The one message that an error gets."""
-    _err.print(f"[red]error:[/red] {escape(str(problem))}", soft_wrap=True)
+    _err.print(f"[red]error:[/red] {escape(message(str(problem)))}", soft_wrap=True)
 
 
 class Place(StrEnum):

@@ -30,11 +30,13 @@ from strop.data.store import (
     seal_of,
 )
 from strop.data.template import Encoded, Template
+from strop.data.template_process import TemplateOverrun
 from strop.errors import DataError
 from strop.readable import counted
 
 _ROWS_AT_A_TIME = 1024
 _FAULTS_SHOWN, _OF_A_KIND = 20, 5
+_MOST_OVERRUNS = 5
 _MOST_TURNS = 2**16 - 1
 _ABANDONED_AFTER = 24 * 3600  # seconds
 
@@ -78,6 +80,7 @@ class _Builder:
         self.sources = sources
         self.files = [file for source in sources for file in source.files]
         self.faults: list[Fault] = []
+        self._overruns = 0
         self.dropped: Counter[str] = Counter()
         self.unused: Counter[str] = Counter()
         self.found: list[str] = []
@@ -146,7 +149,15 @@ class _Builder:
                     encoded += [(row, samples) for samples in self.template.encode([row.example])]
                 except DataError as error:
                     self.faults.append(Fault(row.origin, str(error)))
+                    self._count(error)
             return encoded
+
+    def _count(self, error: DataError) -> None:
+        """End a pass in which row after row costs seconds: a million of them would take weeks."""
+        self._overruns += isinstance(error, TemplateOverrun)
+        if self._overruns >= _MOST_OVERRUNS:
+            shown = "\n".join(f"  {fault}" for fault in self.faults[-_MOST_OVERRUNS:])
+            raise DataError(f"{self._overruns} rows ran over the limits of a chat template; no more are read:\n{shown}")
 
     def _write(self, kept: list[tuple[Row, Encoded, int]]) -> None:
         rows = np.empty(len(kept), ROW)

@@ -15,6 +15,7 @@ from strop.readable import clock
 from strop.run.records import EvalRecord, TrainRecord
 from strop.run.reporter import LineReporter, Output, Reporter, figures
 from strop.run.waiting import Seen, waiting_in_place, waiting_on
+from strop.terminal import Terminal, message
 
 _WINDOW = 50
 """Steps that the time left is estimated from."""
@@ -32,7 +33,7 @@ def console_reporter(logging_steps: int, max_cost: float | None = None) -> Repor
 
     `NO_COLOR` is rich's to respect; the lines have no colour.
     """
-    console = Console()
+    console = Terminal()
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveReporter(console, max_cost)
     return LineReporter(logging_steps, sys.stdout)
@@ -78,7 +79,7 @@ class LiveReporter(Reporter):
         encoding = self._console.encoding
         with self._output.guarded() as stream:
             if stream is not None:
-                text = line.encode(encoding, "backslashreplace").decode(encoding)
+                text = message(line).encode(encoding, "backslashreplace").decode(encoding)
                 self._console.print(text, highlight=False, markup=False)
 
     def waiting(self, what: str) -> AbstractContextManager[Seen]:

@@ -15,6 +15,7 @@ from typing import IO
 from strop.readable import clock
 from strop.run.records import EvalRecord, Sample, TrainRecord
 from strop.run.waiting import Seen, waiting_by_lines
+from strop.terminal import message
 
 _WINDOW = 50
 """Steps that the time left is estimated from: enough to be steady, few enough to forget slow first ones."""
@@ -131,7 +132,7 @@ class LineReporter(Reporter):
             if stream is not None:
                 # A log in ASCII must not end a run because a file's name has an accent.
                 encoding = getattr(stream, "encoding", None) or "utf-8"
-                print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+                print(message(line).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def figures(record: TrainRecord) -> list[str]:

@@ -16,6 +16,7 @@ from strop.data.readers.text import MAX_ROW_BYTES, Note, numbered_lines, read_te
 from strop.errors import DataError
 from strop.readable import counted
 from strop.resolve import data_suffix
+from strop.terminal import one_line
 
 _SAMPLE_LINES, _SAMPLE_CHARACTERS = 100, 1 << 20
 
@@ -118,7 +119,7 @@ def _records(path: Path, lines: Iterator[str], dialect: Dialect) -> Iterator[Rec
                 why = "is never closed" if is_open else "ends before other text"
                 num_after = sum(1 for _ in lines) if is_open else 0
                 raise DataError(broken_record(path, begun, taken, dialect, why, num_after)) from error
-            yield Fault(Origin(str(path), begun), f"bad CSV: {error}")
+            yield Fault(Origin(str(path), begun), f"bad CSV: {one_line(error)}")
         else:
             yield begun, values, taken
 
