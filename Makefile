@@ -7,7 +7,7 @@ EXTRAS := parquet,zstd,gguf,export,modal,serve,lm-eval,tensorboard
 # One thread a test process: the tests run two processes side by side.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-fast check docs docs-live release-check test-gpu bench lock clean
+.PHONY: help setup demo test test-fast test-hostile check docs docs-live release-check test-gpu bench lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -31,6 +31,9 @@ test: $(READY)  ## every test that needs no GPU
 
 test-fast: $(READY)  ## the tests that take seconds
 	$(PYTEST) -n 2 --dist loadgroup -m 'not gpu and not slow'
+
+test-hostile: $(READY)  ## every command with every argument that is no name: about 1,400, a part of which test tries
+	STROP_HOSTILE=all $(PYTEST) -n 2 tests/faults/test_hostile_arguments.py
 
 check: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
