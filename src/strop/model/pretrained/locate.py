@@ -5,6 +5,7 @@ A fingerprint takes well under a second for a checkpoint of any size.
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from strop.resolve import cache_dir, expand, fetch_model, is_hub_id, nearest_sib
 
 BLOCK_BYTES = 4096
 SAMPLED_BLOCKS = 64
+
+_SNAPSHOT = re.compile(r"/models--([\w.-]+?--[\w.-]+)/snapshots/([0-9a-f]{40})\Z", re.ASCII)
+"""Where the hub's cache keeps a model: its id and commit."""
 
 
 def locate_model(
@@ -48,6 +52,18 @@ def locate_model(
         f"model.model_name_or_path: there is no folder {name_or_path} (looked in {Path.cwd()}), "
         f"and it is not a hub id such as org/name{nearest_sibling(path)}"
     )
+
+
+def shared_name(name_or_path: str, revision: str | None = None) -> tuple[str, str | None]:
+    """How files that are given to others name a base model, and which revision of it.
+
+    A folder of the hub's cache is named by its hub id and commit; anything else as it was, never by a place that strop
+    chose on this machine.
+    """
+    path = expand(name_or_path)
+    if path.is_dir() and (cached := _SNAPSHOT.search(path.resolve().as_posix())):
+        return cached[1].replace("--", "/"), cached[2]
+    return name_or_path, revision
 
 
 def _convert(file: Path, note: Callable[[str], None]) -> Path:
