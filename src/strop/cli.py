@@ -103,9 +103,7 @@ def _open_streams() -> None:
 def _end_by(number: signal.Signals) -> NoReturn:
     """End the process as a signal would, but for Ctrl-C, which has an exit code of its own."""
     atexit._run_exitfuncs()
-    if (
-        number == signal.SIGINT
-    ):  # Python would pass some on as a signal, and wait for threads in a way that shows a trace
+    if number == signal.SIGINT:  # sys.exit would wait for threads; and Python itself makes a signal of some
         os._exit(128 + number)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)  # whoever started us sees the signal: a launcher retries those
