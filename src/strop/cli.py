@@ -115,6 +115,8 @@ def _after(end: SystemExit, signals: _Signals) -> int:
     causes = list(_chain(end))
     if any(isinstance(cause, BrokenPipeError) for cause in causes):
         return _quietly()
+    if signals.received is not None:
+        return _interrupted(signals.received)
     if end.code == 130 or any(isinstance(cause, KeyboardInterrupt) for cause in causes):
         return _interrupted(signal.SIGINT)
     if isinstance(end.code, str):
