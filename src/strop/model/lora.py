@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from strop.errors import RecipeError
 from strop.model.config import DecoderConfig
 from strop.model.decoder import Decoder, LoraTerms, Projection
-from strop.model.pretrained.weights import group_modules, module_path
+from strop.model.pretrained.tensors import group_modules, module_path
 from strop.recipe import LoraSection
 
 _MERGED_NAMES = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
