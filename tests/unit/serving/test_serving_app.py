@@ -17,6 +17,7 @@ from strop.data.template import Template, load_template
 from strop.errors import RecipeError
 from strop.evaluation.pool import Prompt
 from strop.evaluation.sampling import Sampling
+from strop.serving import app as serving_app
 from strop.serving import require_server
 from strop.serving import worker as serving_worker
 from strop.serving.app import Served, build_app
@@ -220,6 +221,33 @@ def test_a_caller_that_hangs_up_stops_its_answer(script: Script, port: int, stre
         caller.close()
         until(lambda: script.is_idle)
     assert script.yielded < 4000  # of 7,800
+
+
+@pytest.mark.parametrize("slow", ["chat_prompt", "parse", "check_length"])
+def test_a_request_that_takes_long_to_read_holds_nobody(
+    slow: str, script: Script, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parsing, rendering and tokenising happen in threads; who leaves before them is not even read."""
+    begun, go_on, read = threading.Semaphore(0), threading.Event(), getattr(serving_app, slow)
+
+    def slowly(*arguments: Any) -> Any:
+        begun.release()
+        assert go_on.wait(PATIENCE)
+        return read(*arguments)
+
+    monkeypatch.setattr(serving_app, slow, slowly)
+    script.tokens = [STOP]
+    callers = [http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE) for _ in range(4)]
+    for caller in callers:
+        caller.request("POST", "/v1/chat/completions", json.dumps(question()), {"Content-Type": "application/json"})
+    for _ in range(2):
+        assert begun.acquire(timeout=PATIENCE)
+    healthy = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    healthy.request("GET", "/health")
+    assert healthy.getresponse().status == 200
+    callers[3].close()
+    go_on.set()
+    assert [caller.getresponse().status for caller in callers[:3]] == [200] * 3
 
 
 def test_a_full_line_says_so(script: Script, worker: GenerationWorker) -> None:
