@@ -47,6 +47,9 @@ def pull(folder: Path, note: Callable[[str], None], must_exist: bool = True) -> 
     """
     import modal
 
+    if folder.name in ("", ".."):  # `strop pull .`
+        folder = folder.resolve()
+        read_record(folder)  # refuses a folder that has no name, such as /
     aside = folder.with_name(f".replaced-{folder.name}")
     if aside.is_dir() and not folder.exists():
         os.rename(aside, folder)  # an earlier pull was cut off here

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from strop.errors import ModelError
 from strop.model.pretrained.headers import MAX_HEADER_BYTES
-from strop.resolve import cache_dir, fetch_model, is_hub_id, nearest_sibling, resolve_package_path
+from strop.resolve import cache_dir, expand, fetch_model, is_hub_id, nearest_sibling, resolve_package_path
 
 BLOCK_BYTES = 4096
 SAMPLED_BLOCKS = 64
@@ -41,7 +41,7 @@ def locate_model(
         ModelError: It is none of these, or a GGUF file that cannot be converted.
     """
     is_package = name_or_path.startswith("package:")
-    path = resolve_package_path(name_or_path) if is_package else Path(name_or_path).expanduser()
+    path = resolve_package_path(name_or_path) if is_package else expand(name_or_path)
     if path.is_dir():
         return path
     if path.is_file():
@@ -60,7 +60,7 @@ def shared_name(name_or_path: str, revision: str | None = None) -> tuple[str, st
     A folder of the hub's cache is named by its hub id and commit; anything else as it was, never by a place that strop
     chose on this machine.
     """
-    path = Path(name_or_path).expanduser()
+    path = expand(name_or_path)
     if path.is_dir() and (cached := _SNAPSHOT.search(path.resolve().as_posix())):
         return cached[1].replace("--", "/"), cached[2]
     return name_or_path, revision
