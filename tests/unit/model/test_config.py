@@ -68,6 +68,12 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_f
         ("qwen2", {"sliding_window": 0, "use_sliding_window": True}, "sliding_window 0"),
         ("llama", {"tie_word_embeddings": "no"}, "tie_word_embeddings 'no' must be true or false"),
         ("llama", {"head_dim": 95}, "head_dim is 95: channels are rotated in pairs"),
+        ("llama", {"pad_token_id": 32064}, "pad_token_id 32064 is beyond vocab_size, which is 32064; set it to null"),
+        ("llama", {"pad_token_id": "x"}, "pad_token_id 'x' must be a token id, or null"),
+        ("llama", {"eos_token_id": [2, "x"]}, "must be one token id or a list of them, or null"),
+        ("llama", {"torch_dtype": "int3"}, "torch_dtype 'int3' must be one of float64"),
+        ("llama", {"architectures": 0}, "architectures 0 must be a list of names"),
+        ("llama", {"id2label": []}, "must be an object"),
         ("qwen3", {"mlp_bias": True}, "mlp_bias true is not supported for qwen3"),
     ],
 )
@@ -102,6 +108,16 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         read_config(SHAPE | {"model_type": "llama"} | wrong)
     assert len(str(caught.value).splitlines()) == 5
     assert all(f"config.json: {key} " in str(caught.value) for key in wrong)
+
+
+def test_what_real_files_say_beside_is_accepted() -> None:
+    beside = {
+        "architectures": ["LlamaForCausalLM"],
+        "torch_dtype": "bfloat16",
+        "eos_token_id": [2, 7],
+        "bos_token_id": 1,
+    }
+    read_config(SHAPE | {"model_type": "llama", "pad_token_id": -1, "initializer_range": 0.02, "dtype": None} | beside)
 
 
 def test_keys_that_nobody_reads_are_named() -> None:
