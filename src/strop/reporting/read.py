@@ -1,6 +1,8 @@
 """A run folder as a report reads it: what is missing or damaged is skipped with a note, and stops nothing."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,7 @@ def read_run(path: Path, name: str) -> RunFiles:
     _read_manifest(run)
     run.recipe = _read_recipe(run)
     run.columns = _read_metrics(run)
+    _compare_records(run)
     run.evaluation = _read_evaluation(run)
     run.samples = _read_samples(run)
     run.checkpoints = list(_checkpoints(path / "checkpoints"))
@@ -124,6 +127,16 @@ def _read_metrics(run: RunFiles) -> Columns:
         if bad := len(series) - len(series.finite):
             run.notes.append(f"Of {len(series):,} {what} {bad:,} are not a number; the curves skip them.")
     return columns
+
+
+def _compare_records(run: RunFiles) -> None:
+    """Note what is not as it was when the run finished."""
+    for name, mark in run.manifest.records.items():
+        path = run.path / name
+        with suppress(OSError):
+            found = path.read_bytes() if path.exists() else b""
+            if hashlib.sha256(found).hexdigest() != mark:
+                run.notes.append(f"{name} is not what the run wrote: lines were lost or changed.")
 
 
 def _read_evaluation(run: RunFiles) -> Evaluation | None:

@@ -233,6 +233,7 @@ class Manifest:
         notes: What was chosen, or had changed, when the last attempt began.
         lost: What of this folder's records was damaged or missing when the run was resumed.
         adapter: SHA-256 of each file of the adapter by name, but for the model card; once these are on the disk.
+        records: At the end, SHA-256 of metrics.jsonl and samples.jsonl.
         progress: At the end.
         outcome: Figures of the plan beside what happened, by name.
         others: Keys without a field: versions of another engine's packages, or what a newer strop has written.
@@ -263,6 +264,7 @@ class Manifest:
     notes: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
     adapter: Mapping[str, str] = field(default_factory=dict)
+    records: Mapping[str, str] = field(default_factory=dict)
     progress: Progress | None = None
     outcome: Mapping[str, Compared] = field(default_factory=dict)
     others: Mapping[str, Any] = field(default_factory=dict)
