@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "commands": {
         *(
             "data",
+            "microbatch",
             "model",
             "training",
             "run",

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe's model folder and data: what training reads and `strop check` reports on."""
+    """A recipe, its model folder and data: what training reads and `strop check` reports on."""
 
+    recipe: Recipe
     model: ModelFolder
     data: Dataset
     report: AuditReport
@@ -48,4 +49,4 @@ def prepare(recipe: Recipe, note: Callable[[str], None] = lambda line: None, nee
     if asked > limit:
         raise RecipeError(f"model.max_seq_length={asked}: this model reads at most {limit} tokens")
     data = open_dataset(recipe.data, model.path, asked, recipe.train.seed)
-    return Prepared(model, data, audit(data.distinct, data.template, data.validation, epoch=data.train))
+    return Prepared(recipe, model, data, audit(data.distinct, data.template, data.validation, epoch=data.train))
