@@ -8,19 +8,26 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from strop.errors import BudgetReached, Interrupted, StropError
+from strop.commands.card import keep_card
+from strop.commands.run import Run
+from strop.errors import BudgetReached, Interrupted, StorageError, StropError
+from strop.model.pretrained.locate import shared_name
 from strop.recipe import Recipe
+from strop.run.adapter import CARD_FILE, hashes
 from strop.run.cost import enter_cost
+from strop.run.durable import reason
+from strop.run.identity import of_another_run, run_mark
 from strop.run.manifest import Estimate, HeldOutRows, Lengths, SourceRows, SpeedLimit, TrainingRows
+from strop.run.records import TrainRecord, last_steps
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from strop.commands.prepare import Prepared
     from strop.data.audit import AuditReport, StoreReport
+    from strop.forecast.prediction import Outcome
     from strop.model.lora import LoraAdapter
     from strop.run.cost import Meter
     from strop.run.folder import RunFolder
@@ -30,10 +37,12 @@ if TYPE_CHECKING:
 
 
 class StopSignals:
-    """Within its context, remembers the first SIGINT or SIGTERM; `check` raises it where the state is consistent.
+    """Within its context, remembers the first signal to stop; `check` raises it where the state is consistent.
 
     A handler that raised immediately could strike inside the optimizer's update or a file write. Nothing is lost by
     waiting for the next microbatch: the step in progress has not changed any parameter yet.
+
+    The signals are SIGINT, SIGTERM, and SIGHUP of a terminal that closes, unless it is ignored, as under nohup.
     """
 
     def __init__(self) -> None:
@@ -42,8 +51,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # other threads may not set handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._remember)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -67,7 +77,7 @@ class Attempt:
         prepared: Its model folder and data.
         fingerprints: Of model and data; they must be the same in a later attempt.
         meter: Counts dollars; None if nothing is billed.
-        stop: Remembers SIGINT and SIGTERM.
+        stop: Remembers signals to stop.
     """
 
     recipe: Recipe
@@ -99,6 +109,7 @@ class Attempt:
             One line for each difference from the previous attempt.
         """
         folder, data = self.folder, self.prepared.data
+        _require_room(folder, engine.num_trainable)
         if folder.manifest is None:
             folder.write_recipe(self.recipe.to_yaml())
         changes = folder.begin_attempt(
@@ -129,40 +140,62 @@ class Attempt:
         self.folder.update(lambda manifest: replace(manifest, notes=lines))
 
     def resume(self, trainer: Trainer) -> None:
-        """Resume from the newest checkpoint that verifies, if there is one."""
+        """Resume from the newest checkpoint of this run that verifies, if there is one.
+
+        Raises:
+            CheckpointError: There are checkpoints, and none can be used.
+        """
         from strop.run.checkpoint import load_newest
 
-        checkpoint, rejected = load_newest(self.folder.checkpoints)
+        begun = self.folder.begun
+        ours = run_mark(begun.run_id, self.fingerprints, self.recipe.identity())
+        checkpoint, rejected = load_newest(
+            self.folder.checkpoints, lambda state: of_another_run(state.get("run"), ours, any_id=begun.attempts == 1)
+        )
         for bad in rejected:
             self.reporter.note(f"checkpoint {bad.path.name} is not used: {bad.reason}")
-        if checkpoint is not None:
-            trainer.restore(checkpoint)
-            self.reporter.note(f"resuming from step {checkpoint.step} of {trainer.num_steps}")
-        else:
-            trainer.metrics.truncate_after(0)
+        trainer.run_mark = ours
+        if checkpoint is None:
+            if made := last_steps(self.folder.metrics_path).get(TrainRecord.kind):
+                self.reporter.note(f"no checkpoint is left of the {made} steps made before: beginning again at step 1")
+            trainer.start_over()
+            return
+        self.reporter.note(f"resuming from step {checkpoint.step} of {trainer.num_steps}")
+        if found := checkpoint.state.get("run"):  # run.json may have been lost, and the id with it
+            self.folder.update(lambda manifest: replace(manifest, run_id=found["id"]))
+        trainer.run_mark = ours | {"id": self.folder.begun.run_id}
+        if lost := trainer.restore(checkpoint):
+            for line in lost:
+                self.reporter.note(line)
+            self.folder.update(lambda manifest: replace(manifest, lost=(*manifest.lost, *lost)))
 
-    def write_adapter(self, adapter: LoraAdapter) -> None:
+    def complete(self, trainer: Trainer, adapter: LoraAdapter, outcome: Outcome | None) -> None:
+        """Put the adapter in place, and only when all of it is on the disk record that the run has finished."""
+        from strop.forecast.prediction import compare
+
+        self._write_adapter(adapter)
+        written = hashes(self.folder.adapter)
+        self.folder.update(lambda manifest: replace(manifest, adapter=written, progress=trainer.progress))
+        if outcome is not None:
+            compare(self.folder, outcome, self.reporter.note)
+        enter_cost(self.folder, self.meter)
+        keep_card(Run(self.folder.path), self.prepared.data.template, self.prepared.model, self.reporter.note)
+        self.folder.set_status("finished")
+
+    def _write_adapter(self, adapter: LoraAdapter) -> None:
         """Save the trained adapter in PEFT's format; it is read back and checked."""
         from strop.exporting.adapter import save_adapter
         from strop.exporting.prompting import write_tokenizer
-        from strop.reporting.card import CARD_FILE
 
         model, path, template = self.recipe.model, self.prepared.model.path, self.prepared.data.template
-        base = model.model_name_or_path
-        if base.startswith("package:") or base.endswith(".gguf"):
-            base = str(path)  # PEFT can load the converted folder, not the package or the GGUF file
+        base, revision = shared_name(model.model_name_or_path, model.revision)
 
         def carry(staging: Path) -> None:
             write_tokenizer(template, path, staging)
             if (card := self.folder.adapter / CARD_FILE).exists():  # keep it: the user may have edited it
                 shutil.copyfile(card, staging / card.name)
 
-        save_adapter(adapter, self.folder.adapter, base, model.revision, carry)
-
-    def finish(self, trainer: Trainer) -> None:
-        """Record that the run has finished, and what it cost."""
-        self.folder.update(lambda manifest: replace(manifest, status="finished", progress=trainer.progress))
-        enter_cost(self.folder, self.meter)
+        save_adapter(adapter, self.folder.adapter, base, revision, carry)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -173,9 +206,9 @@ class Attempt:
         with self.stop, telling_how_to_resume(self.folder):
             try:
                 yield
-            except StropError as error:
+            except (StropError, OSError) as error:
                 with suppress(StropError):  # on a full disk this fails too; report the first failure
-                    resumable = isinstance(error, Interrupted | BudgetReached)
+                    resumable = isinstance(error, Interrupted | BudgetReached | StorageError | OSError)
                     self.folder.set_status("interrupted" if resumable else "failed")
                     enter_cost(self.folder, self.meter)
                 raise
@@ -190,6 +223,27 @@ def telling_how_to_resume(folder: RunFolder) -> Iterator[None]:
         raise Interrupted(f"{error}. Resume with: strop train {folder.path}") from None
     except BudgetReached as error:
         raise BudgetReached(f"{error}. Resume with: strop train {folder.path} modal.max_cost=MORE") from None
+    except StorageError as error:
+        raise StorageError(f"{error}\n{_THEN_RESUME.format(folder.path)}") from error
+    except OSError as error:
+        place = Path(error.filename) if isinstance(error.filename, str) else folder.path
+        raise StorageError(f"{place}: {reason(error, place)}\n{_THEN_RESUME.format(folder.path)}") from error
+
+
+_THEN_RESUME = "When that is mended, resume with: strop train {}"
+
+
+def _require_room(folder: RunFolder, num_trainable: int) -> None:
+    """Refuse to begin where not even one checkpoint and the adapter fit: parameters, two moments, and parameters.
+
+    Raises:
+        StorageError: The disk has less room than that.
+    """
+    needed, free = 16 * num_trainable, shutil.disk_usage(folder.path).free
+    if free < needed:
+        raise StorageError(
+            f"{folder.path}: a checkpoint and the adapter need {needed:,} bytes, and {free:,} are free there"
+        )
 
 
 def _counted(report: AuditReport) -> TrainingRows:

@@ -14,7 +14,10 @@ from strop.data.prompts import as_question
 from strop.data.sources import open_sources, read_examples
 from strop.errors import StropError
 from strop.modal_runs.vllm import RANKS, reasoning_parser, tool_parser
+from strop.model.pretrained.locate import shared_name
 from strop.resolve import is_hub_id
+from strop.run.adapter import CARD_FILE
+from strop.run.durable import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +47,7 @@ def write_card(
     """
     from strop.exporting.adapter import CONFIG_FILE
     from strop.exporting.parity.gate import PARITY_FILE
-    from strop.reporting.card import CARD_FILE, render_card
+    from strop.reporting.card import render_card
     from strop.reporting.read import read_run
 
     parity = folder / PARITY_FILE
@@ -53,12 +56,12 @@ def write_card(
     rank = int(json.loads(config.read_bytes())["r"]) if config.exists() else run.recipe.lora.r
     about = _about(run, template, model, base or run.recipe.model.model_name_or_path, rank)
     card = render_card(read_run(run.path, about.name), about, form, measured)
-    (folder / CARD_FILE).write_text(card, encoding="utf-8")
+    replace_file(folder / CARD_FILE, card.encode())
 
 
 def keep_card(run: Run, template: Template, model: ModelFolder, note: Callable[[str], None]) -> None:
     """Update the card in the run's adapter folder, unless somebody has edited it; a failure is only a note."""
-    from strop.reporting.card import CARD_FILE, is_untouched
+    from strop.reporting.card import is_untouched
 
     path = run.adapter_path / CARD_FILE
     try:
@@ -75,12 +78,13 @@ def _about(run: Run, template: Template, base_folder: ModelFolder, spec: str, ra
 
     model, data = run.recipe.model, run.recipe.data
     decoded = template.tokenizer.convert_ids_to_tokens(sorted(template.stop_ids))
-    base, is_on_hub = _published(spec)
+    base, is_on_hub = _published(shared_name(spec)[0])
     parts = _parts_of(run)
     return About(
         name=run.path.resolve().name,
         base=base,
         base_id=base if is_on_hub else None,
+        base_package=spec.removeprefix("package:").partition("/")[0] if spec.startswith("package:") else None,
         licence=_licence(base_folder.path),
         files=_names(data.train_file),
         held_out_files=_names(data.validation_file),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from strop.commands import console
+from strop.commands.arguments import as_path, as_run, require_number
 from strop.commands.card import keep_card
 from strop.commands.console import RunArgument, out
 from strop.commands.load import load_trained
@@ -21,7 +23,7 @@ from strop.commands.report import keep_report
 from strop.commands.run import Run
 from strop.data.examples import Fault, Origin
 from strop.data.sources import questions_at
-from strop.errors import DataError, RecipeError
+from strop.errors import DataError, RecipeError, StorageError
 from strop.evaluation.result import METRICS, ScoreSettings, check_path, write_answers
 from strop.run.folder import RunFolder
 
@@ -40,31 +42,50 @@ SOURCE = "source"
 
 
 def evaluate(
-    run: Run,
+    run: Run | str | Path,
     *,
     num_generated: int = 32,
     max_new_tokens: int = 96,
     numeric_tolerance: float = 0.0,
     group_by: str | None = None,
-    answers: Path | None = None,
+    answers: str | Path | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Compare base and tuned on the run's held-out rows, and keep the result in evaluation.json.
 
     Args:
-        run: A finished run whose recipe has held-out rows.
+        run: A finished run, or its folder, whose recipe has held-out rows.
         num_generated: Rows to answer with each model, spread evenly over the held-out ones; 0 for the loss alone.
         max_new_tokens: Longest answer.
         numeric_tolerance: How far off a number may be, as a share of the right one.
         group_by: A key of the rows: the rows of each of its values are also scored by themselves. With several held-out
             files, `source` groups by file.
         answers: A .parquet, .jsonl or .csv file to write every answer to.
-        note: Told if the run's report or its adapter's card cannot be updated.
+        note: Told of what cannot be written: evaluation.json, the answers, the run's report or its adapter's card.
 
     Raises:
-        RecipeError: The run is not finished or has no held-out rows; `answers` cannot be written.
+        RecipeError: The run is not finished or has no held-out rows; an option is not possible.
         DataError: No held-out row has the key `group_by`, or its values cannot name groups.
     """
+    require_number("num_generated", num_generated, 0)
+    require_number("max_new_tokens", max_new_tokens, 1)
+    require_number("numeric_tolerance", numeric_tolerance, 0, whole=False)
+    settings, target = ScoreSettings(max_new_tokens, numeric_tolerance), as_path("answers", answers)
+    result, unwritten = _evaluate(as_run(run), num_generated, settings, group_by, target, note)
+    for error in unwritten:
+        note(str(error))
+    return result
+
+
+def _evaluate(
+    run: Run,
+    num_generated: int,
+    settings: ScoreSettings,
+    group_by: str | None,
+    answers: Path | None,
+    note: Callable[[str], None],
+) -> tuple[Evaluation, list[StorageError]]:
+    """As `evaluate`; also what could not be written, because hours of figures are not lost to a full disk."""
     from strop.evaluation.score import evaluate as score
     from strop.training.budget import wanted_tokens
 
@@ -90,15 +111,26 @@ def evaluate(
         lambda ids: str(data.template.tokenizer.decode(ids, skip_special_tokens=True)),
         data.template.stop_ids,
         wanted_tokens(adapter.decoder.device, int(store.lengths.max())),
-        ScoreSettings(max_new_tokens, numeric_tolerance),
+        settings,
         groups,
     )
-    RunFolder(run.path).write_evaluation(result.to_json())
+    unwritten: list[StorageError] = []
+    with _collecting(unwritten):
+        RunFolder(run.path).write_evaluation(result.to_json())
     if answers:
-        write_answers(answers, result.examples)
+        with _collecting(unwritten):
+            write_answers(answers, result.examples)
     keep_card(run, data.template, prepared.model, note)
     keep_report(run, note)
-    return result
+    return result, unwritten
+
+
+@contextmanager
+def _collecting(errors: list[StorageError]) -> Iterator[None]:
+    try:
+        yield
+    except StorageError as error:
+        errors.append(error)
 
 
 def command(
@@ -121,16 +153,11 @@ def command(
     The figures are also written to evaluation.json in the run folder, with every answer. What they mean:
     docs/evaluation.md.
     """
-    result = evaluate(
-        Run(run),
-        num_generated=rows,
-        max_new_tokens=max_new_tokens,
-        numeric_tolerance=numeric_tolerance,
-        group_by=group_by,
-        answers=answers,
-        note=console.note,
-    )
+    settings = ScoreSettings(max_new_tokens, numeric_tolerance)
+    result, unwritten = _evaluate(Run(run), rows, settings, group_by, answers, console.note)
     _print_evaluation(result, examples)
+    if unwritten:
+        raise StorageError("\n".join(map(str, unwritten)))
     if answers:
         out.print(f"\n{len(result.examples)} answers of each model: {escape(str(answers))}")
 

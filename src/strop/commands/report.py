@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from strop.commands.arguments import as_path, as_run
 from strop.commands.console import out
 from strop.commands.run import Run
-from strop.errors import RecipeError, StropError
-from strop.run.durable import replace_file
+from strop.errors import RecipeError
+from strop.run.durable import replace_file, writing
 
 if TYPE_CHECKING:
     from strop.reporting.page import Page
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 REPORT_FILE = "report.html"
 
 
-def report(runs: Sequence[Run], *, output: Path | None = None) -> Path:
+def report(runs: Run | str | Path | Sequence[Run | str | Path], *, output: str | Path | None = None) -> Path:
     """Write one self-contained HTML page about one or several runs.
 
     Args:
-        runs: At least one; finished or not.
+        runs: One or several; finished or not.
         output: Where it goes; by default report.html in the run's folder, or here if there are several.
 
     Returns:
@@ -33,21 +34,29 @@ def report(runs: Sequence[Run], *, output: Path | None = None) -> Path:
 
     Raises:
         RecipeError: A folder is not a run's, there are none or too many, or the output is a file of another kind.
-        StropError: It cannot be written.
+        StorageError: It cannot be written.
     """
+    chosen = [as_run(run) for run in (runs if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs])]
+    if not chosen:
+        raise RecipeError("name at least one run")
+    target = as_path("output", output) or (chosen[0].path / REPORT_FILE if len(chosen) == 1 else Path(REPORT_FILE))
+    page = _page(chosen)
+    with writing(target):
+        is_other = target.exists() and not _is_report(target)
+    if is_other:
+        raise RecipeError(f"{target} exists and is not a report by strop; name another file with --output")
+    replace_file(target, page.html)
+    return target
+
+
+def _is_report(path: Path) -> bool:
     from strop.reporting.page import GENERATOR
 
-    if not runs:
-        raise RecipeError("name at least one run")
-    target = output or (runs[0].path / REPORT_FILE if len(runs) == 1 else Path(REPORT_FILE))
-    page = _page(runs)
-    try:
-        if target.exists() and f'content="{GENERATOR}"'.encode() not in target.read_bytes()[:4096]:
-            raise RecipeError(f"{target} exists and is not a report by strop; name another file with --output")
-        replace_file(target, page.html)
-    except OSError as error:
-        raise StropError(f"{target} cannot be written: {error.strerror}") from error
-    return target
+    if not path.is_file():  # a pipe or a device has no end
+        return False
+    with path.open("rb") as file:
+        head = file.read(4096)
+    return not head or f'content="{GENERATOR}"'.encode() in head
 
 
 def command(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from strop.errors import RecipeError
+from strop.errors import CheckpointError, RecipeError
 from strop.recipe import Recipe, load_recipe
+from strop.run.adapter import fault
 from strop.run.folder import RunFolder
 from strop.run.manifest import Manifest
 from strop.run.records import Record, read_metrics
@@ -19,9 +21,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, finished or not; its layout is described in `strop.run.folder`."""
+    """A run folder, finished or not; its layout is described in `strop.run.folder`.
+
+    Attributes:
+        path: The folder; text is taken as a path.
+
+    Raises:
+        RecipeError: It is no path.
+    """
 
     path: Path
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str | PathLike):
+            raise RecipeError(f"path: a {type(self.path).__name__} is not the path of a run folder")
+        object.__setattr__(self, "path", Path(self.path))
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -64,15 +78,28 @@ class Run:
         return cast("TemplateName", found)
 
     def metrics(self) -> list[Record]:
-        """Every step and evaluation so far, in order."""
+        """Every step and evaluation so far, in order.
+
+        Raises:
+            RecipeError: The folder is not a run's.
+            StropError: A line before the last is not a record.
+        """
+        if not (self.path / "metrics.jsonl").exists():
+            _ = self.recipe  # raises where this is not a run folder
         return read_metrics(self.path / "metrics.jsonl")
 
     def require_adapter(self) -> None:
-        """See that the run has finished and left an adapter.
+        """See that the run has finished and that its adapter is what it wrote.
 
         Raises:
-            RecipeError: It has none.
+            RecipeError: It has none yet.
+            CheckpointError: It is damaged or gone.
         """
-        if not (self.adapter_path / "adapter_config.json").exists():
-            _ = self.recipe  # raises where this is not a run folder; an assert would not, under -O
+        _ = self.recipe  # raises where this is not a run folder
+        manifest = self.manifest
+        if manifest.status != "finished" and not manifest.adapter:
             raise RecipeError(f"{self.path} has no adapter yet; `strop train {self.path}` resumes it")
+        if found := fault(RunFolder(self.path)):
+            raise CheckpointError(
+                f"{found}. `strop train {self.path}` makes the adapter again from its last checkpoint"
+            )

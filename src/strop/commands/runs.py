@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from strop.commands.console import out
-from strop.run.folder import list_runs
+from strop.run.listing import list_runs
 
 
 def command(

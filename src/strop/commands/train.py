@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import hashlib
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,21 +13,24 @@ import typer
 from rich.markup import escape
 
 from strop.commands import console
+from strop.commands.arguments import as_recipe
 from strop.commands.attempt import Attempt, StopSignals, telling_how_to_resume
 from strop.commands.card import keep_card
 from strop.commands.console import Overrides, Place, RecipeArgument, out
 from strop.commands.findings import tell_findings
 from strop.commands.load import load_model
 from strop.commands.prepare import Prepared, prepare
-from strop.commands.report import keep_report
+from strop.commands.report import REPORT_FILE, keep_report
 from strop.commands.run import Run
 from strop.data.sources import questions_at
-from strop.errors import RecipeError
+from strop.errors import CheckpointError, RecipeError, StorageError
 from strop.modal_runs import require_modal
 from strop.modal_runs.prices import meter_of
 from strop.model.pretrained.locate import fingerprint_folder
 from strop.recipe import Recipe, differences, load_recipe
-from strop.run.folder import RunFolder, refuse_changes
+from strop.run.adapter import CARD_FILE, fault, set_aside
+from strop.run.folder import RunFolder
+from strop.run.identity import refuse_changes
 from strop.run.live import console_reporter
 from strop.run.progress import Progress
 from strop.run.records import EvalRecord, last_steps
@@ -47,11 +51,11 @@ if TYPE_CHECKING:
     from strop.training.loop import Trainer
 
 
-def train(recipe: Recipe, *, reporter: Reporter | None = None) -> Run:
+def train(recipe: Recipe | str | Path, *, reporter: Reporter | None = None) -> Run:
     """Train a recipe's adapter, resuming from the newest checkpoint in its run folder if there is one.
 
     Args:
-        recipe: From `load_recipe`.
+        recipe: From `load_recipe`, or what that takes; a run folder resumes that run.
         reporter: Told about everything that happens; silent by default.
 
     Returns:
@@ -60,7 +64,7 @@ def train(recipe: Recipe, *, reporter: Reporter | None = None) -> Run:
     Raises:
         StropError: See `strop.errors`. What was trained so far is in a checkpoint.
     """
-    reporter = reporter or Reporter()
+    recipe, reporter = as_recipe(recipe), reporter or Reporter()
     require(recipe.train.report_to)
     folder = RunFolder(recipe.output_dir)
     with folder.claim():
@@ -71,8 +75,8 @@ def train(recipe: Recipe, *, reporter: Reporter | None = None) -> Run:
             tell_findings(prepared, reporter.note)
         else:
             _refuse_another_run(folder, recipe, fingerprints)
-        if folder.status == "finished":
-            reporter.note(f"{folder.path} has already finished; its adapter is in {folder.adapter}")
+        if folder.status == "finished" and _is_sound(folder, reporter):
+            _keep_missing(folder, prepared, reporter)
             return Run(folder.path)
         with telling_how_to_resume(folder):
             meter = meter_of(recipe, folder, reporter.note)
@@ -83,12 +87,45 @@ def train(recipe: Recipe, *, reporter: Reporter | None = None) -> Run:
         try:
             _run(attempt)
         finally:
-            status = folder.begun.status if folder.manifest else None
-            if status == "finished":
-                keep_card(Run(folder.path), prepared.data.template, prepared.model, reporter.note)
-            if status in ("finished", "failed"):
+            if folder.manifest and folder.begun.status in ("finished", "failed"):
                 keep_report(Run(folder.path), reporter.note)
     return Run(folder.path)
+
+
+def _is_sound(folder: RunFolder, reporter: Reporter) -> bool:
+    """Whether the adapter of a finished run is what the run wrote. If not, its last steps are to be made again.
+
+    Raises:
+        CheckpointError: There is nothing to make it from.
+    """
+    from strop.run.checkpoint import load_newest
+
+    found = fault(folder)
+    if found is None:
+        reporter.note(f"{folder.path} has already finished; its adapter is in {folder.adapter}")
+        return True
+    if load_newest(folder.checkpoints)[0] is None:
+        raise CheckpointError(
+            f"{found}, and no checkpoint is left to make it from. Put it back from a copy, or train again with another "
+            "train.output_dir"
+        )
+    aside = set_aside(folder)
+    kept = f"; what was there is now in {aside}" if aside else ""
+    reporter.note(f"{found}: the adapter is made again from the newest checkpoint{kept}")
+    return False
+
+
+def _keep_missing(folder: RunFolder, prepared: Prepared, reporter: Reporter) -> None:
+    """Make what a kill or a full disk left out after the adapter was in place."""
+    run = Run(folder.path)
+    if not _has_text(run.adapter_path / CARD_FILE):
+        keep_card(run, prepared.data.template, prepared.model, reporter.note)
+    if not _has_text(run.path / REPORT_FILE):
+        keep_report(run, reporter.note)
+
+
+def _has_text(file: Path) -> bool:
+    return file.exists() and file.stat().st_size > 0
 
 
 def command(
@@ -105,10 +142,7 @@ def command(
 
     Ctrl-C saves a checkpoint and stops; the same command resumes from it.
     """
-    settings = list(overrides or ())
-    if Path(recipe, "recipe.yaml").exists():  # a run folder, wherever it has been moved to
-        recipe, settings = f"{recipe}/recipe.yaml", [*settings, f"train.output_dir={recipe}"]
-    loaded = load_recipe(recipe, [*settings, *([f"train.engine={engine}"] if engine else [])])
+    loaded = load_recipe(recipe, [*(overrides or ()), *([f"train.engine={engine}"] if engine else [])])
     console.notes(loaded)
     if on is Place.modal:
         return _on_modal(loaded, detach)
@@ -131,7 +165,9 @@ def _on_modal(recipe: Recipe, detach: bool) -> None:
 def _print_finished(run: Run) -> None:
     progress, dollars = run.manifest.progress or Progress(), run.manifest.dollars
     cost = "" if dollars is None else f", ${dollars:.2f}"
-    held_out = [record.eval_loss for record in run.metrics() if isinstance(record, EvalRecord)]
+    held_out: list[float] = []
+    with suppress(StorageError):  # a damaged line of the metrics; the report says so
+        held_out = [record.eval_loss for record in run.metrics() if isinstance(record, EvalRecord)]
     ends = [held_out[0], held_out[-1]] if len(held_out) > 1 else held_out
     losses = f", held-out loss {' -> '.join(f'{loss:.4f}' for loss in ends)}" if ends else ""
     out.print(
@@ -156,7 +192,6 @@ def _tracked(recipe: Recipe, folder: RunFolder, reporter: Reporter) -> Reporter:
 
 def _run(attempt: Attempt) -> None:
     """Train on the recipe's engine, and save the adapter."""
-    from strop.forecast.prediction import compare
     from strop.training.loop import Trainer
 
     recipe, folder, reporter = attempt.recipe, attempt.folder, attempt.reporter
@@ -174,10 +209,8 @@ def _run(attempt: Attempt) -> None:
         attempt.tell(*changes, *engine.explain(), *setup.notes)
         with attempt.watched():
             attempt.resume(trainer)
-            attempt.write_adapter(engine.adapter_with(trainer.run()))
-    attempt.finish(trainer)
-    if setup.plan is not None:
-        compare(folder, _outcome(trainer), reporter.note)
+            adapter = engine.adapter_with(trainer.run())
+            attempt.complete(trainer, adapter, _outcome(trainer) if setup.plan is not None else None)
 
 
 @dataclass(frozen=True)
@@ -261,6 +294,7 @@ def _fingerprints(prepared: Prepared) -> dict[str, str]:
         "base model": fingerprint_folder(prepared.model.path),
         "training data": prepared.data.train.fingerprint,
         "held-out data": prepared.data.validation.fingerprint if prepared.data.validation else "none",
+        "stop tokens": hashlib.sha256(repr(sorted(prepared.data.template.stop_ids)).encode()).hexdigest(),
     }
 
 

@@ -5,13 +5,13 @@ Imports no torch: reports and cards read it.
 
 import csv
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from strop.errors import RecipeError
+from strop.run.durable import staged_file
 from strop.run.lenient import fit
 
 
@@ -184,6 +184,8 @@ def check_path(path: Path) -> None:
         raise RecipeError(f"--answers {path}: the name must end in {', '.join(_WRITERS)}")
     if not path.parent.is_dir():
         raise RecipeError(f"--answers {path}: there is no folder {path.parent}")
+    if path.exists() and not path.is_file():
+        raise RecipeError(f"--answers {path}: this is there and no ordinary file; name another")
     if path.suffix.lower() == ".parquet":
         try:
             import pyarrow.parquet  # noqa: F401
@@ -195,15 +197,10 @@ def write_answers(path: Path, examples: Sequence[AnswerPair]) -> None:
     """Write Parquet, JSON Lines or CSV, by the file's ending; the file appears complete or not at all.
 
     Raises:
-        RecipeError: It cannot be written.
+        StorageError: It cannot be written.
     """
-    rows = [_row(example) for example in examples]
-    draft = path.with_name(f"{path.name}.partial")
-    try:
-        _WRITERS[path.suffix.lower()](draft, rows)
-        os.replace(draft, path)
-    except OSError as error:
-        raise RecipeError(f"--answers {path}: cannot be written: {error.strerror or error}") from error
+    with staged_file(path) as work:
+        _WRITERS[path.suffix.lower()](work, [_row(example) for example in examples])
 
 
 def _row(example: AnswerPair) -> dict[str, Any]:

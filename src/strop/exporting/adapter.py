@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from strop.errors import StropError
+from strop.errors import CheckpointError, StropError
 from strop.microbatch.tree import Tree
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.headers import load_strict_json
+from strop.recipe.wording import show
+from strop.run.durable import staged_folder, write_durably
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 
@@ -20,7 +23,7 @@ WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 def save_adapter(
     adapter: LoraAdapter, folder: Path, base: str, revision: str | None, carry: Callable[[Path], None]
 ) -> None:
-    """Write a PEFT adapter folder and rename it into place.
+    """Write a PEFT adapter folder; it takes its name whole and on the disk.
 
     Args:
         adapter: The trained adapter; written in float32, as it was trained.
@@ -31,19 +34,15 @@ def save_adapter(
 
     Raises:
         StropError: The written files do not read back as what was trained; the target is left unchanged.
+        StorageError: They cannot be written; likewise.
     """
-    staging = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in adapter.state_dict().items()}
-    save_file(tensors, staging / WEIGHTS_FILE, metadata={"format": "pt"})
-    (staging / WEIGHTS_FILE).chmod(0o644)  # safetensors creates it readable by its owner only
     config = json.dumps(peft_config(adapter, base, revision), indent=2, sort_keys=True)
-    (staging / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
-    carry(staging)
-    check_adapter(adapter, staging)
-    shutil.rmtree(folder, ignore_errors=True)
-    staging.rename(folder)
+    with staged_folder(folder) as staging:
+        write_durably(staging / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
+        (staging / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+        carry(staging)
+        check_adapter(adapter, staging)
 
 
 def peft_config(adapter: LoraAdapter, base: str, revision: str | None) -> dict[str, Any]:
@@ -71,9 +70,51 @@ def load_adapter(adapter: LoraAdapter, folder: Path) -> None:
     """Fill an attached adapter from a PEFT folder.
 
     Raises:
+        CheckpointError: Its adapter_config.json asks for another computation than the adapter makes.
         StropError: Keys or shapes differ from what the adapter expects.
     """
+    _refuse_other_settings(adapter, folder / CONFIG_FILE)
     fill_adapter(adapter, load_file(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
+
+
+_SAME_ANSWERS = frozenset(
+    {
+        *("base_model_name_or_path", "revision", "task_type", "inference_mode", "lora_dropout", "auto_mapping"),
+        *("peft_version", "megatron_core", "qalora_group_size"),
+    }
+)
+"""Keys of adapter_config.json that change nothing of what an adapter answers."""
+
+_REQUIRED = ("peft_type", "r", "lora_alpha", "target_modules")
+
+
+def _refuse_other_settings(adapter: LoraAdapter, file: Path) -> None:
+    """PEFT obeys each of these keys, so the file must say what is computed here."""
+    try:
+        found = load_strict_json(file.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{file}: cannot be read as JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file}: contains no JSON object")
+    trained = peft_config(adapter, "", None)
+    asked = dict.fromkeys(_REQUIRED) | found
+    differ = [f"{key} {show(value)}" for key, value in asked.items() if not _is_as_trained(key, value, trained)]
+    if differ:
+        raise CheckpointError(
+            f"{file}: {', '.join(differ)}: not what the run's recipe trained "
+            f"(r {trained['r']}, lora_alpha {trained['lora_alpha']:g}, use_rslora {trained['use_rslora']}, modules "
+            f"{', '.join(trained['target_modules'])}, and nothing beside them); put back the file that the run wrote"
+        )
+
+
+def _is_as_trained(key: str, value: Any, trained: Mapping[str, Any]) -> bool:
+    if key in _SAME_ANSWERS:
+        return True
+    if key == "target_modules":
+        return isinstance(value, list) and set(map(str, value)) == set(trained[key])
+    if key in trained:
+        return isinstance(value, bool) == isinstance(trained[key], bool) and bool(value == trained[key])
+    return not value  # what an adapter of this kind does without
 
 
 def copy_adapter(folder: Path, target: Path) -> None:

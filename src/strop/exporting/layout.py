@@ -27,7 +27,7 @@ from torch import Tensor
 from strop.errors import RecipeError, StropError
 from strop.exporting.adapter import CONFIG_FILE, WEIGHTS_FILE
 from strop.model.config import DecoderConfig
-from strop.model.pretrained.weights import part_rows
+from strop.model.pretrained.tensors import part_rows
 
 Layout = Literal["fused", "split"]
 Factors = dict[str, tuple[Tensor, Tensor]]
@@ -43,17 +43,15 @@ def convert_layout(source: Path, target: Path, layout: Layout, config: DecoderCo
 
     Args:
         source: A PEFT adapter folder.
-        target: The folder to create; it must not exist.
+        target: The folder to fill.
         layout: The layout of the other base.
         config: Config of either base; they differ only in the layout.
         base: Name of the other base, recorded in adapter_config.json; None records no base.
 
     Raises:
-        RecipeError: There is nothing to convert, or the target exists.
-        StropError: The result does not compute the same as `source`; the target is not created.
+        RecipeError: There is nothing to convert.
+        StropError: The result does not compute the same as `source`.
     """
-    if target.exists():
-        raise RecipeError(f"{target} already exists; choose another folder with --output")
     old = read_factors(source)
     if any(_leaf(name) in _names(layout) for name in old) or not any(_leaf(name) in _names(None) for name in old):
         raise RecipeError(f"{source}: nothing to convert to the {layout} layout: it adapts {', '.join(_leaves(old))}")
@@ -133,23 +131,20 @@ def padded(factors: Factors) -> Factors:
 def _write(
     source: Path, target: Path, new: Factors, settings: dict[str, Any], rows: dict[str, tuple[tuple[int, int], ...]]
 ) -> None:
-    staging = target.with_name(target.name + ".tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    shutil.copytree(source, staging, ignore=shutil.ignore_patterns(WEIGHTS_FILE, CONFIG_FILE, "README.md"))
+    others = shutil.ignore_patterns(WEIGHTS_FILE, CONFIG_FILE, "README.md")
+    shutil.copytree(source, target, ignore=others, dirs_exist_ok=True)
     tensors = {
         f"{name}.lora_{letter}.weight": matrix.contiguous()
         for name, pair in new.items()
         for letter, matrix in zip("AB", pair, strict=True)
     }
-    save_file(tensors, staging / WEIGHTS_FILE, metadata={"format": "pt"})
-    (staging / WEIGHTS_FILE).chmod(0o644)
-    (staging / CONFIG_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    before, after = _answers(source, rows), _answers(staging, rows)
+    save_file(tensors, target / WEIGHTS_FILE, metadata={"format": "pt"})
+    (target / CONFIG_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    before, after = _answers(source, rows), _answers(target, rows)
     for name in before.keys() | after.keys():
         want, got = (answers.get(name, torch.zeros(())) for answers in (before, after))
         if (got - want).norm() > _ERROR * want.norm():
-            raise StropError(f"{staging}: {name} does not compute the same as in {source}; this is a bug in strop")
-    staging.rename(target)
+            raise StropError(f"{target}: {name} does not compute the same as in {source}; this is a bug in strop")
 
 
 def _answers(folder: Path, rows: dict[str, tuple[tuple[int, int], ...]]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from strop import __version__
-from strop.errors import RecipeError
+from strop.errors import RecipeError, StorageError
 from strop.forecast.estimate import PlannedRun, scaled
 from strop.gpus import modal_name
 from strop.modal_runs.prices import STORED
@@ -59,7 +59,7 @@ def keep_prediction(job: PlannedRun, device: str, line: Estimate, note: Callable
                 note(f"{folder.path}: this run has already begun and keeps its first prediction")
                 return
             folder.write_plan(KeptEstimate(device, _key(job), line.rounded()))
-    except RecipeError as error:
+    except (RecipeError, StorageError) as error:
         note(f"the prediction was not saved: {error}")
 
 

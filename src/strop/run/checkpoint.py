@@ -5,18 +5,15 @@
       state.json          everything else that the loop remembers
       manifest.json       format version, step, and SHA-256 and size of the other two; written last
 
-A save fills a temporary folder beside them, fsyncs each file, writes the manifest and renames the folder into
+A save fills a temporary folder beside them, fsyncs each file, the manifest last, and renames the folder into
 place. safetensors has no checksum of its own: of 1000 files with one flipped bit, 998 loaded as wrong
 weights. Nothing here is ever unpickled.
 """
 
-import errno
 import hashlib
 import json
-import os
 import re
-import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +22,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from strop.errors import CheckpointError, StropError
-from strop.run.durable import TEMPORARY, make_folder, sync_folder, write_durably
+from strop.errors import CheckpointError, StorageError
+from strop.run.durable import make_folder, reason, remove, staged_folder, sweep, write_durably
 
 FORMAT_VERSION = 1
 TENSORS_FILE, STATE_FILE, MANIFEST_FILE = "state.safetensors", "state.json", "manifest.json"
@@ -79,7 +76,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, torch.Tensor]
         state: What JSON can hold: string keys, numbers, strings, None, lists, mappings.
 
     Raises:
-        StropError: The disk is full, or does not take the write. Earlier checkpoints are as they were.
+        StorageError: The disk is full, or does not take the write. Earlier checkpoints are as they were.
     """
     final = checkpoint_path(folder, step)
     if is_intact(final):
@@ -91,31 +88,35 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, torch.Tensor]
         STATE_FILE: json.dumps(dict(state), indent=1).encode(),
     }
     contents[MANIFEST_FILE] = _manifest(step, contents)
-    staging = folder / f"{TEMPORARY}{final.name}"
     try:
         make_folder(folder)
-        _remove_leftovers(folder)
-        os.mkdir(staging)
-        for name, data in contents.items():
-            write_durably(staging / name, data)
-        sync_folder(staging)
-        if os.path.lexists(final):  # it does not verify, so nothing is lost by moving it away first
-            _remove(final)
-        os.rename(staging, final)
-        sync_folder(folder)
+        sweep(folder)
+        with staged_folder(final) as staging:
+            for name, data in contents.items():
+                write_durably(staging / name, data)
         for later, path in _step_folders(folder):
             if later > step:
-                _remove(path)
-    except OSError as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise _save_failed(folder, step, sum(map(len, contents.values())), error) from error
+                remove(path)
+    except (OSError, StorageError) as error:
+        needed = sum(map(len, contents.values()))
+        said = error if isinstance(error, StorageError) else f"{final} cannot be written: {reason(error, folder)}"
+        raise StorageError(
+            f"{said}. The checkpoint needs {needed:,} bytes. Earlier ones are intact; the same command resumes from "
+            "the newest."
+        ) from error
     return final
 
 
-def load_newest(folder: Path) -> tuple[Checkpoint | None, list[Rejected]]:
+def load_newest(
+    folder: Path, refuse: Callable[[Mapping[str, Any]], str | None] = lambda state: None
+) -> tuple[Checkpoint | None, list[Rejected]]:
     """The checkpoint of the highest step that verifies, and what was passed over on the way to it.
 
     Times of files play no part. What is hashed is what is loaded: each file is read once, into memory.
+
+    Args:
+        folder: The folder that holds the checkpoints of a run.
+        refuse: Says from a checkpoint's state why it cannot be used although it verifies; None if it can.
 
     Returns:
         The checkpoint, or None where nothing was ever saved; and the rejected ones, newest first.
@@ -126,9 +127,13 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, list[Rejected]]:
     rejected = [Rejected(path, "its name is not step-NNNNNNNN") for path in _misnamed(folder)]
     for _, path in reversed(_step_folders(folder)):
         try:
-            return _load(path), rejected
+            checkpoint = _load(path)
         except _Damaged as damage:
             rejected.append(Rejected(path, str(damage)))
+            continue
+        if (fault := refuse(checkpoint.state)) is None:
+            return checkpoint, rejected
+        rejected.append(Rejected(path, fault))
     if rejected:
         reasons = "\n".join(f"  {each}" for each in rejected)
         raise CheckpointError(
@@ -157,16 +162,16 @@ def prune(folder: Path, keep: int, protect: Collection[int] = ()) -> None:
         protect: Steps that are never removed, even where they are older than the `keep` newest.
 
     Raises:
-        StropError: One cannot be removed. Left unsaid, this would fill the disk later.
+        StorageError: One cannot be removed. Left unsaid, this would fill the disk later.
     """
     if keep < 1:
         raise ValueError(f"keep={keep}: at least the newest checkpoint must stay")
     for step, path in _step_folders(folder)[:-keep]:
         if step not in protect:
             try:
-                _remove(path)
+                remove(path)
             except OSError as error:
-                raise StropError(f"the old checkpoint {path} cannot be removed: {error.strerror}") from error
+                raise StorageError(f"the old checkpoint {path} cannot be removed: {error.strerror}") from error
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -242,34 +247,3 @@ def _read(path: Path) -> bytes:
         raise _Damaged(f"{path.name} is missing") from None
     except OSError as error:
         raise _Damaged(f"{path.name} cannot be read: {error.strerror}") from None
-
-
-def _remove(path: Path) -> None:
-    """Take a checkpoint away; its name goes first, so that a kill never leaves a part under a valid name."""
-    doomed = path.with_name(f"{TEMPORARY}removed-{path.name}")
-    os.rename(path, doomed)
-    sync_folder(path.parent)
-    _delete(doomed)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for leftover in folder.glob(f"{TEMPORARY}*"):
-        _delete(leftover)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def _save_failed(folder: Path, step: int, needed: int, error: OSError) -> StropError:
-    intact = "Earlier checkpoints are intact; the same command resumes from the newest."
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
-        return StropError(
-            f"the checkpoint of step {step} does not fit on the disk: it needs {needed:,} bytes, "
-            f"{free:,} are free in {folder}. Make room, or lower train.save_total_limit. {intact}"
-        )
-    return StropError(f"the checkpoint of step {step} cannot be written to {folder}: {error.strerror}. {intact}")

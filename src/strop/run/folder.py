@@ -16,25 +16,32 @@
 Nothing but `adapter/` is needed to use the result.
 """
 
+import errno
 import fcntl
 import json
 import os
 import platform
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from strop import __version__
-from strop.errors import CheckpointError, RecipeError, StropError
-from strop.run.durable import make_folder, replace_file
+from strop.errors import CheckpointError, RecipeError, StorageError
+from strop.run.durable import is_alive, make_folder, reason, replace_file, sweep, writing
 from strop.run.lenient import fit, parse_json
 from strop.run.manifest import KeptEstimate, Manifest, Status
-from strop.run.records import EvalRecord, TrainRecord, read_metrics
+from strop.run.records import read_bytes
+
+_WITHOUT_MANIFEST = (
+    "Put it back from a copy, or remove it and train the same recipe: the run resumes from its newest checkpoint"
+)
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
+"""What is no fault of the name that the user gave."""
 
 
 class RunFolder:
@@ -51,48 +58,62 @@ class RunFolder:
     def claim(self) -> Iterator[None]:
         """Create the folder if need be and keep other processes out of it.
 
-        The lock is the kernel's, so it goes with the process however that ends.
+        The lock is the kernel's, so it goes with the process however that ends. What a killed process left half
+        written is deleted.
 
         Raises:
-            RecipeError: Another process has it, it cannot be written, or it holds something that is no run.
+            RecipeError: Another process has it, nothing may be written there, or it holds something that is no run.
+            StorageError: The disk is full or fails.
         """
         try:
             make_folder(self.path)
             self._refuse_strangers()
-            lock = open(self.path / "run.lock", "a+", encoding="utf-8")  # noqa: SIM115 (held beyond this block)
+            lock = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise RecipeError(
-                f"train.output_dir={self.path} cannot be written: {error.strerror}; name another folder"
-            ) from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RecipeError(
-                    f"another strop process (pid {self._writer() or 'unknown'}) is writing to {self.path}; "
-                    "wait for it, or give another train.output_dir"
-                ) from None
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
+            said = f"train.output_dir={self.path} cannot be written: {reason(error, self.path)}"
+            if error.errno in _OF_THE_DISK:
+                raise StorageError(f"{said}. Make room there, and run the same command again") from error
+            raise RecipeError(f"{said}; name another folder") from error
+        try:
+            self._lock(lock)
+            sweep(self.path)
+            sweep(self.checkpoints)
             yield
+        finally:
+            with suppress(OSError):
+                os.ftruncate(lock, 0)  # nobody is writing: a disk that is full for good can keep run.json at `running`
+            with suppress(OSError):
+                os.close(lock)
+
+    def _lock(self, lock: int) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RecipeError(
+                f"another strop process (pid {self._writer() or 'unknown'}) is writing to {self.path}; "
+                "wait for it, or give another train.output_dir"
+            ) from None
+        with writing(self.path / "run.lock"):
+            os.ftruncate(lock, 0)
+            os.write(lock, str(os.getpid()).encode())
 
     @property
     def manifest(self) -> Manifest | None:
         """The contents of run.json; None before the run has begun.
 
         Raises:
-            CheckpointError: It cannot be read.
+            CheckpointError: It is damaged.
+            StorageError: It cannot be read.
         """
         path = self.path / "run.json"
         if not path.exists():
             return None
         try:
-            contents = parse_json(path.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} is damaged ({error}); give another train.output_dir") from error
+            contents = parse_json(read_bytes(path))
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}). {_WITHOUT_MANIFEST}") from error
         if not isinstance(contents, dict):
-            raise CheckpointError(f"{path} is not a run's manifest; give another train.output_dir")
+            raise CheckpointError(f"{path} is not a run's manifest. {_WITHOUT_MANIFEST}")
         return Manifest.from_json(contents) if contents else None
 
     @property
@@ -113,7 +134,7 @@ class RunFolder:
         """What run.json says, but `interrupted` where the process was killed; None before the run began."""
         manifest = self.manifest
         status = manifest.status if manifest else None
-        return "interrupted" if status == "running" and not _is_alive(self._writer()) else status
+        return "interrupted" if status == "running" and not is_alive(self._writer()) else status
 
     def begin_attempt(
         self,
@@ -168,15 +189,15 @@ class RunFolder:
         self._write_manifest(change(self.manifest or Manifest()))
 
     def _write_manifest(self, manifest: Manifest) -> None:
-        self._write("run.json", json.dumps(manifest.to_json(), indent=2).encode() + b"\n")
+        replace_file(self.path / "run.json", json.dumps(manifest.to_json(), indent=2).encode() + b"\n")
 
     def write_recipe(self, text: str) -> None:
         """Put recipe.yaml in place."""
-        self._write("recipe.yaml", text.encode())
+        replace_file(self.path / "recipe.yaml", text.encode())
 
     def write_plan(self, plan: KeptEstimate) -> None:
         """Put plan.json in place."""
-        self._write("plan.json", json.dumps(asdict(plan), indent=2).encode() + b"\n")
+        replace_file(self.path / "plan.json", json.dumps(asdict(plan), indent=2).encode() + b"\n")
 
     @property
     def plan(self) -> KeptEstimate | None:
@@ -188,7 +209,8 @@ class RunFolder:
 
     def write_evaluation(self, result: Mapping[str, Any]) -> None:
         """Put evaluation.json in place."""
-        self._write("evaluation.json", json.dumps(result, indent=2, ensure_ascii=False).encode() + b"\n")
+        text = json.dumps(result, indent=2, ensure_ascii=False)
+        replace_file(self.path / "evaluation.json", text.encode() + b"\n")
 
     def _refuse_strangers(self) -> None:
         """Refuse a folder that is in use for something else; a run.lock shows that a run was begun here."""
@@ -208,37 +230,6 @@ class RunFolder:
         except (OSError, ValueError):
             return None
 
-    def _write(self, name: str, data: bytes) -> None:
-        try:
-            replace_file(self.path / name, data)
-        except OSError as error:
-            raise StropError(f"{self.path / name} cannot be written: {error.strerror}") from error
-
-
-def refuse_changes(stored: Mapping[str, str], current: Mapping[str, str], recipe_changes: Sequence[str]) -> None:
-    """Refuse to continue a run whose inputs are not what they were.
-
-    Args:
-        stored: Fingerprints by what they are of, from the manifest.
-        current: The same, as they are now.
-        recipe_changes: Differences of the recipes that matter for the result, one a line.
-
-    Raises:
-        CheckpointError: Something differs; says what.
-    """
-    faults = [f"  recipe: {change}" for change in recipe_changes]
-    faults += [
-        f"  {name}: not the content that the run began with ({stored.get(name, 'none')[:12]} -> {mark[:12]})"
-        for name, mark in {**dict.fromkeys(stored, "none"), **current}.items()
-        if stored.get(name) != mark
-    ]
-    if faults:
-        raise CheckpointError(
-            "this run cannot be continued, because what it was started from has changed:\n"
-            + "\n".join(faults)
-            + "\nPut it back, or start a new run with another train.output_dir."
-        )
-
 
 def _environment(device: str) -> dict[str, str]:
     """What can change a result in its last digits while the recipe stays the same."""
@@ -251,72 +242,6 @@ def _environment(device: str) -> dict[str, str]:
     }
 
 
-def _is_alive(pid: int | None) -> bool:
-    """Whether a process is there. Asking the lock would hold it for an instant, and turn away a run."""
-    if pid is None:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # someone else's, and alive
-        return True
-    return True
-
-
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-@dataclass(frozen=True, slots=True)
-class RunSummary:
-    """What `strop runs` shows of a run; None where it is not known.
-
-    Attributes:
-        status: As `RunFolder.status`, or `damaged` where its files cannot be read.
-        step: Updates made, of `num_steps`.
-        loss: That of the last step.
-        eval_loss: The lowest on the held-out rows.
-        created: UTC, ISO 8601.
-    """
-
-    path: Path
-    status: str
-    step: int = 0
-    num_steps: int | None = None
-    loss: float | None = None
-    eval_loss: float | None = None
-    created: str | None = None
-
-
-def list_runs(root: Path) -> list[RunSummary]:
-    """The runs directly below a folder, by name, or the one that it is. A damaged run is listed as such.
-
-    Raises:
-        RecipeError: There is no such folder.
-    """
-    if not root.is_dir():
-        raise RecipeError(f"there is no folder {root}; runs are in train.output_dir, by default runs/NAME")
-    candidates = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
-    return [_summarise(path) for path in candidates if (path / "run.json").exists()]
-
-
-def _summarise(path: Path) -> RunSummary:
-    folder = RunFolder(path)
-    try:
-        manifest, status = folder.manifest, folder.status
-        records = read_metrics(folder.metrics_path)
-    except (StropError, OSError):
-        return RunSummary(path, "damaged")
-    steps = [record for record in records if isinstance(record, TrainRecord)]
-    eval_losses = [record.eval_loss for record in records if isinstance(record, EvalRecord)]
-    return RunSummary(
-        path=path,
-        status=status or "unknown",
-        step=steps[-1].step if steps else 0,
-        num_steps=manifest.num_steps if manifest else None,
-        loss=steps[-1].loss if steps else None,
-        eval_loss=min(eval_losses, default=None),
-        created=manifest.created if manifest else None,
-    )

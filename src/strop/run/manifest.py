@@ -231,6 +231,8 @@ class Manifest:
         plan: What was predicted for this device.
         limit: What a step's throughput is a share of.
         notes: What was chosen, or had changed, when the last attempt began.
+        lost: What of this folder's records was damaged or missing when the run was resumed.
+        adapter: SHA-256 of each file of the adapter by name, but for the model card; once these are on the disk.
         progress: At the end.
         outcome: Figures of the plan beside what happened, by name.
         others: Keys without a field: versions of another engine's packages, or what a newer strop has written.
@@ -259,6 +261,8 @@ class Manifest:
     plan: Estimate | None = None
     limit: SpeedLimit | None = None
     notes: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    adapter: Mapping[str, str] = field(default_factory=dict)
     progress: Progress | None = None
     outcome: Mapping[str, Compared] = field(default_factory=dict)
     others: Mapping[str, Any] = field(default_factory=dict)

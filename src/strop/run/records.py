@@ -4,13 +4,14 @@ Both files are JSON Lines that other tools read. A kill can leave the last line 
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from strop.errors import StropError
-from strop.run.durable import replace_file
+from strop.errors import StorageError
+from strop.run.durable import replace_file, writing
 from strop.run.lenient import fit
 
 _T = TypeVar("_T")
@@ -94,46 +95,34 @@ class MetricsLog:
         """Add one record; floats keep all their digits.
 
         Raises:
-            StropError: The file cannot be written; as a rule the disk is full.
+            StorageError: The file cannot be written; as a rule the disk is full.
         """
         known = {key: value for key, value in asdict(record).items() if value is not None}
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"kind": record.kind, **known}) + "\n")
-        except OSError as error:
-            raise StropError(
-                f"{self.path} cannot be written: {error.strerror}. Fix that and run the same command again: it resumes "
-                "from the newest checkpoint."
-            ) from error
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": record.kind, **known}) + "\n")
 
-    def truncate_after(self, step: int) -> int:
-        """Drop what a lost attempt wrote after the step that the run resumes from, and what cannot be read.
+    def sync(self) -> None:
+        """Wait until all that was appended is on the disk.
 
-        Call it before the first `append` of every attempt, with step 0 where there is no checkpoint: the
-        attempt before may have been killed in the middle of a line. The file is replaced in one rename.
-
-        Returns:
-            How many lines could not be read; more than 1 is more than a kill leaves.
+        Raises:
+            StorageError: It cannot be written.
         """
-        lines = _lines(self.path)
-        records = [(line, _record(line)) for line in lines]
-        kept = [line for line, record in records if record is not None and record.step <= step]
-        replace_file(self.path, b"".join(line + b"\n" for line in kept))
-        return sum(record is None for _, record in records)
+        with writing(self.path), self.path.open("ab") as file:
+            os.fsync(file.fileno())
 
 
 def read_metrics(path: Path) -> list[Record]:
     """All records of a metrics file, in order; none if it does not exist. A torn last line is skipped.
 
     Raises:
-        StropError: A line before the last is not a record; names it.
+        StorageError: The file cannot be read; or a line before the last is not a record, and is named.
     """
-    return _all_of(path, _record)
+    return _all_of(path, as_record)
 
 
 def last_steps(path: Path) -> dict[str, int]:
     """The last step of each kind of record, train and eval; lines that cannot be read are skipped."""
-    records = [record for line in _lines(path) if (record := _record(line)) is not None]
+    records = [record for line in _lines(path) if (record := as_record(line)) is not None]
     return {record.kind: record.step for record in sorted(records, key=lambda record: record.step)}
 
 
@@ -144,28 +133,25 @@ def write_samples(path: Path, step: int, samples: Sequence[Sample]) -> None:
     from.
 
     Raises:
-        StropError: The file cannot be written; as a rule the disk is full.
+        StorageError: The file cannot be written; as a rule the disk is full.
     """
-    earlier = [sample for sample in read_samples(path) if sample.step < step]
+    earlier = [sample for sample in sound_samples(path)[0] if sample.step < step]
     lines = [json.dumps(asdict(sample), ensure_ascii=False) for sample in (*earlier, *samples)]
-    try:
-        replace_file(path, "".join(f"{line}\n" for line in lines).encode())
-    except OSError as error:
-        raise StropError(f"{path} cannot be written: {error.strerror}") from error
+    replace_file(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def read_samples(path: Path) -> list[Sample]:
     """All samples of a run in order; none if it has none. A torn last line is skipped.
 
     Raises:
-        StropError: A line before the last is not a sample; names it.
+        StorageError: The file cannot be read; or a line before the last is not a sample, and is named.
     """
-    return _all_of(path, _sample)
+    return _all_of(path, as_sample)
 
 
 def sound_samples(path: Path) -> tuple[list[Sample], int]:
     """All samples that can be read, and how many lines cannot."""
-    found = [_sample(line) for line in _lines(path)]
+    found = [as_sample(line) for line in _lines(path)]
     samples = [sample for sample in found if sample is not None]
     return samples, len(found) - len(samples)
 
@@ -175,22 +161,38 @@ def _all_of(path: Path, parse: Callable[[bytes], _T | None]) -> list[_T]:
     found = [parse(line) for line in lines]
     for number, parsed in enumerate(found[:-1], start=1):
         if parsed is None:
-            raise StropError(f"{path}:{number}: this line was edited or damaged. Remove it.")
+            raise StorageError(f"{path}:{number}: this line was edited or damaged. Remove it.")
     return [parsed for parsed in found if parsed is not None]
 
 
+def read_bytes(path: Path) -> bytes:
+    """What a file holds; nothing where there is no file.
+
+    Raises:
+        StorageError: It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def _lines(path: Path) -> list[bytes]:
-    data = path.read_bytes() if path.exists() else b""
+    data = read_bytes(path)
     return data.removesuffix(b"\n").split(b"\n") if data else []
 
 
-def _record(line: bytes) -> Record | None:
+def as_record(line: bytes) -> Record | None:
+    """A line of metrics.jsonl; None if it is none."""
     contents = _object(line)
     kind = contents.get("kind")
     return fit(_KINDS[kind], contents) if isinstance(kind, str) and kind in _KINDS else None
 
 
-def _sample(line: bytes) -> Sample | None:
+def as_sample(line: bytes) -> Sample | None:
+    """A line of samples.jsonl; None if it is none."""
     return fit(Sample, _object(line))
 
 

@@ -2,11 +2,11 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +16,7 @@ from strop.microbatch.order import Order
 from strop.recipe import TrainSection
 from strop.run.checkpoint import Checkpoint, checkpoint_path, is_intact, prune, save_checkpoint
 from strop.run.cost import Meter
+from strop.run.cut_back import cut_metrics, cut_samples, mark_of
 from strop.run.folder import RunFolder
 from strop.run.progress import LossWatch, Progress, is_due
 from strop.run.records import EvalRecord, MetricsLog, Sample, TrainRecord, read_metrics, write_samples
@@ -26,6 +27,8 @@ from strop.training.optim import learning_rate
 from strop.training.step import StepResult
 
 _T = TypeVar("_T")
+_RUN, _RECORDS = "run", "records"
+"""Keys of a checkpoint's state: which run it is of, and metrics and samples as they were."""
 
 _EXIT_SECONDS = 5.0
 """Time from the last checkpoint until the container has exited."""
@@ -42,6 +45,7 @@ class Trainer:
         evaluate: Returns the current model's held-out loss; None if there are no held-out rows.
         sample: Returns the current model's answers to held-out questions, for a step's record; None for no samples.
         meter: Counts dollars; None if nothing is billed.
+        run_mark: What says which run a checkpoint is of.
     """
 
     engine: Engine
@@ -53,6 +57,7 @@ class Trainer:
     evaluate: Callable[[], float] | None = None
     sample: Callable[[int], Sequence[Sample]] | None = None
     meter: Meter | None = None
+    run_mark: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -75,17 +80,34 @@ class Trainer:
         if self.meter is not None:
             self.meter.check(2 * self._step_seconds + self._save_seconds + _EXIT_SECONDS)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Resume from a checkpoint: parameters, moments, progress and the metrics up to its step."""
+    def restore(self, checkpoint: Checkpoint) -> list[str]:
+        """Resume from a checkpoint: parameters, moments, progress, and metrics and samples up to its step.
+
+        Returns:
+            What of metrics and samples is lost, a sentence each.
+        """
         known = {item.name for item in fields(Progress)}
         self.progress = Progress(**{key: value for key, value in checkpoint.state.items() if key in known})
         self._best = {name: tensor for name, tensor in checkpoint.tensors.items() if _is_best(name)}
         tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not _is_best(name)}
-        entries = {key: value for key, value in checkpoint.state.items() if key not in known}
+        entries = {key: value for key, value in checkpoint.state.items() if key not in known | {_RUN, _RECORDS}}
         self.engine.load_state(self.progress.step, tensors, entries)
-        self.metrics.truncate_after(self.progress.step)
+        lost = self._cut_back(checkpoint.state.get(_RECORDS) or {})
         records = read_metrics(self.folder.metrics_path)
         self._watch = LossWatch(record.loss for record in records if isinstance(record, TrainRecord))
+        return lost
+
+    def start_over(self) -> None:
+        """Drop what an attempt that saved no checkpoint has left of metrics and samples."""
+        cut_metrics(self.folder.metrics_path, -1, None)
+        cut_samples(self.folder.samples_path, -1, None, ())
+
+    def _cut_back(self, marks: Mapping[str, Any]) -> list[str]:
+        folder, step = self.folder, self.progress.step
+        lost = cut_metrics(folder.metrics_path, step, marks.get("metrics"))
+        records = read_metrics(folder.metrics_path)
+        evaluated = [record.step for record in records if isinstance(record, EvalRecord) and self.sample is not None]
+        return lost + cut_samples(folder.samples_path, step, marks.get("samples"), evaluated)
 
     def run(self) -> Tensors:
         """Train to the end.
@@ -213,11 +235,17 @@ class Trainer:
         with suppress(NonFiniteError):
             self._finish()
         step = self.progress.step
-        if step == 0 or is_intact(checkpoint_path(self.folder.checkpoints, step)):
+        if step == 0:
+            return
+        if is_intact(checkpoint_path(self.folder.checkpoints, step)):
+            prune(self.folder.checkpoints, keep=self.section.save_total_limit)  # a kill may have come between
             return
         began = time.perf_counter()
         tensors, entries = self.engine.state()
-        save_checkpoint(self.folder.checkpoints, step, tensors | self._best, asdict(self.progress) | entries)
+        self.metrics.sync()
+        marks = {"metrics": mark_of(self.folder.metrics_path), "samples": mark_of(self.folder.samples_path)}
+        state = asdict(self.progress) | entries | {_RUN: dict(self.run_mark), _RECORDS: marks}
+        save_checkpoint(self.folder.checkpoints, step, tensors | self._best, state)
         prune(self.folder.checkpoints, keep=self.section.save_total_limit)
         self._save_seconds = time.perf_counter() - began
         self.reporter.on_save(step)

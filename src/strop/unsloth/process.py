@@ -22,6 +22,7 @@ from strop.microbatch.order import Order
 from strop.model.lora import initial_tensors, resolve_targets
 from strop.model.pretrained.folder import ModelFolder
 from strop.recipe import Recipe, TrainSection
+from strop.run.durable import replace_file
 from strop.training.engine import dropout_seed
 from strop.training.optim import learning_rate
 
@@ -107,7 +108,7 @@ def write_job(
         "trainer": section.model_dump(include=_AS_IT_IS) | {"output_dir": str(folder.resolve())},
     }
     path = folder / "job.json"
-    path.write_text(json.dumps(job, indent=1), encoding="utf-8")
+    replace_file(path, json.dumps(job, indent=1).encode())
     return path
 
 

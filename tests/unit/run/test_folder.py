@@ -12,7 +12,9 @@ import pytest
 
 from run_folders import train_record
 from strop.errors import CheckpointError, RecipeError
-from strop.run.folder import RunFolder, list_runs, refuse_changes
+from strop.run.folder import RunFolder
+from strop.run.identity import refuse_changes
+from strop.run.listing import list_runs
 from strop.run.records import EvalRecord, MetricsLog
 from waiting import PATIENCE
 
@@ -182,7 +184,7 @@ def test_no_folder_to_list_is_one_message(tmp_path: Path) -> None:
 
 
 def test_listing_runs_imports_no_torch(tmp_path: Path) -> None:
-    code = "import sys; from strop.run.folder import list_runs; sys.exit('torch' in sys.modules)"
+    code = "import sys; from strop.run.listing import list_runs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ | _python_path(), check=False).returncode == 0
 
 

@@ -13,7 +13,8 @@ from strop import Run, report
 from strop.evaluation.result import METRICS
 from strop.reporting.card import About, render_card
 from strop.reporting.read import read_run
-from strop.run.folder import RunFolder, list_runs
+from strop.run.folder import RunFolder
+from strop.run.listing import list_runs
 from strop.run.records import EvalRecord, TrainRecord, read_samples
 
 OLD = Path(__file__).parents[2] / "fixtures" / "old_run"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from run_folders import train_record
 from strop.errors import StropError
+from strop.run.cut_back import cut_metrics
 from strop.run.records import EvalRecord, MetricsLog, last_steps, read_metrics
 
 
@@ -48,13 +49,6 @@ def test_each_line_is_in_the_file_as_soon_as_it_is_appended(log: MetricsLog) -> 
         assert log.path.read_bytes().count(b"\n") == step
 
 
-def test_later_steps_are_dropped_and_earlier_lines_stay_byte_for_byte(log: MetricsLog) -> None:
-    write_steps(log, 1, 2, 3, 4)
-    lines = log.path.read_bytes().splitlines(keepends=True)
-    assert log.truncate_after(2) == 0
-    assert log.path.read_bytes() == b"".join(lines[:2])
-
-
 @pytest.mark.parametrize("cut", range(1, 30))
 def test_a_last_line_torn_anywhere_is_dropped_and_the_log_goes_on(log: MetricsLog, cut: int) -> None:
     write_steps(log, 1, 2, 3)
@@ -62,13 +56,13 @@ def test_a_last_line_torn_anywhere_is_dropped_and_the_log_goes_on(log: MetricsLo
     os.truncate(log.path, size - cut)
     # Without its newline alone, the last line is whole.
     assert steps(log) == ([1, 2, 3] if cut == 1 else [1, 2])
-    log.truncate_after(2)
+    assert cut_metrics(log.path, 2, None) == []
     write_steps(log, 3)
     assert steps(log) == [1, 2, 3]
 
 
 def test_appending_after_a_torn_line_without_truncating_loses_a_record(log: MetricsLog) -> None:
-    """The control: it is `truncate_after` that mends the file."""
+    """The control: it is `cut_metrics` that mends the file."""
     write_steps(log, 1, 2)
     os.truncate(log.path, log.path.stat().st_size - 5)
     write_steps(log, 2, 3)
@@ -83,13 +77,10 @@ def test_a_damaged_line_in_the_middle_is_named_and_mended(log: MetricsLog) -> No
     log.path.write_bytes(b"\n".join(data))
     with pytest.raises(StropError, match=r"metrics\.jsonl:2: this line was edited or damaged"):
         read_metrics(log.path)
-    assert log.truncate_after(3) == 1
+    assert cut_metrics(log.path, 3, None) == [
+        "metrics.jsonl is not as it was at step 3: 1 line could not be read; nothing is left of step 2"
+    ]
     assert steps(log) == [1, 3]
-
-
-def test_truncating_nothing_makes_an_empty_log(log: MetricsLog) -> None:
-    assert log.truncate_after(0) == 0
-    assert read_metrics(log.path) == []
 
 
 def test_a_log_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:

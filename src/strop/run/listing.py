@@ -1,0 +1,61 @@
+"""The runs below a folder, as `strop runs` lists them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from strop.errors import RecipeError, StropError
+from strop.run.folder import RunFolder
+from strop.run.records import EvalRecord, TrainRecord, read_metrics
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What `strop runs` shows of a run; None where it is not known.
+
+    Attributes:
+        status: As `RunFolder.status`, or `damaged` where its files cannot be read.
+        step: Updates made, of `num_steps`.
+        loss: That of the last step.
+        eval_loss: The lowest on the held-out rows.
+        created: UTC, ISO 8601.
+    """
+
+    path: Path
+    status: str
+    step: int = 0
+    num_steps: int | None = None
+    loss: float | None = None
+    eval_loss: float | None = None
+    created: str | None = None
+
+
+def list_runs(root: Path) -> list[RunSummary]:
+    """The runs directly below a folder, by name, or the one that it is. A damaged run is listed as such.
+
+    Raises:
+        RecipeError: There is no such folder.
+    """
+    if not root.is_dir():
+        raise RecipeError(f"there is no folder {root}; runs are in train.output_dir, by default runs/NAME")
+    candidates = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
+    return [_summarise(path) for path in candidates if (path / "run.json").exists()]
+
+
+def _summarise(path: Path) -> RunSummary:
+    folder = RunFolder(path)
+    try:
+        manifest, status = folder.manifest, folder.status
+        records = read_metrics(folder.metrics_path)
+    except (StropError, OSError):
+        return RunSummary(path, "damaged")
+    steps = [record for record in records if isinstance(record, TrainRecord)]
+    eval_losses = [record.eval_loss for record in records if isinstance(record, EvalRecord)]
+    return RunSummary(
+        path=path,
+        status=status or "unknown",
+        step=steps[-1].step if steps else 0,
+        num_steps=manifest.num_steps if manifest else None,
+        loss=steps[-1].loss if steps else None,
+        eval_loss=min(eval_losses, default=None),
+        created=manifest.created if manifest else None,
+    )
