@@ -109,7 +109,7 @@ class Tree:
             os.environ["PYTHONPATH"] = str(self.root / "src")
             sys.path.insert(0, str(self.root / "src"))
             options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0", "-m", "not gpu"]
-            options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # plugins that were imported before the fork
+            options += ["--assert=plain", "--tb=short"]  # to explain a difference of two large values can take minutes
             plugins = [_FirstFailure(), *([plugin] if plugin else [])]
             code = int(pytest.main([*options, *(f"tests/{name}" for name in tests)], plugins))
             answer.write_bytes(pickle.dumps((_libraries(), plugin)))
