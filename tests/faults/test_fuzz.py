@@ -58,7 +58,7 @@ def read_model_config(path: Path) -> None:
     folder = write_model_folder(path.with_suffix(""))
     (folder / "config.json").write_bytes(path.read_bytes())
     try:
-        read_config(vet_model_folder(folder, needs_weights=False))
+        read_config(vet_model_folder(folder, needs_weights=False).settings)
     except ModelError as error:
         assert str(error).strip()
 

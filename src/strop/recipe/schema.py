@@ -67,13 +67,15 @@ def _known_parts(value: dict[str, str]) -> dict[str, str]:
 class Section(BaseModel):
     """Base of all sections: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         # Pydantic would read `r: true` as r=1.
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation not in (bool, bool | None):
             raise ValueError("this key does not take true or false")
         return value
 
@@ -253,8 +255,9 @@ class TrainSection(Section):
     """The most tokens in a microbatch. Affects memory and speed, not the result. Chosen automatically if not set."""
     logging_steps: int = Field(1, ge=1)
     """Steps between progress lines if the output is not a terminal."""
-    eval_on_start: bool = False
-    """Also evaluate the held-out rows before the first step."""
+    eval_on_start: bool | None = None
+    """Evaluate the held-out rows before the first step too: the base model's loss, which the others are compared with.
+    It is never the best one, and patience does not count it. If not set: yes if there are held-out rows."""
     eval_steps: int = Field(0, ge=0)
     """Steps between evaluations of the held-out rows; 0 evaluates only at the end."""
     sample_rows: int | None = Field(None, ge=0, le=64)

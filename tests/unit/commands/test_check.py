@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import strop
 from strop.app import app
+from strop.errors import RecipeError
+from strop.run.trackers import tracker
 from tiny_runs import write_model
 
 TURNS = [{"role": "user", "content": "Say N."}, {"role": "assistant", "content": "It is N."}]
@@ -57,6 +60,25 @@ def test_the_shares_of_a_mixture(model: Path) -> None:
         "format messages, alpaca, text, template chat",
     ):
         assert line in shown, shown
+
+
+def test_the_next_command_has_the_same_keys(model: Path) -> None:
+    code, shown = check(model, "chat.jsonl", "train.max_steps=3", "data.system=Be brief")
+    assert code == 0, shown
+    assert "Next: strop train mine.yaml train.max_steps=3 'data.system=Be brief'" in shown
+
+
+def test_a_tracker_that_is_not_installed_is_refused_after_the_rows_are_shown(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tracker.MODULES, "wandb", "no_such_module")
+    code, shown = check(model, "chat.jsonl", "train.report_to=wandb")
+    assert code != 0
+    assert "rows used" in shown
+    assert "train.report_to=wandb is not installed: pip install 'strop[wandb]'" in shown
+    assert "This will train" not in shown
+    with pytest.raises(RecipeError, match="wandb is not installed"):
+        strop.check(strop.load_recipe("mine.yaml", ["train.report_to=wandb"]), quiet=True)
 
 
 def test_columns_and_keys_that_are_not_used_are_named_once(model: Path) -> None:
