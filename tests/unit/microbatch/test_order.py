@@ -60,6 +60,8 @@ def test_what_epochs_mean_is_said(num_samples: int, epochs: float, max_steps: in
 
 def test_half_an_epoch_and_a_fixed_number_of_steps() -> None:
     assert len(flat(stream(100, 8, 0.5, None))) == 50
+    assert 0.29 * 100 < 29, "in binary; what is meant is 29 samples"
+    assert len(flat(stream(100, 8, 0.29, None))) == 29
     steps = stream(10, 8, 1.0, 5)
     assert [len(step) for step in steps] == [8] * 5
     assert sorted(flat(steps)[:10]) == list(range(10))
