@@ -7,7 +7,7 @@ EXTRAS := parquet,zstd,gguf,export,modal,serve,lm-eval,tensorboard
 # One thread a test process: the tests run two processes side by side.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-fast faults soak fuzz check docs docs-live release-check test-gpu bench lock clean
+.PHONY: help setup demo test test-fast test-sweep test-mutants faults soak fuzz check docs docs-live release-check test-gpu bench lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -27,10 +27,16 @@ demo: $(READY)  ## fine-tune SmolLM2-135M on real census questions, on the CPU, 
 	HF_HUB_OFFLINE=1 $(BIN)/strop chat runs/demo --compare --example
 
 test: $(READY)  ## every test that needs no GPU
-	$(PYTEST) -n 2 --dist loadgroup -m 'not gpu and not soak'
+	$(PYTEST) -n 2 --dist loadgroup -m 'not gpu and not sweep and not soak'
 
 test-fast: $(READY)  ## the tests that take seconds
-	$(PYTEST) -n 2 --dist loadgroup -m 'not gpu and not slow and not soak'
+	$(PYTEST) -n 2 --dist loadgroup -m 'not gpu and not sweep and not soak and not slow'
+
+test-sweep: $(READY)  ## 1,330 random configs of five families, strop beside transformers
+	$(PYTEST) tests/numerics/test_config_sweep.py
+
+test-mutants: $(READY)  ## wrong edits of the source, one at a time: at least 95% must fail a test; ARGS='--only training'
+	$(BIN)/python tests/mutants $(ARGS)
 
 # The part of these that every run of the tests has is a few seconds of each.
 faults: $(READY)  ## every file call of every command, failed or killed: hours
@@ -55,7 +61,10 @@ docs: $(READY)  ## build the documentation site into site/; a broken link is an 
 docs-live: $(READY)  ## serve the site on 127.0.0.1:8001 and rebuild it on every change
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
-release-check: $(READY)  ## build sdist and wheel, then train from the wheel in an empty environment
+release-test-sweep: $(READY)  ## 1,330 random configs of five families, strop beside transformers
+	$(PYTEST) tests/numerics/test_config_sweep.py
+
+check: $(READY)  ## build sdist and wheel, then train from the wheel in an empty environment
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
 	$(PYTHON) .ci/release_check.py dist

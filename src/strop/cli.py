@@ -1,104 +1,231 @@
-"""The command line: the app, its help, and errors as one message and an exit code. Commands are in `strop.commands`."""
+"""The entry point: one guard around the command line. Whatever ends a command becomes one message and an exit code.
 
+Nothing heavy is imported before the guard stands, so that Ctrl-C is one line in the first second too.
+"""
+
+import atexit
+import errno
+import io
+import os
+import signal
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import suppress
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
 
-import typer
+from strop.errors import OutOfMemoryError, RecipeError, StorageError, StropError, of_system, shown_name
 
-from strop import __version__
-from strop.commands import (
-    chat,
-    check,
-    console,
-    doctor,
-    evaluate,
-    export,
-    init,
-    lm_eval,
-    logs,
-    plan,
-    pull,
-    recipes,
-    report,
-    runs,
-    serve,
-    train,
-)
-from strop.errors import OutOfMemoryError, StropError, exit_code_help
-
-app = typer.Typer(
-    name="strop",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    help=f"""Fine-tune a language model on your own rows with LoRA.
-
-**First time:** `strop init my.jsonl` writes a recipe. `strop check my.yaml` reads your data and shows what would be
-learned, without a GPU. `strop plan my.yaml` predicts time, memory and cost on each GPU. `strop train my.yaml` trains
-and writes `runs/my/adapter`, which PEFT and vLLM load.
-`strop evaluate runs/my` compares base and tuned; `strop chat runs/my` talks to them; `strop serve runs/my`
-serves both with OpenAI's API.
-
-A **recipe** is a YAML file or the name of a shipped one (`strop recipes`). Any key can be set on the command line:
-`strop train my.yaml train.max_steps=60 learning_rate=1e-4`.
-
-**On Modal:** `strop train my.yaml --on modal` does the same there; `strop logs` and `strop pull` find it again.
-
-**Exit codes:**
-
-{exit_code_help()}""",
-)
-
-# `strop --help` lists them in this order.
-app.command("init")(init.command)
-app.command("check")(check.command)
-app.command("plan")(plan.command)
-app.command("recipes")(recipes.command)
-app.command("doctor")(doctor.command)
-app.command("train")(train.command)
-app.command("logs")(logs.command)
-app.command("pull")(pull.command)
-app.command("runs")(runs.command)
-app.command("evaluate")(evaluate.command)
-app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(lm_eval.command)
-app.command("chat")(chat.command)
-app.command("serve")(serve.command)
-app.command("export")(export.command)
-app.command("report")(report.command)
-
-
-@app.callback(invoke_without_command=True)
-def _version(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    if version:
-        typer.echo(f"strop {__version__}")
-        raise typer.Exit
+ISSUES = "https://github.com/strop-ai/strop/issues"
+_TOLD_SO = {
+    signal.SIGINT: "interrupted by Ctrl-C",
+    signal.SIGTERM: "ended by SIGTERM",
+    signal.SIGHUP: "ended by SIGHUP: the terminal was closed",
+}
+_BY_SIGNAL = {128 + number: number for number in _TOLD_SO}
 
 
 def main() -> None:
-    """Run the command line; errors that strop raises become one message and an exit code, never a traceback."""
-    try:
-        app()
-    except StropError as error:
-        _end(error)
-    except MemoryError:
-        _end(OutOfMemoryError("this machine's memory does not suffice; `strop plan` says what a run needs"))
-    except RuntimeError as error:
-        # Code that asks for much memory says itself what to do; this is for all other places.
-        if type(error).__name__ != "OutOfMemoryError":
-            raise
-        _end(
-            OutOfMemoryError(
-                f"the GPU's memory does not suffice: {str(error).partition('. ')[0]}. Is another program using it? "
-                "`strop plan` says what a run needs; `nvidia-smi` what is free"
-            )
+    """Run the command line, and end the process with a documented exit code."""
+    _open_streams()
+    with _Signals() as signals:
+        try:
+            from strop.app import app
+
+            signals.leave_ctrl_c_to_python()
+            app()
+            code = 0
+        except SystemExit as end:
+            code = _after(end, signals)
+        except BaseException as error:
+            code = _tell(error, signals)
+        code = _flush(code)
+    if code in _BY_SIGNAL:
+        _end_by(_BY_SIGNAL[code])
+    sys.exit(code)
+
+
+class _Ended(BaseException):
+    """SIGTERM or SIGHUP, raised where it arrived, so that files that are half written are removed."""
+
+
+class _Signals:
+    """Within its context the signals that end a process are exceptions. Those that the caller ignores stay ignored.
+
+    Training has handlers of its own, which save first.
+
+    Attributes:
+        received: The last signal.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "_Signals":
+        for number in _TOLD_SO:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                self._previous[number] = signal.signal(number, self._raise)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def leave_ctrl_c_to_python(self) -> None:
+        """Everything is imported: asyncio and Modal's client look for Python's own handler."""
+        if signal.SIGINT in self._previous:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        first, self.received = self.received is None, signal.Signals(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if first:  # a closing terminal sends several
+            raise _Ended
+
+
+def _open_streams() -> None:
+    """Open what the caller has closed of standard input, output and error: the next file would take its number."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdin, sys.stdout, sys.stderr = (
+        stream if stream is not None else open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 (for good)
+        for stream, mode in ((sys.stdin, "r"), (sys.stdout, "w"), (sys.stderr, "w"))
+    )
+    if hasattr(sys.stdout, "reconfigure"):  # a file's name may be no text at all
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _end_by(number: signal.Signals) -> NoReturn:
+    """End the process as a signal would, but for Ctrl-C, which has an exit code of its own."""
+    atexit._run_exitfuncs()
+    if (
+        number == signal.SIGINT
+    ):  # Python would pass some on as a signal, and wait for threads in a way that shows a trace
+        os._exit(128 + number)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)  # whoever started us sees the signal: a launcher retries those
+    os._exit(128 + number)
+
+
+def _after(end: SystemExit, signals: _Signals) -> int:
+    """The exit code of a command that ended by itself."""
+    causes = list(_chain(end))
+    if any(isinstance(cause, BrokenPipeError) for cause in causes):
+        return _quietly()
+    if end.code == 130 or any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+        return _interrupted(signal.SIGINT)
+    if isinstance(end.code, str):
+        print(end.code, file=sys.stderr)
+        return 1
+    return end.code or 0
+
+
+def _tell(error: BaseException, signals: _Signals) -> int:
+    """Say what ended the command; returns its exit code."""
+    if isinstance(error, StropError):
+        return _say(error)
+    if signals.received is not None:
+        return _interrupted(signals.received)
+    if any(isinstance(cause, KeyboardInterrupt) for cause in _chain(error)):  # a library may have wrapped it
+        return _interrupted(signal.SIGINT)
+    if isinstance(error, BrokenPipeError):
+        return _quietly()
+    known = _known(error)
+    return _say(known) if known is not None else _bug(error)
+
+
+def _known(error: BaseException) -> StropError | None:
+    """What is no bug although nobody caught it, as one of our errors."""
+    if isinstance(error, MemoryError):
+        return OutOfMemoryError("this machine's memory does not suffice; `strop plan` says what a run needs")
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; code that asks for much memory says itself what to do
+        return OutOfMemoryError(
+            f"the GPU's memory does not suffice: {str(error).partition('. ')[0]}. Is another program using it? "
+            "`strop plan` says what a run needs; `nvidia-smi` what is free"
         )
-    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
-        sys.stderr.close()
-        sys.exit(0)
+    if isinstance(error, RecursionError):
+        return RecipeError("something that was given is nested too deeply to be read: make it flatter")
+    if isinstance(error, UnicodeEncodeError):
+        name = shown_name(error.object)
+        return RecipeError(f"{name}: not every character of this can be written as {error.encoding}; name it otherwise")
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return RecipeError("an argument or a key holds a NUL character, which no file's name can have; remove it")
+    if isinstance(error, OSError) and error.filename is None and (why := _output_error(b"\n")):
+        return StorageError(f"standard output cannot be written: {why}")
+    return of_system(error)
 
 
-def _end(error: StropError) -> None:
-    console.error(error)
-    sys.exit(error.exit_code)
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, and what it came from."""
+    seen: set[int] = set()
+    rest: list[BaseException | None] = [error]
+    while rest:
+        if (found := rest.pop()) is not None and id(found) not in seen:
+            seen.add(id(found))
+            rest += [found.__cause__, found.__context__]
+            yield found
+
+
+def _say(error: StropError) -> int:
+    from strop.commands import console
+
+    with suppress(OSError, ValueError, SystemExit):  # standard error may be gone too
+        console.error(error)
+    return error.exit_code
+
+
+def _interrupted(number: signal.Signals) -> int:
+    with suppress(OSError, ValueError):
+        print(f"\n{_TOLD_SO[number]}", file=sys.stderr)
+    return 128 + number
+
+
+def _bug(error: BaseException) -> int:
+    import traceback
+
+    with suppress(OSError, ValueError):
+        traceback.print_exception(error)
+        print(f"error: this is a bug in strop. Please report it, with the lines above: {ISSUES}", file=sys.stderr)
+    return StropError.exit_code
+
+
+def _quietly() -> int:
+    """The reader of our output has gone, as with `| head`."""
+    _discard_output()
+    return 0
+
+
+def _flush(code: int) -> int:
+    """Write out what standard output still holds: Python would report a failure at its exit, and by code 120."""
+    why = _output_error()
+    if why is None:
+        return code
+    _discard_output()
+    if why == os.strerror(errno.EPIPE):
+        return code
+    return code or _say(StorageError(f"standard output cannot be written: {why}"))
+
+
+def _output_error(more: bytes = b"") -> str | None:
+    """Why standard output cannot be written, if it cannot; what failed may have been dropped, so `more` tries again."""
+    try:
+        sys.stdout.flush()
+        os.write(sys.stdout.fileno(), more)
+    except io.UnsupportedOperation:  # someone has put another object there
+        return None
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None
+
+
+def _discard_output() -> None:
+    """Point standard output at /dev/null: what it buffers would fail again at exit."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

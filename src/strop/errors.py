@@ -19,6 +19,9 @@ The numbers are a contract: a launcher retries 75 and signals and nothing else. 
 message and no traceback.
 """
 
+import errno
+import os
+import re
 from typing import ClassVar
 
 
@@ -129,7 +132,9 @@ _KINDS: tuple[type[StropError], ...] = (
 EXIT_CODES = {
     0: "done",
     **{kind.exit_code: kind.meaning for kind in _KINDS},
+    129: "ended by SIGHUP, as the terminal closed, with nothing to resume",
     130: "interrupted by Ctrl-C, with nothing to resume",
+    143: "ended by SIGTERM, with nothing to resume",
 }
 """Every exit code of the command line, in ascending order, and what it means."""
 
@@ -137,3 +142,92 @@ EXIT_CODES = {
 def exit_code_help() -> str:
     """All exit codes as a Markdown list, for `strop --help`."""
     return "\n".join(f"- {code}: {meaning}" for code, meaning in EXIT_CODES.items())
+
+
+_NAMES = {
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOTDIR: "a part of this path is a file and not a folder",
+    errno.EISDIR: "this is a folder; name a file",
+    errno.ELOOP: "its links lead in a circle; name the file itself",
+    errno.ENOENT: "check the name",
+    errno.EEXIST: "name another",
+    errno.ENOTEMPTY: "name another folder",
+    errno.ENXIO: "this is no ordinary file",
+    errno.ENODEV: "this is no ordinary file",
+    errno.ESPIPE: "this is no ordinary file",
+    errno.EILSEQ: "this file system does not take such a name",
+}
+"""Faults of a name that someone gave, by errno, and what to do."""
+
+_MACHINE = {
+    errno.ENOSPC: "make room there, or name another place",
+    errno.EDQUOT: "make room there, or name another place",
+    errno.EFBIG: "this file system or `ulimit -f` takes no larger file: name another place, or raise the limit",
+    errno.EROFS: "name another place",
+    errno.EACCES: "check its permissions and those of its folders, or name another place",
+    errno.EPERM: "check its permissions and those of its folders, or name another place",
+    errno.EIO: "the disk may be failing: see `dmesg`",
+    errno.ESTALE: "the network file system has lost it: mount it again",
+    errno.EMFILE: "raise the limit of open files: `ulimit -n`",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.EAGAIN: "too many processes or threads: raise the limit, `ulimit -u`",
+    errno.ETXTBSY: "another program uses it",
+    errno.EBUSY: "another program uses it",
+}
+"""Faults of the machine, by errno, and what to do. What is in neither table is of the machine too."""
+
+_NETWORK = {
+    errno.ENETUNREACH,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.EHOSTDOWN,
+    errno.ETIMEDOUT,
+    errno.EADDRNOTAVAIL,
+}
+_LONGEST_NAME = 200
+
+
+def of_system(error: BaseException, name: object = None) -> StropError | None:
+    """What the operating system's error means: a name that cannot be, a machine that cannot, or no connection.
+
+    Args:
+        error: An OSError, or an error of a library in Rust, which says `(os error 28)`.
+        name: What was read or written; by default the file that the error names.
+
+    Returns:
+        The error to raise in its place; None if it says nothing of the operating system.
+    """
+    number = _errno(error)
+    if isinstance(error, ConnectionError | TimeoutError) or number in _NETWORK or (number or 0) < 0:  # a host's name
+        return CloudError(f"no connection: {error}")
+    if number is None:
+        return None
+    what = shown_name(getattr(error, "filename", None) if name is None else name) or "a file"
+    why = os.strerror(number)
+    if number == errno.ENOMEM:
+        return OutOfMemoryError(f"{what}: {why}; `strop plan` says what a run needs")
+    if number in _NAMES:
+        return RecipeError(f"{what}: {why}; {_NAMES[number]}")
+    remedy = _MACHINE.get(number)
+    return StorageError(f"{what} cannot be read or written: {why}" + (f"; {remedy}" if remedy else ""))
+
+
+def of_file(error: OSError, name: object) -> StropError:
+    """What the operating system's error means for a file, or for what a message calls it."""
+    return of_system(error, name) or StorageError(f"{shown_name(name)} cannot be read or written: {error}")
+
+
+def _errno(error: BaseException) -> int | None:
+    if isinstance(error, OSError) and isinstance(error.errno, int):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
+
+
+def shown_name(name: object) -> str:
+    """A file's name as messages show it: the middle of an overlong one is left out, and no byte moves the cursor."""
+    if name is None or isinstance(name, int):  # a file descriptor
+        return ""
+    text = os.fsdecode(name) if isinstance(name, bytes | os.PathLike) else str(name)
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= _LONGEST_NAME else f"{text[:120]}...{text[-60:]}"

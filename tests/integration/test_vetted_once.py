@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import strop
+from model_folders import edit_json
 from strop.commands import load
+from strop.errors import CheckpointError
 from strop.exporting.parity import gate
 from strop.model.pretrained import folder as model_folder
 from strop.model.pretrained.folder import ModelFolder
@@ -77,3 +79,28 @@ def test_no_weights_are_read_from_a_folder_that_is_not_vetted(recipe: strop.Reci
     assert vetted == [path]
     load_decoder(ModelFolder.vetted(path), torch.float32)
     assert vetted == [path, path]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda run, out: strop.evaluate(run, num_generated=1, max_new_tokens=2),
+        lambda run, out: strop.chat(run),
+        lambda run, out: strop.export(run, "adapter", output=out / "adapter"),
+        lambda run, out: strop.export(run, "merged", output=out / "merged"),
+        lambda run, out: load.load_tuned(run),
+    ],
+    ids=["evaluate", "chat", "adapter", "merged", "serve"],
+)
+def test_no_command_uses_an_adapter_that_asks_for_another_scaling(
+    use: Callable[..., object], run: strop.Run, tmp_path: Path
+) -> None:
+    config = run.adapter_path / "adapter_config.json"
+    written = config.read_bytes()
+    try:
+        edit_json(config, use_rslora=True)
+        with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
+            use(run, tmp_path)
+    finally:
+        config.write_bytes(written)
+    assert not list(tmp_path.iterdir())

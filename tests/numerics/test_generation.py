@@ -33,12 +33,12 @@ PROMPTS = [
 
 
 def without_cache(decoder: Decoder, prompt: list[int], count: int, stop_ids: set[int]) -> list[int]:
-    """Greedy tokens, reading the whole sequence again for each; long-rope is decided by the final length."""
+    """Greedy tokens, reading the whole sequence again for each; LongRoPE is decided by the length so far."""
     ids = list(prompt)
     for _ in range(count):
         tokens = torch.tensor(ids)
         tree = Tree.of((len(ids),))
-        final = torch.full_like(tokens, len(prompt) + count)
+        final = torch.full_like(tokens, len(ids))
         with torch.no_grad():
             hidden = decoder.hidden_states(tokens, torch.arange(len(ids)), final, attend_packed(tree))
             token = int(decoder.logits(hidden[-1:]).argmax())
@@ -75,9 +75,7 @@ def transformers_answers(folder: Path, dtype: torch.dtype, count: int, stop: int
     return answers
 
 
-# LongRoPE is left out: transformers takes the short frequencies until a sequence has grown long and then changes them
-# under keys that are in its cache already; strop decides by the final length, and is held to recomputing above.
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"phi3-longrope"}))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_greedy_equals_transformers(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, family)
@@ -144,8 +142,8 @@ def test_a_graph_that_reads_other_tensors_is_seen(
     emulated_cuda_graphs.emulate_decode_graphs(monkeypatch)
     capture = decode_step.CapturedSteps._capture
 
-    def stale(self, block, width):
-        made = capture(self, block, width)
+    def stale(self, block, width, tuned):
+        made = capture(self, block, width, tuned)
         return decode_step._Graph(made.graph, made.block_3B.clone(), made.logits_BV)
 
     monkeypatch.setattr(decode_step.CapturedSteps, "_capture", stale)

@@ -11,6 +11,7 @@ from strop.evaluation.intervals import (
     RowSums,
     nll_difference,
     nll_interval,
+    perplexity,
     perplexity_difference,
     perplexity_interval,
     score_difference,
@@ -133,8 +134,15 @@ def test_unpaired_rows_are_seen() -> None:
 
 
 def test_too_few_rows_have_no_interval() -> None:
-    one = RowSums(np.array([3.0]), np.array([2.0]))
-    assert nll_interval(one) is perplexity_interval(one) is nll_difference(one, one) is None
+    one, two = RowSums(np.array([3.0]), np.array([2.0])), RowSums(np.array([3.0, 1.0]), np.array([2.0, 2.0]))
+    assert None not in (nll_interval(two), nll_difference(two, two), perplexity_difference(two, two))
+    assert (
+        nll_interval(one)
+        is perplexity_interval(one)
+        is nll_difference(one, one)
+        is perplexity_difference(one, one)
+        is None
+    )
     assert score_interval([]) is score_difference([], []) is None
     assert score_interval([True]) is not None
 
@@ -150,3 +158,131 @@ def test_a_huge_loss_has_a_perplexity() -> None:
 )
 def test_students_quantiles(freedom: int, quantile: float) -> None:
     assert t_quantile(freedom) == pytest.approx(quantile, rel=3e-3)
+
+
+T = {29: 2.0452296, 30: 2.0422725, 39: 2.0226909, 40: 2.0210754, 199: 1.9719565}
+"""Student's t, two-sided 95%, by degrees of freedom."""
+
+
+@pytest.mark.parametrize("freedom", T)
+def test_students_quantiles_to_six_digits(freedom: int) -> None:
+    assert t_quantile(freedom) == pytest.approx(T[freedom], rel=1e-6)
+
+
+def ratio_by_jackknife(sums: RowSums) -> float:
+    """Standard error of the loss of a token, by leaving out each row in turn: another method, the same limit."""
+    count = len(sums.nll_N)
+    without = (sums.nll_N.sum() - sums.nll_N) / (sums.tokens_N.sum() - sums.tokens_N)
+    return math.sqrt((count - 1) / count * float(((without - without.mean()) ** 2).sum()))
+
+
+def ratio_by_cochran(sums: RowSums) -> float:
+    """Cochran 1977, (6.13), term by term."""
+    count, ratio = len(sums.nll_N), sums.nll_N.sum() / sums.tokens_N.sum()
+    squares = sum((y - ratio * x) ** 2 for y, x in zip(sums.nll_N, sums.tokens_N, strict=True))
+    return math.sqrt(squares / (count - 1) / count) / (sums.tokens_N.sum() / count)
+
+
+@pytest.mark.parametrize("count", [40, 200])
+def test_the_losses_interval_is_cochrans(count: int) -> None:
+    sums, _ = row_sums(np.random.default_rng(3), count)
+    interval = nll_interval(sums)
+    assert interval is not None
+    assert interval.count == count
+    assert interval.value == pytest.approx(sums.nll_N.sum() / sums.tokens_N.sum(), rel=1e-12)
+    for end in (interval.value - interval.low, interval.high - interval.value):
+        assert end == pytest.approx(T[count - 1] * ratio_by_cochran(sums), rel=1e-6)
+    assert ratio_by_cochran(sums) == pytest.approx(ratio_by_jackknife(sums), rel=0.1)
+
+
+def test_a_row_moves_the_loss_as_much_as_its_tokens() -> None:
+    """Rows of 1 and of 99 tokens; without the tokens' weights the two short rows would make the spread."""
+    sums = RowSums(np.array([5.0, 0.0, *[99.0] * 28]), np.array([1.0, 1.0, *[99.0] * 28]))
+    influence = sums.influence()
+    assert influence.sum() == pytest.approx(0, abs=1e-9)
+    for row, moved in enumerate(influence):
+        weight = np.ones(30)
+        weight[row] += 1e-6
+        nll = float((weight * sums.nll_N).sum() / (weight * sums.tokens_N).sum())
+        assert (nll - sums.nll) / 1e-6 * 30 == pytest.approx(moved, rel=1e-4, abs=1e-6)
+
+
+def test_the_differences_interval_is_of_paired_rows() -> None:
+    rng = np.random.default_rng(7)
+    base, level = row_sums(rng, 40)
+    tuned = RowSums((0.7 * level + 0.2 * rng.random(40)) * base.tokens_N, base.tokens_N)
+    # The tokens are the same, so a difference of losses is the loss of the difference, row by row.
+    alike = RowSums(tuned.nll_N - base.nll_N, base.tokens_N)
+    interval = nll_difference(tuned, base)
+    assert interval is not None
+    assert interval.value == pytest.approx(tuned.nll - base.nll)
+    assert interval.high - interval.value == pytest.approx(T[39] * ratio_by_cochran(alike), rel=1e-6)
+    perplexities = perplexity_difference(tuned, base)
+    assert perplexities is not None
+    assert perplexities.value == pytest.approx(math.exp(tuned.nll) - math.exp(base.nll))
+    slopes = RowSums(
+        math.exp(tuned.nll) * (tuned.nll_N - tuned.nll * tuned.tokens_N)
+        - math.exp(base.nll) * (base.nll_N - base.nll * base.tokens_N),
+        base.tokens_N,
+    )
+    assert perplexities.high - perplexities.value == pytest.approx(T[39] * ratio_by_cochran(slopes), rel=1e-6)
+
+
+def test_perplexity_is_exp_of_the_losses_ends() -> None:
+    sums, _ = row_sums(np.random.default_rng(3), 40)
+    loss, got = nll_interval(sums), perplexity_interval(sums)
+    assert loss
+    assert got
+    assert [got.value, got.low, got.high] == pytest.approx([math.exp(x) for x in (loss.value, loss.low, loss.high)])
+    assert got.count == 40
+    assert perplexity(710.0) == math.exp(700)
+
+
+def wilson(p: float, n: float, z: float = 1.959963985) -> tuple[float, float]:
+    """Wilson 1927: the two p0 at which |p - p0| = z sqrt(p0 (1 - p0) / n)."""
+    a, b, c = 1 + z * z / n, -(2 * p + z * z / n), p * p
+    root = math.sqrt(b * b - 4 * a * c)
+    return (-b - root) / (2 * a), (-b + root) / (2 * a)
+
+
+def test_a_mean_of_scores_counts_as_many_rows_as_vary_as_little() -> None:
+    """Korn and Graubard: n p (1 - p) / s^2 (z / t)^2 rows that answer yes or no."""
+    scores = np.random.default_rng(2).beta(3, 2, 40)
+    scores[:5], scores[5:9] = 0.0, 1.0  # some are like a yes or a no
+    mean, variance = float(scores.mean()), float(scores.var(ddof=1))
+    effective = mean * (1 - mean) / (variance / 40) * (1.959963985 / T[39]) ** 2
+    interval = score_interval(scores)
+    assert interval is not None
+    assert (interval.low, interval.high) == pytest.approx(wilson(mean, effective), rel=1e-6)
+    assert interval.count == 40
+
+
+@pytest.mark.parametrize("right", [0, 1, 20, 39, 40])
+def test_yes_or_no_counts_every_row(right: int) -> None:
+    interval = score_interval([True] * right + [False] * (40 - right))
+    assert interval is not None
+    assert (interval.low, interval.high) == pytest.approx(wilson(right / 40, 40), rel=1e-6, abs=1e-12)
+
+
+def test_paired_scores_have_agresti_and_mins_interval() -> None:
+    """Their (8): Wald's for the table with half a pseudo-row added to each of its four cells."""
+    both, gained, lost, neither = 20.5, 9.5, 3.5, 9.5
+    total = both + gained + lost + neither
+    centre = (gained - lost) / total
+    spread = 1.959963985 * math.sqrt((gained + lost) / total - centre**2) / math.sqrt(total)
+    tuned = [1] * 20 + [1] * 9 + [0] * 3 + [0] * 9
+    base = [1] * 20 + [0] * 9 + [1] * 3 + [0] * 9
+    interval = score_difference(tuned, base)
+    assert interval is not None
+    assert interval.value == pytest.approx(6 / 41)
+    assert (interval.low, interval.high) == pytest.approx((centre - spread, centre + spread), rel=1e-6)
+    assert interval.count == 41
+
+
+@pytest.mark.parametrize(("tuned", "base", "end"), [(1, 0, "high"), (0, 1, "low")])
+def test_a_difference_stays_within_one_and_holds_its_value(tuned: int, base: int, end: str) -> None:
+    for count in (1, 2, 60):
+        interval = score_difference([tuned] * count, [base] * count)
+        assert interval is not None
+        assert interval.value == getattr(interval, end) == tuned - base
+        assert -1 <= interval.low < interval.high <= 1

@@ -195,7 +195,7 @@ SPOILT = {
     "another shape": (
         "quant_state.bitsandbytes__nf4",
         lambda x: torch.tensor(list(bytes(x.tolist()).replace(b"[64, 64]", b"[32, 64]")), dtype=x.dtype),
-        "bytes do not match",
+        r"has shape \[32, 64\], but by config.json it is \[64, 64\]",
     ),
     "the mean of its scales is missing": (
         "quant_state.bitsandbytes__nf4",

@@ -6,8 +6,9 @@ import torch
 
 from strop.data.store import Sample
 from strop.evaluation import held_out_loss as loss
-from strop.evaluation.held_out_loss import held_out_loss, row_losses
+from strop.evaluation.held_out_loss import held_out_loss, row_losses, token_losses
 from strop.microbatch.pack import Microbatch, labels_of, pack
+from strop.microbatch.tree import Tree
 from strop.model.decoder import Decoder
 from strop.model.pretrained.weights import load_decoder
 from tiny_models import write_checkpoint
@@ -53,6 +54,25 @@ def test_each_row_has_the_loss_that_it_has_alone(max_tokens: int, decoder: Decod
     together = held_out_loss(decoder, store, max_tokens)
     assert sums.nll == pytest.approx(together.nll, rel=1e-12)
     assert sums.tokens_N.sum() == together.num_loss_tokens
+
+
+def test_missed_tokens_are_those_that_are_not_the_likeliest(decoder: Decoder) -> None:
+    store = rows()
+    for sample in store[::3]:  # a row of which some tokens are what the model would say
+        with torch.no_grad():
+            ids = torch.from_numpy(sample.input_ids.astype(np.int64))
+            said = decoder.logits(decoder.packed_hidden_states(ids, Tree.of((len(ids),)))).argmax(-1)
+        sample.input_ids[-1] = int(said[-2])
+    _, missed_N = token_losses(decoder, store, 60)
+    wanted = []
+    for sample in store:
+        ids = torch.from_numpy(sample.input_ids.astype(np.int64))
+        with torch.no_grad():
+            said = decoder.logits(decoder.packed_hidden_states(ids, Tree.of((len(ids),)))).argmax(-1)
+        learned = np.flatnonzero(sample.learned[1:])
+        wanted.append(int((said[learned] != ids[learned + 1]).sum()))
+    assert missed_N.tolist() == wanted
+    assert any(sample.learned[1:].sum() > missed for sample, missed in zip(store, wanted, strict=True))
 
 
 def test_labels_of_the_wrong_rows_are_seen(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:

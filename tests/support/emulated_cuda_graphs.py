@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from strop.evaluation import decode_step, generate
+from strop.evaluation import decode_step, pool
 from strop.fused.capture import CapturedGradients
 from strop.model.decoder import Decoder
+from strop.model.lora import projections
 
 
 class Graph:
@@ -86,11 +87,18 @@ def emulate_decode_graphs(patch: pytest.MonkeyPatch) -> list[DecodeGraph]:
         made = capturing[-1]
         made.shape = (block.shape[1], width)
         made.logits = torch.zeros(block.shape[1], decoder.config.vocab_size, dtype=decoder.dtype)
-        made.compute = lambda: compute(decoder, cache, block, width)
+        enabled = {projection: projection.lora_enabled for projection in projections(decoder).values()}
+
+        def again() -> Tensor:  # a graph repeats the branches that were taken when it was captured
+            for projection, was in enabled.items():
+                projection.lora_enabled = was
+            return compute(decoder, cache, block, width)
+
+        made.compute = again
         return made.logits
 
     patch.setattr(decode_step, "compute", computed)
-    patch.setattr(generate, "choose_steps", decode_step.CapturedSteps)
+    patch.setattr(pool, "choose_steps", decode_step.CapturedSteps)
     patch.setattr(torch.cuda, "CUDAGraph", DecodeGraph)
     patch.setattr(torch.cuda, "graph", graph)
     patch.setattr(torch.cuda, "graph_pool_handle", lambda: None)

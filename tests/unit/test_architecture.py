@@ -55,7 +55,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         ),
         *("exporting", "resolve", "recipe", "gpus", "errors", ""),
     },
-    "cli": {"commands", "errors", ""},
+    "app": {"commands", "errors", ""},
+    "cli": {"app", "commands", "errors"},
     "__main__": {"cli"},
 }
 """What each folder or file of src/strop may import, from the bottom up: what one may import stands above it. A dotted
@@ -64,7 +65,7 @@ name allows one module of a folder. "" is strop/__init__.py: the version, and th
 ONLY_IN = {
     "modal": {"modal_runs"},
     "triton": {"ops"},
-    "typer": {"cli", "commands"},
+    "typer": {"app", "commands"},
     "transformers": {"data.tokenizer", "data.chat_template", "exporting.parity.huggingface", "unsloth.worker"},
     "peft": {"exporting.parity.huggingface", "unsloth.worker"},
     "trl": {"unsloth.worker"},
@@ -72,7 +73,7 @@ ONLY_IN = {
     "lm_eval": {"commands.lm_eval", "commands.harness"},
     "xllamacpp": {"exporting.parity.llama_cpp"},
     "starlette": {"serving"},
-    "uvicorn": {"serving.server"},
+    "uvicorn": {"serving.server", "serving.connections"},
     "huggingface_hub": {"resolve", "commands", "reporting.card"},
     "zstandard": {"data.readers.compression"},
 }
@@ -92,7 +93,9 @@ OPTIONAL = "strop can do without it"
 NEEDS_MODAL = "imports modal, which strop can do without"
 NEEDS_TRITON = "imports triton, which machines without a GPU need not have"
 ON_MODAL = "a tenth of a second that only runs on Modal need"
+GUARDED = "a second in which Ctrl-C and a full disk have to be one line too"
 LATE: dict[str, dict[str, str]] = {
+    "strop.cli": {"strop.app": GUARDED, "strop.commands.console": GUARDED, "traceback": "only for a bug"},
     "strop.commands.logs": {"strop.modal_runs.follow": ON_MODAL},
     "strop.commands.pull": {"strop.modal_runs.pull": ON_MODAL},
     "strop.commands.serve": {"strop.modal_runs.serving": ON_MODAL},

@@ -5,6 +5,7 @@ calls; `strop.cli` registers them all. What several commands need:
 
     console     where they print, and the arguments that several of them take
     run         a run folder, as they take and return it
+    arguments   what Python users may give in place of these
     prepare     a recipe's model folder and data, vetted and counted
     load        a model on its device, with a fresh or a trained adapter
     attempt     one attempt at a run, whichever engine computes it

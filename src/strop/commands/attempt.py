@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from strop.commands.card import keep_card
 from strop.commands.run import Run
 from strop.errors import BudgetReached, Interrupted, StorageError, StropError
+from strop.model.pretrained.locate import shared_name
 from strop.recipe import Recipe
 from strop.run.adapter import CARD_FILE, hashes
 from strop.run.cost import enter_cost
@@ -187,16 +188,14 @@ class Attempt:
         from strop.exporting.prompting import write_tokenizer
 
         model, path, template = self.recipe.model, self.prepared.model.path, self.prepared.data.template
-        base = model.model_name_or_path
-        if base.startswith("package:") or base.endswith(".gguf"):
-            base = str(path)  # PEFT can load the converted folder, not the package or the GGUF file
+        base, revision = shared_name(model.model_name_or_path, model.revision)
 
         def carry(staging: Path) -> None:
             write_tokenizer(template, path, staging)
             if (card := self.folder.adapter / CARD_FILE).exists():  # keep it: the user may have edited it
                 shutil.copyfile(card, staging / card.name)
 
-        save_adapter(adapter, self.folder.adapter, base, model.revision, carry)
+        save_adapter(adapter, self.folder.adapter, base, revision, carry)
 
     @contextmanager
     def watched(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from strop.data.prompts import as_question
 from strop.data.sources import open_sources, read_examples
 from strop.errors import StropError
 from strop.modal_runs.vllm import RANKS, reasoning_parser, tool_parser
+from strop.model.pretrained.locate import shared_name
 from strop.resolve import is_hub_id
 from strop.run.adapter import CARD_FILE
 from strop.run.durable import replace_file
@@ -77,12 +78,13 @@ def _about(run: Run, template: Template, base_folder: ModelFolder, spec: str, ra
 
     model, data = run.recipe.model, run.recipe.data
     decoded = template.tokenizer.convert_ids_to_tokens(sorted(template.stop_ids))
-    base, is_on_hub = _published(spec)
+    base, is_on_hub = _published(shared_name(spec)[0])
     parts = _parts_of(run)
     return About(
         name=run.path.resolve().name,
         base=base,
         base_id=base if is_on_hub else None,
+        base_package=spec.removeprefix("package:").partition("/")[0] if spec.startswith("package:") else None,
         licence=_licence(base_folder.path),
         files=_names(data.train_file),
         held_out_files=_names(data.validation_file),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from strop.commands.arguments import as_run, require_number
 from strop.commands.console import out
 from strop.commands.load import load_tuned
 from strop.commands.run import Run
@@ -19,26 +20,32 @@ from strop.data.prompts import as_text
 from strop.data.rows.calls import read_tools
 from strop.data.sources import held_out_examples
 from strop.errors import RecipeError
+from strop.resolve import read_ordinary
 from strop.serving.client import EndpointSession, connect, is_url
 
 if TYPE_CHECKING:
     from strop.evaluation.generate import ChatSession
 
+_MOST_TOOLS = 1 << 20
+"""Bytes that are read of a list of tools: more than any prompt holds."""
 
-def chat(run: Run, *, max_new_tokens: int = 256, temperature: float = 0.0) -> ChatSession:
+
+def chat(run: Run | str | Path, *, max_new_tokens: int = 256, temperature: float = 0.0) -> ChatSession:
     """Talk to the tuned model, in the template it was trained on.
 
     Args:
-        run: A finished run.
+        run: A finished run, or its folder.
         max_new_tokens: Longest answer.
         temperature: 0 always takes the likeliest token.
 
     Raises:
-        RecipeError: The run is not finished.
+        RecipeError: The run is not finished, or an option is not possible.
     """
     from strop.evaluation.generate import ChatSession
 
-    tuned = load_tuned(run)
+    require_number("max_new_tokens", max_new_tokens, 1)
+    require_number("temperature", temperature, 0, whole=False)
+    tuned = load_tuned(as_run(run))
     return ChatSession(tuned.adapter, tuned.template, max_new_tokens, temperature)
 
 
@@ -105,8 +112,8 @@ def command(
 def _read_tools(path: Path) -> tuple[Mapping[str, Any], ...]:
     unused: set[str] = set()
     try:
-        tools = read_tools({"tools": json.loads(path.read_text("utf-8"))}, unused)
-    except (OSError, ValueError) as error:  # a RowError is a ValueError
+        tools = read_tools({"tools": json.loads(read_ordinary(path, _MOST_TOOLS))}, unused)
+    except (OSError, ValueError, RecursionError) as error:  # a RowError is a ValueError
         raise RecipeError(f"--tools {path}: {error}") from error
     if unused or not tools:
         raise RecipeError(f"--tools {path}: {', '.join(sorted(unused)) or 'it names no function'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from strop.commands import console
+from strop.commands.arguments import as_recipe
 from strop.commands.console import Overrides, RecipeArgument, out
 from strop.commands.findings import notes, readings
 from strop.commands.prepare import Prepared, prepare
@@ -20,17 +22,17 @@ if TYPE_CHECKING:
     from strop.data.audit import Lengths, StoreReport
 
 
-def check(recipe: Recipe, *, note: Callable[[str], None] = lambda line: None) -> Prepared:
+def check(recipe: Recipe | str | Path, *, note: Callable[[str], None] = lambda line: None) -> Prepared:
     """Read, tokenise and audit a recipe's data and see that LoRA finds its modules; needs no GPU.
 
     Args:
-        recipe: From `load_recipe`.
+        recipe: From `load_recipe`, or what that takes.
         note: Told of what takes a while, such as converting a GGUF file.
 
     Raises:
         RecipeError, ModelError, DataError: What would stop the run.
     """
-    prepared = prepare(recipe, note)
+    prepared = prepare(as_recipe(recipe), note)
     prepared.report.refuse()
     return prepared
 

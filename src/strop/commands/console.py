@@ -1,5 +1,7 @@
 """What commands share: where they print, and the arguments that several of them take."""
 
+import os
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +13,19 @@ from rich.markup import escape
 from strop.errors import StropError
 from strop.recipe import Recipe
 
-out = Console(highlight=False)
+
+class _Output(Console):
+    """Standard output, whose reader may go, as with `| head`: nothing more is said, and the command does its work."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.file.fileno())
+            os.close(null)
+
+
+out = _Output(highlight=False)
 
 
 def notes(recipe: Recipe) -> None:

@@ -21,7 +21,7 @@ from strop.errors import StropError
 from strop.model.config import read_config
 from strop.model.pretrained.folder import open_model
 from strop.recipe import LoraSection, Recipe, load_recipe
-from strop.resolve import cache_dir
+from strop.resolve import cache_dir, expand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -183,7 +183,7 @@ def _hub() -> Finding:
 def _modal() -> Finding:
     if find_spec("modal") is None:
         return Finding("Modal", "its client is not installed; only `--on modal` needs it")
-    config = Path(os.environ.get("MODAL_CONFIG_PATH") or "~/.modal.toml").expanduser()
+    config = expand(os.environ.get("MODAL_CONFIG_PATH") or "~/.modal.toml")
     if os.environ.get("MODAL_TOKEN_ID") or (config.exists() and "token_id" in config.read_text(encoding="utf-8")):
         return Finding("Modal", "a token is set")
     return Finding("Modal", "no token", "modal setup")

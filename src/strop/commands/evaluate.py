@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from strop.commands import console
+from strop.commands.arguments import as_path, as_run, require_number
 from strop.commands.card import keep_card
 from strop.commands.console import RunArgument, out
 from strop.commands.load import load_trained
@@ -41,19 +42,19 @@ SOURCE = "source"
 
 
 def evaluate(
-    run: Run,
+    run: Run | str | Path,
     *,
     num_generated: int = 32,
     max_new_tokens: int = 96,
     numeric_tolerance: float = 0.0,
     group_by: str | None = None,
-    answers: Path | None = None,
+    answers: str | Path | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Compare base and tuned on the run's held-out rows, and keep the result in evaluation.json.
 
     Args:
-        run: A finished run whose recipe has held-out rows.
+        run: A finished run, or its folder, whose recipe has held-out rows.
         num_generated: Rows to answer with each model, spread evenly over the held-out ones; 0 for the loss alone.
         max_new_tokens: Longest answer.
         numeric_tolerance: How far off a number may be, as a share of the right one.
@@ -63,12 +64,14 @@ def evaluate(
         note: Told of what cannot be written: evaluation.json, the answers, the run's report or its adapter's card.
 
     Raises:
-        RecipeError: The run is not finished or has no held-out rows; `answers` cannot be written.
+        RecipeError: The run is not finished or has no held-out rows; an option is not possible.
         DataError: No held-out row has the key `group_by`, or its values cannot name groups.
     """
-    result, unwritten = _evaluate(
-        run, num_generated, ScoreSettings(max_new_tokens, numeric_tolerance), group_by, answers, note
-    )
+    require_number("num_generated", num_generated, 0)
+    require_number("max_new_tokens", max_new_tokens, 1)
+    require_number("numeric_tolerance", numeric_tolerance, 0, whole=False)
+    settings, target = ScoreSettings(max_new_tokens, numeric_tolerance), as_path("answers", answers)
+    result, unwritten = _evaluate(as_run(run), num_generated, settings, group_by, target, note)
     for error in unwritten:
         note(str(error))
     return result

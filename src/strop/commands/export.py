@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from strop.commands.arguments import as_path, as_run, require_choice
 from strop.commands.card import write_card
 from strop.commands.console import RunArgument, note, out
 from strop.commands.load import load_run_template, load_trained
@@ -48,19 +49,19 @@ class Exported:
 
 
 def export(
-    run: Run,
+    run: Run | str | Path,
     to: Form = "adapter",
     *,
     layout: Layout | None = None,
     base: str | None = None,
-    output: Path | None = None,
+    output: str | Path | None = None,
     quantisation: Quantisation | None = None,
     dequantise: bool = False,
 ) -> Exported:
     """Write the trained model for another program, and try it there first: the export is complete or absent.
 
     Args:
-        run: A finished run.
+        run: A finished run, or its folder.
         to: `adapter` for PEFT and vLLM, `merged` for base and adapter as one bfloat16 checkpoint, `gguf` for both as
             one file for llama.cpp, with a Modelfile for Ollama.
         layout: With `adapter`: for a base checkpoint of the other layout, `fused` with qkv_proj and gate_up_proj
@@ -76,9 +77,15 @@ def export(
     """
     from strop.exporting.parity.gate import require_consumer
 
+    run, output = as_run(run), as_path("output", output)
+    require_choice("to", to, ("adapter", "merged", "gguf"))
+    require_choice("layout", layout, (None, "fused", "split"))
+    require_choice("quantisation", quantisation, (None, "f16", "q8_0", "q4_k_m"))
     run.require_adapter()
     if to != "adapter" and (layout or base):
         raise RecipeError("--layout and --base are for --to adapter: the others keep the layout of the run's base")
+    if base and not layout:
+        raise RecipeError("--base goes with --layout: any other export is of the base that the run names")
     if to != "gguf" and quantisation:
         raise RecipeError("--quantise is for --to gguf; the others keep the weights' types")
     if layout:

@@ -16,7 +16,7 @@ from strop.data.examples import Fault
 from strop.data.files import find
 from strop.data.readers import read_rows
 from strop.data.sources import Source, open_sources
-from strop.errors import DataError, RecipeError
+from strop.errors import DataError, RecipeError, shown_name
 from strop.recipe import DataSection, TrainSection
 from strop.recipe.shipped import starter_recipe, yaml_scalar
 from strop.run.durable import replace_file
@@ -49,9 +49,21 @@ def init(data: str | Sequence[str], path: Path, *, model: str = DEFAULT_MODEL) -
     if path.exists():
         raise RecipeError(f"{path} exists already; name another file with --output")
     files = [data] if isinstance(data, str) else list(data)
+    for file in files:
+        _require_name(file)
     held_out, comments, told, has_documents = _read(files)
     replace_file(path, starter_recipe(files, model, held_out, comments, has_documents).encode())
     return told
+
+
+def _require_name(file: str) -> None:
+    """What a recipe can name: some text, and UTF-8."""
+    if not file.strip():
+        raise RecipeError("DATA: a name is empty; name the files of your rows")
+    try:
+        file.encode()
+    except UnicodeEncodeError as error:
+        raise RecipeError(f"DATA: {shown_name(file)} is not UTF-8, as a recipe has to be; rename the file") from error
 
 
 def command(

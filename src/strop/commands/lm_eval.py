@@ -22,8 +22,9 @@ def lm_eval(run: Run, arguments: Sequence[str], *, tuned: bool = True) -> None:
         tuned: False asks the base model.
 
     Raises:
-        RecipeError: The run's path cannot be written as a model argument.
+        RecipeError: The run has not finished, or its path cannot be written as a model argument.
     """
+    run.require_adapter()
     from strop.commands.harness import MODEL  # registers it, or raises an error that names the extra to install
 
     from lm_eval.__main__ import cli_evaluate  # isort: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from strop.commands import console
+from strop.commands.arguments import as_recipe
 from strop.commands.console import Overrides, RecipeArgument, out
 from strop.commands.findings import tell_findings
 from strop.commands.load import load_model
@@ -25,11 +27,13 @@ if TYPE_CHECKING:
     from strop.run.manifest import Estimate
 
 
-def plan(recipe: Recipe, *, note: Callable[[str], None] = lambda line: None, probing: bool | None = None) -> Plan:
+def plan(
+    recipe: Recipe | str | Path, *, note: Callable[[str], None] = lambda line: None, probing: bool | None = None
+) -> Plan:
     """Predict memory, speed, time and dollars of a run on each of Modal's GPUs. Needs no GPU and no weights.
 
     Args:
-        recipe: From `load_recipe`.
+        recipe: From `load_recipe`, or what that takes.
         note: Told of what takes a while, and of what is chosen.
         probing: Load the model here and time some of the recipe's steps; None: if there is a GPU. What is measured
             is kept in the run folder, where a run that begins on the same device compares itself with it.
@@ -43,6 +47,7 @@ def plan(recipe: Recipe, *, note: Callable[[str], None] = lambda line: None, pro
     from strop.forecast.probe import probe
     from strop.model.precision import choose_device
 
+    recipe = as_recipe(recipe)
     probes = choose_device().type == "cuda" if probing is None else probing
     prepared = prepare(recipe, note, needs_weights=probes)
     prepared.report.refuse()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from strop.commands.arguments import as_path, as_run
 from strop.commands.console import out
 from strop.commands.run import Run
 from strop.errors import RecipeError
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 REPORT_FILE = "report.html"
 
 
-def report(runs: Sequence[Run], *, output: Path | None = None) -> Path:
+def report(runs: Run | str | Path | Sequence[Run | str | Path], *, output: str | Path | None = None) -> Path:
     """Write one self-contained HTML page about one or several runs.
 
     Args:
-        runs: At least one; finished or not.
+        runs: One or several; finished or not.
         output: Where it goes; by default report.html in the run's folder, or here if there are several.
 
     Returns:
@@ -35,18 +36,27 @@ def report(runs: Sequence[Run], *, output: Path | None = None) -> Path:
         RecipeError: A folder is not a run's, there are none or too many, or the output is a file of another kind.
         StorageError: It cannot be written.
     """
-    from strop.reporting.page import GENERATOR
-
-    if not runs:
+    chosen = [as_run(run) for run in (runs if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs])]
+    if not chosen:
         raise RecipeError("name at least one run")
-    target = output or (runs[0].path / REPORT_FILE if len(runs) == 1 else Path(REPORT_FILE))
-    page = _page(runs)
+    target = as_path("output", output) or (chosen[0].path / REPORT_FILE if len(chosen) == 1 else Path(REPORT_FILE))
+    page = _page(chosen)
     with writing(target):
-        there = target.read_bytes()[:4096] if target.exists() else b""
-    if there and f'content="{GENERATOR}"'.encode() not in there:
+        is_other = target.exists() and not _is_report(target)
+    if is_other:
         raise RecipeError(f"{target} exists and is not a report by strop; name another file with --output")
     replace_file(target, page.html)
     return target
+
+
+def _is_report(path: Path) -> bool:
+    from strop.reporting.page import GENERATOR
+
+    if not path.is_file():  # a pipe or a device has no end
+        return False
+    with path.open("rb") as file:
+        head = file.read(4096)
+    return not head or f'content="{GENERATOR}"'.encode() in head
 
 
 def command(

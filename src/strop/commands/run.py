@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -20,9 +21,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, finished or not; its layout is described in `strop.run.folder`."""
+    """A run folder, finished or not; its layout is described in `strop.run.folder`.
+
+    Attributes:
+        path: The folder; text is taken as a path.
+
+    Raises:
+        RecipeError: It is no path.
+    """
 
     path: Path
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str | PathLike):
+            raise RecipeError(f"path: a {type(self.path).__name__} is not the path of a run folder")
+        object.__setattr__(self, "path", Path(self.path))
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -65,7 +78,14 @@ class Run:
         return cast("TemplateName", found)
 
     def metrics(self) -> list[Record]:
-        """Every step and evaluation so far, in order."""
+        """Every step and evaluation so far, in order.
+
+        Raises:
+            RecipeError: The folder is not a run's.
+            StropError: A line before the last is not a record.
+        """
+        if not (self.path / "metrics.jsonl").exists():
+            _ = self.recipe  # raises where this is not a run folder
         return read_metrics(self.path / "metrics.jsonl")
 
     def require_adapter(self) -> None:

@@ -49,8 +49,7 @@ def serve(
     """
     require_server()
     from strop.serving.app import BASE, Served, build_app
-    from strop.serving.server import Guard, bind, is_loopback
-    from strop.serving.server import run as answer
+    from strop.serving.server import Guard, bind, is_loopback, server_of
     from strop.serving.worker import GenerationWorker
 
     api_key = _api_key(api_key_env)
@@ -77,7 +76,7 @@ def serve(
         taken.listen(128)  # so that whoever is told that it is ready can connect
         shown = f"[{host}]" if ":" in host else host
         ready(name, f"http://{shown}:{taken.getsockname()[1]}")
-        answer(app, taken, worker.close)
+        server_of(app, worker.close).run(sockets=[taken])
         worker.join()
 
 

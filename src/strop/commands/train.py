@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 
 from strop.commands import console
+from strop.commands.arguments import as_recipe
 from strop.commands.attempt import Attempt, StopSignals, telling_how_to_resume
 from strop.commands.card import keep_card
 from strop.commands.console import Overrides, Place, RecipeArgument, out
@@ -50,11 +51,11 @@ if TYPE_CHECKING:
     from strop.training.loop import Trainer
 
 
-def train(recipe: Recipe, *, reporter: Reporter | None = None) -> Run:
+def train(recipe: Recipe | str | Path, *, reporter: Reporter | None = None) -> Run:
     """Train a recipe's adapter, resuming from the newest checkpoint in its run folder if there is one.
 
     Args:
-        recipe: From `load_recipe`.
+        recipe: From `load_recipe`, or what that takes; a run folder resumes that run.
         reporter: Told about everything that happens; silent by default.
 
     Returns:
@@ -63,7 +64,7 @@ def train(recipe: Recipe, *, reporter: Reporter | None = None) -> Run:
     Raises:
         StropError: See `strop.errors`. What was trained so far is in a checkpoint.
     """
-    reporter = reporter or Reporter()
+    recipe, reporter = as_recipe(recipe), reporter or Reporter()
     require(recipe.train.report_to)
     folder = RunFolder(recipe.output_dir)
     with folder.claim():
@@ -141,10 +142,7 @@ def command(
 
     Ctrl-C saves a checkpoint and stops; the same command resumes from it.
     """
-    settings = list(overrides or ())
-    if Path(recipe, "recipe.yaml").exists():  # a run folder, wherever it has been moved to
-        recipe, settings = f"{recipe}/recipe.yaml", [*settings, f"train.output_dir={recipe}"]
-    loaded = load_recipe(recipe, [*settings, *([f"train.engine={engine}"] if engine else [])])
+    loaded = load_recipe(recipe, [*(overrides or ()), *([f"train.engine={engine}"] if engine else [])])
     console.notes(loaded)
     if on is Place.modal:
         return _on_modal(loaded, detach)

@@ -14,7 +14,7 @@ from strop.data.store import CODE_VERSION, SampleStore, Split, StoreSettings, re
 from strop.data.template import Template, load_template
 from strop.errors import DataError, RecipeError
 from strop.recipe import DataSection
-from strop.resolve import cache_dir, data_suffix
+from strop.resolve import cache_dir, data_suffix, writing_to_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +115,14 @@ def open_or_build(sources: Sequence[Source], template: Template, settings: Store
 
     Raises:
         BadRowsError: With on_bad_row=error: `faults` lists every faulty row of the files.
-        DataError: No row is left, a file cannot be read, or the cache cannot be written.
+        DataError: No row is left, or a file cannot be read.
+        StorageError: The cache cannot be written.
     """
     folder = cache_dir() / "tokens" / _key(sources, template, settings)
     manifest = read_manifest(folder)
     if manifest is None:
-        try:
+        with writing_to_cache():
             build(folder, sources, template, settings)
-        except OSError as error:
-            raise DataError(
-                f"cannot write the token cache {folder}: {error}; set STROP_CACHE to another folder"
-            ) from error
         manifest = read_manifest(folder)
         if manifest is None:
             raise DataError(f"the token cache {folder} was damaged while it was written; check the disk")

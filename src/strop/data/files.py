@@ -10,7 +10,7 @@ from pathlib import Path
 
 from strop.data.readers import BOM, refuse_unknown, saved_dataset_files
 from strop.errors import DataError
-from strop.resolve import data_suffix, is_hub_id, resolve_dataset, resolve_package_path
+from strop.resolve import data_suffix, expand, is_hub_id, resolve_dataset, resolve_package_path
 
 Place = tuple[str, str | None, str | None]
 """A path, glob, hub id or package path; a split; a subset."""
@@ -68,7 +68,7 @@ def refuse_doubles(stretches: Sequence[Stretch], key: str) -> None:
 def _expand(spec: str, split: str | None, subset: str | None, key: str) -> tuple[list[Path], str | None]:
     if spec.startswith("package:"):
         return [resolve_package_path(spec)], split
-    path = Path(spec).expanduser()
+    path = expand(spec)
     if _exists(path, key):
         _refuse_subset(spec, subset, key)
         saved = saved_dataset_files(path, split) if path.is_dir() else None

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from strop.errors import ModelError
-from strop.resolve import cache_dir
+from strop.resolve import cache_dir, writing_to_cache
 
 _PROBE_SECONDS = 60
 _PROBE_CODE = """
@@ -63,5 +63,6 @@ def try_in_child(source: str, special_tokens: dict[str, Any]) -> None:
     if child.returncode != 0:
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]
         raise ModelError(f"the chat template could not be tried: {last}")
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    marker.touch()
+    with writing_to_cache():
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()

@@ -41,6 +41,15 @@ class KVCache:
         for held in (self._k, self._v):
             held[:, target, :, :length] = held[:, source, :, :length]
 
+    def taken_out(self, slot: int, length: int) -> Tensor:
+        """The first `length` positions of a slot, copied to the host: (2, layers, kv heads, length, head size)."""
+        return torch.stack([held[:, slot, :, :length].cpu() for held in (self._k, self._v)])
+
+    def put_in(self, slot: int, taken: Tensor) -> None:
+        """Write what `taken_out` gave, perhaps of another cache, to a slot."""
+        for held, values in zip((self._k, self._v), taken, strict=True):
+            held[:, slot, :, : values.shape[2]] = values
+
     def reading(self, tree: Tree, place_L: Tensor, slot_L: Tensor, position_L: Tensor) -> Attend:
         """Attention for packed prompts, which also fills their slots.
 
@@ -103,9 +112,7 @@ def _kernels(device: torch.device) -> Iterator[None]:
         yield
 
 
-def read_prompts(
-    decoder: Decoder, cache: KVCache, prompts: Sequence[Sequence[int]], slots: Sequence[int], max_new_tokens: int
-) -> Tensor:
+def read_prompts(decoder: Decoder, cache: KVCache, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> Tensor:
     """Put each prompt into its slot and return the logits after its last token, (prompts, V).
 
     Args:
@@ -113,18 +120,16 @@ def read_prompts(
         cache: Receives the prompts' keys and values; positions after a prompt's end stay unchanged.
         prompts: Token ids, at least one each.
         slots: A different slot for each prompt.
-        max_new_tokens: How many tokens may follow, which decides LongRoPE's frequencies.
     """
     device = decoder.device
     arrays = [np.asarray(prompt, np.int32) for prompt in prompts]
-    long_from = decoder.config.rope.long_from
-    order, shared = sort_by_prefix(arrays, None if long_from is None else long_from - max_new_tokens)
+    order, shared = sort_by_prefix(arrays, decoder.config.rope.long_from)
     sizes = [len(arrays[i]) for i in order]
     tree = grow(sizes, shared)
     place_L = tree.places()
     ids_T = np.empty(tree.num_tokens, np.int64)
     ids_T[place_L] = np.concatenate([arrays[i] for i in order])
-    final_T = np.repeat(np.array(tree.sample_lengths) + max_new_tokens, tree.lengths)
+    length_T = np.repeat(np.array(tree.sample_lengths), tree.lengths)
     slot_L = np.repeat([slots[i] for i in order], sizes)
     position_L = np.concatenate([np.arange(size) for size in sizes])
 
@@ -132,7 +137,7 @@ def read_prompts(
         return torch.from_numpy(array).to(device)
 
     attend = cache.reading(tree, put(place_L), put(slot_L), put(position_L))
-    hidden_TD = decoder.hidden_states(put(ids_T), put(tree.positions()), put(final_T), attend)
+    hidden_TD = decoder.hidden_states(put(ids_T), put(tree.positions()), put(length_T), attend)
     last = np.empty(len(order), np.int64)
     last[order] = place_L[np.cumsum(sizes) - 1]
     return decoder.logits(hidden_TD[put(last)])

@@ -184,6 +184,8 @@ def check_path(path: Path) -> None:
         raise RecipeError(f"--answers {path}: the name must end in {', '.join(_WRITERS)}")
     if not path.parent.is_dir():
         raise RecipeError(f"--answers {path}: there is no folder {path.parent}")
+    if path.exists() and not path.is_file():
+        raise RecipeError(f"--answers {path}: this is there and no ordinary file; name another")
     if path.suffix.lower() == ".parquet":
         try:
             import pyarrow.parquet  # noqa: F401

@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from strop.errors import StropError
+from strop.errors import CheckpointError, StropError
 from strop.microbatch.tree import Tree
 from strop.model.lora import LoraAdapter
+from strop.model.pretrained.headers import load_strict_json
+from strop.recipe.wording import show
 from strop.run.durable import staged_folder, write_durably
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
@@ -68,9 +70,51 @@ def load_adapter(adapter: LoraAdapter, folder: Path) -> None:
     """Fill an attached adapter from a PEFT folder.
 
     Raises:
+        CheckpointError: Its adapter_config.json asks for another computation than the adapter makes.
         StropError: Keys or shapes differ from what the adapter expects.
     """
+    _refuse_other_settings(adapter, folder / CONFIG_FILE)
     fill_adapter(adapter, load_file(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
+
+
+_SAME_ANSWERS = frozenset(
+    {
+        *("base_model_name_or_path", "revision", "task_type", "inference_mode", "lora_dropout", "auto_mapping"),
+        *("peft_version", "megatron_core", "qalora_group_size"),
+    }
+)
+"""Keys of adapter_config.json that change nothing of what an adapter answers."""
+
+_REQUIRED = ("peft_type", "r", "lora_alpha", "target_modules")
+
+
+def _refuse_other_settings(adapter: LoraAdapter, file: Path) -> None:
+    """PEFT obeys each of these keys, so the file must say what is computed here."""
+    try:
+        found = load_strict_json(file.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{file}: cannot be read as JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file}: contains no JSON object")
+    trained = peft_config(adapter, "", None)
+    asked = dict.fromkeys(_REQUIRED) | found
+    differ = [f"{key} {show(value)}" for key, value in asked.items() if not _is_as_trained(key, value, trained)]
+    if differ:
+        raise CheckpointError(
+            f"{file}: {', '.join(differ)}: not what the run's recipe trained "
+            f"(r {trained['r']}, lora_alpha {trained['lora_alpha']:g}, use_rslora {trained['use_rslora']}, modules "
+            f"{', '.join(trained['target_modules'])}, and nothing beside them); put back the file that the run wrote"
+        )
+
+
+def _is_as_trained(key: str, value: Any, trained: Mapping[str, Any]) -> bool:
+    if key in _SAME_ANSWERS:
+        return True
+    if key == "target_modules":
+        return isinstance(value, list) and set(map(str, value)) == set(trained[key])
+    if key in trained:
+        return isinstance(value, bool) == isinstance(trained[key], bool) and bool(value == trained[key])
+    return not value  # what an adapter of this kind does without
 
 
 def copy_adapter(folder: Path, target: Path) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 from strop.errors import RecipeError, StropError
 from strop.exporting.adapter import CONFIG_FILE, WEIGHTS_FILE
 from strop.model.config import DecoderConfig
-from strop.model.pretrained.weights import part_rows
+from strop.model.pretrained.tensors import part_rows
 
 Layout = Literal["fused", "split"]
 Factors = dict[str, tuple[Tensor, Tensor]]

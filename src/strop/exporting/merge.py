@@ -18,7 +18,8 @@ from strop.exporting.adapter import CONFIG_FILE
 from strop.exporting.layout import Factors, read_factors
 from strop.exporting.staged import write_json
 from strop.model.pretrained.folder import ModelFolder
-from strop.model.pretrained.weights import CheckpointReader, group_modules, module_path
+from strop.model.pretrained.tensors import group_modules, module_path
+from strop.model.pretrained.weights import CheckpointReader
 from strop.ops.nf4 import Nf4, dequantise
 
 SHARD_BYTES = 5 * 10**9

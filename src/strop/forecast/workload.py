@@ -14,7 +14,7 @@ from strop.microbatch.order import Order
 from strop.microbatch.pack import Microbatch, Microbatches, pack
 from strop.model.config import DecoderConfig
 from strop.model.lora import resolve_targets
-from strop.model.pretrained.weights import group_modules, part_rows
+from strop.model.pretrained.tensors import group_modules, part_rows
 from strop.recipe import LoraSection, Recipe
 
 

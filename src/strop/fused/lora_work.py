@@ -14,7 +14,7 @@ from torch import Tensor
 
 from strop.model.decoder import Projection
 from strop.model.lora import LoraAdapter, projections
-from strop.model.pretrained.weights import part_rows
+from strop.model.pretrained.tensors import part_rows
 from strop.ops.triton.copy_blocks import Block, copy_blocks, tiles_of
 from strop.ops.triton.thin import Blocks
 

@@ -9,16 +9,17 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from strop.errors import CloudError
 from strop.modal_runs.follow import cloud_errors
 from strop.modal_runs.remote_run import RECORD_FILE, files_list, read_record, run_folder
-from strop.model.pretrained.locate import locate_model
+from strop.model.pretrained.locate import shared_name
 from strop.recipe import load_recipe
-from strop.resolve import is_hub_id
 from strop.run.durable import replace_file, sync_folder
+from strop.run.folder import RunFolder
 
 if TYPE_CHECKING:
     import modal
@@ -46,6 +47,9 @@ def pull(folder: Path, note: Callable[[str], None], must_exist: bool = True) -> 
     """
     import modal
 
+    if folder.name in ("", ".."):  # `strop pull .`
+        folder = folder.resolve()
+        read_record(folder)  # refuses a folder that has no name, such as /
     aside = folder.with_name(f".replaced-{folder.name}")
     if aside.is_dir() and not folder.exists():
         os.rename(aside, folder)  # an earlier pull was cut off here
@@ -135,23 +139,20 @@ def _drop_damaged(checkpoints: list[Path], note: Callable[[str], None]) -> None:
 
 
 def _bring_local(staging: Path, folder: Path) -> None:
-    """Make the folder a local one: keep what only the old folder has, the local recipe, and the base's local path."""
+    """Make the folder a local one: keep what only the old folder has, the local recipe, and the base's name here."""
     for path in folder.iterdir():
         if path.is_file() and (path.name in (RECORD_FILE, "recipe.yaml") or not (staging / path.name).exists()):
             shutil.copyfile(path, staging / path.name)
     config = staging / "adapter" / "adapter_config.json"
-    if config.exists() and (base := _local_base(staging / "recipe.yaml")) is not None:
-        contents = json.loads(config.read_bytes()) | {"base_model_name_or_path": base}
+    if not config.exists():
+        return
+    model, written = load_recipe(str(staging / "recipe.yaml")).model, json.loads(config.read_bytes())
+    base, revision = shared_name(model.model_name_or_path, model.revision)
+    if written["base_model_name_or_path"] != base:  # its place on the Volume
+        contents = written | {"base_model_name_or_path": base, "revision": revision}
         replace_file(config, json.dumps(contents, indent=2, sort_keys=True).encode() + b"\n")
-
-
-def _local_base(recipe: Path) -> str | None:
-    """The local path at which PEFT finds the uploaded base model; None for a hub id, which is the same everywhere."""
-    name = load_recipe(str(recipe)).model.model_name_or_path
-    if name.startswith("package:") or Path(name).expanduser().exists():
-        return str(locate_model(name))
-    assert is_hub_id(name), name
-    return None
+        mark = {config.name: _sha256(config)}
+        RunFolder(staging).update(lambda manifest: replace(manifest, adapter={**manifest.adapter, **mark}))
 
 
 def _sha256(path: Path) -> str:

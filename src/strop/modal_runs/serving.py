@@ -17,6 +17,7 @@ from strop.model.config import DecoderConfig
 from strop.model.pretrained.folder import open_model
 from strop.model.pretrained.locate import locate_model
 from strop.recipe import Recipe
+from strop.resolve import expand
 from strop.run.folder import RunFolder
 
 Note = Callable[[str], None]
@@ -131,7 +132,7 @@ def _job(recipe: Recipe, name: str, served: str, adapter: Path, num_gpus: int, f
 
 def _uploadable(spec: str) -> str:
     """For a GGUF file, the model folder that it was converted to for training; anything else unchanged."""
-    is_file = spec.startswith("package:") or Path(spec).expanduser().is_file()
+    is_file = spec.startswith("package:") or expand(spec).is_file()
     return str(locate_model(spec)) if is_file else spec
 
 

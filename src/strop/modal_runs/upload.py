@@ -15,7 +15,7 @@ from strop.data.sources import read_split
 from strop.errors import RecipeError
 from strop.modal_runs.remote_run import UPLOADED
 from strop.recipe import DataFile, Recipe
-from strop.resolve import MODEL_FILES, data_suffix, is_hub_id, resolve_package_path
+from strop.resolve import MODEL_FILES, data_suffix, expand, is_hub_id, resolve_package_path
 
 if TYPE_CHECKING:
     import modal
@@ -79,7 +79,7 @@ def add_model(spec: str, files: dict[str, Path]) -> str:
     Raises:
         RecipeError: It is neither a local path nor a hub id.
     """
-    path = resolve_package_path(spec) if spec.startswith("package:") else Path(spec).expanduser()
+    path = resolve_package_path(spec) if spec.startswith("package:") else expand(spec)
     if path.is_file():
         return _add_file(path, files)
     if path.is_dir():
@@ -103,7 +103,7 @@ def add_folder(root: str, path: Path, patterns: Sequence[str], files: dict[str, 
 def _add_rows(spec: str | DataFile, key: str, files: dict[str, Path]) -> str | DataFile:
     """Add a source's files to the files to upload; returns it with their place, or unchanged if it is on the hub."""
     entry = DataFile(path=spec) if isinstance(spec, str) else spec
-    path = Path(entry.path).expanduser()
+    path = expand(entry.path)
     is_here = entry.path.startswith("package:") or path.exists() or path.parent.is_dir()
     if is_hub_id(entry.path.partition(":")[0]) and not data_suffix(path) and not is_here:
         return spec

@@ -43,7 +43,8 @@ class Projection(nn.Module):
     Attributes:
         modules_rows: Name of each checkpoint module and the output rows [first, last) it owns.
         lora: The low-rank terms, if any of the modules is a target.
-        lora_enabled: False computes the base model.
+        lora_enabled: False computes the base model. A tensor (T, 1) of ones and zeros says it for each token; without
+            gradients.
     """
 
     bias: Tensor | None
@@ -54,15 +55,18 @@ class Projection(nn.Module):
         self.register_buffer("bias", bias, persistent=False)
         self.modules_rows = modules_rows
         self.lora: LoraTerms | None = None
-        self.lora_enabled = True
+        self.lora_enabled: bool | Tensor = True
 
     def forward(self, x_TI: Tensor) -> Tensor:
         """(T, I) -> (T, O)."""
-        if self.lora is None or not self.lora_enabled:
+        if self.lora is None or self.lora_enabled is False:
             return frozen_linear(x_TI, self.frozen, self.bias)
         terms = self.lora
         dropout = terms.dropout if self.training else 0.0
-        return lora_linear(x_TI, self.frozen, self.bias, terms.a_RI, terms.b_OR, terms.rows, terms.scaling, dropout)
+        share_T1 = None if self.lora_enabled is True else self.lora_enabled
+        return lora_linear(
+            x_TI, self.frozen, self.bias, terms.a_RI, terms.b_OR, terms.rows, terms.scaling, dropout, share_T1
+        )
 
 
 class Layer(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from strop.errors import RecipeError
 from strop.model.config import DecoderConfig
 from strop.model.decoder import Decoder, LoraTerms, Projection
-from strop.model.pretrained.weights import group_modules, module_path
+from strop.model.pretrained.tensors import group_modules, module_path
 from strop.recipe import LoraSection
 
 _MERGED_NAMES = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -103,8 +103,11 @@ class LoraAdapter:
                 tensors |= {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}
         return tensors
 
-    def enable(self, enabled: bool) -> None:
-        """Switch the low-rank terms on or off; off is exactly the base model."""
+    def enable(self, enabled: bool | Tensor) -> None:
+        """Switch the low-rank terms on or off; off is exactly the base model.
+
+        A tensor (T, 1) of ones and zeros switches them for each of the T tokens that are computed next.
+        """
         for projection in projections(self.decoder).values():
             projection.lora_enabled = enabled
 

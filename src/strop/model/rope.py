@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from strop.model.config import RopeConfig
+from strop.model.rope_config import RopeConfig
 
 
 class RotaryTable(nn.Module):

@@ -165,6 +165,7 @@ def lora_linear(
     rows: Rows,
     scaling: float,
     dropout: float = 0.0,
+    share_T1: Tensor | None = None,
 ) -> Tensor:
     """See `reference.lora_linear`.
 
@@ -177,8 +178,14 @@ def lora_linear(
         rows: Output rows [first, last) of each module, in the order of their blocks in A and B.
         scaling: lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA.
         dropout: Probability with which an input of A is zeroed.
+        share_T1: 1 for rows that get the low-rank terms, 0 for rows of the base model; None means that all get them.
+            Not differentiable.
     """
     a_RI, b_OR = a_RI.to(x_TI.dtype), b_OR.to(x_TI.dtype)
+    if share_T1 is not None:
+        y_TO, h_TR = frozen_linear(x_TI, frozen, bias_O), (x_TI @ a_RI.t()).mul_(share_T1)
+        _add_modules(y_TO, h_TR, b_OR, rows, scaling)
+        return y_TO
     if dropout == 0.0:
         return _LoraLinear.apply(x_TI, frozen, bias_O, a_RI, b_OR, rows, scaling)  # type: ignore[no-any-return, no-untyped-call]
     # PEFT draws a mask for every module, so their products do not share an input and cannot be merged.
@@ -193,6 +200,13 @@ def _modules(a_RI: Tensor, b_OR: Tensor, rows: Rows) -> list[tuple[tuple[int, in
     blocks_a = a_RI.split(b_OR.shape[1])
     blocks_b = b_OR.split([last - first for first, last in rows])
     return list(zip(rows, blocks_a, blocks_b, strict=True))
+
+
+def _add_modules(y_TO: Tensor, h_TR: Tensor, b_OR: Tensor, rows: Rows, scaling: float) -> None:
+    """Add each module's low-rank term into its rows of the output."""
+    blocks_b = b_OR.split([last - first for first, last in rows])
+    for (first, last), b, h in zip(rows, blocks_b, h_TR.split(b_OR.shape[1], 1), strict=True):
+        y_TO[:, first:last].addmm_(h, b.t(), alpha=scaling)
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -211,8 +225,7 @@ class _LoraLinear(torch.autograd.Function):
         if bias_O is not None:
             y_TO += bias_O
         h_TR = x_TI @ a_RI.t()
-        for ((first, last), _, b), h in zip(_modules(a_RI, b_OR, rows), h_TR.split(b_OR.shape[1], 1), strict=True):
-            y_TO[:, first:last].addmm_(h, b.t(), alpha=scaling)
+        _add_modules(y_TO, h_TR, b_OR, rows, scaling)
         ctx.save_for_backward(x_TI, h_TR, a_RI, b_OR)
         ctx.frozen, ctx.rows, ctx.scaling = frozen, rows, scaling
         return y_TO

@@ -10,6 +10,7 @@ from typing import Any
 
 from strop.recipe.data_files import without_train
 from strop.recipe.wording import nearest
+from strop.resolve import expand
 
 ALIASES: dict[str, str] = {
     "model": "model.model_name_or_path",
@@ -130,7 +131,7 @@ def _mixture(value: Any) -> Keys:
 
 def _template_file(value: Any) -> Keys:
     """TRL's file, or model whose chat template is to be used."""
-    path = Path(str(value)).expanduser()
+    path = expand(str(value))
     if path.is_dir():
         path = path / "chat_template.jinja"
     if not path.is_file():

@@ -23,7 +23,7 @@ from strop.recipe.schema import (
     Section,
     TrainSection,
 )
-from strop.recipe.shipped import find_recipe
+from strop.recipe.shipped import find_recipe, is_run_folder
 from strop.recipe.understood import UNDERSTOOD
 from strop.recipe.wording import closest, nearest, show
 from strop.recipe.yaml_lines import UNREADABLE, Entry, entries_of_file, parse_value
@@ -47,21 +47,34 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | Sequenc
     """Read a recipe file or a shipped recipe, with some keys replaced.
 
     Args:
-        name_or_path: A YAML file, or a name from `list_recipes`.
+        name_or_path: A YAML file, a name from `list_recipes`, or a run folder, which stays the output_dir wherever it
+            has been moved to.
         overrides: `key=value` strings, or a mapping, nested or with dotted keys.
 
     Raises:
         RecipeError: The recipe has errors; the message lists all of them.
     """
     overrides = [overrides] if isinstance(overrides, str) else overrides
+    _refuse_types(name_or_path, overrides)
     try:
         path = find_recipe(str(name_or_path))
         reader = _Reader(str(path))
         reader.place(entries_of_file(path, _SECTIONS, reader.faults), "of the file")
+        if is_run_folder(name_or_path):
+            moved = Entry("train.output_dir", str(name_or_path), "run folder")
+            reader.place(iter([moved]), "of the run folder", replacing=True)
         reader.place(_entries_of_overrides(overrides, reader.faults), "on the command line", replacing=True)
         return reader.finish(path.stem)
     except RecipeError as error:  # the message may quote a token, and messages end up in logs
         raise RecipeError(_SECRET.sub("(a secret)", str(error))) from None
+
+
+def _refuse_types(name_or_path: object, overrides: object) -> None:
+    if not isinstance(name_or_path, str | Path):
+        raise RecipeError(f"name_or_path: a {type(name_or_path).__name__} is not the name or path of a recipe")
+    is_list = isinstance(overrides, Sequence) and all(isinstance(text, str) for text in overrides)
+    if not isinstance(overrides, Mapping) and not is_list:
+        raise RecipeError(f"overrides: {show(overrides)} is neither a mapping nor a list of `key=value`")
 
 
 def _entries_of_overrides(overrides: Mapping[str, Any] | Sequence[str], faults: list[str]) -> Iterator[Entry]:

@@ -18,6 +18,7 @@ from strop.recipe.schema import (
     Section,
     TrainSection,
 )
+from strop.resolve import expand
 
 _LONGEST_SHOWN = 200
 _PLACE = {"path", "split", "subset"}
@@ -58,7 +59,7 @@ class Recipe(Section):
     @property
     def output_dir(self) -> Path:
         """The run folder."""
-        return Path(self.train.output_dir or f"runs/{self.name}").expanduser()
+        return expand(self.train.output_dir or f"runs/{self.name}")
 
     def to_yaml(self) -> str:
         """The recipe with every key spelled out; reads back as the same recipe."""

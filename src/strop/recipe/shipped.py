@@ -72,13 +72,20 @@ def yaml_scalar(text: str) -> str:
     return yaml.safe_dump(text, default_style='"', width=10**6).rstrip("\n") if "\n" in plain else plain
 
 
+def is_run_folder(name_or_path: str | Path) -> bool:
+    """Whether this is a folder with the recipe of a run, to which it belongs."""
+    return os.path.isfile(os.path.join(name_or_path, "recipe.yaml"))
+
+
 def find_recipe(name_or_path: str) -> Path:
-    """The file that a path or the name of a shipped recipe means.
+    """The file that a path, a run folder or the name of a shipped recipe means.
 
     Raises:
         RecipeError: There is none.
     """
     path = Path(name_or_path)
+    if is_run_folder(path):
+        return path / "recipe.yaml"
     shipped = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
     if name_or_path in shipped and not path.is_file():
         return SHIPPED / f"{name_or_path}.yaml"

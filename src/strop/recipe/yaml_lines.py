@@ -12,6 +12,7 @@ import yaml
 
 from strop.errors import RecipeError
 from strop.recipe.schema import EXPONENT
+from strop.resolve import read_ordinary
 
 _MAX_BYTES = 1 << 20
 UNREADABLE = object()
@@ -64,8 +65,7 @@ def entries_of_file(path: Path, sections: Collection[str], faults: list[str]) ->
         RecipeError: The file as a whole cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        data = read_ordinary(path, _MAX_BYTES + 1)
     except OSError as error:
         raise RecipeError(f"cannot read {path}: {error.strerror}") from error
     if len(data) > _MAX_BYTES:

@@ -61,6 +61,7 @@ class About:
         parts: What rows have beside questions and answers, such as tools.
         system: The system message that messages without one get.
         parsers: vLLM's options for its readers of tool calls and reasoning.
+        base_package: The Python package that the base is in, if it is in one.
     """
 
     name: str
@@ -77,6 +78,7 @@ class About:
     parts: tuple[str, ...] = ()
     system: str | None = None
     parsers: Mapping[str, str] = field(default_factory=dict)
+    base_package: str | None = None
 
 
 def render_card(run: RunFiles, about: About, form: Form, parity: Mapping[str, Any] | None = None) -> str:
@@ -107,7 +109,8 @@ def render_card(run: RunFiles, about: About, form: Form, parity: Mapping[str, An
         generated=count(evaluation.num_generated if evaluation else None),
         losses=[loss and short(loss) for loss in seen.losses],
         parity=_parity(parity),
-        uses=uses(form, about.name, about.base_id or "PATH/TO/THE/BASE/MODEL", about.rank, about.nf4, about.parsers),
+        is_gguf=_is_gguf(about.base),
+        uses=_uses(about, form),
         stops=Markdown(" or ".join(map(inline, about.stop_tokens))),
         prompt=fenced(about.prompt),
         system=about.system and fenced(about.system),
@@ -117,6 +120,16 @@ def render_card(run: RunFiles, about: About, form: Form, parity: Mapping[str, An
     )
     text = f"---\n{_front_matter(run, about, form)}\n---\n\n{body}\n\n"
     return f"{text}<!-- strop's model card, {_digest(text)}; one that is changed by hand is left as it is -->\n"
+
+
+def _uses(about: About, form: Form) -> list[tuple[str, Markdown]]:
+    base = about.base_id or "PATH/TO/THE/BASE/MODEL"
+    gguf = about.base if _is_gguf(about.base) else None
+    return uses(form, about.name, base, about.rank, about.nf4, about.parsers, gguf)
+
+
+def _is_gguf(base: str) -> bool:
+    return base.lower().endswith(".gguf")
 
 
 def is_untouched(card: str) -> bool:

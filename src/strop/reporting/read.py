@@ -79,6 +79,7 @@ def _read_manifest(run: RunFiles) -> None:
         run.notes.append("There is no run.json: the run had not begun, or the file was removed.")
     else:
         run.manifest = manifest
+        run.notes += [f"{line}." for line in manifest.lost]
 
 
 def _read_recipe(run: RunFiles) -> dict[str, str]:
@@ -107,12 +108,17 @@ def _read_metrics(run: RunFiles) -> Columns:
         with (run.path / "metrics.jsonl").open("rb") as lines:
             columns = read_columns(lines)
     except FileNotFoundError:
+        if run.manifest.progress is not None:
+            run.notes.append("There is no metrics.jsonl: the curves are missing here.")
         return Columns()
     except OSError as error:
         run.notes.append(f"metrics.jsonl cannot be read: {error.strerror}.")
         return Columns()
     if columns.bad_lines > (run.status == "running"):  # the last line of a run that still trains may be half written
         run.notes.append(f"metrics.jsonl: {columns.bad_lines:,} lines are not records and are skipped.")
+    made = run.manifest.progress.step if run.manifest.progress else 0
+    if (missing := made - len(columns.series("train", "loss"))) > 0:
+        run.notes.append(f"metrics.jsonl has nothing of {missing:,} of {made:,} steps.")
     for kind, name, what in (("train", "loss", "losses"), ("eval", "eval_loss", "held-out losses")):
         series = columns.series(kind, name)
         if bad := len(series) - len(series.finite):

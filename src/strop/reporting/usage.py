@@ -38,7 +38,13 @@ _NF4 = 'nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", b
 
 
 def uses(
-    form: Form, name: str, base: str, rank: int, nf4: bool, parsers: Mapping[str, str]
+    form: Form,
+    name: str,
+    base: str,
+    rank: int,
+    nf4: bool,
+    parsers: Mapping[str, str],
+    gguf: str | None = None,
 ) -> list[tuple[str, Markdown]]:
     """Programs, and what to type or run there.
 
@@ -49,6 +55,7 @@ def uses(
         rank: Least --max-lora-rank of vLLM's that the adapter fits.
         nf4: The adapter wants its base rounded to NF4.
         parsers: vLLM's options that name its readers of tool calls and reasoning, with their values.
+        gguf: Name of the GGUF file that the base is, in the folder `base`.
     """
     readers = ["--enable-auto-tool-choice"] if "--tool-call-parser" in parsers else []
     readers += [f"{option} {value}" for option, value in parsers.items()]
@@ -68,20 +75,21 @@ def uses(
             last,
         ]
     return [
-        ("PEFT", fenced(_on_base(base, nf4) + _ASK, "python")),
+        ("PEFT", fenced(_on_base(base, nf4, gguf) + _ASK, "python")),
         ("vLLM", fenced(_vllm(alias, base, rank, nf4, readers), "sh")),
         last,
     ]
 
 
-def _on_base(base: str, nf4: bool) -> str:
+def _on_base(base: str, nf4: bool, gguf: str | None) -> str:
     names = ["AutoModelForCausalLM", "AutoTokenizer", *(["BitsAndBytesConfig"] if nf4 else []), "GenerationConfig"]
+    file = f", gguf_file={json.dumps(gguf)}" if gguf else ""
     return _ON_BASE.format(
         imports=", ".join(names),
         here=json.dumps(HERE),
         base=json.dumps(base),
         settings=_NF4 if nf4 else "",
-        options=", quantization_config=nf4" if nf4 else "",
+        options=file + (", quantization_config=nf4" if nf4 else ""),
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from strop.errors import StorageError
+from strop.errors import StorageError, of_file
 
 TEMPORARY = ".tmp-"
 """Prefix of names that no reader looks at. What is left of them after a crash can be deleted: see `sweep`."""
@@ -138,13 +138,19 @@ def _sweep(left: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within its context, what the system says against a write to `path` becomes a `StorageError` that names it."""
+    """Within its context, what the system says against a write to `path` becomes a `StorageError` that names it.
+
+    Raises:
+        RecipeError: The name itself cannot be.
+    """
     try:
         yield
     except Exception as error:
         said = error if isinstance(error, OSError) else _of_the_system(error)
         if said is None:
             raise
+        if said.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP):  # the name cannot be
+            raise of_file(said, path) from error
         raise StorageError(f"{path} cannot be written: {reason(said, path)}") from error
 
 

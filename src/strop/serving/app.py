@@ -2,10 +2,11 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,18 +15,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from strop.data.template import Template
+from strop.evaluation.pool import Prompt
+from strop.evaluation.sampling import Sampling
 from strop.serving.answers import AnswerReader
 from strop.serving.markup import Markup
-from strop.serving.requests import (
-    ApiError,
-    ChatRequest,
-    CompletionRequest,
-    GenerationRequest,
-    chat_prompt,
-    parse,
-    read_question,
-    text_prompt,
-)
+from strop.serving.prompting import chat_prompt, check_length, read_question, room, text_prompt
+from strop.serving.requests import ApiError, ChatRequest, CompletionRequest, GenerationRequest, parse
 from strop.serving.responses import Answer, failed_event
 from strop.serving.server import Guard
 from strop.serving.worker import GenerationJob, GenerationWorker, Piece
@@ -33,7 +28,11 @@ from strop.serving.worker import GenerationJob, GenerationWorker, Piece
 BASE = "base"
 """The model name under which the endpoint answers without the adapter."""
 
+_READERS = 2
+"""Threads that read requests. More of them would only take time from the model."""
+
 Body = TypeVar("Body", bound=GenerationRequest)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +86,7 @@ async def _http_as_json(request: Request, error: Exception) -> Response:
 class _Endpoint:
     def __init__(self, served: Served, guard: Guard) -> None:
         self._served, self._guard = served, guard
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="requests")
         self._markup = Markup(served.template)
 
     async def health(self, request: Request) -> Response:
@@ -130,46 +130,62 @@ class _Endpoint:
         self, request: Request, kind: type[Body], ask: Callable[[Body], tuple[list[int], AnswerReader | None]]
     ) -> Response:
         self._guard.check(request)
-        body = parse(await self._guard.body(request), kind)
-        self._check_name(body.model)
-        prompt, reader = ask(body)
-        pieces = self._answer(request, prompt, body, reader.decode if reader else self._served.template.decode)
-        answer = Answer(body, len(prompt), reader)
-        if body.stream:
-            first = await anext(pieces)  # so that a full queue is status 429, and not a stream that fails
-            return StreamingResponse(_events(answer, first, pieces), media_type="text/event-stream")
+        self._served.worker.check_room()
+        raw = await self._guard.body(request)
+        left = asyncio.ensure_future(_has_left(request))
+        try:
+            prompt, answer = await _unless(left, self._readers, self._read, raw, kind, ask)
+            pieces = self._answer(left, prompt, answer)
+            if answer.request.stream:
+                first = await anext(pieces)  # so that a full line is status 429, and not a stream that fails
+                return StreamingResponse(_events(answer, first, pieces), media_type="text/event-stream")
+        except BaseException:
+            left.cancel()
+            raise
         text = ""
         async with aclosing(pieces):
             async for piece in pieces:
                 text += piece.text
-        return JSONResponse(answer.whole(text, piece))
+        return await asyncio.to_thread(lambda: JSONResponse(answer.whole(text, piece)))
 
-    async def _answer(
-        self, request: Request, prompt: list[int], body: GenerationRequest, decode: Callable[[Sequence[int]], str]
-    ) -> AsyncGenerator[Piece]:
+    def _read(
+        self, raw: bytes, kind: type[Body], ask: Callable[[Body], tuple[list[int], AnswerReader | None]]
+    ) -> tuple[Prompt, Answer]:
+        """A body -> what to generate, and how to write it. Takes up to seconds, so the event loop must not wait for it.
+
+        Raises:
+            ApiError: 400 or 404; the request cannot be answered.
+        """
+        served = self._served
+        body = parse(raw, kind)
+        self._check_name(body.model)
+        check_length(served.template, body, served.max_positions)
+        ids, reader = ask(body)
+        seed = secrets.randbits(31) if body.seed is None else body.seed
+        prompt = Prompt(
+            ids,
+            room(body, len(ids), served.max_positions, served.max_new_tokens),
+            Sampling(float(body.temperature), float(body.top_p), seed),
+            tuned=body.model != BASE,
+        )
+        return prompt, Answer(body, len(ids), reader)
+
+    async def _answer(self, left: "asyncio.Future[None]", prompt: Prompt, answer: Answer) -> AsyncGenerator[Piece]:
         """Have the worker answer, until the last piece or until the client disconnects.
 
         Raises:
-            ApiError: The answer would be too long, the queue is full, or the model failed.
+            ApiError: Too many requests wait, or the model failed.
         """
         loop, arrived = asyncio.get_running_loop(), asyncio.Queue[Piece | ApiError]()
-        job = GenerationJob(
-            prompt,
-            body.model != BASE,
-            self._room(len(prompt), body),
-            float(body.temperature),
-            float(body.top_p),
-            secrets.randbits(31) if body.seed is None else body.seed,
-            body.stops,
-            decode,
-            lambda piece: _tell(loop, arrived, piece),
-        )
-        self._served.worker.submit(job)
-        gone = asyncio.ensure_future(_has_gone(request))
-        gone.add_done_callback(lambda _: arrived.put_nowait(ApiError(499, "the client disconnected")))
+        decode = answer.reader.decode if answer.reader else self._served.template.decode
+        job = GenerationJob(prompt, answer.request.stops, decode, lambda piece: _tell(loop, arrived, piece))
+        left.add_done_callback(lambda _: arrived.put_nowait(_client_left()))
         try:
+            self._served.worker.submit(job)
             while True:
                 piece = await arrived.get()
+                while not arrived.empty() and isinstance(piece, Piece):  # who reads slowly gets larger pieces
+                    piece = _joined(piece, arrived.get_nowait())
                 if isinstance(piece, ApiError):
                     raise piece
                 yield piece
@@ -177,21 +193,7 @@ class _Endpoint:
                     return
         finally:
             job.cancelled.set()
-            gone.cancel()
-
-    def _room(self, num_prompt: int, body: GenerationRequest) -> int:
-        """The most tokens that the answer may have."""
-        limit = body.limit
-        left = self._served.max_positions - num_prompt
-        if left < (limit or 1):
-            raise ApiError(
-                400,
-                f"the prompt has {num_prompt:,} tokens and the answer may take {limit or 1:,}; the model's context is "
-                f"{self._served.max_positions:,} tokens for both",
-                "max_tokens" if limit else "messages" if isinstance(body, ChatRequest) else "prompt",
-                "context_length_exceeded",
-            )
-        return min(left, self._served.max_new_tokens) if limit is None else limit
+            left.cancel()
 
     def _check_name(self, name: str) -> None:
         if name not in (self._served.name, BASE):
@@ -211,26 +213,53 @@ class _Endpoint:
 
 def _tell(loop: asyncio.AbstractEventLoop, arrived: "asyncio.Queue[Piece | ApiError]", piece: Piece | ApiError) -> None:
     """Pass a piece from the worker's thread to the event loop, unless that has closed."""
-    if not loop.is_closed():
+    with suppress(RuntimeError):
         loop.call_soon_threadsafe(arrived.put_nowait, piece)
 
 
-async def _has_gone(request: Request) -> None:
+def _joined(piece: Piece, then: Piece | ApiError) -> Piece | ApiError:
+    return replace(then, text=piece.text + then.text) if isinstance(then, Piece) else then
+
+
+def _client_left() -> ApiError:
+    return ApiError(499, "the client disconnected")
+
+
+async def _has_left(request: Request) -> None:
     """Wait until the client disconnects; the body has been read, so no other message can arrive."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
+async def _unless(
+    left: "asyncio.Future[None]", threads: ThreadPoolExecutor, work: Callable[..., Result], *arguments: Any
+) -> Result:
+    """Do some work in a thread, unless the client disconnects before it is begun.
+
+    Raises:
+        ApiError: The client disconnected.
+    """
+    working = asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
+    either: set[asyncio.Future[Any]] = {left, working}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if not working.done():
+        working.cancel()
+        raise _client_left()
+    return await working
+
+
 async def _events(answer: Answer, first: Piece, pieces: AsyncGenerator[Piece]) -> AsyncIterator[bytes]:
-    for event in answer.first_events():
-        yield event
+    """The events of a stream, written in threads: whether an answer is a call is found out by rendering."""
+    yield b"".join(answer.first_events())
     try:
-        for event in answer.events(first):
-            yield event
+        yield await asyncio.to_thread(_bytes, answer, first)
         async for piece in pieces:
-            for event in answer.events(piece):
-                yield event
+            yield await asyncio.to_thread(_bytes, answer, piece)
     except ApiError as error:
         yield failed_event(error)
     finally:
         await pieces.aclose()
+
+
+def _bytes(answer: Answer, piece: Piece) -> bytes:
+    return b"".join(answer.events(piece))

@@ -1,15 +1,11 @@
-"""Request bodies of OpenAI's API -> checked parameters and the token ids that training put before an answer.
+"""Request bodies of OpenAI's API -> checked parameters.
 
-A parameter that strop does not know is rejected, and so is a conversation that the run's template cannot express:
-
-chat     what the model's chat template can say, read as training rows are; the last message is from user or tool
-alpaca   one user message: an instruction and, after the heading "### Input:", its input; there are no other turns
-plain    one user message, used as the prompt without changes
+A parameter that strop does not support is rejected (`serving.parameters`); what a conversation may be is decided in
+`serving.prompting`.
 """
 
 import json
-from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -24,24 +20,17 @@ from pydantic import (
     model_validator,
 )
 
-from strop.data.examples import Conversation, Example, Message
-from strop.data.prompts import as_question
-from strop.data.rows.calls import read_tools
-from strop.data.rows.fields import RowError, is_empty
-from strop.data.rows.turns import read_turns
-from strop.data.template import Template
-from strop.errors import DataError
+from strop.data.rows.fields import is_empty
+from strop.serving.parameters import UNKNOWN, UNSUPPORTED, Endpoint, asks_for_nothing
 
 _REASONS = {
-    "chat_template": "the prompt is in the template of training",
-    "reasoning_effort": "it would change the prompt away from training's",
-    "functions": "write tools",
-    "function_call": "write tools and tool_choice",
-    "response_format": "strop does not force the form of an answer",
-    "parallel_tool_calls": "strop does not force how many tools an answer calls",
-    "tool_choice": "strop cannot force a call: the model chooses (auto), or gets no tools (none)",
+    "parallel_tool_calls": "how many tools an answer calls cannot be forced; leave it out or send true",
+    "tool_choice": 'a call cannot be forced: the model chooses ("auto"), or gets no tools ("none")',
 }
-"""Why some parameters, or all but one of their values, are refused."""
+"""What is said about parameters of which only some values are supported."""
+
+_DEPTH = 64
+"""Levels of lists and objects in a body: tools have a dozen."""
 
 
 class ApiError(Exception):
@@ -71,6 +60,7 @@ class StreamOptions(_Body):
     """What a stream includes besides the text."""
 
     include_usage: StrictBool = False
+    include_obfuscation: Literal[False] = False
 
 
 class TextPart(_Body):
@@ -100,7 +90,12 @@ class ChatMessage(_Body):
 
 
 class GenerationRequest(_Body):
-    """What both kinds of request share. Parameters that strop cannot honour are accepted only with a neutral value."""
+    """What both kinds of request share; for all that is not here, see `serving.parameters`.
+
+    The last three name the caller to the server; no answer depends on them.
+    """
+
+    endpoint: ClassVar[Endpoint]
 
     model: StrictStr
     max_tokens: StrictInt | None = Field(None, ge=1)
@@ -110,11 +105,9 @@ class GenerationRequest(_Body):
     seed: StrictInt | None = Field(None, ge=-(2**63), lt=2**63)
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
-    n: StrictInt = Field(1, ge=1, le=1)
     user: StrictStr | None = None
-    presence_penalty: StrictFloat | StrictInt = Field(0, ge=0, le=0)
-    frequency_penalty: StrictFloat | StrictInt = Field(0, ge=0, le=0)
-    logit_bias: dict[str, float] = Field(default_factory=dict, max_length=0)
+    safety_identifier: StrictStr | None = None
+    prompt_cache_key: StrictStr | None = None
 
     @property
     def limit(self) -> int | None:
@@ -130,6 +123,7 @@ class GenerationRequest(_Body):
 class ChatRequest(GenerationRequest):
     """The body of /v1/chat/completions."""
 
+    endpoint = "chat"
     messages: list[ChatMessage] = Field(min_length=1)
     tools: list[dict[str, Any]] = Field(default_factory=list)
     tool_choice: Literal["auto", "none"] = "auto"
@@ -137,7 +131,6 @@ class ChatRequest(GenerationRequest):
     documents: list[dict[str, Any]] = Field(default_factory=list)
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     max_completion_tokens: StrictInt | None = Field(None, ge=1)
-    logprobs: Literal[False] = False
 
     @field_validator("tools", "documents")
     @classmethod
@@ -155,9 +148,8 @@ class ChatRequest(GenerationRequest):
 class CompletionRequest(GenerationRequest):
     """The body of /v1/completions: text to continue, or its token ids."""
 
+    endpoint = "completions"
     prompt: StrictStr | list[StrictInt] | list[StrictStr]
-    best_of: StrictInt = Field(1, ge=1, le=1)
-    echo: Literal[False] = False
 
 
 Request = TypeVar("Request", bound=GenerationRequest)
@@ -176,8 +168,10 @@ def parse(body: bytes, kind: type[Request]) -> Request:
         raise ApiError(400, f"the body is not JSON in UTF-8: {type(error).__name__}") from None
     if not isinstance(values, dict):
         raise ApiError(400, "the body must be a JSON object")
+    if _is_deep(values):
+        raise ApiError(400, f"the body is nested more than {_DEPTH} levels deep")
     try:
-        request = kind.model_validate({key: value for key, value in values.items() if value is not None})
+        request = kind.model_validate(_supported(values, kind))
     except ValidationError as error:
         raise _explained(error) from None
     if request.stream_options and not request.stream:
@@ -187,104 +181,39 @@ def parse(body: bytes, kind: type[Request]) -> Request:
     return request
 
 
-def read_question(template: Template, request: ChatRequest) -> Example:
-    """What a request asks, as an example without an answer.
-
-    Raises:
-        ApiError: 400; the template has no place for it.
-    """
-    messages = request.messages
-    if template.chat:
-        return template.as_chat(_conversation(request))
-    for name in ("tools", "documents", "chat_template_kwargs"):
-        if getattr(request, name):
-            raise ApiError(400, f"{name}: the {template.name} template, of training, has no place for them", name)
-    turns = _turns(messages)
-    if [message.role for message in messages] != ["user"]:
-        raise ApiError(
-            400,
-            f"this model was trained with the {template.name} template, which takes a single user message, without "
-            "a system message or earlier turns. Send one user message, or use /v1/completions",
-            "messages",
-        )
-    return as_question(template.name, turns[0].content)
+def _is_deep(value: Any) -> bool:
+    """Whether a value has containers in more than `_DEPTH` levels; templates and checks descend by recursion."""
+    level = [value]
+    for _ in range(_DEPTH):
+        level = [
+            item
+            for held in level
+            if isinstance(held, dict | list)
+            for item in (held.values() if isinstance(held, dict) else held)
+        ]
+    return any(isinstance(item, dict | list) for item in level)
 
 
-def chat_prompt(template: Template, question: Example) -> list[int]:
-    """The ids that the answer to a question starts from.
-
-    Raises:
-        ApiError: 400; the template rejects the conversation or leaves something of it out.
-    """
-    try:
-        return template.encode_prompt(question)
-    except DataError as error:
-        said = str(error).replace("this row", "these messages").replace("the row's", "the request's")
-        raise ApiError(400, said, "messages") from None
-
-
-def _conversation(request: ChatRequest) -> Conversation:
-    turns = _turns(request.messages)
-    if turns[-1].role not in ("user", "tool"):
-        raise ApiError(
-            400, "the last message must be from user or tool: strop answers, and cannot continue an answer", "messages"
-        )
-    unused: set[str] = set()
-    try:
-        tools = read_tools({"tools": request.tools}, unused)
-    except RowError as error:
-        raise ApiError(400, f"tools: {error}", "tools") from None
-    _refuse_unused(unused, "tools")
-    shown = tools if request.tool_choice == "auto" else ()
-    kwargs = {name: value for name, value in request.chat_template_kwargs.items() if not is_empty(value)}
-    return Conversation(tuple(turns), shown, tuple(request.documents), kwargs)
-
-
-def _turns(messages: Sequence[ChatMessage]) -> list[Message]:
-    """Messages as training reads those of a row."""
-    unused: set[str] = set()
-    try:
-        turns = read_turns([message.model_dump(exclude_unset=True) for message in messages], "messages", unused)
-    except RowError as error:
-        raise ApiError(400, f"messages: {error}", "messages") from None
-    _refuse_unused(unused, "messages")
-    return turns
-
-
-def _refuse_unused(unused: set[str], param: str) -> None:
-    if unused:
-        names = ", ".join(sorted(unused))
-        raise ApiError(400, f"{names}: training has no place for it in the prompt; leave it out", param)
-
-
-def text_prompt(template: Template, prompt: str | list[int] | list[str], vocabulary: int) -> list[int]:
-    """The ids of a text to continue, after BOS if the model uses one; token ids are used as given.
-
-    Raises:
-        ApiError: 400; there are several texts, or something that is not a token id.
-    """
-    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
-        prompt = prompt[0]
-    if isinstance(prompt, str):
-        ids = template.encode_text(prompt)
-    elif all(isinstance(token, int) and 0 <= token < vocabulary for token in prompt):
-        ids = [int(token) for token in prompt]
-    else:
-        raise ApiError(400, f"prompt: send one text, or token ids from 0 to {vocabulary - 1}", "prompt")
-    if not ids:
-        raise ApiError(400, "prompt: it has no tokens, and this model has no BOS token to start from", "prompt")
-    return ids
+def _supported(values: dict[str, Any], kind: type[GenerationRequest]) -> dict[str, Any]:
+    """The parameters of a body that mean something here."""
+    supported = {}
+    for name, value in values.items():
+        parameter = UNSUPPORTED[kind.endpoint].get(name, UNKNOWN)
+        if name in kind.model_fields:
+            if value is not None:
+                supported[name] = value
+        elif not asks_for_nothing(value, parameter):
+            raise ApiError(400, parameter.refusal(name[:100]), name[:100], "unsupported_parameter")
+    return supported
 
 
 def _explained(error: ValidationError) -> ApiError:
     first = error.errors(include_url=False)[0]
     # Inside a union, pydantic adds the names of the union's members to the location.
     param = ".".join(str(part) for part in first["loc"] if not _is_member(part))
-    reason = _REASONS.get(param)
-    if first["type"] == "extra_forbidden" or reason:
-        said = reason or "strop serve does not support this parameter"
-        return ApiError(400, f"{param}: {said}; leave it out", param)
-    return ApiError(400, f"{param}: {first['msg']}", param)
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"{param} means nothing to strop serve; leave it out", param)
+    return ApiError(400, f"{param}: {_REASONS.get(param, first['msg'])}", param)
 
 
 def _is_member(part: int | str) -> bool:

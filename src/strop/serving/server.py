@@ -6,6 +6,7 @@ import socket
 import traceback
 from collections.abc import Callable
 from types import FrameType
+from typing import cast
 
 import h11
 import uvicorn
@@ -14,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from strop.errors import RecipeError
+from strop.serving.connections import LimitedProtocol
 from strop.serving.requests import ApiError
 
 MAX_BODY_BYTES = 2 << 20
@@ -105,12 +107,11 @@ def bind(host: str, port: int) -> socket.socket:
     return reserved
 
 
-def run(app: Starlette, reserved: socket.socket, on_exit: Callable[[], None]) -> None:
-    """Answer requests until SIGINT or SIGTERM.
+def server_of(app: Starlette, on_exit: Callable[[], None]) -> uvicorn.Server:
+    """A server that answers until SIGINT or SIGTERM, once it is run with the socket from `bind`.
 
     Args:
         app: The endpoint.
-        reserved: The socket from `bind`.
         on_exit: Called as soon as a signal arrives, so that unfinished answers do not delay the exit.
     """
     config = uvicorn.Config(
@@ -119,13 +120,13 @@ def run(app: Starlette, reserved: socket.socket, on_exit: Callable[[], None]) ->
         access_log=False,
         lifespan="off",
         ws="none",
-        http="h11",
+        http=LimitedProtocol,
         loop="asyncio",
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=5,
     )
-    _Server(config, on_exit).run(sockets=[reserved])
+    return _Server(config, on_exit)
 
 
 def _reporting(app: Starlette) -> ASGIApp:
@@ -144,11 +145,20 @@ def _reporting(app: Starlette) -> ASGIApp:
 
 
 class _Server(uvicorn.Server):
-    """Exits normally on a signal: uvicorn would raise it again, so that every exit counted as an error."""
+    """Exits normally on a signal: uvicorn would raise it again, so that every exit counted as an error.
+
+    Every second it looks for connections that have taken too long.
+    """
 
     def __init__(self, config: uvicorn.Config, on_exit: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_exit = on_exit
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:
+            for connection in list(self.server_state.connections):
+                cast(LimitedProtocol, connection).check()
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit

@@ -1,19 +1,27 @@
-"""One decoder on one thread: requests queue for it, and an answer that nobody waits for any more is not generated."""
+"""One decoder on one thread: requests join its running batch as they arrive, and leave it when nobody listens."""
 
-import queue
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Literal
 
-from strop.evaluation.generate import stream
+from strop.evaluation.pool import Pool, Prompt
 from strop.model.lora import LoraAdapter
+from strop.serving.growing import GrowingText
 from strop.serving.requests import ApiError
 
 MAX_WAITING = 64
-"""Requests that may wait in the queue; further ones are told to come back later."""
+"""Requests that may wait for a slot; further ones are told to come back later."""
+
+_CAPACITY = 2048
+"""Tokens of a slot as long as no request needs more: for SmolLM2 on a CPU, room for 21 requests at once."""
+
+_PREFILL_TOKENS = 512
+"""Most prompt tokens read at a time, unless a single prompt has more: while they are read, the other answers wait. On
+two busy CPU cores, 512 of SmolLM2 take about two seconds."""
 
 _LONGEST_TOKEN = 10.0
 """Seconds to wait for the token in progress when the worker ends."""
@@ -32,76 +40,48 @@ class Piece:
     finish_reason: Literal["stop", "length"] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class GenerationJob:
     """A prompt to answer.
 
     Attributes:
+        prompt: Its tokens, the answer's limit and sampling, and which of the two models is asked.
+        stops: Texts that end the answer.
+        decode: Token ids -> text.
         deliver: Called in the worker's thread with each piece. The last call gets a piece that has a finish_reason, or
             an error.
-        decode: Token ids -> text.
         cancelled: Once set, the answer ends at the next token and nothing more is delivered.
     """
 
-    prompt_ids: list[int]
-    tuned: bool
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    seed: int
+    prompt: Prompt
     stops: tuple[str, ...]
     decode: Callable[[Sequence[int]], str]
     deliver: Callable[[Piece | ApiError], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
-class GrowingText:
-    """The text of an answer as its tokens arrive, up to the first stop text.
+class _Answer:
+    """A job that is being answered."""
 
-    Text that may still change is held back: a character whose last bytes are missing, and anything that may be the
-    beginning of a stop text.
+    def __init__(self, job: GenerationJob) -> None:
+        self.job, self._count = job, 0
+        self._text = GrowingText(job.decode, job.stops)
 
-    Args:
-        decode: Token ids -> text.
-        stops: Texts that end the answer and are not part of it.
-
-    Attributes:
-        stopped: A stop text was found; nothing more is shown.
-    """
-
-    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str]) -> None:
-        self._decode, self._stops = decode, stops
-        self._ids: list[int] = []
-        self._shown = 0
-        self.stopped = False
-
-    def add(self, token: int) -> str:
-        """Take a token and return the text that can be shown now, which is often empty."""
-        self._ids.append(token)
-        text = self._decode(self._ids)
-        return "" if text.endswith("\ufffd") else self._show(text, is_last=False)
-
-    def rest(self) -> str:
-        """The text that was held back, once no more tokens follow."""
-        return "" if self.stopped else self._show(self._decode(self._ids), is_last=True)
-
-    def _show(self, text: str, is_last: bool) -> str:
-        found = [place for place in (text.find(stop, self._shown) for stop in self._stops) if place >= 0]
-        self.stopped = bool(found)
-        end = min(found) if found else len(text) if is_last else len(text) - self._held_back(text)
-        piece = text[self._shown : end]
-        self._shown = max(self._shown, end)
-        return piece
-
-    def _held_back(self, text: str) -> int:
-        """Length of the longest suffix of the text that is also the beginning of a stop text."""
-        longest = max((len(stop) - 1 for stop in self._stops), default=0)
-        ends = range(min(longest, len(text) - self._shown), 0, -1)
-        return next((n for n in ends if any(stop.startswith(text[-n:]) for stop in self._stops)), 0)
+    def take(self, token: int, is_stop: bool) -> bool:
+        """Deliver what the next token adds; whether it was the last."""
+        self._count += 1
+        piece = "" if is_stop else self._text.add(token)
+        if is_stop or self._text.stopped or self._count == self.job.prompt.max_new_tokens:
+            reason: Literal["stop", "length"] = "stop" if is_stop or self._text.stopped else "length"
+            self.job.deliver(Piece(piece + self._text.rest(), self._count, reason))
+            return True
+        if piece:
+            self.job.deliver(Piece(piece, self._count))
+        return False
 
 
 class GenerationWorker:
-    """Answers jobs one after the other.
+    """Answers jobs, as many at once as its memory allows, each as if it were alone.
 
     Args:
         adapter: The tuned model; nothing else may use it while the worker runs.
@@ -109,70 +89,82 @@ class GenerationWorker:
     """
 
     def __init__(self, adapter: LoraAdapter, stop_ids: frozenset[int]) -> None:
-        self._adapter, self._stop_ids = adapter, stop_ids
-        self._jobs: queue.Queue[GenerationJob | None] = queue.Queue(MAX_WAITING)
+        self._stop_ids = stop_ids
+        self._pool = Pool(adapter.decoder, stop_ids, adapter, capacity=_CAPACITY, prefill_tokens=_PREFILL_TOKENS)
+        self._arrived = SimpleQueue[GenerationJob | None]()
+        self._answers: dict[Prompt, _Answer] = {}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
         self._thread.start()
 
+    def check_room(self) -> None:
+        """Raise ApiError 429 if too many requests wait already."""
+        if self._arrived.qsize() + self._pool.num_waiting >= MAX_WAITING:
+            raise ApiError(429, f"{MAX_WAITING} requests are already waiting; try again later")
+
     def submit(self, job: GenerationJob) -> None:
-        """Queue a job.
+        """Let a job join the batch as soon as there is room.
 
         Raises:
-            ApiError: 429; the queue is full.
+            ApiError: 429; too many wait already. 503; the worker has been closed.
         """
-        try:
-            self._jobs.put_nowait(job)
-        except queue.Full:
-            raise ApiError(429, f"{MAX_WAITING} requests are already waiting; try again later") from None
+        if self._closing.is_set():
+            raise _shutting_down()
+        self.check_room()
+        self._arrived.put(job)
 
     def close(self) -> None:
-        """End the current answer and all that are queued, at once. A signal handler may call this."""
+        """End all answers at once, also those that wait. A signal handler may call this."""
         self._closing.set()
+        self._arrived.put(None)
 
     def join(self) -> None:
         """Wait for the thread to end: torch should not be abandoned in the middle of a matrix product."""
         self.close()
-        with suppress(queue.Full):  # the thread is still draining the queue; then it is left behind
-            self._jobs.put_nowait(None)
-            self._thread.join(_LONGEST_TOKEN)
+        self._thread.join(_LONGEST_TOKEN)
 
     def _work(self) -> None:
-        while job := self._jobs.get():
-            if job.cancelled.is_set():
-                continue
-            try:
-                if not self._closing.is_set():
-                    self._answer(job)
-                if self._closing.is_set():
-                    job.deliver(ApiError(503, "the server is shutting down"))
-            except Exception as error:  # the server must survive for the next request
-                print(f"a request failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-                job.deliver(ApiError(500, f"the model failed on this request: {type(error).__name__}"))
+        while not self._closing.is_set():
+            self._receive()
+            self._drop_cancelled()
+            for prompt, outcome in self._pool.advance():
+                self._pass_on(self._answers[prompt], outcome)
+        self._receive()
+        for answer in list(self._answers.values()):
+            self._end(answer, _shutting_down())
 
-    def _answer(self, job: GenerationJob) -> None:
-        self._adapter.enable(job.tuned)
-        stop_ids = self._stop_ids
-        text, count, by_itself = GrowingText(job.decode, job.stops), 0, False
-        tokens = stream(
-            self._adapter.decoder,
-            [job.prompt_ids],
-            stop_ids,
-            job.max_new_tokens,
-            job.temperature,
-            job.seed,
-            top_p=job.top_p,
-        )
-        for _, token in tokens:
-            if job.cancelled.is_set() or self._closing.is_set():
-                return
-            count += 1
-            by_itself = token in stop_ids
-            if by_itself:
-                break
-            if piece := text.add(token):
-                job.deliver(Piece(piece, count))
-            if text.stopped:
-                break
-        rest = text.rest()
-        job.deliver(Piece(rest, count, "stop" if by_itself or text.stopped else "length"))
+    def _receive(self) -> None:
+        """Take the jobs that have arrived; with nothing else to do, wait for one."""
+        is_idle = self._pool.is_idle and not self._closing.is_set()
+        with suppress(Empty):
+            while True:
+                job = self._arrived.get(block=is_idle)
+                is_idle = False
+                if job is not None:
+                    self._answers[job.prompt] = _Answer(job)
+                    self._pool.add(job.prompt)
+
+    def _drop_cancelled(self) -> None:
+        for answer in [answer for answer in self._answers.values() if answer.job.cancelled.is_set()]:
+            self._end(answer, None)
+
+    def _pass_on(self, answer: _Answer, outcome: int | Exception) -> None:
+        """Deliver a token, or what went wrong: with this answer alone, the others go on."""
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            if answer.take(outcome, outcome in self._stop_ids):
+                self._end(answer, None)
+        except Exception as error:
+            print(f"a request failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            self._end(answer, ApiError(500, f"the model failed on this request: {type(error).__name__}"))
+
+    def _end(self, answer: _Answer, error: ApiError | None) -> None:
+        self._pool.remove(answer.job.prompt)
+        del self._answers[answer.job.prompt]
+        if error is not None:
+            answer.job.deliver(error)
+
+
+def _shutting_down() -> ApiError:
+    return ApiError(503, "the server is shutting down")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from strop.cli import app
+from strop.app import app
 from tiny_runs import write_model
 
 TURNS = [{"role": "user", "content": "Say N."}, {"role": "assistant", "content": "It is N."}]

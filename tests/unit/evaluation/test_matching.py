@@ -43,6 +43,12 @@ def test_exact_match_folds_white_space_only() -> None:
         ("2024 1670", "1670 2024", 0.0, False),
         ("1e-9", "0", 0.5, False),
         ("99 or so", "no number", 0.0, None),
+        ("110", "100", 0.1, True),  # off by just as much as is allowed
+        ("90", "100", 0.1, True),
+        ("100", "90", 0.1, False),  # of the reference's size
+        ("100", "110", 0.1, True),
+        ("1670", "1670 2024", 0.0, False),
+        ("", "1670", 0.0, False),
     ],
 )
 def test_numeric_match(answer: str, reference: str, tolerance: float, right: bool | None) -> None:
@@ -58,6 +64,8 @@ def test_numeric_match(answer: str, reference: str, tolerance: float, right: boo
         ("", "the", 1.0),
         ("word", "", 0.0),
         ("theatre", "the atre", 0.0),
+        ("red red", "red red", 1.0),
+        ("red blue green white", "red", 2 / 5),
     ],
 )
 def test_token_f1(answer: str, reference: str, f1: float) -> None:

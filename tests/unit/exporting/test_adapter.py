@@ -1,12 +1,15 @@
 """An adapter folder is put in place only if it reads back as what was trained."""
 
+import json
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from strop.errors import StropError
+from model_folders import edit_json, write_json
+from strop.errors import CheckpointError, StropError
 from strop.exporting.adapter import CONFIG_FILE, WEIGHTS_FILE, check_adapter, load_adapter, save_adapter
 from strop.model.lora import LoraAdapter
 from strop.model.pretrained.weights import load_decoder
@@ -92,3 +95,72 @@ def test_a_wrong_scaling_is_seen(trained: LoraAdapter, tmp_path: Path) -> None:
     config.write_text(config.read_text().replace('"lora_alpha": 8.0', '"lora_alpha": 9.0'))
     with pytest.raises(StropError, match="scaling"):
         check_adapter(trained, folder)
+
+
+OTHER_SETTINGS: dict[str, object] = {
+    "r": 8,
+    "lora_alpha": 9.0,
+    "use_rslora": True,
+    "use_dora": True,
+    "bias": "all",
+    "fan_in_fan_out": True,
+    "peft_type": "LOHA",
+    "target_modules": ["q_proj"],
+    "init_lora_weights": "pissa",
+    "modules_to_save": ["lm_head"],
+    "rank_pattern": {"q_proj": 2},
+    "alpha_pattern": {"q_proj": 2},
+    "layers_to_transform": [0],
+    "layer_replication": [[0, 1]],
+    "exclude_modules": ["v_proj"],
+    "lora_bias": True,
+    "trainable_token_indices": [1],
+    "target_parameters": ["x"],
+    "alora_invocation_tokens": [1],
+    "use_qalora": True,
+    "of_a_later_peft": 1,
+}
+
+
+@pytest.mark.parametrize("key", OTHER_SETTINGS)
+def test_an_adapter_that_asks_for_another_computation_is_refused_by_name(
+    key: str, trained: LoraAdapter, tmp_path: Path
+) -> None:
+    folder = save(trained, tmp_path)
+    edit_json(folder / CONFIG_FILE, **{key: OTHER_SETTINGS[key]})
+    before = trained.flat.clone()
+    with pytest.raises(CheckpointError, match=rf"{CONFIG_FILE}: {key} .*: not what the run's recipe trained \(r 4"):
+        load_adapter(trained, folder)
+    assert torch.equal(trained.flat, before)
+
+
+@pytest.mark.parametrize("key", ["r", "lora_alpha", "target_modules", "peft_type"])
+def test_an_adapter_that_leaves_out_what_peft_has_another_default_for_is_refused(
+    key: str, trained: LoraAdapter, tmp_path: Path
+) -> None:
+    folder = save(trained, tmp_path)
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    del config[key]
+    write_json(folder / CONFIG_FILE, config)
+    with pytest.raises(CheckpointError, match=f"{key} None"):
+        load_adapter(trained, folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"r": 4, "r": 8}', "\udcff"])
+def test_a_configuration_that_cannot_be_read_is_refused(text: str, trained: LoraAdapter, tmp_path: Path) -> None:
+    folder = save(trained, tmp_path)
+    (folder / CONFIG_FILE).write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CheckpointError, match=CONFIG_FILE):
+        load_adapter(trained, folder)
+
+
+def test_a_configuration_that_peft_has_written_again_is_accepted(trained: LoraAdapter, tmp_path: Path) -> None:
+    """It has all of PEFT's keys; none of their defaults asks for anything."""
+    folder = save(trained, tmp_path)
+    peft.LoraConfig.from_pretrained(str(folder)).save_pretrained(str(folder))
+    written = json.loads((folder / CONFIG_FILE).read_text())
+    assert len(written) > 30
+    edit_json(folder / CONFIG_FILE, base_model_name_or_path="org/renamed", lora_dropout=0.5)
+    fresh = LoraAdapter(trained.decoder, trained.section, seed=9)
+    load_adapter(fresh, folder)
+    assert torch.equal(fresh.flat, trained.flat)

@@ -6,9 +6,16 @@ from typing import Any
 
 import pytest
 
+from strop.data.template import Template
 from strop.data.tokenizer import load_tokenizer
 from strop.errors import RecipeError
-from strop.exporting.gguf.metadata import name_for_tokenizer, name_of_split, pieces_and_types, scores
+from strop.exporting.gguf.metadata import (
+    add_tokenizer,
+    name_for_tokenizer,
+    name_of_split,
+    pieces_and_types,
+    scores,
+)
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 PHI3, SMOLLM2 = FIXTURES / "phi3-tokenizer", FIXTURES / "smollm2-tokenizer"
@@ -85,3 +92,59 @@ def test_only_tokens_that_swallow_blanks_make_a_phi_3() -> None:
     assert name_for_tokenizer(phi3, "My-phi3-run") == "My-phi3-run"
     assert name_for_tokenizer(smollm2, "census") == "census"
     assert name_for_tokenizer(smollm2, "as-good-as-Phi-3") == "as-good-as-Phi 3"
+
+
+class Writer:
+    """Keeps what `gguf.GGUFWriter` would write, by key."""
+
+    def __init__(self) -> None:
+        self.written: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda value: self.written.__setitem__(name.removeprefix("add_"), value)
+
+
+def roles(folder: Path, eos: str, stops: set[str], template: str = "chat", bos_id: int | None = None) -> dict[str, Any]:
+    """What a GGUF file says of special tokens; ids as their texts."""
+    tokenizer = load_tokenizer(folder)
+    tokenizer.eos_token = eos
+    made = Template(tokenizer, template, "completion")  # type: ignore[arg-type]
+    made.stop_ids = frozenset(tokenizer.convert_tokens_to_ids(list(stops)))
+    made.bos_id = bos_id
+    writer = Writer()
+    add_tokenizer(writer, made, 49152 if folder == SMOLLM2 else 32064)
+    return {
+        name.removesuffix("_token_id"): tokenizer.convert_ids_to_tokens(value) if name.endswith("_id") else value
+        for name, value in writer.written.items()
+        if name.endswith(("_token_id", "bos_token", "eos_token"))
+    }
+
+
+@pytest.mark.parametrize(
+    ("eos", "stops", "wanted"),
+    [
+        ("<|im_end|>", {"<|im_end|>"}, ("<|im_end|>", None, None)),
+        # eos is the tokenizer's, whichever has the lower id: <|endoftext|> is 0, <|im_start|> 1, <|im_end|> 2
+        ("<|im_end|>", {"<|im_end|>", "<|endoftext|>"}, ("<|im_end|>", "<|endoftext|>", None)),
+        ("<|endoftext|>", {"<|im_end|>", "<|endoftext|>"}, ("<|endoftext|>", "<|im_end|>", None)),
+        # the second is the one that ends a turn
+        (
+            "<|endoftext|>",
+            {"<|im_end|>", "<|im_start|>", "<|endoftext|>"},
+            ("<|endoftext|>", "<|im_end|>", "<|im_start|>"),
+        ),
+        # a tokenizer whose eos ends no answer: the lowest that does
+        ("<|endoftext|>", {"<|im_end|>", "<|im_start|>"}, ("<|im_start|>", "<|im_end|>", None)),
+    ],
+)
+def test_stop_tokens_have_their_roles(eos: str, stops: set[str], wanted: tuple[str | None, ...]) -> None:
+    found = roles(SMOLLM2, eos, stops)
+    assert tuple(found.get(name) for name in ("eos", "eot", "eom")) == wanted
+    assert found["add_eos_token"] is False
+
+
+@pytest.mark.parametrize("bos_id", [None, 1])
+def test_bos_is_added_where_training_put_it(bos_id: int | None) -> None:
+    found = roles(PHI3, "<|endoftext|>", {"<|end|>", "<|endoftext|>"}, "plain", bos_id)
+    assert found["add_bos_token"] is (bos_id is not None)
+    assert (found["bos"], found["eos"], found["eot"], found["unk"]) == ("<s>", "<|endoftext|>", "<|end|>", "<unk>")

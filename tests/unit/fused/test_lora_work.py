@@ -9,7 +9,8 @@ pytest.importorskip("triton", reason="Triton has builds for Linux only")
 
 from strop.fused.lora_work import LoraWork
 from strop.model.lora import LoraAdapter, projections
-from strop.model.pretrained.weights import load_decoder, part_rows
+from strop.model.pretrained.tensors import part_rows
+from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection
 from tiny_models import write_checkpoint
 

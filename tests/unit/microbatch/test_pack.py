@@ -1,11 +1,15 @@
 from collections import Counter
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strop.data.store import Sample
-from strop.microbatch.pack import Microbatch, pack
+from strop.microbatch.order import Order
+from strop.microbatch.pack import Microbatch, Microbatches, PackedInputs, labels_of, pack
+from training_doubles import Rows
 
 
 def sample(ids: list[int], learned: list[int]) -> Sample:
@@ -84,6 +88,30 @@ def test_every_sample_and_label_can_be_rebuilt(
         assert [i for batch in batches for i in batch.samples] == list(range(len(samples)))
 
 
+@settings(deadline=None)
+@given(families(), st.integers(1, 300), st.booleans())
+def test_each_sample_knows_its_own_labels(samples: list[Sample], budget: int, share: bool) -> None:
+    for batch in pack(samples, range(len(samples)), budget, share=share):
+        chosen = [samples[i] for i in batch.samples]
+        sample_M, label_M = labels_of(batch, chosen)
+        for number, one in enumerate(chosen):
+            learned = [int(one.input_ids[at]) for at in np.flatnonzero(one.learned) if at > 0]
+            assert batch.labels[label_M[sample_M == number]].tolist() == learned
+        assert np.bincount(label_M, minlength=len(batch.labels)).tolist() == batch.weights.tolist()
+
+
+def test_inputs_say_where_a_token_is_in_its_sample() -> None:
+    head = list(range(20))
+    samples = [sample([*head, 50], [1] * 21), sample([*head, 51, 52], [1] * 22), sample([7], [0])]
+    (batch,) = pack(samples, range(3), 100)
+    inputs = PackedInputs.of(batch, torch.device("cpu"))
+    assert inputs.positions_T.tolist() == [*range(20), 20, 20, 21, 0]
+    assert inputs.sample_lengths_T.tolist() == [22] * 20 + [21, 22, 22, 1]
+    assert inputs.input_ids_T.tolist() == [*head, 50, 51, 52, 7]
+    assert (inputs.learned_R.tolist(), inputs.labels_E.tolist()) == (batch.learned.tolist(), batch.labels.tolist())
+    assert inputs.weights_E.tolist() == [2] * 19 + [1, 1, 1]
+
+
 def test_labels_stay_inside_their_sample() -> None:
     samples = [sample([5, 6, 7], [0, 1, 1]), sample([8, 9], [1, 1]), sample([4], [1])]
     (batch,) = pack(samples, [3, 1, 2], 100, share=False)
@@ -121,3 +149,29 @@ def test_the_budget_counts_computed_tokens() -> None:
     samples = [sample([*range(40), tail], [1] * 41) for tail in range(50, 60)]
     assert [len(batch.samples) for batch in pack(samples, range(10), 50)] == [10]
     assert [len(batch.samples) for batch in pack(samples, range(10), 50, share=False)] == [1] * 10
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("long_from", [None, 37])
+def test_the_microbatches_of_a_step_are_its_samples_packed(share: bool, long_from: int | None) -> None:
+    store, order = Rows(header=30), Order(20, 6, 1.0, 5, seed=3)
+    microbatches = Microbatches(store, order, 80, share, long_from)  # type: ignore[arg-type]
+    for step in range(5):
+        indices = order.samples(step).tolist()
+        want = pack([store[i] for i in indices], indices, 80, share=share, long_from=long_from)
+        got = microbatches.of_step(step)
+        assert [(g.samples, g.tree, g.input_ids.tolist()) for g in got] == [
+            (w.samples, w.tree, w.input_ids.tolist()) for w in want
+        ]
+        assert sorted(i for batch in got for i in batch.samples) == sorted(indices)
+    assert (microbatches.sharing() > 1.2) is share
+    tokens = sum(len(store[i].input_ids) for step in range(5) for i in order.samples(step))
+    computed = sum(batch.num_tokens for step in range(5) for batch in microbatches.of_step(step))
+    assert microbatches.sharing() == tokens / computed
+    assert f"{microbatches.sharing():.2f} tokens" in microbatches.explain(microbatches.sharing()) or not share
+
+
+@pytest.mark.parametrize(("steps", "batch", "measured"), [(3, 6, 3), (40, 6, 16), (40, 500, 3), (40, 2000, 1)])
+def test_sharing_is_measured_on_the_first_steps(steps: int, batch: int, measured: int) -> None:
+    microbatches = Microbatches(Rows(), Order(20, batch, 1.0, steps, 0), 10_000, True, None)  # type: ignore[arg-type]
+    assert len(microbatches.first_steps()) == measured

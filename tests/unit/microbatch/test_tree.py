@@ -91,6 +91,30 @@ def test_long_samples_share_only_with_long_ones() -> None:
     assert grown.sample_lengths == (len(short), len(long))
 
 
+def test_a_sample_as_long_as_the_border_is_short() -> None:
+    at_border = HEAD + "xxxxx"
+    assert len(at_border) == 30
+    assert nodes(HEAD + "y", at_border, long_from=30) == [(HEAD, -1), ("xxxxx", 0), ("y", 0)]
+    assert [parent for _, parent in nodes(HEAD + "y", at_border + "x", long_from=30)] == [-1, -1]
+
+
+@pytest.mark.parametrize(("budget", "starts"), [(9, [0, 1, 2, 3]), (10, [0, 2]), (14, [0, 2]), (15, [0, 2]), (20, [0])])
+def test_a_run_may_be_filled_to_its_last_token(budget: int, starts: list[int]) -> None:
+    """Four samples of five tokens that share nothing; as few runs as possible, and as even."""
+    assert [start for start, _ in fit([5] * 4, [0] * 4, budget)] == starts
+
+
+def test_further_samples_share_nothing() -> None:
+    _, grown = tree(HEAD + "x", HEAD + "y")
+    more = grown.with_samples([7, 2])
+    assert more.lengths == (*grown.lengths, 7, 2)
+    assert more.parents == (-1, 0, 0, -1, -1)
+    assert more.last_nodes == (1, 2, 3, 4)
+    assert more.sample_lengths[-2:] == (7, 2)
+    assert more.positions()[-9:].tolist() == [*range(7), 0, 1]
+    assert more.ends[-2:] == (more.num_tokens - 2, more.num_tokens)
+
+
 def test_runs_keep_the_budget_and_are_about_equally_full() -> None:
     texts = [f"{HEAD}{i:02}" for i in range(40)]
     order, shared = sort_by_prefix([ids(text) for text in texts], None)

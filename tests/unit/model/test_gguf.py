@@ -69,10 +69,10 @@ def write_gguf(file: Path, **changes: Any) -> Path:
     writer = gguf.GGUFWriter(file, changes.pop("architecture", "llama"))
     writer.add_context_length(64)
     writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(FF)
-    writer.add_block_count(1)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
+    writer.add_feed_forward_length(changes.pop("feed_forward", FF))
+    writer.add_block_count(changes.pop("blocks", 1))
+    writer.add_head_count(changes.pop("heads", HEADS))
+    writer.add_head_count_kv(changes.pop("kv_heads", KV_HEADS))
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(1e5)
     writer.add_tokenizer_model("gpt2")
@@ -125,7 +125,7 @@ def test_the_rotary_order_matters_to_that_test() -> None:
 
 def test_a_converted_folder_passes_and_is_not_quantised(tmp_path: Path) -> None:
     folder = convert_gguf(write_gguf(tmp_path / "x.gguf"), tmp_path / "out")
-    config = vet_model_folder(folder)
+    config = vet_model_folder(folder).settings
     assert "quantization_config" not in config
     assert config["rms_norm_eps"] == 1e-5  # float32's 9.999999747378752e-06 in the file
     assert config["tie_word_embeddings"] is True
@@ -173,12 +173,21 @@ def test_another_file_of_the_same_name_is_converted_anew(tmp_path: Path, monkeyp
         ({"metadata": {"llama.rope.scaling.type": "yarn"}}, "rope.scaling"),
         ({"tensor": "rope_freqs.weight"}, "rope_freqs.weight is unknown"),
         ({"tensor": "blk.0.attn_q.bias"}, "attn_q.bias is unknown"),
+        ({"heads": 0}, "incomplete or damaged"),
+        ({"heads": 3}, r"q_proj.weight has shape \[32, 32\], but by config.json it is \[30, 32\]"),
+        ({"kv_heads": 0}, "num_key_value_heads 0 must be"),
+        ({"kv_heads": 2}, r"k_proj.weight has shape \[16, 32\], but by config.json it is \[32, 32\]"),
+        ({"feed_forward": 63}, r"gate_proj.weight has shape \[64, 32\]"),
+        ({"blocks": 0}, "num_hidden_layers 0 must be"),
+        ({"blocks": 2}, "tensor model.layers.1.self_attn.q_proj.weight is missing"),
+        ({"tensor": "blk.7.attn_norm.weight"}, "none that config.json asks for"),
     ],
 )
 def test_what_would_be_converted_wrongly_is_refused(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "x.gguf", **changes)
-    with pytest.raises(ModelError, match=reason.replace(".", r"\.")):
+    with pytest.raises(ModelError, match=reason) as caught:
         convert_gguf(file, tmp_path / "cache" / "out")
+    assert str(file) in str(caught.value)
     assert not list(tmp_path.glob("cache/*")), "half a folder was left behind"
 
 

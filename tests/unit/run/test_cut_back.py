@@ -68,7 +68,7 @@ def without(line: int) -> Callable[[list[bytes]], list[bytes]]:
     ("damage", "told", "left"),
     [
         (
-            lambda lines: [b"\0" * (len(lines[0]) - 1) + b"\n", *lines[1:]],
+            lambda lines: [b"\0" * 9 + b"\n", *lines[1:]],
             "1 line could not be read; nothing is left of step 1",
             4,
         ),

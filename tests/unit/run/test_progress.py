@@ -1,11 +1,12 @@
-"""Falling losses give no warning; losses that do not fall, or that rise again, give one."""
+"""Which evaluations are a gain, and when one is due; losses that do not fall, or that rise again, give a warning."""
 
 import math
 import random
 
 import pytest
 
-from strop.run.progress import LossWatch
+from strop.recipe import TrainSection
+from strop.run.progress import LossWatch, Progress
 
 
 def warnings(losses: list[float]) -> list[tuple[int, str]]:
@@ -42,3 +43,61 @@ def test_a_resumed_run_remembers_earlier_losses() -> None:
     watch = LossWatch(losses[:110])
     assert sum(watch.see(loss) is not None for loss in losses[110:]) == 1
     assert all(LossWatch(losses[:130]).see(loss) is None for loss in losses[130:])
+
+
+def evaluated(losses: list[float], **settings: object) -> tuple[Progress, list[bool]]:
+    """The progress after an evaluation at each of the steps 1, 2, ..., and which of them were the lowest so far."""
+    section, progress, lowest = TrainSection(**settings), Progress(), []  # type: ignore[arg-type]
+    for loss in losses:
+        progress.step += 1
+        lowest.append(progress.record_eval(loss, section))
+    return progress, lowest
+
+
+def test_a_gain_that_equals_the_threshold_is_none() -> None:
+    """As in transformers' EarlyStoppingCallback. Halves are exact in binary, so nothing is rounded."""
+    settings = {"early_stopping_patience": 2, "early_stopping_threshold": 0.5}
+    assert evaluated([4.0, 3.5], **settings)[0].evals_without_gain == 1
+    assert evaluated([4.0, 3.5, 3.0], **settings)[0].stopped_early
+    assert evaluated([4.0, 3.25], **settings)[0].evals_without_gain == 0
+    assert evaluated([4.0, 3.25, 2.5, 1.75], **settings)[0].evals_without_gain == 0
+
+
+def test_an_equal_loss_is_no_gain_without_a_threshold() -> None:
+    progress, lowest = evaluated([4.0, 4.0, 4.0], early_stopping_patience=2)
+    assert lowest == [True, False, False]
+    assert progress.stopped_early
+    assert progress.best_step == 1
+
+
+def test_the_lowest_loss_is_the_best_however_small_its_gain() -> None:
+    progress, lowest = evaluated([4.0, 3.75, 3.875], early_stopping_patience=3, early_stopping_threshold=0.5)
+    assert lowest == [True, True, False]
+    assert (progress.best_loss, progress.best_step) == (3.75, 2)
+    assert progress.evals_without_gain == 2
+    assert not progress.stopped_early
+
+
+def test_small_gains_that_add_up_are_counted_from_the_lowest_loss() -> None:
+    """Not from the last one that gained enough: two gains of 0.375 are none of more than 0.5."""
+    progress, _ = evaluated([4.0, 3.625, 3.25], early_stopping_patience=2, early_stopping_threshold=0.5)
+    assert progress.stopped_early
+
+
+def test_without_patience_nothing_stops() -> None:
+    progress, _ = evaluated([4.0] * 50)
+    assert progress.evals_without_gain == 49
+    assert not progress.stopped_early
+
+
+def test_when_an_evaluation_is_due() -> None:
+    def due(step: int, evaluated_step: int = -1, **settings: object) -> bool:
+        progress = Progress(step=step, evaluated_step=evaluated_step)
+        return progress.evaluation_is_due(TrainSection(**settings), 10)  # type: ignore[arg-type]
+
+    assert [step for step in range(11) if due(step, eval_steps=4)] == [4, 8, 10]
+    assert [step for step in range(11) if due(step, eval_steps=0)] == [10]
+    assert [step for step in range(11) if due(step, eval_steps=5, eval_on_start=True)] == [0, 5, 10]
+    assert not due(4, evaluated_step=4, eval_steps=4)
+    assert due(8, evaluated_step=4, eval_steps=4)
+    assert not due(0, evaluated_step=0, eval_on_start=True)

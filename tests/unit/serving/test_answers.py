@@ -17,8 +17,8 @@ from strop.data.rows.columns import shape_of
 from strop.data.rows.shapes import RowReader
 from strop.data.template import Template, load_template
 from strop.serving.answers import AnswerReader, Said
+from strop.serving.growing import GrowingText
 from strop.serving.markup import Markup
-from strop.serving.worker import GrowingText
 from template_rows import Row, rows
 
 COUNT = 60

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strop.serving.worker import GrowingText
+from strop.serving.growing import GrowingText
 
 
 def decode(ids: list[int]) -> str:

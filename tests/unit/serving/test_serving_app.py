@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from starlette.testclient import TestClient
 
 from real_templates import tokenizer_folder
 from strop.data.template import Template, load_template
 from strop.errors import RecipeError
+from strop.evaluation.pool import Prompt
+from strop.evaluation.sampling import Sampling
 from strop.serving import require_server
 from strop.serving import worker as serving_worker
 from strop.serving.app import Served, build_app
 from strop.serving.requests import ApiError
-from strop.serving.server import MAX_BODY_BYTES, Guard, bind
+from strop.serving.server import MAX_BODY_BYTES, Guard, bind, server_of
 from strop.serving.worker import GenerationJob, GenerationWorker, Piece
 from waiting import PATIENCE, until
 
@@ -29,36 +30,58 @@ STOP = 2
 
 
 class Script:
-    """Stands for the model: yields the tokens it was given, or token 65 for ever, slowly."""
+    """Stands for the pool: each answer is the tokens that it was given, or token 65 for ever, slowly."""
+
+    slots = 4
+    pause = 0.0
+    decoder = None
 
     def __init__(self) -> None:
         self.tokens: list[int] | None = None
-        self.calls: list[dict[str, Any]] = []
-        self.tuned: list[bool] = []
-        self.yielded = self.ended = 0
-        self.decoder = None
+        self.prompts: list[Prompt] = []
+        self.running: dict[Prompt, list[int]] = {}
+        self.waiting: list[Prompt] = []
+        self.together = self.yielded = 0
+        self.stop_ids: frozenset[int] = frozenset()
 
-    def enable(self, tuned: bool) -> None:
-        self.tuned.append(tuned)
+    def pool(self, decoder: object, stop_ids: frozenset[int], adapter: object, **sizes: int) -> "Script":
+        self.stop_ids = stop_ids
+        return self
 
-    def stream(self, decoder: object, prompts: Any, stop_ids: Any, limit: int, *rest: Any, **named: Any) -> Any:
-        self.calls.append({"prompt": prompts[0], "limit": limit, "temperature": rest[0], "seed": rest[1], **named})
-        try:
-            yield from self._tokens(limit, stop_ids)
-        finally:
-            self.ended += 1
+    @property
+    def num_waiting(self) -> int:
+        return len(self.waiting)
 
-    def _tokens(self, limit: int, stop_ids: Any) -> Any:
-        for count in range(limit):
-            if self.tokens is None:
-                time.sleep(0.002)
-            elif self.tokens == [-1]:
-                raise RuntimeError("the device is gone: /secret/path")
-            self.yielded += 1
-            token = 65 if self.tokens is None else self.tokens[count]
-            yield 0, token
-            if token in stop_ids:
-                return
+    @property
+    def is_idle(self) -> bool:
+        return not self.waiting and not self.running
+
+    def add(self, prompt: Prompt) -> None:
+        self.waiting.append(prompt)
+
+    def remove(self, prompt: Prompt) -> None:
+        self.running.pop(prompt, None)
+        self.waiting = [other for other in self.waiting if other is not prompt]
+
+    def advance(self) -> list[tuple[Prompt, int | Exception]]:
+        while self.waiting and len(self.running) < self.slots:
+            self.prompts.append(self.waiting.pop(0))
+            self.running[self.prompts[-1]] = []
+        self.together = max(self.together, len(self.running))
+        time.sleep(self.pause if self.tokens else 0.002)
+        outcomes = [(prompt, self._next(given)) for prompt, given in self.running.items()]
+        for prompt, outcome in outcomes:
+            is_last = len(self.running[prompt]) == prompt.max_new_tokens
+            if is_last or isinstance(outcome, Exception) or outcome in self.stop_ids:
+                del self.running[prompt]
+        return outcomes
+
+    def _next(self, given: list[int]) -> int | Exception:
+        if self.tokens == [-1]:
+            return RuntimeError("the device is gone: /secret/path")
+        self.yielded += 1
+        given.append(65 if self.tokens is None else self.tokens[len(given)])
+        return given[-1]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +94,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     script = Script()
-    monkeypatch.setattr(serving_worker, "stream", script.stream)
+    monkeypatch.setattr(serving_worker, "Pool", script.pool)
     return script
 
 
@@ -113,9 +136,10 @@ def test_an_answer_ends_at_its_stop_token_and_is_counted(script: Script, worker:
             "finish_reason": "stop",
         }
     ]
-    prompt = len(script.calls[0]["prompt"])
+    asked = script.prompts[0]
+    prompt = len(asked.ids)
     assert answer["usage"] == {"prompt_tokens": prompt, "completion_tokens": 3, "total_tokens": prompt + 3}
-    assert script.calls[0] | {"prompt": 0} == {"prompt": 0, "limit": 256, "temperature": 0.0, "seed": 7, "top_p": 1.0}
+    assert (asked.max_new_tokens, asked.sampling, asked.row) == (256, Sampling(0.0, 1.0, 7), 0)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +164,7 @@ def test_names_choose_the_adapter(script: Script, worker: GenerationWorker) -> N
     caller = client(worker)
     for name in ("mine", "base", "mine"):
         assert caller.post("/v1/chat/completions", json=question(model=name)).json()["model"] == name
-    assert script.tuned == [True, False, True]
+    assert [prompt.tuned for prompt in script.prompts] == [True, False, True]
     assert [card["id"] for card in caller.get("/v1/models").json()["data"]] == ["mine", "base"]
     assert caller.get("/v1/models/base").json()["id"] == "base"
     unknown = caller.post("/v1/chat/completions", json=question(model="gpt"))
@@ -156,11 +180,10 @@ def test_a_stream_is_the_same_answer_in_pieces(script: Script, worker: Generatio
     assert (done, nothing) == ("data: [DONE]", "")
     chunks = [json.loads(event.removeprefix("data: ")) for event in events]
     *texts, last, usage = chunks
-    assert [chunk["choices"][0]["delta"] for chunk in texts] == [
-        {"role": "assistant", "content": ""},
-        {"content": "system"},
-        {"content": ","},
-    ]
+    first, *rest = [chunk["choices"][0]["delta"] for chunk in texts]
+    assert first == {"role": "assistant", "content": ""}
+    assert "".join(delta.pop("content") for delta in rest) == "system,"
+    assert not any(rest)
     assert last["choices"][0]["finish_reason"] == "stop"
     assert (usage["choices"], usage["usage"]["completion_tokens"]) == ([], 3)
     assert {chunk["id"] for chunk in chunks} == {chunks[0]["id"]}
@@ -178,32 +201,55 @@ def test_a_failing_model_is_an_error_and_the_next_request_is_answered(
     assert caller.post("/v1/chat/completions", json=question()).status_code == 200
 
 
-def collected(worker: GenerationWorker, **changes: Any) -> tuple[GenerationJob, list[Piece | ApiError]]:
+def collected(worker: GenerationWorker, limit: int = 10_000) -> tuple[GenerationJob, list[Piece | ApiError]]:
     pieces: list[Piece | ApiError] = []
-    settings = {"tuned": True, "max_new_tokens": 10_000, "temperature": 0.0, "top_p": 1.0, "seed": 0, "stops": ()}
-    settings["decode"] = str
-    job = GenerationJob([1], **(settings | changes), deliver=pieces.append)  # type: ignore[arg-type]
+    job = GenerationJob(Prompt([1], limit), (), str, pieces.append)
     worker.submit(job)
     return job, pieces
 
 
 def test_what_nobody_waits_for_is_not_generated(script: Script, worker: GenerationWorker) -> None:
+    script.slots = 1
     job, pieces = collected(worker)
     until(lambda: len(pieces) > 3)
-    job.cancelled.set()
     waiting, unheard = collected(worker)
     waiting.cancelled.set()
-    _, answered = collected(worker, max_new_tokens=1)
+    job.cancelled.set()
+    _, answered = collected(worker, 1)
     until(lambda: answered)
     assert script.yielded < 1000  # of 10,000
     assert unheard == []
-    assert len(script.calls) == 2
+    assert len(script.prompts) == 2
+
+
+def test_requests_join_a_running_batch_and_leave_it(script: Script, worker: GenerationWorker) -> None:
+    job, pieces = collected(worker)
+    until(lambda: pieces)
+    _, short = collected(worker, 5)
+    until(lambda: short and isinstance(short[-1], Piece) and short[-1].finish_reason)
+    assert script.together == 2
+    assert not any(isinstance(piece, Piece) and piece.finish_reason for piece in pieces)
+    job.cancelled.set()
+    until(lambda: script.is_idle)
+
+
+def test_an_answer_that_cannot_be_decoded_harms_no_other(
+    script: Script, worker: GenerationWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, good = collected(worker, 50)
+    bad: list[Piece | ApiError] = []
+    worker.submit(GenerationJob(Prompt([1], 50), (), lambda ids: {}[ids], bad.append))  # type: ignore[index]
+    until(lambda: good and isinstance(good[-1], Piece) and good[-1].finish_reason and bad)
+    [error] = bad
+    assert isinstance(error, ApiError)
+    assert error.status == 500
+    assert "a request failed: " in capsys.readouterr().err
 
 
 @pytest.fixture
 def port(script: Script, worker: GenerationWorker) -> Iterator[int]:
     """The application behind a real port, where callers can hang up."""
-    server = uvicorn.Server(uvicorn.Config(client(worker).app, log_level="critical", lifespan="off"))
+    server = server_of(client(worker).app, lambda: None)  # type: ignore[arg-type]
     with bind("127.0.0.1", 0) as taken:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
         thread.start()
@@ -214,29 +260,36 @@ def port(script: Script, worker: GenerationWorker) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("streams", [True, False])
-def test_a_caller_that_hangs_up_stops_its_answer(script: Script, port: int, streams: bool) -> None:
-    for asked in (1, 2):  # the second finds the line empty
+@pytest.mark.parametrize("further", [b"", b"\r\n", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_a_caller_that_hangs_up_stops_its_answer(script: Script, port: int, streams: bool, further: bytes) -> None:
+    """Also one that has sent more than its request, which uvicorn leaves unread until the answer is complete."""
+    for asked in (1, 2):  # the second finds nobody in its way
         caller = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         body = json.dumps(question(max_tokens=3900, stream=streams))
         caller.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
-        until(lambda asked=asked: len(script.calls) == asked)
+        caller.sock.sendall(further)
+        until(lambda asked=asked: len(script.prompts) == asked)
         if streams:
             caller.getresponse().readline()
         caller.sock.shutdown(socket.SHUT_RDWR)
         caller.close()
-        until(lambda asked=asked: script.ended == asked)
-    assert script.yielded < 2000  # of 7,800
+        until(lambda: script.is_idle)
+    assert script.yielded < 4000  # of 7,800
 
 
-def test_a_full_line_says_so(script: Script, worker: GenerationWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs = [collected(worker) for _ in range(serving_worker.MAX_WAITING)]
-    until(lambda: script.calls)
-    jobs.append(collected(worker))
+def test_a_full_line_says_so(script: Script, worker: GenerationWorker) -> None:
+    jobs = [collected(worker) for _ in range(script.slots)]
+    until(lambda: len(script.prompts) == script.slots)
+    jobs += [collected(worker) for _ in range(serving_worker.MAX_WAITING)]
     refused = client(worker).post("/v1/chat/completions", json=question(stream=True))
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
+    with pytest.raises(ApiError, match="already waiting"):
+        collected(worker)
     worker.close()
     until(lambda: all(pieces and isinstance(pieces[-1], ApiError) for _, pieces in jobs))
     assert {pieces[-1].status for _, pieces in jobs if isinstance(pieces[-1], ApiError)} == {503}
+    with pytest.raises(ApiError, match="shutting down"):
+        collected(worker)
 
 
 def test_a_key_is_asked_for_everywhere_but_health(script: Script, worker: GenerationWorker) -> None:
@@ -252,7 +305,7 @@ def test_a_key_is_asked_for_everywhere_but_health(script: Script, worker: Genera
         encoded = {name: value.encode() for name, value in headers.items()}
         assert caller.get("/v1/models", headers=encoded).status_code == 401
         assert caller.post("/v1/chat/completions", json=question(), headers=encoded).status_code == 401
-    assert script.calls == []
+    assert script.prompts == []
     right = {"Authorization": "Bearer hunter2", "Host": "my-machine:8000"}
     assert caller.post("/v1/chat/completions", json=question(), headers=right).status_code == 200
 
@@ -280,7 +333,7 @@ def test_a_page_in_a_browser_gets_nothing(script: Script, worker: GenerationWork
     assert preflight.status_code == 405
     answers = [preflight, caller.get("/v1/models", headers=origin)]
     assert not any(name.startswith("access-control") for answer in answers for name in answer.headers)
-    assert script.calls == []
+    assert script.prompts == []
 
 
 def test_a_large_body_is_not_read(script: Script, worker: GenerationWorker) -> None:
@@ -293,23 +346,23 @@ def test_a_large_body_is_not_read(script: Script, worker: GenerationWorker) -> N
             yield b" " * 65536
 
     assert caller.post("/v1/chat/completions", content=endless(), headers=kind).status_code == 413
-    assert script.calls == []
+    assert script.prompts == []
 
 
 def test_what_does_not_fit_the_context_is_refused(script: Script, worker: GenerationWorker) -> None:
     script.tokens, caller = [STOP], client(worker)
     prompt = {"model": "base", "prompt": [1] * 3990}
     assert caller.post("/v1/completions", json=prompt | {"max_tokens": 10}).status_code == 200
-    for extra, param in (({"max_tokens": 11}, "max_tokens"), ({"prompt": [1] * 4000}, "messages")):
+    for extra, param in (({"max_tokens": 11}, "max_tokens"), ({"prompt": [1] * 4000}, "prompt")):
         refused = caller.post("/v1/completions", json=prompt | extra)
         assert refused.status_code == 400
         assert refused.json()["error"]["code"] == "context_length_exceeded"
-        assert refused.json()["error"]["param"] == ("prompt" if param == "messages" else param)
+        assert refused.json()["error"]["param"] == param
     caller.post("/v1/completions", json=prompt)
-    assert script.calls[-1]["limit"] == 10  # the rest of the context, where no limit was named
+    assert script.prompts[-1].max_new_tokens == 10  # the rest of the context, where no limit was named
 
 
-def test_requests_at_the_same_time_are_answered_one_after_the_other(script: Script, worker: GenerationWorker) -> None:
+def test_requests_at_the_same_time_are_answered_together(script: Script, worker: GenerationWorker) -> None:
     caller, seen = client(worker), []
 
     def ask(limit: int) -> None:
@@ -322,6 +375,7 @@ def test_requests_at_the_same_time_are_answered_one_after_the_other(script: Scri
     for thread in threads:
         thread.join()
     assert seen == [True] * 8
+    assert script.together > 1
 
 
 TOOL = {"type": "function", "function": {"name": "tide", "description": "d", "parameters": {"type": "object"}}}
@@ -384,9 +438,12 @@ def test_calls_and_reasoning_have_fields_of_their_own(
 def test_a_long_reasoning_is_streamed_while_it_is_written(script: Script, qwen3: Template) -> None:
     worker = GenerationWorker(script, qwen3.stop_ids)  # type: ignore[arg-type]
     spoken(script, qwen3, "<think>\n" + "one two three " * 20 + "\n</think>\n\nDone")
+    script.pause = 0.005
     parts, _ = deltas(
         application(worker, qwen3, Guard(False, None)).post("/v1/chat/completions", json=question(stream=True))
     )
-    assert sum("reasoning_content" in part for part in parts) > 40
+    thoughts = [part["reasoning_content"] for part in parts if "reasoning_content" in part]
+    assert "".join(thoughts).strip() == ("one two three " * 20).strip()
+    assert len(thoughts) > 1
     assert [part["content"] for part in parts if part.get("content")] == ["Done"]
     worker.join()

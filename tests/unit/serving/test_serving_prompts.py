@@ -16,7 +16,8 @@ from strop.data.prompts import INPUT
 from strop.data.rows.columns import shape_of
 from strop.data.rows.shapes import RowReader
 from strop.data.template import Template
-from strop.serving.requests import ApiError, ChatRequest, chat_prompt, parse, read_question, text_prompt
+from strop.serving.prompting import chat_prompt, read_question, text_prompt
+from strop.serving.requests import ApiError, ChatRequest, parse
 from template_rows import MASKS, rows
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"

@@ -16,7 +16,9 @@ from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection, TrainSection
 from strop.run.checkpoint import load_newest
 from strop.run.records import EvalRecord, Sample, TrainRecord, read_metrics
+from strop.training.engine import dropout_seed
 from strop.training.loop import Trainer
+from strop.training.optim import learning_rate
 from training_doubles import Rows, trainer_of
 
 Start = Callable[..., Trainer]
@@ -64,6 +66,17 @@ def test_the_best_weights_win(start: Start) -> None:
     assert not torch.equal(trainer.engine.adapter.flat, kept[4])
     assert torch.equal(trainer.engine.adapter_with(weights).flat, kept[4])
     assert not torch.equal(kept[4], kept[8])
+
+
+def test_the_best_weights_win_even_if_early_stopping_would_not_count_their_gain(start: Start) -> None:
+    losses = iter([3.0, 2.75, 2.9, 2.8])
+    settings = {"early_stopping_patience": 9, "early_stopping_threshold": 1.0}
+    trainer = start(losses, eval_steps=2, load_best_model_at_end=True, **settings)
+    kept: dict[int, torch.Tensor] = {}
+    trainer.reporter.on_eval = lambda record: kept.__setitem__(record.step, trainer.engine.adapter.flat.clone())  # type: ignore
+    weights = trainer.run()
+    assert trainer.progress.best_step == 4
+    assert torch.equal(trainer.engine.adapter_with(weights).flat, kept[4])
 
 
 def test_early_stopping_counts_evaluations_without_gain(start: Start) -> None:
@@ -118,7 +131,7 @@ def test_a_number_that_is_not_finite_stops_the_run_before_the_update(start: Star
 
 def test_dropout_depends_on_seed_and_step(start: Start) -> None:
     def dropped(seed: int) -> list[float]:
-        trainer = start(seed=seed, max_steps=2)
+        trainer = start(seed=seed, max_steps=2, learning_rate=1e-12)  # so that the weights stay, to six digits
         for projection in (layer.qkv for layer in trainer.engine.decoder.layers):
             projection.lora = replace(projection.lora, dropout=0.5)
         trainer.engine.adapter.flat.normal_(generator=torch.Generator().manual_seed(0))
@@ -127,8 +140,16 @@ def test_dropout_depends_on_seed_and_step(start: Start) -> None:
 
     with pytest.MonkeyPatch.context() as patch:  # the same rows whatever the seed
         patch.setattr(Order, "samples", lambda *_: np.arange(8))
-        assert dropped(1) == dropped(1)
-        assert dropped(1) != dropped(2)
+        first, second = dropped(1)
+        assert [first, second] == dropped(1)
+        assert abs(first - second) > 1e-3, "the same rows and weights: only the masks differ"
+        assert [first, second] != dropped(2)
+
+
+def test_every_step_has_a_dropout_seed_of_its_own() -> None:
+    seeds = {dropout_seed(seed, step) for seed in range(20) for step in range(500)}
+    assert len(seeds) > 9_990, "of 10,000; 32 bits repeat one in a hundred thousand pairs by chance"
+    assert all(0 <= seed < 2**32 for seed in seeds)
 
 
 def test_shared_prefixes_are_computed_once_unless_there_is_dropout(model: Path, tmp_path: Path) -> None:
@@ -152,6 +173,27 @@ def test_shared_prefixes_are_computed_once_unless_there_is_dropout(model: Path, 
     assert shared.progress.num_tokens == separate.progress.num_tokens
     assert shared.engine.microbatches.sharing() == pytest.approx(20 * 38 / (20 * 8 + 2 * 30))
     assert separate.engine.microbatches.sharing() == 1.0
+
+
+def test_every_step_is_launched_once_and_at_its_rate(start: Start) -> None:
+    trainer = start(max_steps=6, warmup_steps=3, lr_scheduler_type="cosine", save_steps=4)
+    launched: list[tuple[int, float]] = []
+    real = trainer.engine.launch
+
+    def launch(step: int, rate: float, check_stop: Callable[[], None]):
+        launched.append((step, rate))
+        return real(step, rate, check_stop)
+
+    trainer.engine.launch = launch  # type: ignore[method-assign]
+    trainer.run()
+    wanted = [learning_rate(step, trainer.section, 6) for step in range(6)]
+    assert launched == list(enumerate(wanted))
+    records = [r for r in read_metrics(trainer.folder.metrics_path) if isinstance(r, TrainRecord)]
+    assert [(r.step, r.learning_rate) for r in records] == [(step + 1, rate) for step, rate in launched]
+    assert [r.num_tokens for r in records] == [
+        sum(m.num_sample_tokens for m in trainer.engine.microbatches.of_step(step)) for step in range(6)
+    ]
+    assert trainer.progress.num_tokens == sum(r.num_tokens for r in records)
 
 
 def test_samples_that_do_not_fit_are_skipped(start: Start) -> None:

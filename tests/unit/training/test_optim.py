@@ -2,6 +2,7 @@ import pytest
 import torch
 import transformers
 
+from strop.ops.adamw_8bit import AdamWSettings, Moments, adamw_8bit
 from strop.recipe import TrainSection
 from strop.training.optim import FlatOptimizer, choose_optimizer, learning_rate
 
@@ -37,13 +38,57 @@ class FlatAdapter:
 
 
 OPTIMIZERS = ["adamw_torch", "adamw_8bit"]
+SOUND = torch.tensor(1.0)
+
+
+RECIPES: list[dict[str, float]] = [
+    {"adam_beta1": 0.8},
+    {"adam_beta2": 0.95},
+    {"adam_epsilon": 1e-2},
+    {"weight_decay": 0.3},
+    {"adam_beta1": 0.7, "adam_beta2": 0.98, "adam_epsilon": 1e-4, "weight_decay": 0.05},
+]
+
+
+@pytest.mark.parametrize("settings", RECIPES, ids=lambda settings: " ".join(settings))
+def test_the_recipes_numbers_are_adamws(settings: dict[str, float]) -> None:
+    section, adapter = TrainSection(**settings), FlatAdapter()  # type: ignore[arg-type]
+    parameter = torch.nn.Parameter(adapter.flat.clone())
+    betas = (settings.get("adam_beta1", 0.9), settings.get("adam_beta2", 0.999))
+    eps, decay = settings.get("adam_epsilon", 1e-8), settings.get("weight_decay", 0.0)
+    theirs = torch.optim.AdamW([parameter], lr=1.0, betas=betas, eps=eps, weight_decay=decay, foreach=False)
+    optimizer = choose_optimizer(adapter, section)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(1)
+    for rate in (1e-2, 3e-3, 1e-3):
+        parameter.grad = torch.randn(1000, dtype=torch.float64, generator=generator)
+        theirs.param_groups[0]["lr"] = rate
+        optimizer.update(parameter.grad.clone(), SOUND, rate, 0.0)
+        theirs.step()
+    assert torch.allclose(adapter.flat, parameter.data, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("settings", RECIPES, ids=lambda settings: " ".join(settings))
+def test_the_recipes_numbers_are_those_of_8_bit_adamw(settings: dict[str, float]) -> None:
+    section, adapter = TrainSection(optim="adamw_8bit", **settings), FlatAdapter()  # type: ignore[arg-type]
+    adapter.flat = adapter.flat.float()
+    wanted, moments, sound = adapter.flat.clone(), Moments.zeros(adapter.flat), torch.tensor(False)
+    numbers = AdamWSettings(
+        beta1=settings.get("adam_beta1", 0.9),
+        beta2=settings.get("adam_beta2", 0.999),
+        eps=settings.get("adam_epsilon", 1e-8),
+        weight_decay=settings.get("weight_decay", 0.0),
+    )
+    optimizer = choose_optimizer(adapter, section)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(1)
+    for rate in (1e-2, 3e-3, 1e-3):
+        grad = torch.randn(1000, generator=generator)
+        optimizer.update(grad.clone(), SOUND, rate, 0.0)
+        adamw_8bit(wanted, grad, moments, numbers, rate, sound)
+    assert torch.equal(adapter.flat, wanted)
 
 
 def optimizer_of(adapter: FlatAdapter, optim: str = "adamw_torch") -> FlatOptimizer:
     return choose_optimizer(adapter, TrainSection(optim=optim))  # type: ignore[arg-type]
-
-
-SOUND = torch.tensor(1.0)
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.1, 1.0, 100.0])

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from strop.errors import RecipeError
-from strop.model.config import DecoderConfig, read_config
+from strop.errors import ModelError, RecipeError
+from strop.model.config import DecoderConfig, read_config, unused_keys
 from strop.model.pretrained.locate import locate_model
+from strop.model.pretrained.tensors import check_tensors
 from strop.model.pretrained.vet import holds_nf4, vet_model_folder
 from strop.recipe import ModelSection
+from strop.recipe.wording import show
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +37,17 @@ class ModelFolder:
             needs_weights: False accepts a folder without weights.
 
         Raises:
-            ModelError: The folder is unsafe, damaged or of an unsupported family.
+            ModelError: The folder is unsafe, damaged or of an unsupported family, or its weights are not those that
+                its config.json describes.
         """
-        settings = vet_model_folder(path, needs_weights)
-        return cls(path, settings, read_config(settings))
+        settings, tensors = vet_model_folder(path, needs_weights)
+        try:
+            config = read_config(settings)
+            if tensors:
+                check_tensors(config, tensors)
+        except ModelError as error:
+            raise ModelError(f"model.model_name_or_path: {path}: {error}") from None
+        return cls(path, settings, config)
 
     @property
     def holds_nf4(self) -> bool:
@@ -74,5 +83,7 @@ def open_model(
     """
     path = locate_model(model.model_name_or_path, model.revision, note, needs_weights)
     folder = ModelFolder.vetted(path, needs_weights)
+    if unused := unused_keys(folder.settings):
+        note(f"config.json: neither strop nor transformers uses {show(', '.join(unused))}")
     folder.refuse_nf4_unless(model.load_in_4bit)
     return folder

@@ -18,6 +18,9 @@ import numpy as np
 import torch
 
 from strop.errors import ModelError
+from strop.model.config import read_config
+from strop.model.pretrained.headers import StoredTensor
+from strop.model.pretrained.tensors import check_tensors
 
 CONVERTER_VERSION = 1
 """Part of the cache key: raise it when the converted files change."""
@@ -62,6 +65,7 @@ def convert_gguf(file: Path, out_folder: Path, note: Callable[[str], None] = lam
     reader = _open(file)
     metadata = _read_metadata(reader, file)
     config = _model_config(metadata, reader.tensors, file)
+    _check_tensors(reader.tensors, config, file)
     note(f"converting {file.name} to {out_folder} (once, takes a few seconds)")
     out_folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out_folder.name}-", dir=out_folder.parent))
@@ -150,6 +154,21 @@ def _model_config(metadata: Mapping[str, Any], tensors: list[Any], file: Path) -
     return config | {key: int(value) for key, value in found.items() if value is not None}
 
 
+def _check_tensors(tensors: list[Any], config: Mapping[str, Any], file: Path) -> None:
+    """Before hundreds of megabytes are written: is each tensor what the metadata say it is?"""
+    shapes = {_checkpoint_name(tensor.name, file): _shape(tensor) for tensor in tensors}
+    try:
+        check_tensors(
+            read_config(config), {name: StoredTensor(file, "BF16", shape, 0, 0) for name, shape in shapes.items()}
+        )
+    except ModelError as error:
+        raise ModelError(f"{file}: with its metadata as config.json: {error}") from None
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    return tuple(int(size) for size in reversed(tensor.shape))
+
+
 def _shortest(value: float) -> float:
     """Undo the rounding of GGUF's float32: 9.999999747378752e-06 was 1e-05."""
     return float(str(np.float32(value)))
@@ -161,7 +180,7 @@ def _write_weights(path: Path, tensors: list[Any], config: Mapping[str, Any], fi
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in named:
-        shape = [int(size) for size in reversed(tensor.shape)]
+        shape = list(_shape(tensor))
         start, end = end, end + 2 * int(tensor.n_elements)
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()

@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from strop.errors import ModelError
 
@@ -17,8 +17,33 @@ MAX_HEADER_BYTES = 100 << 20
 _LFS_POINTER = b"version https://git-lfs"
 
 
-def check_safetensors(file: Path, types: dict[str, int] = ITEM_BYTES) -> set[str]:
-    """Check that a safetensors header tells the truth about its file, and return the tensor names.
+class StoredTensor(NamedTuple):
+    """A tensor as its file's header describes it.
+
+    Attributes:
+        file: The safetensors file.
+        dtype: Its type, such as BF16.
+        shape: Its sizes.
+        start: First byte of its values, counted from the file's start.
+        end: The byte after the last.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    def read_bytes(self, first: int = 0, most: int | None = None) -> bytes:
+        """Its values as stored, or `most` bytes of them from the byte `first` on."""
+        left = self.end - self.start - first
+        with self.file.open("rb") as stream:
+            stream.seek(self.start + first)
+            return stream.read(left if most is None else min(most, left))
+
+
+def check_safetensors(file: Path, types: dict[str, int] = ITEM_BYTES) -> dict[str, StoredTensor]:
+    """Check that a safetensors header tells the truth about its file, and return its tensors by name.
 
     Checked: every size against the file's, types against `types`, shape times item size against the
     bytes claimed, and that the tensors fill the file without a gap or an overlap. Reads the header only.
@@ -38,10 +63,14 @@ def check_safetensors(file: Path, types: dict[str, int] = ITEM_BYTES) -> set[str
             raise ModelError(f"{file.name}: a header of {length} bytes; the limit is {MAX_HEADER_BYTES}")
         stream.seek(8)
         header = _parse(stream.read(length), file.name)
-    header.pop("__metadata__", None)
+    _check_metadata(file.name, header.pop("__metadata__", {}))
     spans = sorted(_check_entry(file.name, name, entry, types) for name, entry in header.items())
     _check_layout(file.name, spans, size - 8 - length)
-    return set(header)
+    values = 8 + length
+    return {
+        name: StoredTensor(file, header[name]["dtype"], tuple(header[name]["shape"]), values + start, values + end)
+        for start, end, name in spans
+    }
 
 
 def load_strict_json(data: bytes) -> Any:
@@ -71,6 +100,12 @@ def _parse(data: bytes, file_name: str) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise ModelError(f"{file_name}: the header is not a JSON object; download the file again")
     return header
+
+
+def _check_metadata(file_name: str, metadata: Any) -> None:
+    """The library takes nothing else."""
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ModelError(f"{file_name}: __metadata__ must be an object of texts; download the file again")
 
 
 def _check_entry(file_name: str, name: str, entry: Any, types: dict[str, int]) -> tuple[int, int, str]:

@@ -5,15 +5,19 @@ A fingerprint takes well under a second for a checkpoint of any size.
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from strop.errors import ModelError
 from strop.model.pretrained.headers import MAX_HEADER_BYTES
-from strop.resolve import cache_dir, fetch_model, is_hub_id, nearest_sibling, resolve_package_path
+from strop.resolve import cache_dir, expand, fetch_model, is_hub_id, nearest_sibling, resolve_package_path
 
 BLOCK_BYTES = 4096
 SAMPLED_BLOCKS = 64
+
+_SNAPSHOT = re.compile(r"/models--([\w.-]+?--[\w.-]+)/snapshots/([0-9a-f]{40})\Z", re.ASCII)
+"""Where the hub's cache keeps a model: its id and commit."""
 
 
 def locate_model(
@@ -37,7 +41,7 @@ def locate_model(
         ModelError: It is none of these, or a GGUF file that cannot be converted.
     """
     is_package = name_or_path.startswith("package:")
-    path = resolve_package_path(name_or_path) if is_package else Path(name_or_path).expanduser()
+    path = resolve_package_path(name_or_path) if is_package else expand(name_or_path)
     if path.is_dir():
         return path
     if path.is_file():
@@ -48,6 +52,18 @@ def locate_model(
         f"model.model_name_or_path: there is no folder {name_or_path} (looked in {Path.cwd()}), "
         f"and it is not a hub id such as org/name{nearest_sibling(path)}"
     )
+
+
+def shared_name(name_or_path: str, revision: str | None = None) -> tuple[str, str | None]:
+    """How files that are given to others name a base model, and which revision of it.
+
+    A folder of the hub's cache is named by its hub id and commit; anything else as it was, never by a place that strop
+    chose on this machine.
+    """
+    path = expand(name_or_path)
+    if path.is_dir() and (cached := _SNAPSHOT.search(path.resolve().as_posix())):
+        return cached[1].replace("--", "/"), cached[2]
+    return name_or_path, revision
 
 
 def _convert(file: Path, note: Callable[[str], None]) -> Path:

@@ -7,10 +7,11 @@ this kind have run code from each of them. Only data passes here, and all faults
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from strop.errors import ModelError
-from strop.model.pretrained.headers import ITEM_BYTES, PACKED_BYTES, check_safetensors, load_strict_json
+from strop.model.pretrained.headers import ITEM_BYTES, PACKED_BYTES, StoredTensor, load_strict_json
+from strop.model.pretrained.weight_files import check_weight_files
 from strop.resolve import MAX_CHAT_TEMPLATE_BYTES
 
 JSON_LIMITS = {
@@ -31,8 +32,6 @@ transformers needs it, so the key is accepted, but only if that code is not in t
 _ATTENTION_KEY = re.compile(r"_?attn_implementation\w*", re.ASCII)
 _MODEL_TYPE = re.compile(r"[a-z0-9_]{1,64}")
 _TOKENIZER_CLASS = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}(Tokenizer|TokenizerFast|Backend)")
-_SHARD = re.compile(r"[A-Za-z0-9][\w.-]{0,200}\.safetensors", re.ASCII)
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _NF4 = {
     "quant_method": ("bitsandbytes",),
     "bnb_4bit_quant_type": ("nf4",),
@@ -41,7 +40,14 @@ _NF4 = {
 """What a quantization_config says of bitsandbytes' NF4, the one quantised format that strop reads."""
 
 
-def vet_model_folder(folder: Path, needs_weights: bool = True) -> dict[str, Any]:
+class Vetted(NamedTuple):
+    """What vetting read of a folder: its config.json, and the tensors of its weights files, if it has any."""
+
+    settings: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+
+
+def vet_model_folder(folder: Path, needs_weights: bool = True) -> Vetted:
     """Inspect a model folder; nothing in it is run, unpickled or followed.
 
     Safetensors headers are checked against the files; the weights' values are not read. A folder without any
@@ -52,7 +58,7 @@ def vet_model_folder(folder: Path, needs_weights: bool = True) -> dict[str, Any]
         needs_weights: False accepts a folder without weights.
 
     Returns:
-        The parsed config.json.
+        The parsed config.json, and what the weights files say that they hold.
 
     Raises:
         ModelError: Every fault found, each with its file and what to do.
@@ -79,12 +85,13 @@ def vet_model_folder(folder: Path, needs_weights: bool = True) -> dict[str, Any]
         faults += _config_faults(config)
     faults += _tokenizer_faults(folder, parsed.get("tokenizer_config.json", {}))
     types = ITEM_BYTES | PACKED_BYTES if config is not None and holds_nf4(config) else ITEM_BYTES
+    tensors: dict[str, StoredTensor] = {}
     if needs_weights or any(folder.glob("*.safetensors")):
-        faults += _weight_faults(folder, parsed.get("model.safetensors.index.json"), types)
+        faults += check_weight_files(folder, parsed.get("model.safetensors.index.json"), types, tensors)
     if faults or config is None:
         lines = "".join(f"\n  - {_printable(fault)}" for fault in dict.fromkeys(faults))
         raise ModelError(f"model.model_name_or_path: {folder} cannot be used as a base model:{lines}")
-    return config
+    return Vetted(config, tensors)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -199,59 +206,6 @@ def _template_sizes(folder: Path, inline: Any) -> Iterator[tuple[str, int]]:
     for text in (entry.get("template") for entry in named if isinstance(entry, dict)):
         if isinstance(text, str):
             yield "tokenizer_config.json", len(text.encode("utf-8", "replace"))
-
-
-def _weight_faults(folder: Path, index: dict[str, Any] | None, types: dict[str, int]) -> Iterator[str]:
-    if index is not None:
-        yield from _shard_faults(folder, index, types)
-    elif (folder / "model.safetensors").exists():
-        yield from _file_faults(folder / "model.safetensors", set(), types)
-    elif not (folder / "model.safetensors.index.json").exists():
-        yield _why_no_weights(folder)
-
-
-def _why_no_weights(folder: Path) -> str:
-    names = sorted(entry.name for entry in folder.iterdir())
-    if pickles := [name for name in names if name.endswith(_PICKLES)]:
-        return (
-            f"{pickles[0]}: a pickle can run code when read, so strop does not read it. If you trust "
-            "it, convert it: model.save_pretrained(folder) in transformers writes safetensors"
-        )
-    if ggufs := [name for name in names if name.endswith(".gguf")]:
-        return f"{ggufs[0]}: name the .gguf file itself, not its folder"
-    return "no weights: the folder has neither model.safetensors nor model.safetensors.index.json"
-
-
-def _shard_faults(folder: Path, index: dict[str, Any], types: dict[str, int]) -> Iterator[str]:
-    where = "model.safetensors.index.json"
-    shard_of = index.get("weight_map")
-    if not isinstance(shard_of, dict) or not shard_of:
-        yield f"{where}: weight_map is missing or empty; download the file again"
-        return
-    tensors: dict[str, set[str]] = {}
-    for tensor, shard in shard_of.items():
-        if not (isinstance(shard, str) and _SHARD.fullmatch(shard)):
-            yield f"{where}: it puts {tensor} in {shard!r}, which is not a *.safetensors file of this folder"
-            return
-        tensors.setdefault(shard, set()).add(tensor)
-    for shard, names in sorted(tensors.items()):
-        yield from _file_faults(folder / shard, names, types)
-
-
-def _file_faults(file: Path, expected: set[str], types: dict[str, int]) -> Iterator[str]:
-    """What is wrong with one weights file, which should contain at least the `expected` tensors."""
-    if not file.is_file():
-        yield f"{file.name}: missing or not a regular file; download it again"
-        return
-    try:
-        found = check_safetensors(file, types)
-    except (ModelError, OSError) as error:
-        yield str(error)
-        return
-    if not found:
-        yield f"{file.name}: contains no tensors; download it again"
-    if lacking := sorted(expected - found):
-        yield f"{file.name}: lacks {len(lacking)} tensors of the index, such as {lacking[0]}; download it again"
 
 
 def _printable(text: str) -> str:

@@ -19,13 +19,11 @@ from strop.model.config import DecoderConfig
 from strop.model.decoder import Decoder, Layer, Projection
 from strop.model.pretrained.folder import ModelFolder
 from strop.model.pretrained.headers import load_strict_json
+from strop.model.pretrained.tensors import STATE, biased_groups, group_modules, module_path, norm_names
 from strop.ops.blockwise import BLOCK as NESTED_BLOCK
 from strop.ops.blockwise import dynamic_code
 from strop.ops.linear import Float8Weight, FrozenWeight
 from strop.ops.nf4 import BLOCK, LEVELS, Nested, Nf4, Nf4Weight, Scratch, dequantise, quantise, sizes
-
-STATE = "quant_state.bitsandbytes__nf4"
-"""Suffix to a quantised matrix's name that gives the tensor describing it."""
 
 
 def stored_nf4(read: Callable[[str], Tensor], name: str) -> Nf4:
@@ -76,9 +74,6 @@ def _must(holds: bool, otherwise: str) -> None:
 
 _MAX_FLOAT8_ERROR = 0.04
 
-GROUPS = {"qkv": "self_attn", "o": "self_attn", "gate_up": "mlp", "down": "mlp"}
-"""The four merged projections of a layer, and the block of the checkpoint's names each belongs to."""
-
 
 ReadMatrix = Callable[[str], Nf4 | Tensor]
 """Reads a matrix in NF4 by its checkpoint name; a dense one if the 4-bit checkpoint left it dense."""
@@ -128,31 +123,6 @@ def build_decoder(
     return Decoder(config, embedding, head, read("model.norm.weight"), layers)
 
 
-def group_modules(config: DecoderConfig) -> dict[str, dict[str, tuple[int, int]]]:
-    """For each merged projection, the checkpoint modules in it and the output rows each owns."""
-    parts = part_rows(config)
-    split = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
-    fused = {group: (f"{group}_proj",) for group in parts}
-    names = fused if config.fused else fused | split
-    return {
-        group: dict(zip(names[group], rows if len(names[group]) > 1 else ((0, rows[-1][1]),), strict=True))
-        for group, rows in parts.items()
-    }
-
-
-def part_rows(config: DecoderConfig) -> dict[str, tuple[tuple[int, int], ...]]:
-    """For each merged projection, the output rows of its parts: q, k, v; gate, up; or the one part there is."""
-    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    ff, width = config.intermediate_size, config.hidden_size
-    qkv, gate_up = ((0, q), (q, q + kv), (q + kv, q + 2 * kv)), ((0, ff), (ff, 2 * ff))
-    return {"qkv": qkv, "o": ((0, width),), "gate_up": gate_up, "down": ((0, width),)}
-
-
-def module_path(layer: int, group: str, module: str) -> str:
-    """A checkpoint module's full name, such as model.layers.3.self_attn.q_proj."""
-    return f"model.layers.{layer}.{GROUPS[group]}.{module}"
-
-
 def freeze(weight_OI: Tensor, float8: bool) -> FrozenWeight:
     """Freeze a matrix in its own type, or in float8 if that is asked for and close enough.
 
@@ -180,22 +150,12 @@ def _build_layer(
     index: int, config: DecoderConfig, read: Callable[[str], Tensor], frozen: Callable[[list[str]], FrozenWeight]
 ) -> Layer:
     prefix = f"model.layers.{index}"
-    norms = {
-        "input_norm": read(f"{prefix}.input_layernorm.weight"),
-        "post_attention_norm": read(f"{prefix}.post_attention_layernorm.weight"),
-    }
-    if config.qk_norm:
-        norms |= {name: read(f"{prefix}.self_attn.{name}.weight") for name in ("q_norm", "k_norm")}
-    has_bias = {
-        "qkv": config.qkv_bias,
-        "o": config.output_bias,
-        "gate_up": config.mlp_bias,
-        "down": config.mlp_bias,
-    }
+    norms = {name: read(f"{prefix}.{stored}.weight") for name, stored in norm_names(config).items()}
+    biased = biased_groups(config)
     projections = {}
     for group, modules in group_modules(config).items():
         paths = [module_path(index, group, module) for module in modules]
-        bias = _merge([read(f"{path}.bias") for path in paths]) if has_bias[group] else None
+        bias = _merge([read(f"{path}.bias") for path in paths]) if group in biased else None
         projections[group] = Projection(frozen([f"{path}.weight" for path in paths]), bias, modules)
     return Layer(index, config, norms, projections)
 
