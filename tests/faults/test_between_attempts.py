@@ -63,7 +63,10 @@ ROWS: dict[str, tuple[Change, str]] = {
     "a row more": (edit_lines("train.jsonl", lambda rows: [*rows, rows[0].replace(b"Say", b"Sing")]), "training data"),
     "a row less": (edit_lines("train.jsonl", lambda rows: rows[1:]), "training data"),
     "two rows the other way round": (edit_lines("train.jsonl", lambda rows: [rows[1], rows[0], *rows[2:]]), "training"),
-    "the other file": (lambda folder: shutil.copy(folder / "validation.jsonl", folder / "train.jsonl"), "training data"),
+    "the other file": (
+        lambda folder: shutil.copy(folder / "validation.jsonl", folder / "train.jsonl"),
+        "training data",
+    ),
     "a held-out row": (edit_lines("validation.jsonl", lambda rows: rows[1:]), "held-out data"),
 }
 
@@ -76,15 +79,22 @@ def test_other_rows_are_refused(sweep: Sweep, interrupted: Path, case: str) -> N
 
 
 def test_the_same_rows_written_otherwise_are_the_same(sweep: Sweep, interrupted: Path) -> None:
-    edit_lines("train.jsonl", lambda rows: [json.dumps(json.loads(row), indent=None).encode() + b"\r\n" for row in rows])(
-        interrupted
-    )
+    edit_lines(
+        "train.jsonl", lambda rows: [json.dumps(json.loads(row), indent=None).encode() + b"\r\n" for row in rows]
+    )(interrupted)
     assert train(sweep, interrupted).status == 0
 
 
 @pytest.mark.parametrize(
     "override",
-    ["train.learning_rate=0.5", "train.seed=7", "lora.r=4", "lora.lora_alpha=8", "train.max_steps=5", "train.optim=adamw_8bit"],
+    [
+        "train.learning_rate=0.5",
+        "train.seed=7",
+        "lora.r=4",
+        "lora.lora_alpha=8",
+        "train.max_steps=5",
+        "train.optim=adamw_8bit",
+    ],
 )
 def test_another_recipe_is_refused(sweep: Sweep, interrupted: Path, override: str) -> None:
     assert_refused(sweep, interrupted, override.partition("=")[0], override)
@@ -130,7 +140,8 @@ def test_another_model_or_tokenizer_is_refused(sweep: Sweep, interrupted: Path, 
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("torch", "2.0.0"), ("python", "3.9.1"), ("strop", "0.0.1"), ("platform", "Plan 9"), ("device", "abacus")]
+    ("key", "value"),
+    [("torch", "2.0.0"), ("python", "3.9.1"), ("strop", "0.0.1"), ("platform", "Plan 9"), ("device", "abacus")],
 )
 def test_other_versions_and_devices_are_told(sweep: Sweep, interrupted: Path, key: str, value: str) -> None:
     edit_json("run/run.json", **{key: value})(interrupted)

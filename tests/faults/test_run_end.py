@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import strop
 from known_checkpoints import flip_bit
-from strop.cli import app
+from strop.app import app
 from strop.commands.attempt import StopSignals
 from strop.errors import CheckpointError, Interrupted, RecipeError, StorageError
 from strop.evaluation import samples

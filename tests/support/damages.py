@@ -1,6 +1,5 @@
 """Damage of files at rest, in every file that strop reads, and whether a command that reads it notices."""
 
-
 import random
 import re
 from collections.abc import Callable, Iterator

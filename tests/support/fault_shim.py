@@ -51,7 +51,12 @@ class Fault:
 class State(ctypes.Structure):
     """What a trial counted; the layout is that of fault_shim.c."""
 
-    _fields_ = [("calls", ctypes.c_long), ("hits", ctypes.c_long), ("of_kind", ctypes.c_long * len(Kind)), ("hit", ctypes.c_char * 512)]
+    _fields_ = [
+        ("calls", ctypes.c_long),
+        ("hits", ctypes.c_long),
+        ("of_kind", ctypes.c_long * len(Kind)),
+        ("hit", ctypes.c_char * 512),
+    ]
 
 
 def compile_shim(folder: Path) -> Path:

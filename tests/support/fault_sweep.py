@@ -81,7 +81,11 @@ class Sweep:
         return self._begins[name]
 
     def _make_finished(self, folder: Path) -> None:
-        for arguments in (("plan", "small.yaml", "--probe"), COMMANDS["train"].arguments, COMMANDS["evaluate"].arguments):
+        for arguments in (
+            ("plan", "small.yaml", "--probe"),
+            COMMANDS["train"].arguments,
+            COMMANDS["evaluate"].arguments,
+        ):
             ended = self.server.run(folder, arguments)
             assert ended.status == 0, ended
 

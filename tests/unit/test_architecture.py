@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "": {"errors"},
     "gpus": {"errors"},
     "resolve": {"errors"},
+    "threads": set(),
     "recipe": {"gpus", "resolve", "errors"},
     "data": {"recipe", "resolve", "errors"},
     "microbatch": {"data", "recipe", "errors"},
@@ -39,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "unsloth": {"data", "microbatch", "model", "run", "training", "recipe", "errors"},
     "serving": {"data", "model", "evaluation", "errors"},
-    "exporting": {"data", "microbatch.tree", "model", "ops", "evaluation", "run", "recipe", "errors"},
+    "exporting": {"data", "microbatch.tree", "model", "ops", "evaluation", "run", "recipe", "threads", "errors"},
     "commands": {
         *(
             "data",
@@ -53,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "unsloth",
             "serving",
         ),
-        *("exporting", "resolve", "recipe", "gpus", "errors", ""),
+        *("exporting", "resolve", "recipe", "gpus", "threads", "errors", ""),
     },
     "app": {"commands", "errors", ""},
     "cli": {"app", "commands", "errors"},

@@ -14,4 +14,10 @@ calls; `strop.cli` registers them all. What several commands need:
 
 Here everything is wired together. What loads torch, numpy or Modal's client is imported inside functions, in this
 package alone, so that `strop --help` and an error in a recipe are shown at once.
+
+Whatever a person calls comes through here before torch is loaded, so this is where threads are told how to wait.
 """
+
+from strop import threads
+
+threads.settle()

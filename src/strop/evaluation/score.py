@@ -5,6 +5,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +22,10 @@ from strop.evaluation.intervals import (
     score_difference,
     score_interval,
 )
+from strop.evaluation.numbers import EXACT, numbers
 from strop.evaluation.result import METRICS, AnswerPair, Evaluation, Group, JudgedAnswer, Scores, ScoreSettings
 from strop.model.lora import LoraAdapter
 
-_SPACES = "\u202f\u00a0"
-_NUMBER = re.compile(
-    rf"(?:(?<![\w.])[-+\u2212])?"
-    rf"(?:(?:\d{{1,3}}(?:[,'{_SPACES}]\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)(?:[eE][-+]?\d+(?!\w))?"
-)
-_SEPARATORS = re.compile(rf"[,'{_SPACES}]")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -39,16 +35,6 @@ def exact_match(answer: str, reference: str) -> bool:
     return answer.split() == reference.split()
 
 
-def numbers(text: str) -> list[float]:
-    """The numbers in a text, in order.
-
-    Commas, apostrophes and no-break spaces between groups of three digits are dropped; any other comma ends a number,
-    so `3,5` is 3 and 5. A minus (also U+2212) counts if no word or number comes right before it: `2014-2024` is
-    2014 and 2024. A percent sign is a unit like any other: `12%` is 12.
-    """
-    return [float(_SEPARATORS.sub("", match).replace("\u2212", "-")) for match in _NUMBER.findall(text)]
-
-
 def numeric_match(answer: str, reference: str, tolerance: float) -> bool | None:
     """Whether the answer has exactly the reference's numbers, in the same order.
 
@@ -56,7 +42,7 @@ def numeric_match(answer: str, reference: str, tolerance: float) -> bool | None:
         answer: The generated answer.
         reference: The right answer.
         tolerance: Relative: a number is right if it is off by at most `tolerance` times the reference's; 0 asks for
-            equal numbers, however they are written (`1,670` and `1670.0`).
+            equal numbers, however they are written (`1,670` and `1670.0`; see `strop.evaluation.numbers`).
 
     Returns:
         None if the reference has no number.
@@ -64,9 +50,12 @@ def numeric_match(answer: str, reference: str, tolerance: float) -> bool | None:
     wanted, found = numbers(reference), numbers(answer)
     if not wanted:
         return None
-    return len(found) == len(wanted) and all(
-        abs(a - b) <= tolerance * abs(b) for a, b in zip(found, wanted, strict=True)
-    )
+    return len(found) == len(wanted) and all(_is_close(a, b, tolerance) for a, b in zip(found, wanted, strict=True))
+
+
+def _is_close(found: Decimal, wanted: Decimal, tolerance: float) -> bool:
+    allowed = EXACT.multiply(Decimal(str(tolerance)), abs(wanted))
+    return found == wanted or EXACT.compare(EXACT.abs(EXACT.subtract(found, wanted)), allowed) <= 0
 
 
 def token_f1(answer: str, reference: str) -> float:

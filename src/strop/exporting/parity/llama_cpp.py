@@ -5,7 +5,6 @@ Called with the path of a job written by `strop.exporting.parity.gate`. llama.cp
 """
 
 import json
-import os
 import sys
 import urllib.error
 import urllib.request
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from strop.threads import processors
 
 _LIKELIEST = 256
 """Tokens compared of each distribution; if asked for all, the server takes a second per position."""
@@ -68,9 +69,7 @@ class Server:
         params.verbosity = 1  # errors only: the last lines say what went wrong
         params.warmup = False
         params.use_jinja = True
-        params.cpuparams.n_threads = (
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        )
+        params.cpuparams.n_threads = processors()
         self._server = xllamacpp.Server(params)
         self._letter = self._post("/tokenize", content="a")["tokens"][-1]
         self._known: dict[tuple[int, ...], Next] = {}
