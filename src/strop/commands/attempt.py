@@ -178,10 +178,13 @@ class Attempt:
         self._write_adapter(adapter)
         written = hashes(self.folder.adapter)
         records = {path.name: mark_of(path)["sha256"] for path in (self.folder.metrics_path, self.folder.samples_path)}
-        best = trainer.adapter_step
         self.folder.update(
             lambda manifest: replace(
-                manifest, adapter=written, adapter_step=best, records=records, progress=trainer.progress
+                manifest,
+                adapter=written,
+                adapter_step=trainer.adapter_step,
+                records=records,
+                progress=trainer.progress,
             )
         )
         if outcome is not None:

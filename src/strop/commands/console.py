@@ -44,7 +44,7 @@ def note(line: str) -> None:
 
 def aside(line: str) -> None:
     """Something to know, beside the answers on standard output."""
-    _err.print(line, style="dim", markup=False, soft_wrap=True)
+    _err.print(message(line), style="dim", markup=False, soft_wrap=True)
 
 
 class Printing(Reporter):

@@ -88,11 +88,11 @@ def export(
     require_choice("to", to, ("adapter", "merged", "gguf"))
     require_choice("layout", layout, (None, "fused", "split"))
     require_choice("quantisation", quantisation, (None, "f16", "q8_0", "q4_k_m"))
+    if base and not layout:
+        raise RecipeError("--base goes with --layout: any other export is of the base that the run names")
     run.require_adapter()
     if to != "adapter" and (layout or base):
         raise RecipeError("--layout and --base are for --to adapter: the others keep the layout of the run's base")
-    if base and not layout:
-        raise RecipeError("--base goes with --layout: any other export is of the base that the run names")
     if to != "gguf" and quantisation:
         raise RecipeError("--quantise is for --to gguf; the others keep the weights' types")
     if layout:

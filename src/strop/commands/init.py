@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The base model if the user names none: small enough for any machine."""
 _FAULTS_SHOWN = 5
+_ENOUGH_ROWS = 100
+"""Of so many rows 5% are not none, whichever they are: which row is held out depends on how it is read."""
 
 
 def init(
@@ -95,15 +97,16 @@ def _read(files: list[str], reporter: Reporter) -> Reading:
     try:
         sources = open_sources(recipe, recipe.train_file)
     except DataError as error:
-        if not _has_rows(files):
+        count = _count_rows(files)
+        if not count:
             raise
-        return _undecided(str(error))
+        return _undecided(str(error), count)
     with reporter.waiting("reading the rows") as seen:
         found = survey(sources, TrainSection().seed, seen)
     if not found.rows_used:
         first = found.faults[0]
         if "data.columns" in first.reason:
-            return _undecided(str(first))
+            return _undecided(str(first), found.num_faults)
         raise DataError(f"none of {counted(found.num_faults, 'row')} can be used; the first: {first}")
     about = [_how_read(source, columns) for source, columns in zip(sources, found.columns, strict=True)]
     unused = [f"not used: {', '.join(found.unused)}"] if found.unused else []
@@ -113,25 +116,30 @@ def _read(files: list[str], reporter: Reporter) -> Reading:
     return found.percentage, [*about, *unused, *needs, *_of_faults(found)], [*told, *_faults(found)], has_documents
 
 
-def _has_rows(files: list[str]) -> bool:
-    """Whether there are rows whose shape is all that is not known.
+def _count_rows(files: list[str]) -> int:
+    """How many rows there are whose shape is all that is not known; counts no further than is asked.
 
     Raises:
         DataError: A file cannot be found or read.
     """
     places = [(file, None, None) for file in files]
-    rows = [row for paths, part in find(places, "DATA") for path in paths for row in islice(read_rows(path, part), 1)]
-    return any(not isinstance(row, Fault) for row in rows)
+    rows = (row for paths, part in find(places, "DATA") for path in paths for row in read_rows(path, part))
+    return sum(1 for _ in islice((row for row in rows if not isinstance(row, Fault)), _ENOUGH_ROWS))
 
 
-def _undecided(reason: str) -> Reading:
+def _undecided(reason: str, num_rows: int) -> Reading:
     """The recipe of rows that can be read once it says how."""
     proposed = re.search(r"data\.columns=(\{[^}]*\})", reason)
     columns = (
         proposed[1] if proposed else "{prompt: QUESTION, completion: ANSWER}   # or {messages: TURNS}, {text: DOCUMENT}"
     )
     comments = [f"before it trains, say which column is which: {reason}", f"columns: {columns}"]
-    return 5, comments, [f"data.columns has to be set in the recipe before it trains: {reason}"], False
+    return (
+        5 if num_rows >= _ENOUGH_ROWS else None,
+        comments,
+        [f"data.columns has to be set in the recipe before it trains: {reason}"],
+        False,
+    )
 
 
 def _how_read(source: Source, columns: dict[str, str]) -> str:

@@ -28,6 +28,7 @@ from strop.data.rows.shapes import RowReader
 from strop.errors import DataError
 from strop.readable import counted
 from strop.recipe import DataFile, DataSection
+from strop.recipe.wording import nearest
 
 Note = Callable[[str], None]
 _ROWS_LOOKED_AT = 100
@@ -206,6 +207,7 @@ def _chosen(columns: dict[str, str], row: tuple[Origin, dict[str, Any]]) -> Shap
         if name not in row[1] and part not in optional:
             raise DataError(
                 f"{row[0]}: data.columns.{part}={name}, but the keys are {', '.join(map(repr, row[1])) or 'none'}"
+                f"{nearest(name, row[1])}"
             )
     return shape_chosen(columns)
 

@@ -174,7 +174,7 @@ class Launch:
 
     def _stop(self, call: "modal.FunctionCall[dict[str, Any]]") -> Interrupted:
         """Stop the run; returns the error that says how to resume it."""
-        with suppress(OSError, SystemExit):  # Ctrl-C ends the other side of a pipe too; Rich then exits the process
+        with suppress(OSError):  # Ctrl-C ends the other side of a pipe too
             self._note("stopping: the run saves a checkpoint and ends")
         with cloud_errors():
             call.cancel()
