@@ -126,8 +126,8 @@ def test_when_an_evaluation_is_due() -> None:
         progress = Progress(step=step, evaluated_step=evaluated_step)
         return progress.evaluation_is_due(TrainSection(**settings), 10)  # type: ignore[arg-type]
 
-    assert [step for step in range(11) if due(step, eval_steps=4)] == [4, 8, 10]
-    assert [step for step in range(11) if due(step, eval_steps=0)] == [10]
+    assert [step for step in range(11) if due(step, eval_steps=4)] == [0, 4, 8, 10]
+    assert [step for step in range(11) if due(step, eval_steps=0, eval_on_start=False)] == [10]
     assert [step for step in range(11) if due(step, eval_steps=5, eval_on_start=True)] == [0, 5, 10]
     assert not due(4, evaluated_step=4, eval_steps=4)
     assert due(8, evaluated_step=4, eval_steps=4)
