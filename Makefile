@@ -32,8 +32,8 @@ test: $(READY)  ## every test that needs no GPU
 test-fast: $(READY)  ## the tests that take seconds
 	$(PYTEST) -n 2 --dist loadgroup -m 'not gpu and not sweep and not soak and not slow'
 
-test-sweep: $(READY)  ## 1,330 random configs of five families, strop beside transformers
-	$(PYTEST) tests/numerics/test_config_sweep.py
+test-sweep: $(READY)  ## 1,330 random configs of five families, strop beside transformers; 10,000 requests of hostile clients
+	$(PYTEST) tests/numerics/test_config_sweep.py tests/faults/test_hostile_clients.py
 
 test-mutants: $(READY)  ## wrong edits of the source, one at a time: at least 95% must fail a test; ARGS='--only training'
 	$(BIN)/python tests/mutants $(ARGS)
@@ -64,8 +64,8 @@ docs: $(READY)  ## build the documentation site into site/; a broken link is an 
 docs-live: $(READY)  ## serve the site on 127.0.0.1:8001 and rebuild it on every change
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
-release-test-sweep: $(READY)  ## 1,330 random configs of five families, strop beside transformers
-	$(PYTEST) tests/numerics/test_config_sweep.py
+release-test-sweep: $(READY)  ## 1,330 random configs of five families, strop beside transformers; 10,000 requests of hostile clients
+	$(PYTEST) tests/numerics/test_config_sweep.py tests/faults/test_hostile_clients.py
 
 check: $(READY)  ## build sdist and wheel, then train from the wheel in an empty environment
 	rm -rf dist

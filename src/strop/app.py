@@ -3,6 +3,8 @@
 A command's file is imported when it is called, so that `strop --help` takes a third of a second and not twice that.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -11,6 +13,21 @@ from typer.core import TyperCommand, TyperGroup
 
 from strop import __version__
 from strop.errors import exit_code_help
+from strop.terminal import message
+
+_UsageError: Any = typer.BadParameter.__bases__[0]
+"""Any wrong argument; Typer has no public name for it."""
+
+
+@contextmanager
+def _clean_usage() -> Iterator[None]:
+    """Clean what Typer says of arguments: a shell puts the names of files among them."""
+    try:
+        yield
+    except _UsageError as error:
+        error.message = message(error.message)
+        raise
+
 
 COMMANDS = {
     "init": "Read your data and write a starter recipe for it, every line explained.",
@@ -52,6 +69,14 @@ class _Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
         return name, load_command(name) if name in COMMANDS else command, rest
+
+    def make_context(self, *args: Any, **settings: Any) -> Any:
+        with _clean_usage():
+            return super().make_context(*args, **settings)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _clean_usage():
+            return super().invoke(ctx)
 
 
 app = typer.Typer(

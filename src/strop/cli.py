@@ -31,7 +31,9 @@ def main() -> None:
     with _Signals() as signals:
         try:
             from strop.app import app
+            from strop.terminal import guard_libraries
 
+            guard_libraries()
             signals.leave_ctrl_c_to_python()
             app()
             code = 0
@@ -191,8 +193,10 @@ def _interrupted(number: signal.Signals) -> int:
 def _bug(error: BaseException) -> int:
     import traceback
 
+    from strop.terminal import message
+
     with suppress(OSError, ValueError):
-        traceback.print_exception(error)
+        print(message("".join(traceback.format_exception(error))), end="", file=sys.stderr)
         print(f"error: this is a bug in strop. Please report it, with the lines above: {ISSUES}", file=sys.stderr)
     return StropError.exit_code
 

@@ -26,6 +26,7 @@ from strop.data.rows.columns import (
 from strop.data.rows.fields import RowError, is_empty
 from strop.data.rows.shapes import RowReader
 from strop.errors import DataError
+from strop.readable import counted
 from strop.recipe import DataFile, DataSection
 from strop.recipe.wording import nearest
 
@@ -196,7 +197,7 @@ def _shape_of_file(path: Path, part: str | None, columns: dict[str, str], format
     if keys:
         raise DataError(_no_shape(path, keys, format))
     if faults:
-        raise DataError(f"{path}: none of the first {len(faults)} rows can be read; the first: {faults[0]}")
+        raise DataError(f"{path}: none of the first {counted(len(faults), 'row')} can be read; the first: {faults[0]}")
     raise DataError(f"{path} has no rows")
 
 

@@ -145,7 +145,7 @@ def test_several_files_in_one_recipe(model: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"messages": TURNS, "images": ["a.png"]}], "none of the 1 rows can be used"),
+        ([{"messages": TURNS, "images": ["a.png"]}], "none of 1 row can be used"),
         ([], "has no rows"),
         (None, "there is no file rows.jsonl"),
     ],
