@@ -112,7 +112,13 @@ def _kernels(device: torch.device) -> Iterator[None]:
         yield
 
 
-def read_prompts(decoder: Decoder, cache: KVCache, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> Tensor:
+def read_prompts(
+    decoder: Decoder,
+    cache: KVCache,
+    prompts: Sequence[Sequence[int]],
+    slots: Sequence[int],
+    check_stop: Callable[[], None],
+) -> Tensor:
     """Put each prompt into its slot and return the logits after its last token, (prompts, V).
 
     Args:
