@@ -179,7 +179,13 @@ class Attempt:
         written = hashes(self.folder.adapter)
         records = {path.name: mark_of(path)["sha256"] for path in (self.folder.metrics_path, self.folder.samples_path)}
         self.folder.update(
-            lambda manifest: replace(manifest, adapter=written, records=records, progress=trainer.progress)
+            lambda manifest: replace(
+                manifest,
+                adapter=written,
+                adapter_step=trainer.adapter_step,
+                records=records,
+                progress=trainer.progress,
+            )
         )
         if outcome is not None:
             compare(self.folder, outcome, self.reporter.note)

@@ -11,6 +11,7 @@ import yaml
 
 from strop.errors import RecipeError, StropError
 from strop.evaluation.result import Evaluation
+from strop.readable import counted
 from strop.reporting.series import Columns, read_columns
 from strop.reporting.text import size
 from strop.run.folder import RunFolder
@@ -118,10 +119,12 @@ def _read_metrics(run: RunFiles) -> Columns:
         run.notes.append(f"metrics.jsonl cannot be read: {error.strerror}.")
         return Columns()
     if columns.bad_lines > (run.status == "running"):  # the last line of a run that still trains may be half written
-        run.notes.append(f"metrics.jsonl: {columns.bad_lines:,} lines are not records and are skipped.")
+        run.notes.append(
+            f"metrics.jsonl: {counted(columns.bad_lines, 'line is not a record', 'lines are not records')}; skipped."
+        )
     made = run.manifest.progress.step if run.manifest.progress else 0
     if (missing := made - len(columns.series("train", "loss"))) > 0:
-        run.notes.append(f"metrics.jsonl has nothing of {missing:,} of {made:,} steps.")
+        run.notes.append(f"metrics.jsonl has nothing of {missing:,} of {counted(made, 'step')}.")
     for kind, name, what in (("train", "loss", "losses"), ("eval", "eval_loss", "held-out losses")):
         series = columns.series(kind, name)
         if bad := len(series) - len(series.finite):
@@ -161,7 +164,7 @@ def _read_samples(run: RunFiles) -> list[Sample]:
         run.notes.append(f"samples.jsonl cannot be read: {error.strerror}.")
         return []
     if bad > (run.status == "running"):  # as in metrics.jsonl
-        run.notes.append(f"samples.jsonl: {bad:,} lines are not samples and are skipped.")
+        run.notes.append(f"samples.jsonl: {counted(bad, 'line is not a sample', 'lines are not samples')}; skipped.")
     return samples
 
 
