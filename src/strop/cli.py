@@ -105,9 +105,7 @@ def _open_streams() -> None:
 def _end_by(number: signal.Signals) -> NoReturn:
     """End the process as a signal would, but for Ctrl-C, which has an exit code of its own."""
     atexit._run_exitfuncs()
-    if (
-        number == signal.SIGINT
-    ):  # Python would pass some on as a signal, and wait for threads in a way that shows a trace
+    if number == signal.SIGINT:  # sys.exit would wait for threads; and Python itself makes a signal of some
         os._exit(128 + number)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)  # whoever started us sees the signal: a launcher retries those
@@ -119,6 +117,8 @@ def _after(end: SystemExit, signals: _Signals) -> int:
     causes = list(_chain(end))
     if any(isinstance(cause, BrokenPipeError) for cause in causes):
         return _quietly()
+    if signals.received is not None:
+        return _interrupted(signals.received)
     if end.code == 130 or any(isinstance(cause, KeyboardInterrupt) for cause in causes):
         return _interrupted(signal.SIGINT)
     if isinstance(end.code, str):

@@ -1,7 +1,7 @@
 """What commands share: where they print, and the arguments that several of them take."""
 
 import os
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +11,8 @@ from rich.markup import escape
 
 from strop.errors import StropError
 from strop.recipe import Recipe
+from strop.run.reporter import Reporter
+from strop.run.waiting import Seen, waiting_by_lines, waiting_on
 from strop.terminal import Terminal, message
 
 
@@ -26,6 +28,7 @@ class _Output(Terminal):
 
 
 out = _Output()
+_err = Terminal(stderr=True)
 
 
 def notes(recipe: Recipe) -> None:
@@ -39,9 +42,29 @@ def note(line: str) -> None:
     out.print(message(line), markup=False, soft_wrap=True)
 
 
+def aside(line: str) -> None:
+    """Something to know, beside the answers on standard output."""
+    _err.print(message(line), style="dim", markup=False, soft_wrap=True)
+
+
+class Printing(Reporter):
+    """Tells a person at a terminal, or in a log, what a command does."""
+
+    def note(self, line: str) -> None:
+        """See `Reporter`."""
+        note(line)
+
+    def waiting(self, what: str) -> AbstractContextManager[Seen]:
+        """See `Reporter`. Never on an output that is piped or kept: there may be nothing but answers in it."""
+        for console in (out, _err):
+            if console.is_terminal and not console.is_dumb_terminal:
+                return waiting_on(console, what)
+        return waiting_by_lines(what, lambda line: _err.print(line, markup=False, soft_wrap=True))
+
+
 def error(problem: StropError) -> None:
     """The one message that an error gets."""
-    Terminal(stderr=True).print(f"[red]error:[/red] {escape(message(str(problem)))}", soft_wrap=True)
+    _err.print(f"[red]error:[/red] {escape(message(str(problem)))}", soft_wrap=True)
 
 
 class Place(StrEnum):

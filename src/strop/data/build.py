@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -32,6 +32,7 @@ from strop.data.store import (
 from strop.data.template import Encoded, Template
 from strop.data.template_process import TemplateOverrun
 from strop.errors import DataError
+from strop.readable import counted
 
 _ROWS_AT_A_TIME = 1024
 _FAULTS_SHOWN, _OF_A_KIND = 20, 5
@@ -40,8 +41,14 @@ _MOST_TURNS = 2**16 - 1
 _ABANDONED_AFTER = 24 * 3600  # seconds
 
 
-def build(folder: Path, sources: Sequence[Source], template: Template, settings: StoreSettings) -> None:
-    """Tokenise the sources into `folder`, replacing it if it is damaged.
+def build(
+    folder: Path,
+    sources: Sequence[Source],
+    template: Template,
+    settings: StoreSettings,
+    seen: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Tokenise the sources into `folder`, replacing it if it is damaged; `seen` is told how many rows were read.
 
     Raises:
         BadRowsError, DataError: See `strop.data.dataset.open_or_build`.
@@ -52,7 +59,7 @@ def build(folder: Path, sources: Sequence[Source], template: Template, settings:
     work = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
     try:
         builder = _Builder(work, sources, template, settings)
-        builder.run()
+        builder.run(seen)
         if builder.faults and settings.on_bad_row == "error":
             raise _bad_rows(builder, folder)
         if not builder.num_samples:
@@ -93,7 +100,7 @@ class _Builder:
     def rows_read(self) -> int:
         return self.rows_used + len(self.faults) + self.dropped.total()
 
-    def run(self) -> None:
+    def run(self, seen: Callable[[str], None]) -> None:
         rows = self._rows()
         limit = self.settings.max_samples
         while limit is None or self.rows_used < limit:
@@ -102,6 +109,7 @@ class _Builder:
             if not block:
                 break
             self._add(block)
+            seen(counted(self.rows_read, "row"))
         self.faults.sort(key=lambda fault: (self._order[fault.origin.file], fault.origin.line))
 
     def _rows(self) -> Iterator[Row]:
@@ -262,7 +270,9 @@ def _bad_rows(builder: _Builder, folder: Path) -> BadRowsError:
         if builder.rows_used
         else "No row is left without them: fix them, or what the recipe says of them"
     )
-    return BadRowsError(f"{len(faults):,} of {builder.rows_read:,} rows cannot be used:\n{shown}{rest}\n{ways}", faults)
+    return BadRowsError(
+        f"{len(faults):,} of {counted(builder.rows_read, 'row')} cannot be used:\n{shown}{rest}\n{ways}", faults
+    )
 
 
 def _some_of_each_kind(faults: Sequence[Fault]) -> list[Fault]:

@@ -100,12 +100,13 @@ _FREE = {
     "train.gradient_checkpointing",
     "train.max_tokens_per_microbatch",
     "train.logging_steps",
+    "train.eval_on_start",  # the base is not among the weights that load_best_model_at_end chooses from
     "train.sample_rows",
     "train.save_steps",
     "train.save_total_limit",
     "train.report_to",
 }
-_FREE_UNLESS_WATCHED = {"train.eval_on_start", "train.eval_steps", "train.early_stopping_threshold"}
+_FREE_UNLESS_WATCHED = {"train.eval_steps", "train.early_stopping_threshold"}
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
