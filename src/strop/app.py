@@ -1,5 +1,8 @@
 """The command line: the list of commands, and the help. Each command is a file in `strop.commands`.
 
+A command's file is imported when it is called, so that `strop --help` takes a third of a second and not twice that.
+"""
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module

@@ -24,7 +24,7 @@ GROWTH = 1.01
 @pytest.mark.soak
 def test_memory_and_disk_stay_what_they_were(tmp_path: Path) -> None:
     recipe = write_small_recipe(
-        tmp_path, max_steps=STEPS, save_steps=max(1, STEPS // 200), eval_steps=STEPS // 4, sample_rows=0
+        tmp_path, max_steps=STEPS, save_steps=max(1, STEPS // 200), eval_steps=max(1, STEPS // 100), sample_rows=0
     )
     draw, run = random.Random(0), tmp_path / "run"
     kills = sorted(draw.sample(range(1, STEPS // 2), KILLS))  # what is left then trains in one process

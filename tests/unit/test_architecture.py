@@ -52,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "readable",
         *(
             "data",
+            "microbatch",
             "model",
             "training",
             "run",

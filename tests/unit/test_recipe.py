@@ -214,6 +214,7 @@ def test_flat_keys_are_placed_and_reported(write) -> None:
         ("train_on_inputs: true", "data", "train_on", "all"),
         ("val_size: 0.07", "data", "validation_split_percentage", 7.0),
         ("modal: {gpu: [A10G, 'a10g:2']}", "modal", "gpu", ("A10", "A10:2")),
+        ("modal: {gpu: [A100, 'a100:2']}", "modal", "gpu", ("A100-40GB", "A100-40GB:2")),
     ],
 )
 def test_other_tools_values(write, line: str, section: str, key: str, value: object) -> None:

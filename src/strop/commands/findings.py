@@ -27,7 +27,8 @@ def notes(prepared: Prepared) -> list[str]:
     lines = [*_skipped(train, ""), *_unused(train, {}, "not used")]
     if held_out is not None and held_out.sources != train.sources:
         lines += [*_skipped(held_out, "held-out "), *_unused(held_out, train.unused, "not used in held-out rows")]
-    return [*lines, *_samples(train), *_template(prepared), *_lengths(report), *_held_out(report)]
+    lines += [*_samples(train), *_template(prepared), *_lengths(report), *_split(prepared), *_held_out(report)]
+    return [*lines, *_steps(prepared)]
 
 
 def tell_findings(prepared: Prepared, note: Callable[[str], None]) -> None:
@@ -81,6 +82,37 @@ def _lengths(report: AuditReport) -> Iterator[str]:
         where = ", ".join(map(str, train.special_text_origins))
         rows = counted(train.special_text, "row contains", "rows contain")
         yield f"{rows} the text of control tokens, which become those tokens: {where}"
+
+
+def _split(prepared: Prepared) -> Iterator[str]:
+    """How many rows were held out of those of the training files, and why that is not what was asked."""
+    data, train, held_out = prepared.recipe.data, prepared.report.train, prepared.report.validation
+    if data.validation_file or held_out is None:
+        return
+    rows, repeated = held_out.rows_kept + train.rows_kept, held_out.duplicates + train.duplicates
+    said = f"held out {held_out.rows_kept:,} of {rows:,} rows"
+    share, asked = f"{held_out.rows_kept / rows:.1%}", data.validation_split_percentage
+    if data.max_train_samples or data.max_eval_samples:
+        yield f"{said}: {asked:g}% asked, and data.max_train_samples or data.max_eval_samples takes fewer"
+    elif share == f"{asked:.1f}%":
+        yield f"{said} ({share})"
+    else:
+        why = "repeated rows stay together" if repeated else "each row's content decides, by chance"
+        yield f"{said} ({share}; {asked:g}% asked: {why})"
+
+
+def _steps(prepared: Prepared) -> Iterator[str]:
+    """How long the run is, where that may surprise."""
+    from strop.microbatch.order import Order
+    from strop.training.optim import warmup_steps
+
+    train = prepared.recipe.train
+    order = Order.of(train, len(prepared.data.train))
+    yield from order.explain()
+    said = train.max_steps > 0 and train.warmup_steps > 0  # by the recipe itself
+    rises = train.lr_scheduler_type != "constant"
+    if rises and not said and warmup_steps(train, order.num_steps) >= order.num_steps:
+        yield f"warmup takes all {order.num_steps:,} steps of the run: the learning rate does not reach its peak"
 
 
 def _held_out(report: AuditReport) -> Iterator[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from strop.errors import OutOfMemoryError
+from strop.errors import CheckpointError, OutOfMemoryError
 from strop.model.pretrained.folder import ModelFolder, open_model
+from strop.model.pretrained.locate import fingerprint_folder, fingerprint_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,14 +74,31 @@ def load_trained(run: Run, model: ModelFolder) -> LoraAdapter:
 
     Raises:
         RecipeError: The run has no adapter yet.
+        CheckpointError: The adapter or its base is not what it was.
     """
     from strop.exporting.adapter import load_adapter
 
     run.require_adapter()
+    _refuse_another_base(run, model)
     adapter = load_model(run.recipe, model, serving=True)
     load_adapter(adapter, run.adapter_path)
     adapter.decoder.eval()
     return adapter
+
+
+def _refuse_another_base(run: Run, model: ModelFolder) -> None:
+    """An adapter says something else on another base, or behind another tokenizer, without a word of it.
+
+    Raises:
+        CheckpointError: The base is not the one that the run was trained on.
+    """
+    trained_on = run.manifest.fingerprints
+    found = {"base model": fingerprint_folder(model.path), "tokenizer": fingerprint_tokenizer(model.path)}
+    if changed := [name for name, mark in found.items() if trained_on.get(name, mark) != mark]:
+        raise CheckpointError(
+            f"{model.path}: the {' and the '.join(changed)} is not the one that {run.path} was trained on. "
+            "Put it back, or train again on this one with another train.output_dir"
+        )
 
 
 def load_run_template(run: Run, model: ModelFolder) -> Template:

@@ -93,7 +93,9 @@ def command(
 def plan_table(plan: Plan) -> Table:
     """A line for each GPU; the recipe's own is marked."""
     table = Table(
-        "GPU", "how", "held in", "GiB", "tok/s", "samples/s", "time", "$", "range", box=None, padding=(0, 1, 0, 0)
+        *("GPU", "how", "held in", "GiB", "tok/s", "samples/s", "time", "$/h", "$", "range"),
+        box=None,
+        padding=(0, 1, 0, 0),
     )
     for column in table.columns[3:]:
         column.justify = "right"
@@ -112,6 +114,7 @@ def _cells(line: Estimate, own: bool) -> Iterator[str]:
     yield f"{line.tokens_per_second:,.0f}"
     yield f"{line.samples_per_second:,.1f}"
     yield clock(line.seconds)
+    yield "" if line.dollars is None else f"{3600 * line.dollars / line.seconds:.2f}"
     yield "" if line.dollars is None else f"{line.dollars:,.2f}"
     yield f"x{line.range[0]:g}-{line.range[1]:g}"
 

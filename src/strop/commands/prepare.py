@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe's model folder and data: what training reads and `strop check` reports on."""
+    """A recipe, its model folder and data: what training reads and `strop check` reports on."""
 
+    recipe: Recipe
     model: ModelFolder
     data: Dataset
     report: AuditReport
@@ -50,4 +51,4 @@ def prepare(recipe: Recipe, reporter: Reporter, needs_weights: bool = True) -> P
     with reporter.waiting("reading and tokenising the rows") as seen:
         data = open_dataset(recipe.data, model.path, asked, recipe.train.seed, seen)
     with reporter.waiting("looking at every sample"):
-        return Prepared(model, data, audit(data.distinct, data.template, data.validation, epoch=data.train))
+        return Prepared(recipe, model, data, audit(data.distinct, data.template, data.validation, epoch=data.train))

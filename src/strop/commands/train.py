@@ -26,7 +26,7 @@ from strop.data.sources import questions_at
 from strop.errors import CheckpointError, RecipeError, StorageError
 from strop.modal_runs import require_modal
 from strop.modal_runs.prices import meter_of
-from strop.model.pretrained.locate import fingerprint_folder
+from strop.model.pretrained.locate import fingerprint_folder, fingerprint_tokenizer
 from strop.readable import clock, counted
 from strop.recipe import Recipe, differences, load_recipe
 from strop.run.adapter import CARD_FILE, fault, set_aside
@@ -318,6 +318,7 @@ def _unsloth_setup(attempt: Attempt) -> Iterator[_Setup]:
 def _fingerprints(prepared: Prepared) -> dict[str, str]:
     return {
         "base model": fingerprint_folder(prepared.model.path),
+        "tokenizer": fingerprint_tokenizer(prepared.model.path),
         "training data": prepared.data.train.fingerprint,
         "held-out data": prepared.data.validation.fingerprint if prepared.data.validation else "none",
         "stop tokens": hashlib.sha256(repr(sorted(prepared.data.template.stop_ids)).encode()).hexdigest(),

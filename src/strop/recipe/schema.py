@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from strop.errors import RecipeError
-from strop.gpus import GPUS, parse_gpu
+from strop.gpus import GPUS, modals_name, parse_gpu
 from strop.resolve import read_chat_template
 
 SEVEN_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -230,8 +230,9 @@ class TrainSection(Section):
     """Number of steps in which the learning rate rises from 0."""
     warmup_ratio: float = Field(0.0, ge=0, le=1)
     """The same, as a fraction of all steps."""
-    num_train_epochs: float = Field(1.0, gt=0)
-    """Passes over the training rows."""
+    num_train_epochs: float = Field(1.0, gt=0, le=1e6)
+    """Passes over the training samples; every sample is seen equally often, and a step may cross the end of an epoch
+    (97 samples, 8 a step, 3 epochs: 37 steps; transformers' Trainer makes 39). A run has at least one step."""
     max_steps: int = Field(-1, ge=-1)
     """Number of optimizer steps; -1 trains for num_train_epochs instead."""
     optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit"] = "adamw_torch"
@@ -276,6 +277,15 @@ class TrainSection(Section):
     report_to: Trackers = ()
     """Experiment trackers, one or a list: tensorboard, wandb, trackio, mlflow (see docs/trackers.md), or none."""
 
+    @field_validator("warmup_steps", "eval_steps", "save_steps", "logging_steps", mode="before")
+    @classmethod
+    def _no_share(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse transformers' other meaning of these keys: below 1 they are a share of all steps there."""
+        if isinstance(value, float) and 0 < value < 1:
+            instead = "use train.warmup_ratio" if info.field_name == "warmup_steps" else "give a number of steps"
+            raise ValueError(f"a share of all steps is not understood here; {instead}")
+        return value
+
     @property
     def samples_per_step(self) -> int:
         """The batch size: samples per optimizer step."""
@@ -299,7 +309,7 @@ class ModalSection(Section):
     @field_validator("gpu")
     @classmethod
     def _known_gpus(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        gpus = tuple(re.sub("^A10G(?=:|$)", "A10", gpu, flags=re.IGNORECASE) for gpu in value)  # its former name
+        gpus = tuple(map(modals_name, value))
         for gpu in gpus:
             if not re.fullmatch("[^:]+(:[1-8])?", gpu) or parse_gpu(gpu)[0] not in GPUS:
                 raise ValueError(

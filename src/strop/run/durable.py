@@ -68,6 +68,7 @@ def staged_file(path: Path) -> Iterator[Path]:
     """
     work = _temporary(path)
     with writing(path):
+        sweep(path.parent, path.name)
         try:
             yield work
             _sync(work)

@@ -41,7 +41,7 @@ def of_another_run(theirs: Any, ours: Mapping[str, Any], any_id: bool) -> str | 
     return f"it is of another run: not the same {', '.join(changed)}" if changed else None
 
 
-_NEW_MARKS = ("stop tokens",)
+_NEW_MARKS = ("stop tokens", "tokenizer")
 """What the runs of an older strop have no fingerprint of."""
 
 

@@ -15,6 +15,7 @@ from strop.resolve import cache_dir, expand, fetch_model, is_hub_id, nearest_sib
 
 BLOCK_BYTES = 4096
 SAMPLED_BLOCKS = 64
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 _SNAPSHOT = re.compile(r"/models--([\w.-]+?--[\w.-]+)/snapshots/([0-9a-f]{40})\Z", re.ASCII)
 """Where the hub's cache keeps a model: its id and commit."""
@@ -96,6 +97,23 @@ def fingerprint_folder(folder: Path) -> str:
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
             digest.update(stream.read(min(size, MAX_HEADER_BYTES)))
+    return digest.hexdigest()
+
+
+def fingerprint_tokenizer(folder: Path) -> str:
+    """SHA-256 over what makes ids of texts and texts of messages: the tokenizer's files and the chat template.
+
+    Args:
+        folder: A vetted model folder.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name in _TOKENIZER_FILES:
+        if (folder / name).is_file():
+            data = (folder / name).read_bytes()
+            digest.update(f"\n{name} {len(data)}\n".encode() + data)
     return digest.hexdigest()
 
 
