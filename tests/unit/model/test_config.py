@@ -263,3 +263,12 @@ def test_what_a_family_has_without_being_asked(family: str, biases: tuple[bool, 
     with_bias = read_config(SHAPE | {"model_type": family, "num_key_value_heads": 32, "attention_bias": True})
     assert with_bias.qkv_bias
     assert with_bias.output_bias is (family != "qwen2")
+
+
+def test_what_transformers_takes_if_a_file_does_not_say() -> None:
+    """Of the class of each family's config."""
+    kv = {"num_key_value_heads": 32}
+    assert read_config(SHAPE | kv | {"model_type": "qwen3"}).head_dim == 128
+    assert read_config(SHAPE | {"model_type": "llama"}).head_dim == 96
+    assert read_config(SHAPE | {"model_type": "phi3"}).rms_norm_eps == 1e-5
+    assert read_config(SHAPE | {"model_type": "llama"}).rms_norm_eps == 1e-6
