@@ -9,7 +9,7 @@ from strop.data.dataset import open_or_build
 from strop.data.examples import Alpaca
 from strop.data.store import BadRowsError, Split, StoreSettings, read_manifest
 from strop.data.template import load_template
-from strop.errors import DataError
+from strop.errors import DataError, StorageError
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 SETTINGS = StoreSettings(max_seq_length=128)
