@@ -1,4 +1,4 @@
-"""Faults of the file system under a whole process: fault_shim.c, compiled here, and armed in a process that preloads it."""
+"""Faults of the file system under a whole process: fault_shim.c, compiled here, armed in a process that preloads it."""
 
 import ctypes
 import mmap
