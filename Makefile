@@ -7,7 +7,7 @@ EXTRAS := parquet,zstd,gguf,export,modal,serve,lm-eval,tensorboard
 # One thread a test process: the tests run two processes side by side.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-fast test-sweep test-mutants faults soak fuzz check docs docs-live release-check test-gpu bench lock clean
+.PHONY: help setup demo test test-fast test-sweep test-mutants test-hostile faults soak fuzz check docs docs-live release-check test-gpu bench lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -32,8 +32,8 @@ test: $(READY)  ## every test that needs no GPU
 test-fast: $(READY)  ## the tests that take seconds
 	$(PYTEST) -n 2 --dist loadgroup -m 'not gpu and not sweep and not soak and not slow'
 
-test-sweep: $(READY)  ## 1,330 random configs of five families, strop beside transformers
-	$(PYTEST) tests/numerics/test_config_sweep.py
+test-sweep: $(READY)  ## 1,330 random configs of five families, strop beside transformers; 10,000 requests of hostile clients
+	$(PYTEST) tests/numerics/test_config_sweep.py tests/faults/test_hostile_clients.py
 
 test-mutants: $(READY)  ## wrong edits of the source, one at a time: at least 95% must fail a test; ARGS='--only training'
 	$(BIN)/python tests/mutants $(ARGS)
@@ -49,6 +49,9 @@ soak: $(READY)  ## storms of signals for SOAK_MINUTES, 2,000 damages, 10,000 ste
 fuzz: $(READY)  ## mutilated recipes, rows, configs, weights and templates, for SOAK_MINUTES each
 	SOAK_MINUTES=$(SOAK_MINUTES) $(PYTEST) -n 2 tests/faults/test_fuzz.py
 
+test-hostile: $(READY)  ## every command with every argument that is no name: about 1,400, a part of which test tries
+	STROP_HOSTILE=all $(PYTEST) -n 2 tests/faults/test_hostile_arguments.py
+
 check: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -61,8 +64,8 @@ docs: $(READY)  ## build the documentation site into site/; a broken link is an 
 docs-live: $(READY)  ## serve the site on 127.0.0.1:8001 and rebuild it on every change
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
-release-test-sweep: $(READY)  ## 1,330 random configs of five families, strop beside transformers
-	$(PYTEST) tests/numerics/test_config_sweep.py
+release-test-sweep: $(READY)  ## 1,330 random configs of five families, strop beside transformers; 10,000 requests of hostile clients
+	$(PYTEST) tests/numerics/test_config_sweep.py tests/faults/test_hostile_clients.py
 
 check: $(READY)  ## build sdist and wheel, then train from the wheel in an empty environment
 	rm -rf dist

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from strop.app import app
+from strop.app import COMMANDS, load_command
 from strop.errors import EXIT_CODES
 
 ANY_COMMAND = (0, 1, 2, 6, 10, 129, 130, 143)
@@ -21,7 +19,8 @@ Made from the code by `python docs/make_command_reference.py`. `strop COMMAND --
 | code | meaning |
 |---|---|
 {"".join(f"| {code} | {meaning} |{chr(10)}" for code, meaning in EXIT_CODES.items())}
-Every command can end with {", ".join(map(str, ANY_COMMAND[:-1]))} or {ANY_COMMAND[-1]}. Any other code that it can end with is listed with it.
+Every command can end with {", ".join(map(str, ANY_COMMAND[:-1]))} or {ANY_COMMAND[-1]}. Any other code that it can
+end with is listed with it.
 """
 EXAMPLES: dict[str, tuple[str, str]] = {
     "init": ("strop init my.csv --model HuggingFaceTB/SmolLM2-135M-Instruct -o my.yaml", "3"),
@@ -45,8 +44,8 @@ EXAMPLES: dict[str, tuple[str, str]] = {
 
 def render() -> str:
     parts = [INTRODUCTION]
-    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    for name, command in commands.items():
+    for name in COMMANDS:
+        command = load_command(name)
         parts.append(f"\n## strop {name}\n\n{paragraphs(command.help or '')}\n\n{usage(name, command)}\n")
         parts.append(table(command))
         example, codes = EXAMPLES.get(name, ("", ""))

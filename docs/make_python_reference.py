@@ -1,4 +1,7 @@
-"""Writes docs/python.md from strop's public names and their docstrings: python docs/make_python_reference.py."""
+"""Writes the tables of docs/python.md from strop's public names and docstrings: python docs/make_python_reference.py.
+
+What comes before them is written by hand, and its snippets are run by tests/integration/test_python_page.py.
+"""
 
 import inspect
 from pathlib import Path
@@ -6,22 +9,10 @@ from pathlib import Path
 import strop
 
 PAGE = Path(__file__).with_name("python.md")
-INTRODUCTION = """# strop in Python
+TABLES = """## All public names
 
-Made from the docstrings by `python docs/make_python_reference.py`; `help(strop.train)` tells more of each.
-
-```python
-import strop
-
-recipe = strop.load_recipe("demo", {"train.max_steps": 20})
-strop.check(recipe)  # raises what would stop the run
-run = strop.train(recipe)
-print(strop.evaluate(run).difference["nll"])  # tuned - base: value, low, high
-print("".join(strop.chat(run).stream("What is LoRA?")))
-strop.export(run, "merged")
-```
-
-`import strop` loads no torch; the functions do when they are called. Only these names are public:
+Made from the docstrings by `python docs/make_python_reference.py`; `help(strop.train)` tells more of each, and so does
+the site's page on the Python API. `import strop` loads no torch; the functions do when they are called.
 """
 
 
@@ -32,13 +23,14 @@ def render() -> str:
     functions = [name for name in names if inspect.isfunction(public[name])]
     errors = [name for name in names if inspect.isclass(public[name]) and issubclass(public[name], BaseException)]
     others = [name for name in names if name not in functions and name not in errors]
-    parts = [INTRODUCTION]
+    by_hand = PAGE.read_text(encoding="utf-8").partition(TABLES.partition("\n")[0])[0]
+    parts = [by_hand, TABLES]
     for title, heading, chosen in (
         ("Functions", "function", functions),
         ("What they take and return", "class", others),
         ("Errors", "error", errors),
     ):
-        parts.append(f"\n## {title}\n\n| {heading} | |\n|---|---|\n")
+        parts.append(f"\n### {title}\n\n| {heading} | |\n|---|---|\n")
         parts += [f"| `strop.{name}{arguments(public[name])}` | {first_line(public[name])} |\n" for name in chosen]
     return "".join(parts)
 

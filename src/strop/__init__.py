@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from strop.commands.run import Run
     from strop.commands.train import train
     from strop.recipe import Recipe, list_recipes, load_recipe
+    from strop.run.reporter import Reporter
 
 __version__ = "0.1.0"
 
@@ -53,6 +54,7 @@ __all__ = [
     "ParityError",
     "Recipe",
     "RecipeError",
+    "Reporter",
     "Run",
     "StorageError",
     "StropError",
@@ -70,6 +72,7 @@ __all__ = [
 if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every name
     _HOMES = {
         "Recipe": "strop.recipe",
+        "Reporter": "strop.run.reporter",
         "Run": "strop.commands.run",
         "chat": "strop.commands.chat",
         "check": "strop.commands.check",

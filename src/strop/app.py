@@ -1,31 +1,87 @@
-"""The command line: every command, and the help. `strop.cli` runs it; commands are in `strop.commands`."""
+"""The command line: the list of commands, and the help. Each command is a file in `strop.commands`.
 
-from typing import Annotated
+A command's file is imported when it is called, so that `strop --help` takes a third of a second and not twice that.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from strop import __version__
-from strop.commands import (
-    chat,
-    check,
-    doctor,
-    evaluate,
-    export,
-    init,
-    lm_eval,
-    logs,
-    plan,
-    pull,
-    recipes,
-    report,
-    runs,
-    serve,
-    train,
-)
 from strop.errors import exit_code_help
+from strop.terminal import message
+
+_UsageError: Any = typer.BadParameter.__bases__[0]
+"""Any wrong argument; Typer has no public name for it."""
+
+
+@contextmanager
+def _clean_usage() -> Iterator[None]:
+    """Clean what Typer says of arguments: a shell puts the names of files among them."""
+    try:
+        yield
+    except _UsageError as error:
+        error.message = message(error.message)
+        raise
+
+
+COMMANDS = {
+    "init": "Read your data and write a starter recipe for it, every line explained.",
+    "check": "Read, tokenise and audit the data; show what would be learned. Needs no GPU.",
+    "plan": "Predict what the run will take and cost on each of Modal's GPUs. Needs no GPU and no weights.",
+    "recipes": "List the shipped recipes, or print one to start your own from.",
+    "doctor": "Versions, GPU, driver, disk, hub and Modal on one screen, and what the engine would choose here.",
+    "train": "Train a recipe, or resume an unfinished run: give a recipe or a run folder.",
+    "logs": "Print the log of a run on Modal, from its beginning.",
+    "pull": "Fetch the folder of a run on Modal: checkpoints, metrics and, once it has finished, the adapter.",
+    "runs": "List runs: state, steps, losses.",
+    "evaluate": "Held-out loss, and generated answers against the references: base beside tuned, with 95% intervals.",
+    "lm-eval": "Public benchmarks on the tuned model, by lm-evaluation-harness (`pip install 'strop[lm-eval]'`).",
+    "chat": "Talk to the tuned model of a run folder or an endpoint, in the template it was trained on.",
+    "serve": "Serve the tuned model and its base with OpenAI's API: here, for a quick try, or on Modal with vLLM.",
+    "export": "Write the trained model for other programs, and try it there before it is put in place.",
+    "report": "One page about a run, or about several side by side: curves, answers, data, recipe, cost.",
+}
+"""Each command and the first line of its help, in the order of `strop --help`."""
+
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def load_command(name: str) -> Any:
+    """A command with its options, from its file."""
+    alone = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+    settings = _PASSED_ON if name == "lm-eval" else None
+    alone.command(name, context_settings=settings)(import_module(f"strop.commands.{name.replace('-', '_')}").command)
+    return typer.main.get_command(alone)
+
+
+class _Commands(TyperGroup):
+    """Lists commands by their first lines, and loads the one that is called."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = {name: TyperCommand(name, help=line) for name, line in COMMANDS.items()}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load_command(name) if name in COMMANDS else command, rest
+
+    def make_context(self, *args: Any, **settings: Any) -> Any:
+        with _clean_usage():
+            return super().make_context(*args, **settings)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _clean_usage():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="strop",
+    cls=_Commands,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -46,23 +102,6 @@ A **recipe** is a YAML file or the name of a shipped one (`strop recipes`). Any 
 
 {exit_code_help()}""",
 )
-
-# `strop --help` lists them in this order.
-app.command("init")(init.command)
-app.command("check")(check.command)
-app.command("plan")(plan.command)
-app.command("recipes")(recipes.command)
-app.command("doctor")(doctor.command)
-app.command("train")(train.command)
-app.command("logs")(logs.command)
-app.command("pull")(pull.command)
-app.command("runs")(runs.command)
-app.command("evaluate")(evaluate.command)
-app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(lm_eval.command)
-app.command("chat")(chat.command)
-app.command("serve")(serve.command)
-app.command("export")(export.command)
-app.command("report")(report.command)
 
 
 @app.callback(invoke_without_command=True)

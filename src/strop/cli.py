@@ -31,7 +31,9 @@ def main() -> None:
     with _Signals() as signals:
         try:
             from strop.app import app
+            from strop.terminal import guard_libraries
 
+            guard_libraries()
             signals.leave_ctrl_c_to_python()
             app()
             code = 0
@@ -105,9 +107,7 @@ def _end_by(number: signal.Signals) -> NoReturn:
     for each in _TOLD_SO:
         signal.signal(each, signal.SIG_IGN)  # a second one would be a traceback of whatever runs at exit
     atexit._run_exitfuncs()
-    if (
-        number == signal.SIGINT
-    ):  # Python would pass some on as a signal, and wait for threads in a way that shows a trace
+    if number == signal.SIGINT:  # sys.exit would wait for threads; and Python itself makes a signal of some
         os._exit(128 + number)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)  # whoever started us sees the signal: a launcher retries those
@@ -119,6 +119,8 @@ def _after(end: SystemExit, signals: _Signals) -> int:
     causes = list(_chain(end))
     if any(isinstance(cause, BrokenPipeError) for cause in causes):
         return _quietly()
+    if signals.received is not None:
+        return _interrupted(signals.received)
     if end.code == 130 or any(isinstance(cause, KeyboardInterrupt) for cause in causes):
         return _interrupted(signal.SIGINT)
     if isinstance(end.code, str):
@@ -190,8 +192,10 @@ def _interrupted(number: signal.Signals) -> int:
 def _bug(error: BaseException) -> int:
     import traceback
 
+    from strop.terminal import message
+
     with suppress(OSError, ValueError):
-        traceback.print_exception(error)
+        print(message("".join(traceback.format_exception(error))), end="", file=sys.stderr)
         print(f"error: this is a bug in strop. Please report it, with the lines above: {ISSUES}", file=sys.stderr)
     return StropError.exit_code
 

@@ -71,9 +71,19 @@ GPUS: Mapping[str, Gpu] = dict(
 )
 
 
+_OTHER_NAMES = {"A10G": "A10", "A100": "A100-40GB"}
+"""Names that Modal also takes, and what it gives for them."""
+
+
+def modals_name(gpu: str) -> str:
+    """A GPU as a recipe names it, with the type's name in the table: A100:2 is A100-40GB:2."""
+    kind, colon, count = gpu.partition(":")
+    return _OTHER_NAMES.get(kind.upper(), kind) + colon + count
+
+
 def parse_gpu(gpu: str) -> tuple[str, int]:
     """Type and count of Modal's `TYPE:n`; H100! and B200+ count as their type."""
-    kind, _, count = gpu.partition(":")
+    kind, _, count = modals_name(gpu).partition(":")
     return kind.rstrip("!+").upper(), int(count or 1)
 
 

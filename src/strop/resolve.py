@@ -5,12 +5,17 @@ import importlib.util
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from strop.errors import DataError, RecipeError, StorageError, StropError, of_system, shown_name
+
+_T = TypeVar("_T")
 
 TOKENIZER_FILES = (
     "tokenizer*.json",
@@ -43,8 +48,13 @@ DATA_SUFFIXES = (*_TEXT_SUFFIXES, ".parquet", ".arrow", ".feather")
 COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 """What a name ends in if text is compressed; Parquet and Arrow compress what is in them."""
 
-NETWORK_TIMEOUT = 7.0
+NETWORK_TIMEOUT = 3.0
 """Seconds without an answer before the hub counts as unreachable."""
+
+_REMEMBERED = 60.0
+"""Seconds for which a hub that did not answer is not asked again: a recipe may name three of its repositories."""
+
+_unanswered: dict[str, float] = {}
 
 _DATA_FILES = [f"*{suffix}" for suffix in DATA_SUFFIXES]
 _DATA_FILES += [f"*{suffix}{packed}" for suffix in _TEXT_SUFFIXES for packed in COMPRESSED_SUFFIXES]
@@ -256,7 +266,7 @@ def _fetch(hub_id: str, revision: str | None, kind: str, patterns: Sequence[str]
         return _cached(hub_id, revision, kind, patterns, "HF_HUB_OFFLINE is set")
     try:
         # snapshot_download asks the same without a timeout: a hub that hangs would block us for minutes.
-        HfApi().repo_info(hub_id, revision=revision, repo_type=kind, timeout=NETWORK_TIMEOUT)
+        ask_hub(lambda: HfApi().repo_info(hub_id, revision=revision, repo_type=kind, timeout=NETWORK_TIMEOUT))
     except Exception as error:  # the client's HTTP library changed twice, and so did its errors: no base class
         if refusal := _refusal(error, revision):
             raise refusal from error
@@ -266,6 +276,36 @@ def _fetch(hub_id: str, revision: str | None, kind: str, patterns: Sequence[str]
     except Exception as error:
         why = f"the download failed ({type(error).__name__}); run again, and it resumes where it stopped"
         raise _refusal(error, revision) or _HubFailure(why) from error
+
+
+def ask_hub(ask: Callable[[], _T]) -> _T:
+    """The hub's answer, or what asking it raised.
+
+    Args:
+        ask: Asks. Its own timeout may not cover the look-up of the name, nor an answer that trickles.
+
+    Raises:
+        TimeoutError: There was none within three seconds, now or a moment ago.
+    """
+    from huggingface_hub import constants
+
+    endpoint = constants.ENDPOINT
+    if time.monotonic() < _unanswered.get(endpoint, 0.0):
+        raise TimeoutError(f"{endpoint} did not answer a moment ago")
+    answer: Future[_T] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:  # whatever it is, it is raised where it was asked
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True, name="strop-hub").start()
+    try:
+        return answer.result(NETWORK_TIMEOUT)
+    except TimeoutError:
+        _unanswered[endpoint] = time.monotonic() + _REMEMBERED
+        raise
 
 
 def _cached(hub_id: str, revision: str | None, kind: str, patterns: Sequence[str], reason: str) -> Path:

@@ -65,7 +65,7 @@ def read_model_config(path: Path) -> None:
     """A folder with this config.json and weights that do not matter here."""
     folder = write_model_folder(path.with_suffix(""))
     (folder / "config.json").write_bytes(path.read_bytes())
-    assert refusal(lambda: read_config(vet_model_folder(folder, needs_weights=False)), ModelError) != ""
+    assert refusal(lambda: read_config(vet_model_folder(folder, needs_weights=False).settings), ModelError) != ""
 
 
 def read_weights(path: Path) -> None:

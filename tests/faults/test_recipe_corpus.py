@@ -93,7 +93,7 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
     "no gpu": (GOOD + "modal: {gpu: []}\n", ["modal.gpu=[]"]),
     "a choice with a typo": (GOOD + "lr_scheduler: cosin\n", ["train.lr_scheduler_type='cosin'", "mean cosine?"]),
     "paged moments of 32 bits": (GOOD + "optim: paged_adamw_32bit\n", ["train.optim='paged_adamw_32bit'"]),
-    "a token in a URL": (GOOD + "base: https://u:hf_abcdefghijklmnopqrstuvwxyz@x/y\n", ["access token"]),
+    "a token in a URL": (GOOD + "base: https://u:hf_abcdefghijklmnopqrstuvwxyz@x/y\n", ["a password in an address"]),
     "a token in broken YAML": ("model: {x: hf_abcdefghijklmnopqrstuvwxyz\n", ["not valid YAML"]),
     "a password by its key": (GOOD + "wandb_api_key: 0123456789abcdef\n", ["wandb_api_key", "access token"]),
     "a bad name": (GOOD + "name: ../../etc\n", ["name"]),

@@ -204,6 +204,23 @@ def test_lost_metrics_are_told_kept_and_shown(finished: Recipe, tmp_path: Path) 
     assert "nothing of 1 of 4 steps" in report
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize("damage", [remove, flip, truncate])
+def test_the_report_of_a_finished_run_says_what_was_lost_since(
+    recipe: Recipe, name: str, damage: Callable[[Path], None]
+) -> None:
+    damage(recipe.output_dir / name)
+    report = strop.report([strop.Run(recipe.output_dir)]).read_text(encoding="utf-8")
+    assert f"{name} is not what the run wrote" in report
+
+
+def test_a_changed_figure_in_run_json_is_refused(recipe: Recipe) -> None:
+    path = recipe.output_dir / "run.json"
+    path.write_text(path.read_text().replace('"num_steps": 4', '"num_steps": 5'))
+    with pytest.raises(CheckpointError, match=r"run\.json was changed after strop wrote it\. Put it back"):
+        train(recipe)
+
+
 def test_a_run_without_a_checkpoint_says_that_it_begins_again(finished: Recipe, tmp_path: Path) -> None:
     recipe = interrupted(finished, tmp_path / "run")
     shutil.rmtree(recipe.output_dir / "checkpoints")
@@ -232,7 +249,9 @@ def test_where_run_json_was_lost_only_what_was_made_from_the_same_is_used(finish
         train(other)
     for name in ("run.json", "recipe.yaml"):
         (recipe.output_dir / name).unlink()
-    assert train(recipe).has("resuming from step 3")
+    told = train(recipe)
+    assert told.has("resuming from step 3")
+    assert told.has("run.json was lost")
     assert is_sound(recipe, finished)
 
 

@@ -56,6 +56,7 @@ def write_recipe(folder: Path, family: str, sizes: dict[str, int], dtype: str = 
             "warmup_steps": 2,
             "save_steps": 3,
             "eval_steps": 4,
+            "eval_on_start": False,
             "max_tokens_per_microbatch": 120,
         },
     }

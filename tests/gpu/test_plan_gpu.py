@@ -27,7 +27,7 @@ def test_a_probe_is_kept_for_the_run_on_this_gpu(
 ) -> None:
     monkeypatch.setenv("STROP_CACHE", str(tmp_path / "cache"))
     recipe, heard = load_recipe(str(write_recipe(tmp_path)), {"lora.lora_dropout": dropout}), StopAt()
-    found = strop.plan(recipe, note=heard.note)
+    found = strop.plan(recipe, reporter=heard)
     assert found.here is not None
     assert found.here.source == "measured"
     assert 0 < found.here.peak_gib < found.here.memory_gib

@@ -47,7 +47,7 @@ def test_train_writes_a_whole_run(workshop: Path) -> None:
         assert (run / name).exists(), name
     records = metrics(run)
     assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 13))
-    assert [r["step"] for r in records if r["kind"] == "eval"] == [6, 12]
+    assert [r["step"] for r in records if r["kind"] == "eval"] == [0, 6, 12]
     assert all(r["grad_norm"] > 0 for r in records if r["kind"] == "train")
     manifest = json.loads((run / "run.json").read_text())
     assert manifest["status"] == "finished"

@@ -95,9 +95,9 @@ def test_training_says_what_check_would(finished: tuple[strop.Run, Told], recipe
     notes = finished[1].notes
     assert "not used: id (4 rows)" in notes
     assert any(note.endswith("docs.jsonl: columns text: body") for note in notes)
-    lines: list[str] = []
-    strop.plan(recipe, note=lines.append, probing=False)
-    assert "not used: id (4 rows)" in lines
+    planned = Told()
+    strop.plan(recipe, reporter=planned, probing=False)
+    assert "not used: id (4 rows)" in planned.notes
 
 
 def test_a_mixture_resumes_in_the_middle_of_an_epoch_bit_for_bit(

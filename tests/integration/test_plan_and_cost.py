@@ -49,7 +49,7 @@ def test_plan_needs_neither_weights_nor_gpu(workshop: Path) -> None:
 
 def test_a_probe_is_kept_and_compared_with_what_the_run_took(workshop: Path) -> None:
     recipe, notes = load_recipe(workshop / "tiny.yaml"), Notes()
-    found = plan(recipe, note=notes.note, probing=True)
+    found = plan(recipe, reporter=notes, probing=True)
     assert found.here is not None
     assert (found.here.gpu, found.here.source, found.here.dollars) == ("CPU", "measured", None)
     assert found.own.source == "scaled"
@@ -60,7 +60,7 @@ def test_a_probe_is_kept_and_compared_with_what_the_run_took(workshop: Path) -> 
     assert outcome.predicted == pytest.approx(found.here.tokens_per_second, rel=1e-3)
     assert outcome.off == pytest.approx(outcome.predicted / outcome.actual - 1, abs=1e-3)
     assert [line for line in notes.lines if line.startswith("plan (measured): training took")]
-    plan(recipe, note=notes.note, probing=True)
+    plan(recipe, reporter=notes, probing=True)
     assert any("this run has already begun" in line for line in notes.lines)
 
 

@@ -144,6 +144,25 @@ def test_a_client_that_leaves_makes_room_for_the_others(server: Server) -> None:
     assert answers == [ask(server)] * 4
 
 
+def test_answers_at_once_are_those_of_one_at_a_time(server: Server) -> None:
+    """Of both models, with and without a seed: who else asks changes nothing."""
+    asked = [
+        {"model": ("run", "base")[i % 2], "temperature": (0, 1)[i % 4 > 1], "seed": i, "max_tokens": 8 + i}
+        for i in range(8)
+    ]
+    alone = [ask(server, **settings) for settings in asked]
+    together: dict[int, str] = {}
+    threads = [
+        threading.Thread(target=lambda i=i, settings=settings: together.update({i: ask(server, **settings)}))
+        for i, settings in enumerate(asked)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [together[i] for i in range(8)] == alone
+
+
 def good(**changes: Any) -> dict[str, Any]:
     return {"model": "run", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1} | changes
 
@@ -173,7 +192,7 @@ WRONG_VALUES: list[tuple[str, Any]] = [
     *[("stream_options", value) for value in ({}, {"include_usage": True}, {"x": 1}, [], True)],
     *[("logprobs", value) for value in (True, 5, "yes")],
     *[("presence_penalty", value) for value in (0.5, "0", [])],
-    *[(name, []) for name in ("functions", "modalities", "__class__", "a" * 5000, "\ud83d\ude00", "")],
+    *[(name, []) for name in ("no_such_thing", "modalities", "__class__", "a" * 5000, "\ud83d\ude00", "")],
     *[(name, 1) for name in ("top_k", "min_p", "logit_bias", "response_format", "best_of", "prompt", "echo")],
 ]
 WRONG_BODIES = [

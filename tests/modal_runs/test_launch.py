@@ -121,7 +121,7 @@ def test_a_second_launch_uploads_nothing(
     assert changed.returncode == 4
     assert "train.output_dir" in changed.stderr
     other = client("train", "exit-0.yaml", "train.output_dir=runs/other", "--on", "modal")
-    assert "uploading 1 files" in other.stdout
+    assert "uploading 1 file," in other.stdout
 
 
 @pytest.mark.slow
@@ -152,10 +152,21 @@ def test_logs_and_pull_reach_a_run_whose_client_was_killed(
     assert (tmp_path / "runs/slow/adapter/adapter_model.safetensors").read_bytes() == b"weights"
 
 
+def test_a_tracker_is_refused_before_anything_is_sent(
+    modal: FakeModal, client: Client, recipe: Callable[..., str]
+) -> None:
+    done = client("train", recipe("exit-0"), "--on", "modal", "train.report_to=wandb")
+    assert done.returncode == 2
+    assert "train.report_to=wandb: runs on Modal have no trackers" in done.stderr
+    assert not modal.calls
+
+
 def test_detach_hands_the_run_over_and_leaves(modal: FakeModal, client: Client, recipe: Callable[..., str]) -> None:
     done = client("train", recipe("exit-0"), "--on", "modal", "--detach")
     assert done.returncode == 0, done.stderr
     assert "strop logs runs/exit-0 --follow" in done.stdout.replace("\n", " ")
+    (app,) = modal.apps
+    assert f"its page at Modal: https://modal.com/id/{app}" in done.stdout
     modal.wait_for(lambda: all(call.output for call in modal.calls.values()))
     assert client("pull", "runs/exit-0").returncode == 0
 

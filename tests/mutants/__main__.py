@@ -114,7 +114,7 @@ def _report(mutants: Sequence[Mutant], seconds: Mapping[Tests, float], jobs: int
 def _survivors(share: tuple[Sequence[Mutant], Mapping[Tests, float]]) -> list[str]:
     mutants, seconds = share
     with fork.copied_tree() as tree:
-        verdicts = [(mutant, _verdict(tree, mutant, 30 + 10 * seconds[mutant.tests])) for mutant in mutants]
+        verdicts = [(mutant, _verdict(tree, mutant, 20 + 6 * seconds[mutant.tests])) for mutant in mutants]
     return [mutant.describe() for mutant, killed in verdicts if not killed]
 
 

@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from mutant import ROOT, Mutant
 
@@ -108,8 +109,9 @@ class Tree:
             os.environ["PYTHONPATH"] = str(self.root / "src")
             sys.path.insert(0, str(self.root / "src"))
             options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0", "-m", "not gpu"]
-            options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # plugins that were imported before the fork
-            code = int(pytest.main([*options, *(f"tests/{name}" for name in tests)], [plugin] if plugin else []))
+            options += ["--assert=plain", "--tb=short"]  # to explain a difference of two large values can take minutes
+            plugins = [_FirstFailure(), *([plugin] if plugin else [])]
+            code = int(pytest.main([*options, *(f"tests/{name}" for name in tests)], plugins))
             answer.write_bytes(pickle.dumps((_libraries(), plugin)))
         except BaseException:
             traceback.print_exc()
@@ -117,6 +119,15 @@ class Tree:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+
+
+class _FirstFailure:
+    """Keeps hypothesis from looking for a smaller failing example, which can take minutes, and from remembering it."""
+
+    def pytest_sessionstart(self) -> None:  # the profile of tests/conftest.py is loaded by now, and no test is
+        phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+        hypothesis.settings.register_profile("first failure", deadline=None, database=None, phases=phases)
+        hypothesis.settings.load_profile("first failure")
 
 
 class FailingError(Exception):

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import strop.app
+import strop.commands
 from strop import cli
+from strop.app import COMMANDS, load_command
 from strop.errors import EXIT_CODES, DataError
 from waiting import PATIENCE
 
@@ -96,6 +98,29 @@ def test_the_callers_handlers_are_put_back(number: signal.Signals, monkeypatch: 
     before = signal.getsignal(number)
     ends(DataError("x"), monkeypatch)
     assert signal.getsignal(number) is before
+
+
+def test_the_list_of_commands_says_what_each_says_itself() -> None:
+    files = {path.stem for path in Path(strop.commands.__path__[0]).glob("*.py") if "def command(" in path.read_text()}
+    assert {name.replace("-", "_") for name in COMMANDS} == files
+    for name, line in COMMANDS.items():
+        assert line == " ".join(load_command(name).help.partition("\n\n")[0].split()), name
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "frob"])
+def test_the_list_of_commands_loads_none_of_them(arguments: str) -> None:
+    """Each would load the recipe's schema, which takes longer than all the rest."""
+    code = f"""
+import sys
+from strop.cli import main
+sys.argv = ["strop", {arguments!r}]
+try:
+    main()
+finally:
+    print(*(name for name in sys.modules if name.startswith(("strop.recipe", "yaml", "strop.commands."))))
+"""
+    done = process("-c", code)
+    assert done.stdout.splitlines()[-1] == "", done.stdout[-500:]
 
 
 # ------------------------------------------------------------------------------------- in processes of their own

@@ -38,7 +38,14 @@ def test_no_other_file_has_a_table_of_gpus() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "want"), [("H100", ("H100", 1)), ("a100-80gb:4", ("A100-80GB", 4)), ("B200+", ("B200", 1))]
+    ("gpu", "want"),
+    [
+        ("H100", ("H100", 1)),
+        ("a100-80gb:4", ("A100-80GB", 4)),
+        ("B200+", ("B200", 1)),
+        ("A100:2", ("A100-40GB", 2)),
+        ("a10g", ("A10", 1)),
+    ],
 )
 def test_modal_s_gpu_strings(gpu: str, want: tuple[str, int]) -> None:
     assert parse_gpu(gpu) == want

@@ -214,6 +214,7 @@ def test_flat_keys_are_placed_and_reported(write) -> None:
         ("train_on_inputs: true", "data", "train_on", "all"),
         ("val_size: 0.07", "data", "validation_split_percentage", 7.0),
         ("modal: {gpu: [A10G, 'a10g:2']}", "modal", "gpu", ("A10", "A10:2")),
+        ("modal: {gpu: [A100, 'a100:2']}", "modal", "gpu", ("A100-40GB", "A100-40GB:2")),
     ],
 )
 def test_other_tools_values(write, line: str, section: str, key: str, value: object) -> None:
@@ -280,6 +281,20 @@ def test_evaluations_decide_the_result_where_they_choose_it(write) -> None:
     best = ["val_size=0.1", "load_best_model_at_end=true"]
     changes = differences(load_recipe(path, [*best, "eval_steps=9"]), load_recipe(path, [*best, "eval_steps=5"]))
     assert changes == ["train.eval_steps: 9 -> 5"]
+
+
+def test_the_base_may_be_evaluated_or_not_as_a_run_goes_on(write) -> None:
+    path, best = write(MINIMAL), ["val_size=0.1", "load_best_model_at_end=true"]
+    before, after = (load_recipe(path, [*best, *more]) for more in (["eval_on_start=false"], []))
+    assert (before.train.eval_on_start, after.train.eval_on_start) == (False, None)
+    assert differences(before, after) == []
+
+
+@pytest.mark.parametrize("value", ["false", "null"])
+def test_without_held_out_rows_there_is_no_base_loss(write, value: str) -> None:
+    assert not load_recipe(write(MINIMAL), [f"eval_on_start={value}"]).train.eval_on_start
+    with pytest.raises(RecipeError, match=r"eval_on_start=True needs held-out rows"):
+        load_recipe(write(MINIMAL), ["eval_on_start=true"])
 
 
 def test_identity_and_differences(write) -> None:

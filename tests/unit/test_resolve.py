@@ -3,13 +3,17 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
-from strop.errors import ModelError, RecipeError
+from silent_hub import silent_hub
+from strop import resolve
+from strop.errors import DataError, ModelError, RecipeError
 from strop.model.pretrained.locate import locate_model
 from strop.resolve import cache_dir, is_hub_id, resolve_package_path, same_names, split_files
 from waiting import PATIENCE
@@ -274,3 +278,47 @@ def test_offline_and_not_cached_names_the_variables(tmp_path: Path) -> None:
     kind, message = locate("org/name", tmp_path, "http://127.0.0.1:9", HF_HUB_OFFLINE="1")
     assert kind == "RecipeError"
     assert all(part in message for part in ("model.model_name_or_path=org/name", "HF_HUB_OFFLINE", "HF_HOME"))
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(resolve, "_unanswered", {})
+    with silent_hub() as endpoint:
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        yield endpoint
+
+
+@pytest.mark.usefixtures("silent")
+def test_a_hub_that_takes_the_call_and_says_nothing_is_given_up_once_and_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert resolve.NETWORK_TIMEOUT == 3.0
+    monkeypatch.setattr(resolve, "NETWORK_TIMEOUT", 0.3)
+    began = time.monotonic()
+    for name in ("org/model", "org/other"):
+        with pytest.raises(RecipeError, match=r"the hub cannot be reached \(TimeoutError\)"):
+            locate_model(name)
+        with pytest.raises(DataError, match="the hub cannot be reached"):
+            resolve.resolve_dataset(f"{name}-rows")
+    assert len(threading.enumerate()) < 30
+    assert time.monotonic() - began < 0.3 * 4 + PATIENCE / 10
+    assert [thread.name for thread in threading.enumerate()].count("strop-hub") <= 1  # asked once
+
+
+@pytest.mark.usefixtures("silent")
+def test_a_name_that_is_looked_up_for_ever_is_given_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "NETWORK_TIMEOUT", 0.1)
+    never = threading.Event()
+    with pytest.raises(TimeoutError):
+        resolve.ask_hub(never.wait)
+    never.set()
+
+
+def test_what_asking_raises_or_returns_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "_unanswered", {})
+    assert resolve.ask_hub(lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        resolve.ask_hub(lambda: 1 // 0)
+    assert resolve.ask_hub(lambda: 4) == 4

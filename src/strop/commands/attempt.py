@@ -19,6 +19,7 @@ from strop.model.pretrained.locate import shared_name
 from strop.recipe import Recipe
 from strop.run.adapter import CARD_FILE, hashes
 from strop.run.cost import enter_cost
+from strop.run.cut_back import mark_of
 from strop.run.durable import reason
 from strop.run.identity import of_another_run, run_mark
 from strop.run.manifest import Estimate, HeldOutRows, Lengths, SourceRows, SpeedLimit, TrainingRows
@@ -161,7 +162,8 @@ class Attempt:
             trainer.start_over()
             return
         self.reporter.note(f"resuming from step {checkpoint.step} of {trainer.num_steps}")
-        if found := checkpoint.state.get("run"):  # run.json may have been lost, and the id with it
+        if (found := checkpoint.state.get("run")) and found["id"] != begun.run_id:
+            self.reporter.note("run.json was lost, and is made again from here on")
             self.folder.update(lambda manifest: replace(manifest, run_id=found["id"]))
         trainer.run_mark = ours | {"id": self.folder.begun.run_id}
         if lost := trainer.restore(checkpoint):
@@ -175,7 +177,16 @@ class Attempt:
 
         self._write_adapter(adapter)
         written = hashes(self.folder.adapter)
-        self.folder.update(lambda manifest: replace(manifest, adapter=written, progress=trainer.progress))
+        records = {path.name: mark_of(path)["sha256"] for path in (self.folder.metrics_path, self.folder.samples_path)}
+        self.folder.update(
+            lambda manifest: replace(
+                manifest,
+                adapter=written,
+                adapter_step=trainer.adapter_step,
+                records=records,
+                progress=trainer.progress,
+            )
+        )
         if outcome is not None:
             compare(self.folder, outcome, self.reporter.note)
         enter_cost(self.folder, self.meter)

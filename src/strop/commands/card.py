@@ -79,7 +79,7 @@ def _about(run: Run, template: Template, base_folder: ModelFolder, spec: str, ra
     model, data = run.recipe.model, run.recipe.data
     decoded = template.tokenizer.convert_ids_to_tokens(sorted(template.stop_ids))
     base, is_on_hub = _published(shared_name(spec)[0])
-    parts = _parts_of(run)
+    parts = parts_of(run)
     return About(
         name=run.path.resolve().name,
         base=base,
@@ -99,7 +99,7 @@ def _about(run: Run, template: Template, base_folder: ModelFolder, spec: str, ra
     )
 
 
-def _parts_of(run: Run) -> tuple[str, ...]:
+def parts_of(run: Run) -> tuple[str, ...]:
     """What the first training rows of each source have beside questions and answers."""
     found: set[str] = set()
     data = run.recipe.data

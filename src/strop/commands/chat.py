@@ -12,7 +12,8 @@ import typer
 from rich.markup import escape
 
 from strop.commands.arguments import as_run, require_number
-from strop.commands.console import out
+from strop.commands.card import parts_of
+from strop.commands.console import Printing, aside, out
 from strop.commands.load import load_tuned
 from strop.commands.run import Run
 from strop.data.examples import Conversation, Example, Message, Text, Tokens
@@ -99,7 +100,10 @@ def command(
     if is_url(run):
         session: ChatSession | EndpointSession = connect(run, max_new_tokens, temperature)
     else:
-        session = chat(Run(Path(run)), max_new_tokens=max_new_tokens, temperature=temperature)
+        with Printing().waiting("loading the model"):
+            session = chat(Run(Path(run)), max_new_tokens=max_new_tokens, temperature=temperature)
+        if not row and not tools and "tools" in parts_of(Run(Path(run))):
+            aside("its rows declare tools: give yours with --tools FILE, or ask a held-out row with --example")
     if row:
         _print_row(row, Run(Path(run)))
         _answer(session, row, compare)

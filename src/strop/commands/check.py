@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,28 +13,34 @@ from rich.table import Table
 
 from strop.commands import console
 from strop.commands.arguments import as_recipe
-from strop.commands.console import Overrides, RecipeArgument, out
-from strop.commands.findings import notes, readings
+from strop.commands.console import Overrides, Printing, RecipeArgument, out
+from strop.commands.findings import notes, readings, tell_findings
 from strop.commands.prepare import Prepared, prepare
 from strop.commands.preview import render_samples
 from strop.recipe import Recipe, load_recipe
+from strop.run.reporter import Reporter, reporter_for
+from strop.run.trackers.tracker import require
 
 if TYPE_CHECKING:
     from strop.data.audit import Lengths, StoreReport
 
 
-def check(recipe: Recipe | str | Path, *, note: Callable[[str], None] = lambda line: None) -> Prepared:
+def check(recipe: Recipe | str | Path, *, reporter: Reporter | None = None, quiet: bool = False) -> Prepared:
     """Read, tokenise and audit a recipe's data and see that LoRA finds its modules; needs no GPU.
 
     Args:
         recipe: From `load_recipe`, or what that takes.
-        note: Told of what takes a while, such as converting a GGUF file.
+        reporter: Told of what takes a while and of what was found; by default lines are printed.
+        quiet: Print nothing.
 
     Raises:
         RecipeError, ModelError, DataError: What would stop the run.
     """
-    prepared = prepare(as_recipe(recipe), note)
+    recipe, reporter = as_recipe(recipe), reporter_for(reporter, quiet)
+    prepared = prepare(recipe, reporter)
     prepared.report.refuse()
+    require(recipe.train.report_to)
+    tell_findings(prepared, reporter.note)
     return prepared
 
 
@@ -45,10 +52,12 @@ def command(
     """Read, tokenise and audit the data; show what would be learned. Needs no GPU."""
     loaded = load_recipe(recipe, overrides or ())
     console.notes(loaded)
-    prepared = prepare(loaded, console.note)
+    prepared = prepare(loaded, Printing())
     _print_audit(prepared, preview)
     prepared.report.refuse()
-    out.print(f"[green]This will train.[/green] Next: strop train {escape(recipe)}")
+    require(loaded.train.report_to)
+    same = shlex.join(["strop", "train", recipe, *(overrides or ())])
+    out.print(f"[green]This will train.[/green] Next: {escape(same)}", soft_wrap=True)
 
 
 def _print_audit(prepared: Prepared, num_preview: int) -> None:

@@ -1,20 +1,22 @@
 """What commands share: where they print, and the arguments that several of them take."""
 
 import os
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from strop.errors import StropError
 from strop.recipe import Recipe
+from strop.run.reporter import Reporter
+from strop.run.waiting import Seen, waiting_by_lines, waiting_on
+from strop.terminal import Terminal, message
 
 
-class _Output(Console):
+class _Output(Terminal):
     """Standard output, whose reader may go, as with `| head`: nothing more is said, and the command does its work."""
 
     def on_broken_pipe(self) -> None:
@@ -25,7 +27,8 @@ class _Output(Console):
             os.close(null)
 
 
-out = _Output(highlight=False)
+out = _Output()
+_err = Terminal(stderr=True)
 
 
 def notes(recipe: Recipe) -> None:
@@ -36,12 +39,32 @@ def notes(recipe: Recipe) -> None:
 
 def note(line: str) -> None:
     """Something that takes a while, or was chosen."""
-    out.print(line, markup=False, soft_wrap=True)
+    out.print(message(line), markup=False, soft_wrap=True)
+
+
+def aside(line: str) -> None:
+    """Something to know, beside the answers on standard output."""
+    _err.print(message(line), style="dim", markup=False, soft_wrap=True)
+
+
+class Printing(Reporter):
+    """Tells a person at a terminal, or in a log, what a command does."""
+
+    def note(self, line: str) -> None:
+        """See `Reporter`."""
+        note(line)
+
+    def waiting(self, what: str) -> AbstractContextManager[Seen]:
+        """See `Reporter`. Never on an output that is piped or kept: there may be nothing but answers in it."""
+        for console in (out, _err):
+            if console.is_terminal and not console.is_dumb_terminal:
+                return waiting_on(console, what)
+        return waiting_by_lines(what, lambda line: _err.print(line, markup=False, soft_wrap=True))
 
 
 def error(problem: StropError) -> None:
     """The one message that an error gets."""
-    Console(stderr=True, highlight=False).print(f"[red]error:[/red] {escape(str(problem))}", soft_wrap=True)
+    _err.print(f"[red]error:[/red] {escape(message(str(problem)))}", soft_wrap=True)
 
 
 class Place(StrEnum):

@@ -16,12 +16,12 @@ import typer
 from rich.markup import escape
 
 from strop import __version__
-from strop.commands.console import Overrides, out
+from strop.commands.console import Overrides, Printing, out
 from strop.errors import StropError
 from strop.model.config import read_config
 from strop.model.pretrained.folder import open_model
 from strop.recipe import LoraSection, Recipe, load_recipe
-from strop.resolve import cache_dir, expand
+from strop.resolve import NETWORK_TIMEOUT, ask_hub, cache_dir, expand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 NEEDED = ("torch", "transformers", "safetensors", "numpy", "pydantic")
 OPTIONAL = {"pyarrow": "parquet", "gguf": "gguf", "modal": "modal", "unsloth": "unsloth"}
 _LITTLE_DISK_GIB = 20.0
-_PATIENCE = 5.0
 
 
 @dataclass(frozen=True)
@@ -70,10 +69,16 @@ def command(
     overrides: Overrides = None,
 ) -> None:
     """Versions, GPU, driver, disk, hub and Modal on one screen, and what the engine would choose here."""
-    for finding in doctor(load_recipe(recipe, overrides or ()) if recipe else None):
+    findings = doctor(load_recipe(recipe, overrides or ()) if recipe else None)
+    while (finding := _next(findings)) is not None:
         out.print(f"[bold]{escape(finding.topic):10}[/bold] {escape(finding.value)}", soft_wrap=True)
         if finding.advice:
             out.print(f"{'':10} [yellow]{escape(finding.advice)}[/yellow]", soft_wrap=True)
+
+
+def _next(findings: Iterator[Finding]) -> Finding | None:
+    with Printing().waiting("looking at this machine"):
+        return next(findings, None)
 
 
 def _extra(name: str, extra: str) -> str:
@@ -140,7 +145,7 @@ def _against(recipe: Recipe | None, device: torch.device) -> str | None:
 
     if recipe is None:
         return why_not_fused(read_config(_LLAMA), LoraSection(), device)
-    return why_not_fused(open_model(recipe.model).config, recipe.lora, device)
+    return why_not_fused(open_model(recipe.model, needs_weights=False).config, recipe.lora, device)
 
 
 _LLAMA = {
@@ -173,7 +178,7 @@ def _hub() -> Finding:
     if constants.HF_HUB_OFFLINE:
         return Finding("hub", f"not asked, because HF_HUB_OFFLINE is set; cache {constants.HF_HUB_CACHE}; {token}")
     try:
-        get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+        ask_hub(lambda: get_session().head(constants.ENDPOINT, timeout=NETWORK_TIMEOUT))
     except Exception as error:  # the hub's HTTP library, and so its errors, changed twice: no base class to name
         advice = f"use a local folder, or a model that is in the cache {constants.HF_HUB_CACHE}"
         return Finding("hub", f"cannot be reached ({type(error).__name__}); {token}", advice)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
@@ -13,10 +13,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from strop.commands import console
 from strop.commands.arguments import as_path, as_run, require_number
 from strop.commands.card import keep_card
-from strop.commands.console import RunArgument, out
+from strop.commands.console import Printing, RunArgument, out
 from strop.commands.load import load_trained
 from strop.commands.prepare import prepare
 from strop.commands.report import keep_report
@@ -25,7 +24,9 @@ from strop.data.examples import Fault, Origin
 from strop.data.sources import questions_at
 from strop.errors import DataError, RecipeError, StorageError
 from strop.evaluation.result import METRICS, ScoreSettings, check_path, write_answers
+from strop.readable import counted
 from strop.run.folder import RunFolder
+from strop.run.reporter import Reporter, reporter_for
 
 if TYPE_CHECKING:
     from strop.data.dataset import Dataset
@@ -49,7 +50,8 @@ def evaluate(
     numeric_tolerance: float = 0.0,
     group_by: str | None = None,
     answers: str | Path | None = None,
-    note: Callable[[str], None] = lambda line: None,
+    reporter: Reporter | None = None,
+    quiet: bool = False,
 ) -> Evaluation:
     """Compare base and tuned on the run's held-out rows, and keep the result in evaluation.json.
 
@@ -61,7 +63,9 @@ def evaluate(
         group_by: A key of the rows: the rows of each of its values are also scored by themselves. With several held-out
             files, `source` groups by file.
         answers: A .parquet, .jsonl or .csv file to write every answer to.
-        note: Told of what cannot be written: evaluation.json, the answers, the run's report or its adapter's card.
+        reporter: Told of what takes a while, and of what cannot be written: evaluation.json, the answers, the run's
+            report or its adapter's card; by default lines are printed.
+        quiet: Print nothing.
 
     Raises:
         RecipeError: The run is not finished or has no held-out rows; an option is not possible.
@@ -71,9 +75,10 @@ def evaluate(
     require_number("max_new_tokens", max_new_tokens, 1)
     require_number("numeric_tolerance", numeric_tolerance, 0, whole=False)
     settings, target = ScoreSettings(max_new_tokens, numeric_tolerance), as_path("answers", answers)
-    result, unwritten = _evaluate(as_run(run), num_generated, settings, group_by, target, note)
+    reporter = reporter_for(reporter, quiet)
+    result, unwritten = _evaluate(as_run(run), num_generated, settings, group_by, target, reporter)
     for error in unwritten:
-        note(str(error))
+        reporter.note(str(error))
     return result
 
 
@@ -83,11 +88,12 @@ def _evaluate(
     settings: ScoreSettings,
     group_by: str | None,
     answers: Path | None,
-    note: Callable[[str], None],
+    reporter: Reporter,
 ) -> tuple[Evaluation, list[StorageError]]:
     """As `evaluate`; also what could not be written, because hours of figures are not lost to a full disk."""
-    from strop.evaluation.score import evaluate as score
-    from strop.training.budget import wanted_tokens
+    with reporter.waiting("loading torch"):
+        from strop.evaluation.score import evaluate as score
+        from strop.training.budget import wanted_tokens
 
     if answers:
         check_path(answers)
@@ -95,7 +101,7 @@ def _evaluate(
     # Only answers are scored, whatever was learned in training. Of the training rows one is enough: to tokenise and
     # audit all of them again would take minutes where there are millions.
     held_out_answers = recipe.data.model_copy(update={"train_on": "completion", "max_train_samples": 1})
-    prepared = prepare(recipe.model_copy(update={"data": held_out_answers}))
+    prepared = prepare(recipe.model_copy(update={"data": held_out_answers}), reporter)
     data, store = prepared.data, prepared.data.validation
     if store is None:
         raise RecipeError(
@@ -103,16 +109,19 @@ def _evaluate(
             "and train again."
         )
     groups = _groups(store, group_by) if group_by else None
-    adapter = load_trained(run, prepared.model)
+    with reporter.waiting("loading the model"):
+        adapter = load_trained(run, prepared.model)
+        questions = _questions(data, store, recipe.data, num_generated if data.has_questions else 0)
     result = score(
         adapter,
         store,
-        _questions(data, store, recipe.data, num_generated if data.has_questions else 0),
+        questions,
         lambda ids: str(data.template.tokenizer.decode(ids, skip_special_tokens=True)),
         data.template.stop_ids,
         wanted_tokens(adapter.decoder.device, int(store.lengths.max())),
         settings,
         groups,
+        reporter.waiting,
     )
     unwritten: list[StorageError] = []
     with _collecting(unwritten):
@@ -120,8 +129,8 @@ def _evaluate(
     if answers:
         with _collecting(unwritten):
             write_answers(answers, result.examples)
-    keep_card(run, data.template, prepared.model, note)
-    keep_report(run, note)
+    keep_card(run, data.template, prepared.model, reporter.note)
+    keep_report(run, reporter.note)
     return result, unwritten
 
 
@@ -154,12 +163,12 @@ def command(
     docs/evaluation.md.
     """
     settings = ScoreSettings(max_new_tokens, numeric_tolerance)
-    result, unwritten = _evaluate(Run(run), rows, settings, group_by, answers, console.note)
+    result, unwritten = _evaluate(Run(run), rows, settings, group_by, answers, Printing())
     _print_evaluation(result, examples)
     if unwritten:
         raise StorageError("\n".join(map(str, unwritten)))
     if answers:
-        out.print(f"\n{len(result.examples)} answers of each model: {escape(str(answers))}")
+        out.print(f"\n{counted(len(result.examples), 'answer')} of each model: {escape(str(answers))}")
 
 
 def _questions(data: Dataset, store: SampleStore, section: DataSection, count: int) -> list[HeldOutQuestion]:
@@ -206,8 +215,8 @@ _GROUPS_SHOWN = 20
 
 def _print_evaluation(result: Evaluation, num_examples: int) -> None:
     """Base beside tuned with their intervals, in all and by group, and some answers of both, wrong ones first."""
-    answered = f", {result.num_generated} of them answered" if result.num_generated else ""
-    title = f"{result.num_rows} held-out rows{answered}"
+    answered = f", {result.num_generated:,} of them answered" if result.num_generated else ""
+    title = f"{counted(result.num_rows, 'held-out row')}{answered}"
     table = Table("", title=title, title_justify="left", show_lines=True)
     for heading in ("base", "tuned", "tuned - base"):
         table.add_column(heading, justify="right")
@@ -255,7 +264,7 @@ def _print_groups(result: Evaluation) -> None:
         table.add_row("", "", "tuned", *(_cell(m, group.tuned[m]) for m in shown), end_section=True)
     out.print(table)
     if len(ordered) > _GROUPS_SHOWN:
-        out.print(f"[dim]and {len(ordered) - _GROUPS_SHOWN} smaller groups, in evaluation.json[/dim]")
+        out.print(f"[dim]and {counted(len(ordered) - _GROUPS_SHOWN, 'smaller group')}, in evaluation.json[/dim]")
 
 
 def _label(group: str) -> str:
@@ -286,4 +295,5 @@ def _print_example(example: AnswerPair) -> None:
     out.print(f"[dim]reference[/dim]  {escape(example.reference)}")
     for label, answer in (("base", example.base), ("tuned", example.tuned)):
         verdict, style = _verdict(answer)
+        verdict += "" if answer.stopped else ", cut at the limit"
         out.print(f"[{style}]{label:>9}[/{style}]  {escape(answer.text)}  [{style}]({verdict})[/{style}]")

@@ -13,12 +13,13 @@ from rich.table import Table
 
 from strop.commands.arguments import as_path, as_run, require_choice
 from strop.commands.card import write_card
-from strop.commands.console import RunArgument, note, out
+from strop.commands.console import Printing, RunArgument, out
 from strop.commands.load import load_run_template, load_trained
 from strop.commands.run import Run
 from strop.errors import RecipeError
 from strop.exporting.staged import refuse_existing, staged_export
 from strop.model.pretrained.folder import ModelFolder, open_model
+from strop.run.reporter import Reporter, reporter_for
 
 if TYPE_CHECKING:
     from strop.data.template import Template
@@ -57,6 +58,8 @@ def export(
     output: str | Path | None = None,
     quantisation: Quantisation | None = None,
     dequantise: bool = False,
+    reporter: Reporter | None = None,
+    quiet: bool = False,
 ) -> Exported:
     """Write the trained model for another program, and try it there first: the export is complete or absent.
 
@@ -70,22 +73,26 @@ def export(
         output: The folder to write; by default beside the run's adapter.
         quantisation: With `gguf`: how matrices are stored, q8_0 unless said otherwise.
         dequantise: Merge a 4-bit run's adapter onto the weights as NF4 rounded them, made bfloat16.
+        reporter: Told of what takes a while; by default lines are printed.
+        quiet: Print nothing.
 
     Raises:
         RecipeError: The run has no adapter, options do not go together, the output exists, or a package is missing.
         ParityError: The export does not answer as the trained model does.
     """
-    from strop.exporting.parity.gate import require_consumer
+    reporter = reporter_for(reporter, quiet)
+    with reporter.waiting("loading torch"):
+        from strop.exporting.parity.gate import require_consumer
 
     run, output = as_run(run), as_path("output", output)
     require_choice("to", to, ("adapter", "merged", "gguf"))
     require_choice("layout", layout, (None, "fused", "split"))
     require_choice("quantisation", quantisation, (None, "f16", "q8_0", "q4_k_m"))
+    if base and not layout:
+        raise RecipeError("--base goes with --layout: any other export is of the base that the run names")
     run.require_adapter()
     if to != "adapter" and (layout or base):
         raise RecipeError("--layout and --base are for --to adapter: the others keep the layout of the run's base")
-    if base and not layout:
-        raise RecipeError("--base goes with --layout: any other export is of the base that the run names")
     if to != "gguf" and quantisation:
         raise RecipeError("--quantise is for --to gguf; the others keep the weights' types")
     if layout:
@@ -98,7 +105,7 @@ def export(
     refuse_existing(target)
     if nf4 and to != "adapter" and not dequantise:
         raise RecipeError(_NF4_REFUSED)
-    return _export(run, to, kind, target, quantisation)
+    return _export(run, to, kind, target, quantisation, reporter)
 
 
 def command(
@@ -130,7 +137,14 @@ def command(
     differs is removed (exit code 9). See docs/exports.md.
     """
     exported = export(
-        Run(run), to, layout=layout, base=base, output=output, quantisation=quantise, dequantise=dequantise
+        Run(run),
+        to,
+        layout=layout,
+        base=base,
+        output=output,
+        quantisation=quantise,
+        dequantise=dequantise,
+        reporter=Printing(),
     )
     _print_exported(exported, base)
 
@@ -147,7 +161,7 @@ def _other_layout(run: Run, layout: Layout, base: str | None, output: Path | Non
     return target
 
 
-def _export(run: Run, to: Form, kind: str, target: Path, quantisation: Quantisation) -> Exported:
+def _export(run: Run, to: Form, kind: str, target: Path, quantisation: Quantisation, reporter: Reporter) -> Exported:
     from strop.exporting.adapter import copy_adapter
     from strop.exporting.merge import merged_model, write_merged
     from strop.exporting.parity.gate import check_parity
@@ -157,19 +171,22 @@ def _export(run: Run, to: Form, kind: str, target: Path, quantisation: Quantisat
     template = load_run_template(run, base)
     context = _context(run, base) if to == "gguf" else run.recipe.model.max_seq_length
     # In a call of its own: the decoder's memory is free again before anything is written.
-    reference = _reference(run, base, template, context, to)
+    with reporter.waiting("asking the trained model what the export is compared with"):
+        reference = _reference(run, base, template, context, to, reporter)
     with staged_export(target) as work:
-        if to == "adapter":
-            copy_adapter(run.adapter_path, work)
-        else:
-            with merged_model(base, run.adapter_path, run.recipe.model.load_in_4bit) as model:
-                if to == "merged":
-                    write_merged(model, work)
-                else:
-                    _write_gguf(run, model, template, work, quantisation, context)
-        if to != "gguf":
-            write_tokenizer(template, base.path, work)
-        parity = check_parity(kind, work, base.path if to == "adapter" else None, reference)
+        with reporter.waiting(f"writing the {kind} export"):
+            if to == "adapter":
+                copy_adapter(run.adapter_path, work)
+            else:
+                with merged_model(base, run.adapter_path, run.recipe.model.load_in_4bit) as model:
+                    if to == "merged":
+                        write_merged(model, work)
+                    else:
+                        _write_gguf(run, model, template, work, quantisation, context)
+            if to != "gguf":
+                write_tokenizer(template, base.path, work)
+        with reporter.waiting("trying the export in a process of its own"):
+            parity = check_parity(kind, work, base.path if to == "adapter" else None, reference)
         write_card(run, work, to, template, base)
     return Exported(target, parity)
 
@@ -194,13 +211,17 @@ def _write_gguf(
     (work / "Modelfile").write_text(modelfile(file.name, template, context), encoding="utf-8")
 
 
-def _reference(run: Run, base: ModelFolder, template: Template, context: int, to: Form) -> Reference:
+def _reference(
+    run: Run, base: ModelFolder, template: Template, context: int, to: Form, reporter: Reporter
+) -> Reference:
     from strop.exporting.parity.reference import ask, questions_for, spelt_the_same
 
     questions = questions_for(run.recipe.data, template, context)
     if to == "gguf" and (kept := spelt_the_same(questions, template)) and len(kept) < len(questions):
         lost = len(questions) - len(kept)
-        note(f"{lost} of {len(questions)} prompts are not in NFC: llama.cpp gives these other ids; they are left out")
+        reporter.note(
+            f"{lost} of {len(questions)} prompts are not in NFC: llama.cpp gives these other ids; they are left out"
+        )
         questions = kept
     return ask(load_trained(run, base).decoder, template, questions)
 

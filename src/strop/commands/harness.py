@@ -91,14 +91,8 @@ class StropLM(TemplateLM):
         if template.chat is None:
             raise RecipeError(f"the run was trained in the {template.name} template, not in a chat template")
         asked = Conversation(tuple(Message(cast("Role", turn["role"]), turn["content"]) for turn in chat_history))
-        text: str = self.tokenizer.apply_chat_template(
-            list(map(template.chat.turn, template.as_chat(asked).messages)),
-            chat_template=template.chat.source,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-        return text
+        chat = template.as_chat(asked)
+        return template.chat.render([chat], True)[0] if add_generation_prompt else template.chat.begun(chat)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **others: Any

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,15 +12,16 @@ from rich.table import Table
 
 from strop.commands import console
 from strop.commands.arguments import as_recipe
-from strop.commands.console import Overrides, RecipeArgument, out
+from strop.commands.console import Overrides, Printing, RecipeArgument, out
 from strop.commands.findings import tell_findings
 from strop.commands.load import load_model
 from strop.commands.prepare import prepare
 from strop.forecast.published import DATE, GPU
 from strop.gpus import modal_name
 from strop.modal_runs.prices import current_prices
+from strop.readable import clock, counted
 from strop.recipe import Recipe, load_recipe
-from strop.run.reporter import clock
+from strop.run.reporter import Reporter, reporter_for
 
 if TYPE_CHECKING:
     from strop.forecast.estimate import Plan
@@ -28,37 +29,45 @@ if TYPE_CHECKING:
 
 
 def plan(
-    recipe: Recipe | str | Path, *, note: Callable[[str], None] = lambda line: None, probing: bool | None = None
+    recipe: Recipe | str | Path, *, probing: bool | None = None, reporter: Reporter | None = None, quiet: bool = False
 ) -> Plan:
     """Predict memory, speed, time and dollars of a run on each of Modal's GPUs. Needs no GPU and no weights.
 
     Args:
         recipe: From `load_recipe`, or what that takes.
-        note: Told of what takes a while, and of what is chosen.
         probing: Load the model here and time some of the recipe's steps; None: if there is a GPU. What is measured
             is kept in the run folder, where a run that begins on the same device compares itself with it.
+        reporter: Told of what takes a while and of what is chosen; by default lines are printed.
+        quiet: Print nothing.
 
     Raises:
         RecipeError, ModelError, DataError: What would stop the run.
         OutOfMemoryError: A probe does not fit on this GPU.
     """
-    from strop.forecast.estimate import PlannedRun, measured, plan_of
-    from strop.forecast.prediction import keep_prediction
-    from strop.forecast.probe import probe
-    from strop.model.precision import choose_device
+    reporter = reporter_for(reporter, quiet)
+    with reporter.waiting("loading torch"):
+        from strop.forecast.estimate import PlannedRun, measured, plan_of
+        from strop.forecast.prediction import keep_prediction
+        from strop.forecast.probe import probe
+        from strop.model.precision import choose_device
 
     recipe = as_recipe(recipe)
     probes = choose_device().type == "cuda" if probing is None else probing
-    prepared = prepare(recipe, note, needs_weights=probes)
+    prepared = prepare(recipe, reporter, needs_weights=probes)
     prepared.report.refuse()
-    tell_findings(prepared, note)
+    tell_findings(prepared, reporter.note)
     data = prepared.data
-    prices, job, here = current_prices(), PlannedRun(recipe, prepared.model.config, data.train, data.validation), None
+    with reporter.waiting("asking Modal for its prices"):
+        prices = current_prices()
+    job, here = PlannedRun(recipe, prepared.model.config, data.train, data.validation), None
     if probes:
-        found = probe(recipe, load_model(recipe, prepared.model, note), data.train)
-        here = measured(job, modal_name(found.device) or found.device, found, prices)
-        keep_prediction(job, found.device, here, note)
-    return plan_of(job, prices, here)
+        with reporter.waiting("loading the base model and timing some steps"):
+            found = probe(recipe, load_model(recipe, prepared.model, reporter.note), data.train)
+        with reporter.waiting("counting the run's work"):
+            here = measured(job, modal_name(found.device) or found.device, found, prices)
+        keep_prediction(job, found.device, here, reporter.note)
+    with reporter.waiting("counting the run's work on each GPU"):
+        return plan_of(job, prices, here)
 
 
 def command(
@@ -75,7 +84,7 @@ def command(
     """
     loaded = load_recipe(recipe, overrides or ())
     console.notes(loaded)
-    found = plan(loaded, note=console.note, probing=probe)
+    found = plan(loaded, probing=probe, reporter=Printing())
     out.print(plan_table(found))
     for line in plan_notes(found):
         out.print(line, markup=False)
@@ -84,7 +93,9 @@ def command(
 def plan_table(plan: Plan) -> Table:
     """A line for each GPU; the recipe's own is marked."""
     table = Table(
-        "GPU", "how", "held in", "GiB", "tok/s", "samples/s", "time", "$", "range", box=None, padding=(0, 1, 0, 0)
+        *("GPU", "how", "held in", "GiB", "tok/s", "samples/s", "time", "$/h", "$", "range"),
+        box=None,
+        padding=(0, 1, 0, 0),
     )
     for column in table.columns[3:]:
         column.justify = "right"
@@ -103,6 +114,7 @@ def _cells(line: Estimate, own: bool) -> Iterator[str]:
     yield f"{line.tokens_per_second:,.0f}"
     yield f"{line.samples_per_second:,.1f}"
     yield clock(line.seconds)
+    yield "" if line.dollars is None else f"{3600 * line.dollars / line.seconds:.2f}"
     yield "" if line.dollars is None else f"{line.dollars:,.2f}"
     yield f"x{line.range[0]:g}-{line.range[1]:g}"
 
@@ -113,10 +125,11 @@ def plan_notes(plan: Plan) -> Iterator[str]:
 
     work = plan.workload
     sharing = f", {work.sharing:.2f} tokens of the rows for each token computed" if work.sharing > 1 else ""
-    yield f"{work.num_steps:,} steps of {plan.samples_per_step} samples{sharing}"
+    samples = counted(plan.samples_per_step, "sample")
+    yield f"{counted(work.num_steps, 'step')} of {samples}{sharing}"
     yield (
-        f"time and $ include {START_SECONDS:.0f} s to start, {_counted(work.evaluations, 'evaluation')} and "
-        f"{_counted(work.saves, 'checkpoint')}; prices: {plan.prices.source}"
+        f"time and $ include {START_SECONDS:.0f} s to start, {counted(work.evaluations, 'evaluation')} and "
+        f"{counted(work.saves, 'checkpoint')}; prices: {plan.prices.source}"
     )
     if any(line.source == "scaled" for line in plan.lines):
         yield f"scaled: from figures measured on one {GPU} on {DATE} and each GPU's published rates; docs/plan.md"
@@ -136,7 +149,3 @@ def plan_notes(plan: Plan) -> Iterator[str]:
 
 def _dollars(line: Estimate, factor: float) -> str:
     return "no price" if line.dollars is None else f"${line.dollars * factor:,.2f}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -8,44 +8,47 @@ from typing import TYPE_CHECKING
 from strop.errors import RecipeError
 from strop.model.pretrained.folder import ModelFolder, open_model
 from strop.recipe import Recipe
+from strop.run.reporter import Reporter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from strop.data.audit import AuditReport
     from strop.data.dataset import Dataset
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe's model folder and data: what training reads and `strop check` reports on."""
+    """A recipe, its model folder and data: what training reads and `strop check` reports on."""
 
+    recipe: Recipe
     model: ModelFolder
     data: Dataset
     report: AuditReport
 
 
-def prepare(recipe: Recipe, note: Callable[[str], None] = lambda line: None, needs_weights: bool = True) -> Prepared:
+def prepare(recipe: Recipe, reporter: Reporter, needs_weights: bool = True) -> Prepared:
     """Read, tokenise and audit a recipe's data, and see that its model can be trained; needs no GPU.
 
     What the audit finds wrong is in the report, whose `refuse` raises it.
 
     Args:
         recipe: From `load_recipe`.
-        note: Told of what takes a while, such as converting a GGUF file.
+        reporter: Told of what takes a while, such as converting a GGUF file.
         needs_weights: False accepts a model folder without weights, and downloads none.
 
     Raises:
         RecipeError, ModelError, DataError: What would stop the run.
     """
-    from strop.data.audit import audit
-    from strop.data.dataset import open_dataset
-    from strop.model.lora import resolve_targets
+    with reporter.waiting("loading torch and transformers"):
+        from strop.data.audit import audit
+        from strop.data.dataset import open_dataset
+        from strop.model.lora import resolve_targets
 
-    model = open_model(recipe.model, note, needs_weights)
+    model = open_model(recipe.model, reporter.note, needs_weights)
     resolve_targets(model.config, recipe.lora.target_modules)
     asked, limit = recipe.model.max_seq_length, model.config.max_positions
     if asked > limit:
         raise RecipeError(f"model.max_seq_length={asked}: this model reads at most {limit} tokens")
-    data = open_dataset(recipe.data, model.path, asked, recipe.train.seed)
-    return Prepared(model, data, audit(data.distinct, data.template, data.validation, epoch=data.train))
+    with reporter.waiting("reading and tokenising the rows") as seen:
+        data = open_dataset(recipe.data, model.path, asked, recipe.train.seed, seen)
+    with reporter.waiting("looking at every sample"):
+        return Prepared(recipe, model, data, audit(data.distinct, data.template, data.validation, epoch=data.train))

@@ -27,14 +27,15 @@ from strop.errors import CheckpointError, RecipeError, StorageError
 from strop.modal_runs import require_modal
 from strop.modal_runs.prices import meter_of
 from strop.model.pretrained.locate import fingerprint_folder, fingerprint_tokenizer
+from strop.readable import clock, counted
 from strop.recipe import Recipe, differences, load_recipe
 from strop.run.adapter import CARD_FILE, fault, set_aside
 from strop.run.folder import RunFolder
 from strop.run.identity import refuse_changes
 from strop.run.live import console_reporter
-from strop.run.progress import Progress
-from strop.run.records import EvalRecord, last_steps
-from strop.run.reporter import Reporter, clock
+from strop.run.progress import Progress, coverage
+from strop.run.records import EvalRecord, base_and_adapter, last_steps
+from strop.run.reporter import Reporter, reporter_for
 from strop.run.trackers.feed import TrackingReporter
 from strop.run.trackers.tracker import TrackedRun, require
 
@@ -46,17 +47,18 @@ if TYPE_CHECKING:
     from strop.evaluation.samples import Generate, SampledRows
     from strop.forecast.prediction import Outcome
     from strop.model.lora import LoraAdapter
-    from strop.run.manifest import Estimate, SpeedLimit
+    from strop.run.manifest import Estimate, Manifest, SpeedLimit
     from strop.training.engine import Engine
     from strop.training.loop import Trainer
 
 
-def train(recipe: Recipe | str | Path, *, reporter: Reporter | None = None) -> Run:
+def train(recipe: Recipe | str | Path, *, reporter: Reporter | None = None, quiet: bool = False) -> Run:
     """Train a recipe's adapter, resuming from the newest checkpoint in its run folder if there is one.
 
     Args:
         recipe: From `load_recipe`, or what that takes; a run folder resumes that run.
-        reporter: Told about everything that happens; silent by default.
+        reporter: Told about everything that happens; by default lines are printed, every `train.logging_steps` steps.
+        quiet: Print nothing.
 
     Returns:
         The run, with its adapter in `Run.adapter_path`. A finished run is returned unchanged.
@@ -64,11 +66,12 @@ def train(recipe: Recipe | str | Path, *, reporter: Reporter | None = None) -> R
     Raises:
         StropError: See `strop.errors`. What was trained so far is in a checkpoint.
     """
-    recipe, reporter = as_recipe(recipe), reporter or Reporter()
+    recipe = as_recipe(recipe)
+    reporter = reporter_for(reporter, quiet, recipe.train.logging_steps)
     require(recipe.train.report_to)
     folder = RunFolder(recipe.output_dir)
     with folder.claim():
-        prepared = prepare(recipe, reporter.note)
+        prepared = prepare(recipe, reporter)
         prepared.report.refuse()
         fingerprints = _fingerprints(prepared)
         if folder.manifest is None:
@@ -163,18 +166,37 @@ def _on_modal(recipe: Recipe, detach: bool) -> None:
 
 
 def _print_finished(run: Run) -> None:
-    progress, dollars = run.manifest.progress or Progress(), run.manifest.dollars
-    cost = "" if dollars is None else f", ${dollars:.2f}"
-    held_out: list[float] = []
-    with suppress(StorageError):  # a damaged line of the metrics; the report says so
-        held_out = [record.eval_loss for record in run.metrics() if isinstance(record, EvalRecord)]
-    ends = [held_out[0], held_out[-1]] if len(held_out) > 1 else held_out
-    losses = f", held-out loss {' -> '.join(f'{loss:.4f}' for loss in ends)}" if ends else ""
+    manifest, recipe = run.manifest, run.recipe
+    progress = manifest.progress or Progress()
+    step = progress.step if manifest.adapter_step is None else manifest.adapter_step
+    best = "" if step == progress.step else f", the adapter is that of step {step}"
+    cost = "" if manifest.dollars is None else f", ${manifest.dollars:.2f}"
     out.print(
-        f"[green]done[/green]: {progress.step} steps in {clock(progress.seconds)}{losses}{cost}\n"
+        f"[green]done[/green]: {counted(progress.step, 'step')}{_seen(manifest, recipe)}{best}, "
+        f"training time {clock(progress.seconds)}{_held_out_losses(run)}{cost}\n"
         f"adapter: {escape(str(run.adapter_path))} (saved, read back and checked)\n"
-        f"Next: strop evaluate {escape(str(run.path))}"
+        f"Next: strop evaluate {escape(str(run.path))}",
+        soft_wrap=True,
     )
+
+
+def _seen(manifest: Manifest, recipe: Recipe) -> str:
+    """What part of the samples the run has seen."""
+    data, steps = manifest.data, (manifest.progress or Progress()).step
+    samples = (data and (sum(each.epoch_samples or 0 for each in data.sources) or data.samples)) or 0
+    return f" on {coverage(steps, recipe.train.samples_per_step, samples)}" if samples else ""
+
+
+def _held_out_losses(run: Run) -> str:
+    pairs: list[tuple[int, float]] = []
+    with suppress(StorageError):  # a damaged line of the metrics; the report says so
+        pairs = [(record.step, record.eval_loss) for record in run.metrics() if isinstance(record, EvalRecord)]
+    base, adapter = base_and_adapter(pairs, run.manifest.adapter_step)
+    if adapter is None:
+        return ""
+    before = "" if base is None else f"{base:.4f} (base) -> "
+    worse = ", worse than the base" if base is not None and adapter > base else ""
+    return f", held-out loss {before}{adapter:.4f}{worse}"
 
 
 def _tracked(recipe: Recipe, folder: RunFolder, reporter: Reporter) -> Reporter:
@@ -206,7 +228,9 @@ def _run(attempt: Attempt) -> None:
         if rows := _sampled_rows(attempt):
             trainer.sample = lambda step: rows.answered(step, setup.generate(trainer.check))
         changes = attempt.begin(engine, trainer.num_steps, setup.sharing_ratio, setup.plan, setup.limit)
-        attempt.tell(*changes, *engine.explain(), *setup.notes)
+        seen = coverage(trainer.num_steps, recipe.train.samples_per_step, len(attempt.prepared.data.train))
+        work = f"{counted(trainer.num_steps, 'step')} of {counted(recipe.train.samples_per_step, 'sample')}: {seen}"
+        attempt.tell(*changes, *engine.explain(), *setup.notes, work)
         with attempt.watched():
             attempt.resume(trainer)
             adapter = engine.adapter_with(trainer.run())
@@ -248,9 +272,10 @@ def _strop_setup(attempt: Attempt) -> Iterator[_Setup]:
 
     recipe, prepared, folder = attempt.recipe, attempt.prepared, attempt.folder
     data = prepared.data
-    adapter = load_model(recipe, prepared.model, attempt.reporter.note)
-    engine = StropEngine(adapter, data.train, recipe.train, folder, _most_tokens(folder, recipe, adapter))
-    sharing = engine.microbatches.sharing()
+    with attempt.reporter.waiting("loading the base model"):
+        adapter = load_model(recipe, prepared.model, attempt.reporter.note)
+        engine = StropEngine(adapter, data.train, recipe.train, folder, _most_tokens(folder, recipe, adapter))
+        sharing = engine.microbatches.sharing()
     job = PlannedRun(recipe, prepared.model.config, data.train, data.validation)
     expected = prediction(job, folder, engine.device, attempt.meter)
 
@@ -285,7 +310,8 @@ def _unsloth_setup(attempt: Attempt) -> Iterator[_Setup]:
 
     with start_worker(recipe, prepared.model, data.train, data.validation, attempt.folder) as worker:
         attempt.reporter.note(f"Unsloth is starting in its own process; its output goes to {worker.log}")
-        engine = UnslothEngine(worker, data.train, recipe.train, on_own_decoder)
+        with attempt.reporter.waiting("Unsloth loads the base model"):
+            engine = UnslothEngine(worker, data.train, recipe.train, on_own_decoder)
         yield _Setup(engine, lambda check_stop: engine.evaluate(), lambda check_stop: engine.generate)
 
 

@@ -14,6 +14,7 @@ from strop.data.store import SPECIAL_TEXT, STOP_CUT, TRUNCATED, SampleStore
 from strop.data.template import Template
 from strop.data.tokenizer import texts_of
 from strop.errors import DataError
+from strop.readable import counted
 
 _SAMPLES_AT_A_TIME = 4096
 _HISTOGRAM_BINS = 20
@@ -137,7 +138,7 @@ class AuditReport:
                 raise DataError(f"no token of the {name} rows is learned; check that data.template fits them")
             if part.double_bos:
                 raise DataError(
-                    f"{part.double_bos:,} of {part.samples:,} {name} samples begin with two BOS tokens, "
+                    f"{part.double_bos:,} of {counted(part.samples, f'{name} sample')} begin with two BOS tokens, "
                     "because the text of the rows already begins with one; remove it from the rows"
                 )
         if not self.train.stop_learned:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -30,16 +30,25 @@ from strop.data.store import (
     seal_of,
 )
 from strop.data.template import Encoded, Template
+from strop.data.template_process import TemplateOverrun
 from strop.errors import DataError
+from strop.readable import counted
 
 _ROWS_AT_A_TIME = 1024
 _FAULTS_SHOWN, _OF_A_KIND = 20, 5
+_MOST_OVERRUNS = 5
 _MOST_TURNS = 2**16 - 1
 _ABANDONED_AFTER = 24 * 3600  # seconds
 
 
-def build(folder: Path, sources: Sequence[Source], template: Template, settings: StoreSettings) -> None:
-    """Tokenise the sources into `folder`, replacing it if it is damaged.
+def build(
+    folder: Path,
+    sources: Sequence[Source],
+    template: Template,
+    settings: StoreSettings,
+    seen: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Tokenise the sources into `folder`, replacing it if it is damaged; `seen` is told how many rows were read.
 
     Raises:
         BadRowsError, DataError: See `strop.data.dataset.open_or_build`.
@@ -50,7 +59,7 @@ def build(folder: Path, sources: Sequence[Source], template: Template, settings:
     work = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
     try:
         builder = _Builder(work, sources, template, settings)
-        builder.run()
+        builder.run(seen)
         if builder.faults and settings.on_bad_row == "error":
             raise _bad_rows(builder, folder)
         if not builder.num_samples:
@@ -71,6 +80,7 @@ class _Builder:
         self.sources = sources
         self.files = [file for source in sources for file in source.files]
         self.faults: list[Fault] = []
+        self._overruns = 0
         self.dropped: Counter[str] = Counter()
         self.unused: Counter[str] = Counter()
         self.found: list[str] = []
@@ -90,7 +100,7 @@ class _Builder:
     def rows_read(self) -> int:
         return self.rows_used + len(self.faults) + self.dropped.total()
 
-    def run(self) -> None:
+    def run(self, seen: Callable[[str], None]) -> None:
         rows = self._rows()
         limit = self.settings.max_samples
         while limit is None or self.rows_used < limit:
@@ -99,6 +109,7 @@ class _Builder:
             if not block:
                 break
             self._add(block)
+            seen(counted(self.rows_read, "row"))
         self.faults.sort(key=lambda fault: (self._order[fault.origin.file], fault.origin.line))
 
     def _rows(self) -> Iterator[Row]:
@@ -138,7 +149,15 @@ class _Builder:
                     encoded += [(row, samples) for samples in self.template.encode([row.example])]
                 except DataError as error:
                     self.faults.append(Fault(row.origin, str(error)))
+                    self._count(error)
             return encoded
+
+    def _count(self, error: DataError) -> None:
+        """End a pass in which row after row costs seconds: a million of them would take weeks."""
+        self._overruns += isinstance(error, TemplateOverrun)
+        if self._overruns >= _MOST_OVERRUNS:
+            shown = "\n".join(f"  {fault}" for fault in self.faults[-_MOST_OVERRUNS:])
+            raise DataError(f"{self._overruns} rows ran over the limits of a chat template; no more are read:\n{shown}")
 
     def _write(self, kept: list[tuple[Row, Encoded, int]]) -> None:
         rows = np.empty(len(kept), ROW)
@@ -251,7 +270,9 @@ def _bad_rows(builder: _Builder, folder: Path) -> BadRowsError:
         if builder.rows_used
         else "No row is left without them: fix them, or what the recipe says of them"
     )
-    return BadRowsError(f"{len(faults):,} of {builder.rows_read:,} rows cannot be used:\n{shown}{rest}\n{ways}", faults)
+    return BadRowsError(
+        f"{len(faults):,} of {counted(builder.rows_read, 'row')} cannot be used:\n{shown}{rest}\n{ways}", faults
+    )
 
 
 def _some_of_each_kind(faults: Sequence[Fault]) -> list[Fault]:

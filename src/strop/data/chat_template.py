@@ -16,11 +16,12 @@ from typing import Any
 from strop.data.examples import Conversation, Message
 from strop.data.places import QUESTION
 from strop.data.prompts import Segment
-from strop.data.rendering import PROBE, Asked, Renderer
+from strop.data.rendering import PROBE, Part, Renderer
 from strop.data.written import require_written
 from strop.errors import DataError, ModelError
 
 _OPEN, _CLOSE = "<think>", "</think>"
+_HERE = "strop_continues_here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,21 @@ class Sample:
         segments: Texts that joined give the whole text.
         num_turns: How many of the conversation's turns it holds; 0 if the row is no conversation.
         context: Indices of segments that are answers, but not learned.
+        ends: How many turns there are up to the end of each answer; of n answers, the k-th is segment 2k + 1.
     """
 
     segments: list[Segment]
     num_turns: int
     context: frozenset[int] = frozenset()
+    ends: tuple[int, ...] = ()
+
+    def apart(self) -> list["Sample"]:
+        """A sample for each learned answer, after all that comes before it."""
+        answers = [(2 * k + 1, end) for k, end in enumerate(self.ends) if 2 * k + 1 not in self.context]
+        return [
+            Sample([("".join(text for text, _ in self.segments[:at]), False), self.segments[at]], end)
+            for at, end in answers
+        ]
 
 
 class ChatTemplate(Renderer):
@@ -43,6 +54,7 @@ class ChatTemplate(Renderer):
 
     Attributes:
         probe: A question and its answer as segments.
+        call_probe: A question, and a call of a tool as the answer; empty if the template has no calls.
 
     Raises:
         ModelError: See `Renderer`; or the template does not compile, or cannot render a question and its answer.
@@ -54,6 +66,7 @@ class ChatTemplate(Renderer):
         self._added = tuple(token.content for token in added if token.content)
         try:
             [[sample]] = self.split([PROBE])
+            self.call_probe = self._call_probe()
         except DataError as error:
             raise ModelError(f"cannot train with the model's chat template: {error}") from error
         self.probe = sample.segments
@@ -72,9 +85,23 @@ class ChatTemplate(Renderer):
             return text
         if not _is_asked(chat, last):
             return self._opening(self.render([chat], False)[0])
-        [text] = self.render_asked([Asked(chat, last, True)])
+        [text] = self.render_parts([(chat, [(last, True)])])
         require_written(chat, text, last, [])
         return text
+
+    def begun(self, chat: Conversation) -> str:
+        """The text up to the end of the last message's content, which a model is to continue.
+
+        Raises:
+            DataError: The template rejects the conversation or leaves this message out.
+        """
+        *before, last = chat.messages
+        marked = replace(last, content=f"{last.content}{_HERE} ")
+        [text] = self.render([replace(chat, messages=(*before, marked))], False)
+        begun, found, after = text.rpartition(_HERE)
+        if not found:
+            raise DataError("not in the chat template: it leaves out the message that is to be continued")
+        return begun if after.startswith(" ") else begun.rstrip()  # what trims the mark's blank trims the content's
 
     def split(self, chats: Sequence[Conversation], whole_rows: bool = False) -> list[list[Sample]]:
         """Each conversation's samples: one, or one for each learned answer if the template rewrites earlier turns.
@@ -88,17 +115,14 @@ class ChatTemplate(Renderer):
                 way than its generation prompt does.
         """
         answers = [_answers(chat, whole_rows) for chat in chats]
-        wholes = self.render_asked([Asked(chat, len(chat.messages), False) for chat in chats])
-        pairs = [(i, k) for i, ks in enumerate(answers) for k in ks]
-        inner = [(i, k) for i, k in pairs if k + 1 < len(chats[i].messages)]
-        later = [(i, k) for i, k in pairs if _is_asked(chats[i], k)]
-        prompts = dict(zip(later, self.render_asked([Asked(chats[i], k, True) for i, k in later]), strict=True))
-        ends = dict(zip(inner, self.render_asked([Asked(chats[i], k + 1, False) for i, k in inner]), strict=True))
+        parts = [_parts(chat, ks) for chat, ks in zip(chats, answers, strict=True)]
+        rendered = iter(self.render_parts(list(zip(chats, parts, strict=True))))
         found = []
-        for i, chat in enumerate(chats):
-            own = {k: ends.get((i, k), wholes[i]) for k in answers[i]}
-            begins = {k: prompts[i, k] if (i, k) in prompts else self._opening(own[k]) for k in answers[i]}
-            found.append(self._samples(chat, wholes[i], begins, own, whole_rows))
+        for chat, ks, own in zip(chats, answers, parts, strict=True):
+            texts = dict(zip(own, rendered, strict=False))
+            ends = {k: texts[k + 1, False] for k in ks}
+            prompts = {k: texts[k, True] if (k, True) in texts else self._opening(ends[k]) for k in ks}
+            found.append(self._samples(chat, texts[len(chat.messages), False], prompts, ends, whole_rows))
         return found
 
     def _samples(
@@ -110,7 +134,8 @@ class ChatTemplate(Renderer):
         if segments is not None:
             require_written(chat, whole, count, [k for k in prompts if chat.messages[k].learned])
             context = [not chat.messages[k].learned for k in prompts]
-            return [Sample(segments, count, frozenset(2 * n + 1 for n, is_context in enumerate(context) if is_context))]
+            unlearned = frozenset(2 * n + 1 for n, is_context in enumerate(context) if is_context)
+            return [Sample(segments, count, unlearned, tuple(k + 1 for k in prompts))]
         if whole_rows:
             if not all(message.learned for message in chat.messages if message.role == "assistant"):
                 raise DataError("the chat template rewrites earlier turns: data.train_on=all cannot leave one out")
@@ -185,6 +210,12 @@ class ChatTemplate(Renderer):
 def _answers(chat: Conversation, whole_rows: bool) -> list[int]:
     """The turns that have to be told apart: learned answers; if prompts are learned too, those that are not as well."""
     return [k for k, m in enumerate(chat.messages) if m.role == "assistant" and (m.learned or whole_rows)]
+
+
+def _parts(chat: Conversation, answers: Sequence[int]) -> list[Part]:
+    """What has to be rendered of a conversation: up to each answer's prompt and end, and all of it."""
+    prompts = [(k, True) for k in answers if _is_asked(chat, k)]
+    return list(dict.fromkeys([*prompts, *((k + 1, False) for k in answers), (len(chat.messages), False)]))
 
 
 def _is_asked(chat: Conversation, turn: int) -> bool:

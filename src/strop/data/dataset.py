@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -47,7 +47,13 @@ class Dataset:
         return all(source.shape.format not in ("text", "tokens") for source in rows)
 
 
-def open_dataset(data: DataSection, tokenizer_folder: Path, max_seq_length: int, seed: int) -> Dataset:
+def open_dataset(
+    data: DataSection,
+    tokenizer_folder: Path,
+    max_seq_length: int,
+    seed: int,
+    seen: Callable[[str], None] = lambda text: None,
+) -> Dataset:
     """Find, read, tokenise and cache a recipe's rows.
 
     Args:
@@ -55,6 +61,7 @@ def open_dataset(data: DataSection, tokenizer_folder: Path, max_seq_length: int,
         tokenizer_folder: A vetted folder with tokenizer.json.
         max_seq_length: Tokens; longer samples are treated as data.long_samples says.
         seed: Decides which rows `validation_split_percentage` takes.
+        seen: Told now and then how many rows have been read, such as `2,048 rows`.
 
     Raises:
         DataError, ModelError, RecipeError: What stops the run, with file:line if a row is at fault.
@@ -74,7 +81,7 @@ def open_dataset(data: DataSection, tokenizer_folder: Path, max_seq_length: int,
             data.long_samples,
             data.long_overlap,
         )
-        return open_or_build(sources, template, settings)
+        return open_or_build(sources, template, settings, seen)
 
     distinct = store(sources, data.max_train_samples, Split("train", percentage, seed) if percentage else None)
     validation = None
@@ -105,13 +112,19 @@ def template_of(data: DataSection, tokenizer_folder: Path, sources: Sequence[Sou
     return template
 
 
-def open_or_build(sources: Sequence[Source], template: Template, settings: StoreSettings) -> SampleStore:
+def open_or_build(
+    sources: Sequence[Source],
+    template: Template,
+    settings: StoreSettings,
+    seen: Callable[[str], None] = lambda text: None,
+) -> SampleStore:
     """The samples of these sources: from the cache if it holds them intact, otherwise built now.
 
     Args:
         sources: From `open_sources`.
         template: Renders and tokenises; its fingerprint is part of the cache's key.
         settings: Everything else that determines the samples.
+        seen: Told now and then how many rows have been read.
 
     Raises:
         BadRowsError: With on_bad_row=error: `faults` lists every faulty row of the files.
@@ -122,7 +135,7 @@ def open_or_build(sources: Sequence[Source], template: Template, settings: Store
     manifest = read_manifest(folder)
     if manifest is None:
         with writing_to_cache():
-            build(folder, sources, template, settings)
+            build(folder, sources, template, settings, seen)
         manifest = read_manifest(folder)
         if manifest is None:
             raise DataError(f"the token cache {folder} was damaged while it was written; check the disk")

@@ -1,10 +1,10 @@
 """What a chat template has a place for, found by rendering short conversations: what it drops, it drops in silence."""
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import cache
 
 from strop.data.examples import Conversation, Message, ToolCall
+from strop.data.template_process import rejections_ignored
 from strop.errors import DataError
 
 Render = Callable[[Conversation, bool], str]
@@ -97,7 +97,7 @@ class Places:
             return True
         probes, marks = _PROBES[what]
         for turns in probes:
-            with suppress(DataError):
+            with rejections_ignored():
                 chat = Conversation(turns, (TOOL,) if has_tools else ())
                 if _in_order(marks, self._render(chat, turns[-1].role == "user")):
                     return True
@@ -105,14 +105,14 @@ class Places:
 
     def _opens_reasoning(self) -> bool:
         """Whether the generation prompt opens a reasoning, so that the model writes one in any case."""
-        with suppress(DataError):
+        with rejections_ignored():
             return self._render(Conversation((QUESTION,)), True).rstrip().endswith("<think>")
         return False
 
     def _asks_otherwise(self, what: str) -> bool:
         """Whether a question is put in another way beside tools or documents."""
         tools, documents = ((TOOL,), ()) if what == "tools" else ((), (DOCUMENT,))
-        with suppress(DataError):
+        with rejections_ignored():
             plain, given = Conversation((QUESTION,)), Conversation((QUESTION,), tools, documents)
             return self._render(given, True) != self._render(plain, True)
         return False

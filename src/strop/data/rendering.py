@@ -1,10 +1,8 @@
 """Conversations -> text, by a model's own Jinja template as transformers renders it."""
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -14,63 +12,49 @@ from strop.data.dated import dated
 from strop.data.examples import Conversation, Message
 from strop.data.places import ANSWER, CALL, QUESTION, TOOL, Places
 from strop.data.prompts import as_json
-from strop.data.trial import try_in_child
+from strop.data.template_process import Chat, rejections_ignored, render, to_json
 from strop.errors import DataError
 
 PROBE = Conversation((QUESTION, ANSWER))
 """The shortest conversation."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A conversation's first turns, to be rendered."""
+Part = tuple[int, bool]
+"""How many of a conversation's first turns, and whether a generation prompt follows."""
 
-    chat: Conversation
-    num_turns: int
-    generation_prompt: bool
+_ARGUMENTS = {"messages", "tools", "documents", "add_generation_prompt"}
+"""What a template is given in any case."""
 
 
 class Renderer:
-    """A chat template, tried once in a child process before it runs in this one.
+    """A chat template, which is untrusted: a process of its own renders it, within limits.
 
     Args:
         tokenizer: A fast tokenizer.
-        source: The Jinja template. It is untrusted: transformers renders it in its sandbox.
+        source: The Jinja template.
 
     Attributes:
         source: The template that is rendered; it prints one day for ever.
         places: What it has a place for.
-
-    Raises:
-        ModelError: The template does not finish, or takes too much memory.
     """
 
     def __init__(self, tokenizer: Any, source: str) -> None:
         self._tokenizer = tokenizer
+        self._special_tokens = dict(tokenizer.special_tokens_map)
         self.source = dated(source)
         self.places = Places(lambda chat, generation_prompt: self.render([chat], generation_prompt)[0])
-        try_in_child(self.source, dict(tokenizer.special_tokens_map))
 
     def render(self, chats: Sequence[Conversation], generation_prompt: bool) -> list[str]:
         """The template's text for each conversation.
 
         Raises:
-            DataError: The template rejects one of them; the error does not say which.
+            DataError: The template rejects one of them, or runs over a limit; the error does not say which.
         """
-        return self.render_asked([Asked(chat, len(chat.messages), generation_prompt) for chat in chats])
+        return self.render_parts([(chat, [(len(chat.messages), generation_prompt)]) for chat in chats])
 
-    def render_asked(self, asked: Sequence[Asked]) -> list[str]:
-        """As `render`, with one call of the template for all that give it the same besides their turns."""
-        texts = [""] * len(asked)
-        groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-        for i, one in enumerate(asked):
-            groups[_given(one.chat), one.generation_prompt].append(i)
-        for (_, generation_prompt), members in groups.items():
-            first = asked[members[0]].chat
-            chats = [[self.turn(m) for m in asked[i].chat.messages[: asked[i].num_turns]] for i in members]
-            for i, text in zip(members, self._apply(chats, first, generation_prompt), strict=True):
-                texts[i] = text
-        return texts
+    def render_parts(self, asked: Sequence[tuple[Conversation, Sequence[Part]]]) -> list[str]:
+        """As `render`, for parts of conversations: all of the first, then all of the second, and so on."""
+        return self._apply([(list(map(self.turn, chat.messages)), chat, parts) for chat, parts in asked])
 
     def turn(self, message: Message) -> dict[str, Any]:
         """A message as this template takes it."""
@@ -84,8 +68,8 @@ class Renderer:
         Some templates fail on objects or write them as Python does; those that write JSON would quote text once more.
         """
         for spelled in (as_json(CALL), _with_text(as_json(CALL))):
-            with suppress(DataError):
-                [text] = self._apply([[as_json(QUESTION), spelled]], PROBE, False)
+            with rejections_ignored():
+                text = self._one([as_json(QUESTION), spelled], PROBE)
                 if "strop_probe_place" in text and "{'place'" not in text:
                     return isinstance(spelled["tool_calls"][0]["function"]["arguments"], str)
         return False
@@ -104,9 +88,16 @@ class Renderer:
                 "use a model or data.chat_template that does, or remove them"
             )
 
-    def _values(self, chat: Conversation) -> dict[str, Any]:
-        """Those of a row's values that the template reads."""
-        return {name: value for name, value in chat.template_kwargs.items() if name in self._names}
+    def _given(self, chat: Conversation) -> str:
+        """What a conversation has besides turns, if the template reads it, as JSON."""
+        given = {name: value for name, value in chat.template_kwargs.items() if name in self._names}
+        if taken := sorted(given.keys() & _ARGUMENTS):
+            raise DataError(f"chat_template_kwargs {', '.join(taken)}: not a value of their own; use the row's keys")
+        if chat.tools:
+            given["tools"] = chat.tools
+        if chat.documents:
+            given["documents"] = chat.documents
+        return to_json(given) if given else "{}"
 
     @cached_property
     def _names(self) -> frozenset[str]:
@@ -117,26 +108,18 @@ class Renderer:
             word for (_, last), (kind, word) in zip(before, words, strict=False) if kind == "name" and last != "."
         )
 
-    def _apply(self, chats: list[list[dict[str, Any]]], given: Conversation, generation_prompt: bool) -> list[str]:
-        try:
-            texts: list[str] = self._tokenizer.apply_chat_template(
-                chats,
-                tools=list(map(dict, given.tools)) or None,
-                documents=list(map(dict, given.documents)) or None,
-                chat_template=self.source,
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                **self._values(given),
-            )
-        except Exception as error:  # a template may raise anything
-            raise DataError(f"the chat template rejects this row: {error}") from error
-        return texts
+    def _apply(self, asked: Sequence[tuple[list[dict[str, Any]], Conversation, Sequence[Part]]]) -> list[str]:
+        """Render turns, as the template takes them, with what else a conversation gives it."""
+        chats = [Chat(list(map(to_json, turns)), self._given(chat), parts) for turns, chat, parts in asked]
+        return render(self.source, self._special_tokens, chats)
 
-    @cached_property
-    def call_probe(self) -> str:
+    def _one(self, turns: list[dict[str, Any]], given: Conversation) -> str:
+        return self._apply([(turns, given, [(len(turns), False)])])[0]
+
+    def _call_probe(self) -> str:
         """A question, and a call of a tool as the answer; empty if the template has no calls."""
-        with suppress(DataError):
-            return self._apply([[as_json(QUESTION), self.turn(CALL)]], replace(PROBE, tools=(TOOL,)), False)[0]
+        with rejections_ignored():
+            return self._one([as_json(QUESTION), self.turn(CALL)], replace(PROBE, tools=(TOOL,)))
         return ""
 
     @cached_property
@@ -146,8 +129,8 @@ class Renderer:
         calls = [dict(reversed(call.items())) for call in turn["tool_calls"]]
         calls = [call | {"function": dict(reversed(call["function"].items()))} for call in calls]
         asked = [as_json(QUESTION), turn | {"tool_calls": calls}]
-        with suppress(DataError):
-            return self._apply([asked], replace(PROBE, tools=(TOOL,)), False)[0] != self.call_probe
+        with rejections_ignored():
+            return self._one(asked, replace(PROBE, tools=(TOOL,))) != self._call_probe()
         return False
 
 
@@ -159,8 +142,3 @@ def _with_text(turn: dict[str, Any]) -> dict[str, Any]:
     ]
     calls = [call | {"function": function} for call, function in zip(turn["tool_calls"], written, strict=True)]
     return turn | {"tool_calls": calls}
-
-
-def _given(chat: Conversation) -> str:
-    given = (chat.tools, chat.documents, chat.template_kwargs)
-    return json.dumps(given) if any(given) else ""

@@ -26,7 +26,9 @@ from strop.data.rows.columns import (
 from strop.data.rows.fields import RowError, is_empty
 from strop.data.rows.shapes import RowReader
 from strop.errors import DataError
+from strop.readable import counted
 from strop.recipe import DataFile, DataSection
+from strop.recipe.wording import nearest
 
 Note = Callable[[str], None]
 _ROWS_LOOKED_AT = 100
@@ -195,7 +197,7 @@ def _shape_of_file(path: Path, part: str | None, columns: dict[str, str], format
     if keys:
         raise DataError(_no_shape(path, keys, format))
     if faults:
-        raise DataError(f"{path}: none of the first {len(faults)} rows can be read; the first: {faults[0]}")
+        raise DataError(f"{path}: none of the first {counted(len(faults), 'row')} can be read; the first: {faults[0]}")
     raise DataError(f"{path} has no rows")
 
 
@@ -205,6 +207,7 @@ def _chosen(columns: dict[str, str], row: tuple[Origin, dict[str, Any]]) -> Shap
         if name not in row[1] and part not in optional:
             raise DataError(
                 f"{row[0]}: data.columns.{part}={name}, but the keys are {', '.join(map(repr, row[1])) or 'none'}"
+                f"{nearest(name, row[1])}"
             )
     return shape_chosen(columns)
 

@@ -26,7 +26,7 @@ from strop.data.examples import Fault, Origin
 from strop.data.sources import Source
 from strop.errors import DataError
 
-CODE_VERSION = 2  # raise it when the same rows and settings would give other tokens
+CODE_VERSION = 3  # raise it when the same rows and settings would give other tokens
 ROW = np.dtype(
     [("file", "<u4"), ("line", "<u4"), ("turns", "<u2"), ("flags", "u1"), ("prompt", "<u8"), ("content", "<u8")]
 )

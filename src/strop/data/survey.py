@@ -1,7 +1,7 @@
 """Rows read once from end to end, without a model: what they are, which cannot be used, and how they would split."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -11,6 +11,7 @@ from strop.data.rows.columns import optional_columns
 from strop.data.rows.fields import is_empty
 from strop.data.sources import Source, read_examples
 from strop.data.store import Split
+from strop.readable import counted
 
 PERCENTAGES = (5, 10, 20)
 """Parts of the rows to hold out, the best first; the others are for few rows."""
@@ -43,19 +44,22 @@ class Survey:
     percentage: int | None = None
 
 
-def survey(sources: Sequence[Source], seed: int) -> Survey:
+def survey(sources: Sequence[Source], seed: int, seen: Callable[[str], None] = lambda text: None) -> Survey:
     """Read every row of these sources, in constant memory.
 
     Args:
         sources: From `open_sources`.
         seed: Of the recipe, which decides the split.
+        seen: Told now and then how many rows have been read.
 
     Raises:
         DataError: A file has no rows or cannot be read to its end.
     """
     found = Survey(columns=[_columns(source) for source in sources])
     held_out: Counter[int] = Counter()
-    for row in read_examples(sources, note=found.found.append):
+    for number, row in enumerate(read_examples(sources, note=found.found.append), start=1):
+        if number % _ROWS_LOOKED_AT == 0:
+            seen(counted(number, "row"))
         if isinstance(row, Fault):
             found.num_faults += 1
             found.faults += [row] if len(found.faults) < _FAULTS_KEPT else []

@@ -141,10 +141,9 @@ class Template:
             DataError: An example cannot be rendered; with several, the error does not say which.
         """
         samples = self._samples(examples)
-        flat = [sample.segments for row in samples for sample in row]
-        ids = iter(self._encode_segments(flat))
+        tokenised = iter(self._tokenised([sample for row in samples for sample in row]))
         return [
-            [self._label(example, sample, next(ids)) for sample in row]
+            [self._label(example, *part) for _ in row for part in next(tokenised)]
             if not isinstance(example, Tokens)
             else [self._given(example)]
             for example, row in zip(examples, samples, strict=True)
@@ -214,8 +213,27 @@ class Template:
         backend = self.tokenizer.backend_tokenizer
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def _encode_segments(self, rows: list[list[Segment]]) -> list[list[list[int]]]:
-        """Ids of every segment, each as the continuation of the one before it.
+    def _tokenised(self, samples: list[Sample]) -> list[list[tuple[Sample, list[list[int]]]]]:
+        """Each sample with the ids of its segments; in its place one for each answer, where prompts need it.
+
+        An answer that begins with a blank line follows the newline that ends its prompt. In the prompts of later
+        answers, which are tokenised as one text when they are asked, both are one token in some vocabularies.
+        """
+        found = []
+        encoded = self._encode_segments([sample.segments for sample in samples])
+        for sample, segments in zip(samples, encoded, strict=True):
+            learned = [k for k in range(1, len(segments), 2) if k not in sample.context]
+            in_prompts = segments[1 : max(learned, default=0)]
+            if self.train_on != "all" and not all(is_apart for _, is_apart in in_prompts):
+                parts = sample.apart()
+                segments_of = self._encode_segments([part.segments for part in parts])
+                found.append([(part, [ids for ids, _ in each]) for part, each in zip(parts, segments_of, strict=True)])
+            else:
+                found.append([(sample, [ids for ids, _ in segments])])
+        return found
+
+    def _encode_segments(self, rows: list[list[Segment]]) -> list[list[tuple[list[int], bool]]]:
+        """Ids of every segment as the continuation of the one before it, and whether no token would span the cut.
 
         ids(before + segment) minus ids(before), so that SentencePiece puts no space before an answer. If a token
         would span the cut (generation could not produce it), the segment is tokenised after a newline instead, and if
@@ -229,7 +247,10 @@ class Template:
                 texts[text] = texts[text + row[n + 1][0]] = None
         known = dict(zip(texts, self._encode_texts(list(texts)), strict=True))
         return [
-            [self._continuation(before[n - 1], text, known) if n else known[text] for n, (text, _) in enumerate(row)]
+            [
+                self._continuation(before[n - 1], text, known) if n else (known[text], True)
+                for n, (text, _) in enumerate(row)
+            ]
             for row, before in zip(rows, befores, strict=True)
         ]
 
@@ -237,12 +258,12 @@ class Template:
         """A text from its last control token on; all of it if there is none."""
         return text[max(0, *(text.rfind(token) for token in self._controls)) :] if self._controls else text
 
-    def _continuation(self, before: str, text: str, known: dict[str, list[int]]) -> list[int]:
+    def _continuation(self, before: str, text: str, known: dict[str, list[int]]) -> tuple[list[int], bool]:
         joint, prefix = known[before + text], known[before]
         if joint[: len(prefix)] == prefix:
-            return joint[len(prefix) :]
+            return joint[len(prefix) :], True
         prefix, joint, alone = self._encode_texts(["\n", "\n" + text, text])
-        return joint[len(prefix) :] if joint[: len(prefix)] == prefix else alone
+        return (joint[len(prefix) :] if joint[: len(prefix)] == prefix else alone), False
 
     def _label(self, example: Example, sample: Sample, ids: list[list[int]]) -> Encoded:
         tokens: list[int] = []

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from strop.errors import ModelError
 from strop.resolve import MAX_CHAT_TEMPLATE_BYTES
+from strop.terminal import one_line
 
 _MOST_BYTES = 4  # of a character in UTF-8, and so of tokens that it is divided into
 
@@ -34,7 +35,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the Rust reader raises plain Exception for a damaged file
-        raise ModelError(f"{folder}: the tokenizer cannot be read: {error}") from error
+        raise ModelError(f"{folder}: the tokenizer cannot be read: {one_line(error)}") from error
     source = chat_template_of(tokenizer)
     if source is not None and len(source.encode("utf-8", "replace")) > MAX_CHAT_TEMPLATE_BYTES:
         raise ModelError(f"{folder}: the chat template is over 64 KiB, more than any honest template has")
@@ -86,7 +87,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
+        raise ModelError(f"{path} cannot be read: {one_line(error)}") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} does not contain a JSON object")
     return value

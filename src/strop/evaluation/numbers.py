@@ -63,11 +63,11 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
-_SEPARATORS: dict[str, dict[str, str]] = {
-    "plain": {},
-    "english": {",": ""},
-    "european": {".": "", ",": "."},
-    "spaced": {"'": "", "_": "", "\u00a0": "", ",": "."},
+_SEPARATORS = {
+    "plain": str.maketrans({}),
+    "english": str.maketrans({",": ""}),
+    "european": str.maketrans({".": "", ",": "."}),
+    "spaced": str.maketrans({"'": "", "_": "", "\u00a0": "", ",": "."}),
 }
 """For each way to group digits: what its marks are in Python's."""
 
@@ -109,7 +109,7 @@ def _values(text: str, match: re.Match[str]) -> Iterator[Decimal]:
 def _mantissa(match: re.Match[str]) -> str:
     for grouping, marks in _SEPARATORS.items():
         if match[grouping]:
-            return match[grouping].translate(str.maketrans(marks))
+            return match[grouping].translate(marks)
     return "1"  # of a power of ten
 
 

@@ -10,8 +10,9 @@ from strop.evaluation.score import split_question
 from strop.model.decoder import Decoder
 from strop.run.records import Sample
 
-MAX_NEW_TOKENS = 64
-"""Longest sample: enough to see what an answer looks like, and a limit for untrained models, which ramble."""
+MAX_NEW_TOKENS, MOST_NEW_TOKENS = 64, 256
+"""Longest sample: enough to see what an answer looks like, and a limit for untrained models, which ramble. Where the
+reference is longer, as long as that, so that an answer gets to its end; but never more than the second."""
 
 Generate = Callable[[Sequence[Sequence[int]], frozenset[int], int], Sequence[Sequence[int]]]
 """Prompts, stop tokens, most new tokens -> each prompt's greedy continuation, up to and including a stop token."""
@@ -34,7 +35,9 @@ class SampledRows:
         """The current model's greedy answer to each question, recorded under this step."""
         stop_ids = self.template.stop_ids
         pairs = [split_question(self.store[i], stop_ids) for i in range(len(self.questions))]
-        answers = generate([prompt for prompt, _ in pairs], stop_ids, MAX_NEW_TOKENS)
+        longest = max((len(answer) + 1 for _, answer in pairs), default=0)
+        limit = max(MAX_NEW_TOKENS, min(longest, MOST_NEW_TOKENS))
+        answers = generate([prompt for prompt, _ in pairs], stop_ids, limit)
         return [
             Sample(
                 step=step,

@@ -4,6 +4,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -25,6 +26,7 @@ from strop.evaluation.intervals import (
 from strop.evaluation.numbers import EXACT, numbers
 from strop.evaluation.result import METRICS, AnswerPair, Evaluation, Group, JudgedAnswer, Scores, ScoreSettings
 from strop.model.lora import LoraAdapter
+from strop.readable import counted
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -101,6 +103,7 @@ def evaluate(
     max_tokens: int,
     settings: ScoreSettings,
     groups: Sequence[str] | None = None,
+    waiting: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> Evaluation:
     """Score the base model and the tuned one on every row's loss and on some rows' generated answers.
 
@@ -113,13 +116,16 @@ def evaluate(
         max_tokens: Token budget of a microbatch for the loss.
         settings: How answers are generated and judged.
         groups: The group of each of the store's rows, if they have any.
+        waiting: Gives the context of what takes long, named by its argument.
     """
     sums: dict[str, RowSums] = {}
     judged: dict[str, list[JudgedAnswer]] = {}
     for name, enabled in (("base", False), ("tuned", True)):
         adapter.enable(enabled)
-        sums[name] = row_losses(adapter.decoder, store, max_tokens)
-        answers = generate(adapter.decoder, [q.prompt for q in questions], stop_ids, settings.max_new_tokens)
+        with waiting(f"{name} model: the loss of {counted(len(store), 'held-out row')}"):
+            sums[name] = row_losses(adapter.decoder, store, max_tokens)
+        with waiting(f"{name} model: answering {counted(len(questions), 'held-out row')}"):
+            answers = generate(adapter.decoder, [q.prompt for q in questions], stop_ids, settings.max_new_tokens)
         judged[name] = [
             _judge(answer, decode(answer.ids).strip(), question.reference, settings.numeric_tolerance)
             for question, answer in zip(questions, answers, strict=True)

@@ -13,10 +13,10 @@ from strop.errors import RecipeError, StorageError
 from strop.forecast.estimate import PlannedRun, scaled
 from strop.gpus import modal_name
 from strop.modal_runs.prices import STORED
+from strop.readable import clock
 from strop.run.cost import Meter
 from strop.run.folder import RunFolder
-from strop.run.manifest import Compared, Estimate, KeptEstimate
-from strop.run.reporter import clock
+from strop.run.manifest import Compared, Estimate, KeptEstimate, says_much
 
 
 def prediction(job: PlannedRun, folder: RunFolder, device: str, meter: Meter | None) -> Estimate | None:
@@ -119,9 +119,11 @@ def sentence(line: Estimate, beside: Mapping[str, Compared], attempts: int) -> s
     parts = []
     for name, (label, show) in _SHOWN.items():
         if found := beside.get(name):
-            parts.append(f"{label} {show(found.actual)}, predicted {show(found.predicted)} ({found.off:+.0%})")
+            off = f" ({found.off:+.0%})" if says_much(beside) else ""
+            parts.append(f"{label} {show(found.actual)}, predicted {show(found.predicted)}{off}")
     several = f" ({attempts} attempts)" if attempts > 1 else ""
-    return f"plan ({line.source}){several}: {'; '.join(parts)}"
+    short = "" if says_much(beside) else "; a run of seconds says little of a plan"
+    return f"plan ({line.source}){several}: {'; '.join(parts)}{short}"
 
 
 def compare(folder: RunFolder, outcome: Outcome, note: Callable[[str], None]) -> None:

@@ -1,5 +1,7 @@
 """The time of a microbatch from shapes: products, attention, passes over memory, and a layer's fixed cost.
 
+Products take as long as their operations, or as long as it takes to read the frozen weights if there are few tokens.
+
 Each term is operations or bytes, divided by the share of the GPU's published rate that an H200 reached. Five numbers
 for the fused layers are solved from `published.FIGURES` (`benchmarks/fit_forecast.py`): the two batch sizes give a
 layer's fixed cost, however small the microbatch, the difference between short and long samples gives attention, and
@@ -33,6 +35,9 @@ _PLAIN_PASSES = 50.0
 _PLAIN_LAYER_SECONDS = 4.3e-3
 """Time to launch a plain layer's kernels, forward and backward, from 7.7 steps a second of SmolLM2-135M."""
 
+_BYTES = {"float8": 1, "bfloat16": 2, "float32": 4}
+"""Of a frozen weight; what NF4's take is in the traffic of making them dense."""
+
 _RECOMPUTED = 1.39
 """Products with checkpointing relative to without: forward again, except each layer's last product, 22% of them."""
 
@@ -45,15 +50,19 @@ class Speed:
     """How fast one kind of GPU trains one model.
 
     Attributes:
-        token: Seconds for each token computed: products and passes over memory.
-        learned: Seconds for each learned position: the head.
+        product: Seconds for each token computed, of the layers' products.
+        passes: Seconds for each token computed, of passes over memory.
+        learned: Seconds for each learned position: the head's products.
+        reading: Seconds in which all frozen weights are read for the products; no microbatch's take less.
         pair: Seconds for each query-key pair of one layer.
         microbatch: Seconds for each microbatch, however small.
         launch: Seconds in which the host launches a microbatch's kernels; no microbatch takes less.
     """
 
-    token: float
+    product: float
+    passes: float
     learned: float
+    reading: float
     pair: float
     microbatch: float
     launch: float
@@ -73,9 +82,14 @@ class Speed:
         # Each weight is made dense for each product: half a byte read, a dense one written and read.
         dense = 2 * shape.layer_weights * (4.5 if activations == "bfloat16" else 8.5) / gpu.bandwidth if nf4 else 0.0
         launch = 0.0 if fused else _PLAIN_LAYER_SECONDS
+        # Forward, backward, and forward again; the head is not recomputed.
+        of_layers = (3 if checkpointing else 2) * shape.layer_weights * (0 if nf4 else _BYTES[precision])
+        of_head = 2 * shape.head_weights * _BYTES[activations]
         return cls(
-            again * products + (4 / 3 if checkpointing else 1.0) * bytes_moved / gpu.bandwidth,
+            again * products,
+            (4 / 3 if checkpointing else 1.0) * bytes_moved / gpu.bandwidth,
             head,
+            (of_layers + of_head) / gpu.bandwidth,
             again * pair,
             again * (layers * small + dense),
             again * layers * launch,
@@ -83,7 +97,8 @@ class Speed:
 
     def seconds(self, load: Load) -> float:
         """Forward and backward of one microbatch."""
-        device = self.token * load.tokens + self.learned * load.learned + self.pair * load.pairs + self.microbatch
+        products = max(self.product * load.tokens + self.learned * load.learned, self.reading)
+        device = products + self.passes * load.tokens + self.pair * load.pairs + self.microbatch
         return max(device, self.launch)
 
 

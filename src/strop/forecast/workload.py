@@ -197,4 +197,4 @@ def _evaluations(recipe: Recipe, num_steps: int) -> int:
     section = recipe.train
     due = num_steps // section.eval_steps if section.eval_steps else 0
     at_end = not section.eval_steps or num_steps % section.eval_steps != 0
-    return due + at_end + section.eval_on_start
+    return due + at_end + (section.eval_on_start is not False)

@@ -4,6 +4,8 @@ Nothing is shuffled in memory, and resuming skips nothing: each epoch's order is
 one index at a time, so 2 billion rows cost no more than 2 million.
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +20,9 @@ _ROUNDS = 8
 class Order:
     """The order in which a run sees its samples.
 
-    All epochs form one stream, cut into steps of `samples_per_step`. Only the last step may be shorter, and only if the
-    run's length is given in epochs, so that one epoch visits each sample exactly once.
+    All epochs form one stream, cut into steps of `samples_per_step`: a step may hold the end of one epoch and the
+    beginning of the next. Only the last step may be shorter, and only if the run's length is given in epochs, so that
+    each epoch visits each sample exactly once. A run has at least one step.
 
     Attributes:
         num_samples: Samples in the store.
@@ -58,8 +61,24 @@ class Order:
 
     @property
     def _length(self) -> int:
-        """Samples seen in a run of `num_epochs`, counting repetitions."""
-        return round(self.num_samples * self.num_epochs)
+        """Samples seen in a run of `num_epochs`, counting repetitions; at least one."""
+        return max(1, round(self.num_samples * self.num_epochs))
+
+    def explain(self) -> Iterator[str]:
+        """What a length in epochs means for these samples, where it may not be what was meant."""
+        steps = f"{self.num_steps:,} {'step' if self.num_steps == 1 else 'steps'}"
+        given = f"train.num_train_epochs={self.num_epochs:g} of {self.num_samples:,} samples"
+        if self.max_steps is None and self.num_samples * self.num_epochs < 1:
+            yield f"{given} is less than one sample, so one is seen: {steps}"
+        elif self.max_steps is None and self.num_steps != (theirs := self._steps_of_trainer):
+            yield (
+                f"{given}, {self.samples_per_step:,} a step: {steps}, because a step may cross the end of an epoch "
+                f"(transformers' Trainer begins a new one there, which makes {theirs:,})"
+            )
+
+    @property
+    def _steps_of_trainer(self) -> int:
+        return math.ceil(self.num_epochs * -(-self.num_samples // self.samples_per_step))
 
 
 def _permute(index: NDArray[np.int64], n: int, seed: int, epoch: int) -> NDArray[np.int64]:

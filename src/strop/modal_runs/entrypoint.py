@@ -10,6 +10,7 @@ from strop.errors import StropError
 from strop.modal_runs.launch import Launch
 from strop.modal_runs.modal_app import app
 from strop.recipe import load_recipe
+from strop.terminal import message
 
 
 @app.local_entrypoint()
@@ -20,7 +21,7 @@ def main(recipe: str, overrides: str = "") -> None:
         # Modal's client has already opened the app, and prints the log.
         outcome = Launch(loaded, print, lambda text, source: None, nullcontext).run()
     except StropError as error:
-        print(f"error: {error}")
+        print(f"error: {message(str(error))}")
         raise SystemExit(error.exit_code) from None
     if outcome is not None and outcome.exit_code:
         raise SystemExit(outcome.exit_code)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from strop.errors import CloudError, Interrupted
 from strop.modal_runs.remote_run import Outcome, read_record
+from strop.terminal import log_text
 
 if TYPE_CHECKING:
     import modal
@@ -96,7 +97,7 @@ Emit = Callable[[str, str], None]
 
 def to_console(text: str, source: str) -> None:
     """Print a log entry to the stream that the run printed it to."""
-    print(text, end="", file=sys.stdout if source == "stdout" else sys.stderr, flush=True)
+    print(log_text(text), end="", file=sys.stdout if source == "stdout" else sys.stderr, flush=True)
 
 
 def show_logs(folder: Path, follow: bool, emit: Emit = to_console) -> Outcome | None:

@@ -81,6 +81,7 @@ class Launch:
     def __init__(
         self, recipe: Recipe, note: Note, emit: Emit, opened: Callable[[], AbstractContextManager[Any]]
     ) -> None:
+        _refuse_trackers(recipe)
         self._recipe, self._note, self._emit, self._opened = recipe, note, emit, opened
         self._folder = recipe.output_dir
         self._inputs = collect(recipe)
@@ -140,11 +141,11 @@ class Launch:
         job = TrainingJob(self._record.run_id, self._inputs.recipe.model_dump(mode="json"), gpu, section.timeout)
         secrets = [modal.Secret.from_name(name) for name in section.secrets]
         self._note(f"{job.run_id} on {gpu}; building a new image takes a few minutes")
-        call = None
+        call, page = None, ""
         try:
             with cloud_errors(), held_back(self._opened()):
                 function = train.with_options(gpu=gpu, timeout=section.timeout, secrets=secrets)
-                call = function.spawn(asdict(job))
+                call, page = function.spawn(asdict(job)), app.get_dashboard_url()
                 calls = (*self._record.call_ids, call.object_id)
                 self._record = replace(self._record, app_id=app.app_id or "", call_ids=calls, gpu=gpu)
                 write_record(self._folder, self._record)
@@ -153,6 +154,7 @@ class Launch:
             if call is None:
                 raise
             raise self._stop(call) from None
+        self._note(f"its page at Modal: {page}")
         return call
 
     def _follow(self, call: "modal.FunctionCall[dict[str, Any]]", patience: float | None) -> Outcome | None:
@@ -172,7 +174,7 @@ class Launch:
 
     def _stop(self, call: "modal.FunctionCall[dict[str, Any]]") -> Interrupted:
         """Stop the run; returns the error that says how to resume it."""
-        with suppress(OSError, SystemExit):  # Ctrl-C ends the other side of a pipe too; Rich then exits the process
+        with suppress(OSError):  # Ctrl-C ends the other side of a pipe too
             self._note("stopping: the run saves a checkpoint and ends")
         with cloud_errors():
             call.cancel()
@@ -188,6 +190,15 @@ class Launch:
         if outcome.exit_code:
             self._note(f"the run ended with exit code {outcome.exit_code}")
         pull(self._folder, self._note, must_exist=outcome.exit_code == 0)
+
+
+def _refuse_trackers(recipe: Recipe) -> None:
+    """Refuse here what would end the run there: its image has no tracker, nor has this account's key for one."""
+    if recipe.train.report_to:
+        raise RecipeError(
+            f"train.report_to={', '.join(recipe.train.report_to)}: runs on Modal have no trackers; set "
+            "train.report_to=none, and follow the run with `strop logs` or on its page"
+        )
 
 
 def _known_run(folder: Path, run_id: str) -> RemoteRun:

@@ -17,6 +17,7 @@ from strop.errors import CloudError
 from strop.modal_runs.follow import cloud_errors
 from strop.modal_runs.remote_run import RECORD_FILE, files_list, read_record, run_folder
 from strop.model.pretrained.locate import shared_name
+from strop.readable import counted
 from strop.recipe import load_recipe
 from strop.run.durable import replace_file, sync_folder
 from strop.run.folder import RunFolder
@@ -73,7 +74,7 @@ def pull(folder: Path, note: Callable[[str], None], must_exist: bool = True) -> 
     os.rename(staging, folder)
     sync_folder(folder.parent)
     shutil.rmtree(aside)
-    note(f"pulled {folder}: {len(files)} files, all hashes verified")
+    note(f"pulled {folder}: {counted(len(files), 'file')}, all hashes verified")
     return True
 
 

@@ -14,6 +14,7 @@ from strop.data.files import find
 from strop.data.sources import read_split
 from strop.errors import RecipeError
 from strop.modal_runs.remote_run import UPLOADED
+from strop.readable import counted
 from strop.recipe import DataFile, Recipe
 from strop.resolve import MODEL_FILES, data_suffix, expand, is_hub_id, resolve_package_path
 
@@ -64,7 +65,7 @@ def upload_files(files: Mapping[str, Path], volume: "modal.Volume", note: Callab
     missing = {place: file for place, file in files.items() if there.get(place) != file.stat().st_size}
     size = sum(file.stat().st_size for file in missing.values())
     if missing:
-        note(f"uploading {len(missing)} files, {size / 1e6:,.1f} MB")
+        note(f"uploading {counted(len(missing), 'file')}, {size / 1e6:,.1f} MB")
         with volume.batch_upload(force=True) as batch:
             for place, file in missing.items():
                 batch.put_file(file, f"/{place}")

@@ -66,6 +66,7 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
     keys.refuse_not_obeyed()
     _refuse_unsupported(keys, family)
     read = _read(keys, family)
+    keys.refuse_unreadable(read.vocab_size)
     keys.raise_faults()
     return read
 

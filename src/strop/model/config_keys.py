@@ -1,7 +1,7 @@
 """The keys of a config.json, read with their type and range; all that is wrong is said at once."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from strop.errors import ModelError
@@ -71,6 +71,21 @@ HARMLESS = frozenset(
 )
 """What changes nothing that strop computes."""
 
+_DTYPES = ("float64", "float32", "float16", "bfloat16")
+_SAID: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "architectures": ("a list of names", lambda value: _is_list_of(value, lambda each: isinstance(each, str))),
+    "dtype": (f"one of {', '.join(_DTYPES)}", lambda value: value in _DTYPES),
+    "torch_dtype": (f"one of {', '.join(_DTYPES)}", lambda value: value in _DTYPES),
+    "bos_token_id": ("a token id", lambda value: is_integer(value)),
+    "pad_token_id": ("a token id", lambda value: is_integer(value)),
+    "eos_token_id": ("one token id or a list of them", lambda v: is_integer(v) or _is_list_of(v, is_integer)),
+    "id2label": ("an object", lambda value: isinstance(value, dict)),
+    "label2id": ("an object", lambda value: isinstance(value, dict)),
+    "initializer_range": ("a number", lambda value: value == 0 or is_positive(value)),
+}
+"""Harmless keys that transformers reads nevertheless: with anything else there it does not load the folder, and so none
+of its exports either."""
+
 _AGAIN = "correct it, or download the file again"
 
 
@@ -137,6 +152,16 @@ class Keys:
         self.fault(f"{where}{key} {show(value)} must be a number above 0; {_AGAIN}")
         return 1.0
 
+    def refuse_unreadable(self, vocab_size: int) -> None:
+        """Note each harmless key with a value that transformers does not load; null is one that it does."""
+        for key, (what, is_that) in _SAID.items():
+            value = self.values.get(key)
+            if value is not None and not is_that(value):
+                self.fault(f"{key} {show(value)} must be {what}, or null; {_AGAIN}")
+        pad = self.values.get("pad_token_id")
+        if isinstance(pad, int) and not -vocab_size <= pad < vocab_size:
+            self.fault(f"pad_token_id {show(pad)} is beyond vocab_size, which is {vocab_size}; set it to null")
+
     def unused(self) -> list[str]:
         """Keys of which neither strop nor transformers' model of the family makes anything."""
         return sorted(key for key in self.values if key not in OBEYED | HARMLESS | NOT_OBEYED.keys())
@@ -159,3 +184,7 @@ def is_integer(value: Any) -> bool:
 def is_positive(value: Any) -> bool:
     """A number above 0 that float32 can hold; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1e38 and math.isfinite(value)
+
+
+def _is_list_of(value: Any, is_one: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(is_one, value))

@@ -26,7 +26,8 @@ from strop.recipe.schema import (
 from strop.recipe.shipped import find_recipe, is_run_folder
 from strop.recipe.understood import UNDERSTOOD
 from strop.recipe.wording import closest, nearest, show
-from strop.recipe.yaml_lines import UNREADABLE, Entry, entries_of_file, parse_value
+from strop.recipe.yaml_lines import UNREADABLE, Entry, entries_of_file, parse_value, readable_text
+from strop.secrets import kind_of, secrets_in, values_under_secret_names, without_secrets
 
 _SECTIONS: dict[str, type[Section]] = {
     "model": ModelSection,
@@ -37,10 +38,6 @@ _SECTIONS: dict[str, type[Section]] = {
 }
 _LISTS = ("data.train_file", "data.validation_file")
 _HOME = {key: section for section, schema in _SECTIONS.items() for key in schema.model_fields}
-_SECRET = re.compile(
-    r"(?<![A-Za-z0-9])((hf_|ghp_|ak-|as-)[A-Za-z0-9]{16,}|github_pat_\w{16,}|sk-(proj-|ant-)?[A-Za-z0-9_]{16,})"
-)
-_SECRET_KEY = re.compile(r"(api_?key|(hf|hub|auth|access)_token|secret|password)$", re.IGNORECASE)
 
 
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Recipe:
@@ -56,8 +53,10 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | Sequenc
     """
     overrides = [overrides] if isinstance(overrides, str) else overrides
     _refuse_types(name_or_path, overrides)
+    secrets = _secrets_of(overrides)
     try:
         path = find_recipe(str(name_or_path))
+        secrets |= secrets_in(readable_text(path))
         reader = _Reader(str(path))
         reader.place(entries_of_file(path, _SECTIONS, reader.faults), "of the file")
         if is_run_folder(name_or_path):
@@ -66,7 +65,16 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | Sequenc
         reader.place(_entries_of_overrides(overrides, reader.faults), "on the command line", replacing=True)
         return reader.finish(path.stem)
     except RecipeError as error:  # the message may quote a token, and messages end up in logs
-        raise RecipeError(_SECRET.sub("(a secret)", str(error))) from None
+        raise RecipeError(without_secrets(str(error), secrets)) from None
+
+
+def _secrets_of(overrides: Mapping[str, Any] | Sequence[str]) -> set[str]:
+    """What overrides give as secrets by the names of their keys."""
+    if isinstance(overrides, Mapping):
+        return {*values_under_secret_names("", overrides), *secrets_in(str(overrides))}
+    pairs = [text.partition("=") for text in overrides]
+    named = {found for key, _, value in pairs for found in values_under_secret_names(key.strip(), value)}
+    return named.union(*map(secrets_in, overrides))
 
 
 def _refuse_types(name_or_path: object, overrides: object) -> None:
@@ -142,14 +150,15 @@ class _Reader:
         """The keys that an entry means and their values; empty for one that changes nothing or is an error."""
         section, _, key = entry.key.rpartition(".")
         target = _target(entry.key)
-        if entry.value is UNREADABLE or _holds_secret(entry):
+        if entry.value is UNREADABLE:
             self._faulty.add(target or entry.key)
-            if entry.value is not UNREADABLE:
-                self._fault(
-                    f"{entry.where}: {entry.key} looks like an access token, but recipes are copied to run folders; "
-                    "put it in the environment (HF_TOKEN) instead"
-                )
             return {}
+        if secret := kind_of(entry.key, entry.value):
+            self._faulty.add(target or entry.key)
+            return self._fault(
+                f"{entry.where}: {entry.key} looks like {secret}, but recipes are copied to run folders and reports; "
+                "put it in the environment, as HF_TOKEN is, or in a Modal secret, and make a new one if others saw this"
+            )
         is_known = target or key in TRANSLATED or key in UNDERSTOOD
         if section not in _SECTIONS and (section or (isinstance(entry.value, dict) and not is_known)):
             name = section or key
@@ -312,11 +321,6 @@ def _read_as(keys: Sequence[str]) -> str:
 def _describe(key: str) -> str:
     section, _, name = key.rpartition(".")
     return (_SECTIONS[section].model_fields[name].description or "").rstrip(".")
-
-
-def _holds_secret(entry: Entry) -> bool:
-    named = bool(_SECRET_KEY.search(entry.key)) and isinstance(entry.value, str)
-    return named or bool(_SECRET.search(str(entry.value)))
 
 
 def _meant(word: str) -> str:

@@ -19,6 +19,7 @@ from strop.recipe.schema import (
     TrainSection,
 )
 from strop.resolve import expand
+from strop.secrets import kind_of
 
 _LONGEST_SHOWN = 200
 _PLACE = {"path", "split", "subset"}
@@ -43,6 +44,14 @@ class Recipe(Section):
     modal: ModalSection = ModalSection()
     notes: tuple[str, ...] = Field((), exclude=True)
     """How the file was interpreted, such as other tools' key names; not part of the recipe."""
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> "Recipe":
+        for section in (self.model, self.lora, self.data, self.train, self.modal):
+            for key, value in section.model_dump(mode="json").items():
+                if secret := kind_of(key, value):
+                    raise ValueError(f"{key} looks like {secret}; put it in the environment")
+        return self
 
     @model_validator(mode="after")
     def _agree(self) -> "Recipe":
@@ -91,12 +100,13 @@ _FREE = {
     "train.gradient_checkpointing",
     "train.max_tokens_per_microbatch",
     "train.logging_steps",
+    "train.eval_on_start",  # the base is not among the weights that load_best_model_at_end chooses from
     "train.sample_rows",
     "train.save_steps",
     "train.save_total_limit",
     "train.report_to",
 }
-_FREE_UNLESS_WATCHED = {"train.eval_on_start", "train.eval_steps", "train.early_stopping_threshold"}
+_FREE_UNLESS_WATCHED = {"train.eval_steps", "train.early_stopping_threshold"}
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from strop.errors import RecipeError
-from strop.gpus import GPUS, parse_gpu
+from strop.gpus import GPUS, modals_name, parse_gpu
 from strop.resolve import read_chat_template
 
 SEVEN_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -67,13 +67,15 @@ def _known_parts(value: dict[str, str]) -> dict[str, str]:
 class Section(BaseModel):
     """Base of all sections: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         # Pydantic would read `r: true` as r=1.
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation not in (bool, bool | None):
             raise ValueError("this key does not take true or false")
         return value
 
@@ -228,8 +230,9 @@ class TrainSection(Section):
     """Number of steps in which the learning rate rises from 0."""
     warmup_ratio: float = Field(0.0, ge=0, le=1)
     """The same, as a fraction of all steps."""
-    num_train_epochs: float = Field(1.0, gt=0)
-    """Passes over the training rows."""
+    num_train_epochs: float = Field(1.0, gt=0, le=1e6)
+    """Passes over the training samples; every sample is seen equally often, and a step may cross the end of an epoch
+    (97 samples, 8 a step, 3 epochs: 37 steps; transformers' Trainer makes 39). A run has at least one step."""
     max_steps: int = Field(-1, ge=-1)
     """Number of optimizer steps; -1 trains for num_train_epochs instead."""
     optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit"] = "adamw_torch"
@@ -253,8 +256,9 @@ class TrainSection(Section):
     """The most tokens in a microbatch. Affects memory and speed, not the result. Chosen automatically if not set."""
     logging_steps: int = Field(1, ge=1)
     """Steps between progress lines if the output is not a terminal."""
-    eval_on_start: bool = False
-    """Also evaluate the held-out rows before the first step."""
+    eval_on_start: bool | None = None
+    """Evaluate the held-out rows before the first step too: the base model's loss, which the others are compared with.
+    It is never the best one, and patience does not count it. If not set: yes if there are held-out rows."""
     eval_steps: int = Field(0, ge=0)
     """Steps between evaluations of the held-out rows; 0 evaluates only at the end."""
     sample_rows: int | None = Field(None, ge=0, le=64)
@@ -272,6 +276,15 @@ class TrainSection(Section):
     """The smallest drop of the held-out loss that counts as an improvement."""
     report_to: Trackers = ()
     """Experiment trackers, one or a list: tensorboard, wandb, trackio, mlflow (see docs/trackers.md), or none."""
+
+    @field_validator("warmup_steps", "eval_steps", "save_steps", "logging_steps", mode="before")
+    @classmethod
+    def _no_share(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse transformers' other meaning of these keys: below 1 they are a share of all steps there."""
+        if isinstance(value, float) and 0 < value < 1:
+            instead = "use train.warmup_ratio" if info.field_name == "warmup_steps" else "give a number of steps"
+            raise ValueError(f"a share of all steps is not understood here; {instead}")
+        return value
 
     @property
     def samples_per_step(self) -> int:
@@ -296,7 +309,7 @@ class ModalSection(Section):
     @field_validator("gpu")
     @classmethod
     def _known_gpus(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        gpus = tuple(re.sub("^A10G(?=:|$)", "A10", gpu, flags=re.IGNORECASE) for gpu in value)  # its former name
+        gpus = tuple(map(modals_name, value))
         for gpu in gpus:
             if not re.fullmatch("[^:]+(:[1-8])?", gpu) or parse_gpu(gpu)[0] not in GPUS:
                 raise ValueError(

@@ -9,6 +9,7 @@ import yaml
 
 from strop.errors import RecipeError
 from strop.recipe.wording import nearest, show
+from strop.secrets import kind_of
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 _HELD_OUT = "  validation_split_percentage: {}   # held out to measure on; or name a validation_file"
@@ -52,6 +53,10 @@ def starter_recipe(
         has_documents: Whether some rows are documents, which need not be cut.
     """
     names = [train_files] if isinstance(train_files, str) else train_files
+    if secret := kind_of("", [*names, model]):
+        raise RecipeError(
+            f"the model or a file looks like {secret}, which no recipe may hold; put it in the environment"
+        )
     files = ", ".join(map(yaml_scalar, names))
     lines = {
         "MODEL": yaml_scalar(model),

@@ -4,10 +4,12 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+from strop.secrets import without_secrets
+
 
 def show(value: Any) -> str:
     """A value on one line, and shortened."""
-    text = repr(value)
+    text = without_secrets(repr(value))  # before it is cut: a part of a secret has no shape
     return text if len(text) <= 100 else f"{text[:80]}... ({len(text):,} characters)"
 
 

@@ -53,6 +53,15 @@ _YamlReader.yaml_implicit_resolvers = {
 _YamlReader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789."))
 
 
+def readable_text(path: Path) -> str:
+    """A recipe's text as far as it can be read, for what must not be quoted of it."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
 def entries_of_file(path: Path, sections: Collection[str], faults: list[str]) -> Iterator[Entry]:
     """Yield every key of a recipe file as `section.key` or a bare name, with its line.
 

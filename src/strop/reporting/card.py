@@ -14,14 +14,14 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 from strop.evaluation.result import METRICS
-from strop.reporting.facts import data_rows
+from strop.readable import clock, counted
+from strop.reporting.facts import data_rows, seen_in_training
 from strop.reporting.read import RunFiles
 from strop.reporting.scores import score_rows
 from strop.reporting.text import Markdown, cell, count, dollars, fenced, inline, short, shown
 from strop.reporting.usage import Form, uses
 from strop.reporting.verdict import glance
 from strop.run.manifest import TrainingRows
-from strop.run.reporter import clock
 
 _SEAL = re.compile(r"<!-- strop's model card, ([0-9a-f]{16}); one that is changed by hand is left as it is -->\n\Z")
 _LIBRARY = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
@@ -103,10 +103,10 @@ def render_card(run: RunFiles, about: About, form: Form, parity: Mapping[str, An
     body = template.render(
         form=form,
         about=about,
-        rows=count(run.manifest.data.rows if run.manifest.data else None),
+        rows=seen_in_training(run) or counted(run.manifest.data.rows or 0 if run.manifest.data else 0, "row"),
         scores=score_rows(evaluation),
-        held_out=count(evaluation.num_rows if evaluation else None),
-        generated=count(evaluation.num_generated if evaluation else None),
+        held_out=counted(evaluation.num_rows if evaluation else 0, "held-out row"),
+        generated=counted(evaluation.num_generated if evaluation else 0, "generated answer"),
         losses=[loss and short(loss) for loss in seen.losses],
         parity=_parity(parity),
         is_gguf=_is_gguf(about.base),
@@ -219,9 +219,12 @@ def _limits(run: RunFiles, about: About, form: Form) -> Iterator[Markdown]:
             f"Samples of training had at most {count(data.lengths.max)} tokens; nothing is known of longer prompts."
         )
     if overlap := data.held_out.overlap_prompts if data.held_out else None:
-        yield Markdown(f"{count(overlap)} held-out questions were in training, too: on these the figures flatter.")
+        asked = counted(overlap, "held-out question was", "held-out questions were")
+        yield Markdown(f"{asked} in training, too: on these the figures flatter.")
     if data.truncated:
-        yield Markdown(f"{count(data.truncated)} samples were cut at the limit, and their ends never seen.")
+        yield Markdown(
+            f"{counted(data.truncated, 'sample was', 'samples were')} cut at the limit; the ends were never seen."
+        )
     if about.nf4 and form == "adapter":
         yield Markdown("It makes up for the rounding of its base to NF4: on other weights it is another model.")
     elif run.manifest.precision == "float8":

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from strop.readable import clock, counted
 from strop.reporting.read import RunFiles
 from strop.reporting.text import count, cut, dollars, percent, short
 from strop.reporting.verdict import Glance
-from strop.run.manifest import HeldOutRows, Lengths, TrainingRows
-from strop.run.reporter import clock
+from strop.run.manifest import HeldOutRows, Lengths, TrainingRows, says_much
 
 _MOST = 1000
 """Characters of a value."""
@@ -37,7 +37,13 @@ def plan_rows(run: RunFiles, seen: Glance) -> list[dict[str, str]]:
         predicted: float | None = found.predicted if found else getattr(plan, name)
         actual = found.actual if found else so_far[name]
         if predicted is not None and actual is not None:
-            off = f"{found.off:+.0%}" if found else "so far" if run.status == "running" else ""
+            off = (
+                f"{found.off:+.0%}"
+                if found and says_much(run.manifest.outcome)
+                else "so far"
+                if run.status == "running"
+                else ""
+            )
             rows.append({"label": label, "predicted": form(predicted), "actual": form(actual), "off": off})
     return rows
 
@@ -53,6 +59,7 @@ def data_rows(run: RunFiles) -> dict[str, Any]:
         ("Template", cut(run.manifest.template or "", _MOST)),
         ("Training rows", count(data.rows)),
         ("Samples", count(data.samples) if data.samples != data.rows else ""),
+        ("Seen in training", seen_in_training(run) or ""),
         *_sources(data),
         ("Keys not used", cut(", ".join(data.unused), _MOST)),
         ("Tokens", count(tokens)),
@@ -74,12 +81,28 @@ def data_rows(run: RunFiles) -> dict[str, Any]:
     }
 
 
+def seen_in_training(run: RunFiles) -> str | None:
+    """How many of its samples a finished run has seen, such as `12 of 2,844 samples`; None if all, or not known."""
+    data, step = run.manifest.data, run.manifest.adapter_step
+    sizes = [
+        run.recipe.get(f"train.{key}", "") for key in ("per_device_train_batch_size", "gradient_accumulation_steps")
+    ]
+    if data is None or step is None or not all(size.isdecimal() for size in sizes):
+        return None
+    epoch = sum(each.epoch_samples or 0 for each in data.sources) or data.samples or 0
+    seen = step * int(sizes[0]) * int(sizes[1])
+    return f"{seen:,} of {counted(epoch, 'sample')}" if seen < epoch else None
+
+
 def _sources(data: TrainingRows) -> list[Row]:
     """The sources of a mixture, with their parts of an epoch."""
     if len(data.sources) < 2:
         return []
     return [
-        (f"From {cut(each.name, 200)}", f"{count(each.samples)} samples, {percent(each.epoch_share or 0)} of an epoch")
+        (
+            f"From {cut(each.name, 200)}",
+            f"{counted(each.samples or 0, 'sample')}, {percent(each.epoch_share or 0)} of an epoch",
+        )
         for each in data.sources[:50]
     ]
 

@@ -1,6 +1,8 @@
 """A run folder as a report reads it: what is missing or damaged is skipped with a note, and stops nothing."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import yaml
 
 from strop.errors import RecipeError, StropError
 from strop.evaluation.result import Evaluation
+from strop.readable import counted
 from strop.reporting.series import Columns, read_columns
 from strop.reporting.text import size
 from strop.run.folder import RunFolder
@@ -61,6 +64,7 @@ def read_run(path: Path, name: str) -> RunFiles:
     _read_manifest(run)
     run.recipe = _read_recipe(run)
     run.columns = _read_metrics(run)
+    _compare_records(run)
     run.evaluation = _read_evaluation(run)
     run.samples = _read_samples(run)
     run.checkpoints = list(_checkpoints(path / "checkpoints"))
@@ -115,15 +119,27 @@ def _read_metrics(run: RunFiles) -> Columns:
         run.notes.append(f"metrics.jsonl cannot be read: {error.strerror}.")
         return Columns()
     if columns.bad_lines > (run.status == "running"):  # the last line of a run that still trains may be half written
-        run.notes.append(f"metrics.jsonl: {columns.bad_lines:,} lines are not records and are skipped.")
+        run.notes.append(
+            f"metrics.jsonl: {counted(columns.bad_lines, 'line is not a record', 'lines are not records')}; skipped."
+        )
     made = run.manifest.progress.step if run.manifest.progress else 0
     if (missing := made - len(columns.series("train", "loss"))) > 0:
-        run.notes.append(f"metrics.jsonl has nothing of {missing:,} of {made:,} steps.")
+        run.notes.append(f"metrics.jsonl has nothing of {missing:,} of {counted(made, 'step')}.")
     for kind, name, what in (("train", "loss", "losses"), ("eval", "eval_loss", "held-out losses")):
         series = columns.series(kind, name)
         if bad := len(series) - len(series.finite):
             run.notes.append(f"Of {len(series):,} {what} {bad:,} are not a number; the curves skip them.")
     return columns
+
+
+def _compare_records(run: RunFiles) -> None:
+    """Note what is not as it was when the run finished."""
+    for name, mark in run.manifest.records.items():
+        path = run.path / name
+        with suppress(OSError):
+            found = path.read_bytes() if path.exists() else b""
+            if hashlib.sha256(found).hexdigest() != mark:
+                run.notes.append(f"{name} is not what the run wrote: lines were lost or changed.")
 
 
 def _read_evaluation(run: RunFiles) -> Evaluation | None:
@@ -148,7 +164,7 @@ def _read_samples(run: RunFiles) -> list[Sample]:
         run.notes.append(f"samples.jsonl cannot be read: {error.strerror}.")
         return []
     if bad > (run.status == "running"):  # as in metrics.jsonl
-        run.notes.append(f"samples.jsonl: {bad:,} lines are not samples and are skipped.")
+        run.notes.append(f"samples.jsonl: {counted(bad, 'line is not a sample', 'lines are not samples')}; skipped.")
     return samples
 
 

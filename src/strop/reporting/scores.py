@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import escape
 
 from strop.evaluation.result import METRICS, AnswerPair, Evaluation, Interval, JudgedAnswer
-from strop.reporting.text import count, cut, percent, points, short
+from strop.reporting.text import both_ends, count, cut, percent, points, short
 from strop.run.records import Sample
 
 MOST_EXAMPLES, MOST_SAMPLED_ROWS, MOST_STEPS = 200, 6, 12
@@ -87,12 +87,12 @@ def _example(example: AnswerPair) -> dict[str, Any]:
         "question": example.question,
         "reference": example.reference,
     }
-    return {**{name: cut(text, _MOST_CHARACTERS) for name, text in texts.items()}, **answers, "kinds": kinds}
+    return {**{name: both_ends(text, _MOST_CHARACTERS) for name, text in texts.items()}, **answers, "kinds": kinds}
 
 
 def _answer(answer: JudgedAnswer) -> dict[str, Any]:
     return {
-        "text": cut(answer.text, _MOST_CHARACTERS),
+        "text": both_ends(answer.text, _MOST_CHARACTERS),
         "right": answer.exact_match or bool(answer.numeric_match),
         "mark": "right" if answer.exact_match else "numbers right" if answer.numeric_match else "wrong",
         "f1": percent(answer.token_f1),
@@ -113,11 +113,11 @@ def _sampled_row(answers: list[Sample]) -> dict[str, Any]:
     answers = sorted(answers, key=lambda sample: sample.step)
     last, most = len(answers) - 1, MOST_STEPS
     index = range(len(answers)) if last < most else sorted({round(i * last / (most - 1)) for i in range(most)})
-    texts = [{"step": count(answers[i].step), "text": cut(answers[i].text, 1000)} for i in index]
+    texts = [{"step": count(answers[i].step), "text": both_ends(answers[i].text, 1000)} for i in index]
     first = answers[0]
     return {
-        "question": cut(first.question, _MOST_CHARACTERS),
-        "reference": cut(first.reference, _MOST_CHARACTERS),
+        "question": both_ends(first.question, _MOST_CHARACTERS),
+        "reference": both_ends(first.reference, _MOST_CHARACTERS),
         "answers": texts,
         "total": len(answers),
     }

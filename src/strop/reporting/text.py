@@ -20,6 +20,13 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
 
 
+def both_ends(text: str, most: int) -> str:
+    """At most so many characters of an answer, from both of its ends, and how many there are between them."""
+    end = most // 2
+    between = f" … ({len(text) - most:,} more characters) … "
+    return text if len(text) <= most else f"{text[: most - end]}{between}{text[-end:]}"
+
+
 def count(value: float | None) -> str:
     """A whole number with thousands apart."""
     return "–" if value is None else f"{value:,.0f}"

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from strop.evaluation.result import Interval
+from strop.readable import clock, counted
 from strop.reporting.read import RunFiles
 from strop.reporting.scores import signed
 from strop.reporting.series import Series
 from strop.reporting.text import count, dollars, percent, points, short
-from strop.run.reporter import clock
+from strop.run.records import base_and_adapter
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Glance:
     """A run's figures, None where they are not known.
 
     Attributes:
-        losses: Held out: of the base, or at the first evaluation, and of the tuned model, or at the last.
+        losses: On held-out rows: the base's, and the tuned model's or, while it trains, at the last evaluation.
         seconds: Of training, over all attempts.
         cost: In dollars, over all attempts.
     """
@@ -94,10 +95,9 @@ def _losses(run: RunFiles) -> tuple[float | None, float | None]:
     scored = _scored(run, "nll")
     if None not in scored:
         return scored
-    held_out = run.columns.series("eval", "eval_loss").finite.values
-    if not len(held_out):
-        return None, None
-    return (float(held_out[0]) if len(held_out) > 1 else None), float(held_out[-1])
+    held_out = run.columns.series("eval", "eval_loss").finite
+    pairs = zip(map(int, held_out.steps), map(float, held_out.values), strict=True)
+    return base_and_adapter(pairs, run.manifest.adapter_step)
 
 
 def _headline(run: RunFiles, step: int, num_steps: int | None, losses: tuple[float | None, float | None]) -> str:
@@ -107,11 +107,27 @@ def _headline(run: RunFiles, step: int, num_steps: int | None, losses: tuple[flo
     if run.status in ("interrupted", "failed"):
         return f"{run.status.capitalize()} at {where}"
     if (change := _difference(run, "nll")) is not None:
-        return "It learned" if change.high < 0 else "It got worse" if change.low > 0 else "No clear difference"
+        return _learned(run) if change.high < 0 else "It got worse" if change.low > 0 else "No clear difference"
     before, after = losses
     if before is None or after is None:
         return "Finished" if run.status == "finished" else where.capitalize()
-    return "It learned" if after < before else "It did not learn"
+    return f"The held-out loss {_moved(before, after)}"
+
+
+def _learned(run: RunFiles) -> str:
+    """The headline of a loss that has clearly fallen, by what became of the answers."""
+    change, f1 = _difference(run, "exact_match"), _difference(run, "token_f1")
+    right = [_scored(run, metric)[1] for metric in ("exact_match", "numeric_match")]
+    if change is not None and change.high < 0:
+        return "The loss fell, but fewer answers are right"
+    if right[0] is None or any(right):
+        return "It learned"
+    closer = f1 is not None and f1.low > 0
+    return "Closer to the references, but no answer is exact" if closer else "The loss fell, but no answer is right"
+
+
+def _moved(before: float, after: float) -> str:
+    return "fell" if after < before else "rose" if after > before else "did not move"
 
 
 def _sentence(
@@ -122,12 +138,12 @@ def _sentence(
     if after is None:
         parts.append("No rows were evaluated, so nothing here tells learning from memorising.")
     elif before is not None:
-        verb = "fell" if after < before else "rose"
-        parts.append(f"The loss on held-out rows {verb} from {short(before)} to {short(after)} nats a token.")
+        ends = f"from {short(before)} to {short(after)} nats a token"
+        parts.append(f"The loss on held-out rows {_moved(before, after)}, {ends}.")
     tuned = run.evaluation.tuned.get("exact_match") if run.evaluation else None
     if tuned is not None and exact[0] is not None:
         parts.append(
-            f"Of {count(tuned.count)} held-out questions the tuned model answers {percent(tuned.value)} exactly "
+            f"Of {counted(tuned.count, 'held-out question')} the tuned model answers {percent(tuned.value)} exactly "
             f"(95% interval {percent(tuned.low)} to {percent(tuned.high)}), the base {percent(exact[0])}."
         )
     return " ".join(parts)
@@ -148,18 +164,24 @@ def _tiles(
     took = "–" if seconds is None else clock(seconds)
     left = _left(run, step, num_steps)
     return [
-        {"label": "Held-out loss", "value": _arrow(losses, short), "detail": "base → tuned, nats a token"},
+        {
+            "label": "Held-out loss",
+            "value": _arrow(losses, short),
+            "detail": "nats a token" if losses[0] is None else "base → tuned, nats a token",
+        },
         {
             "label": "Exact match",
             "value": _arrow(exact, percent),
-            "detail": f"{signed(change.value, points)} over {count(change.count)} questions"
+            "detail": f"{signed(change.value, points)} over {counted(change.count, 'question')}"
             if change
             else "strop evaluate measures it",
         },
         {
-            "label": "Time",
+            "label": "Training time",
             "value": took,
-            "detail": f"about {clock(left)} left" if left else f"{step:,} steps, {_median(speed)} tokens a second",
+            "detail": f"about {clock(left)} left"
+            if left
+            else f"{counted(step, 'step')}, {_median(speed)} tokens a second",
         },
         {
             "label": "Cost",

@@ -18,6 +18,7 @@ Nothing but `adapter/` is needed to use the result.
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -40,6 +41,9 @@ from strop.run.records import read_bytes
 _WITHOUT_MANIFEST = (
     "Put it back from a copy, or remove it and train the same recipe: the run resumes from its newest checkpoint"
 )
+_SEAL = "seal"
+"""run.json's last key: a digest of the others. JSON notices most flipped bits by itself, but none in a figure."""
+
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 """What is no fault of the name that the user gave."""
 
@@ -114,6 +118,8 @@ class RunFolder:
             raise CheckpointError(f"{path} is damaged ({error}). {_WITHOUT_MANIFEST}") from error
         if not isinstance(contents, dict):
             raise CheckpointError(f"{path} is not a run's manifest. {_WITHOUT_MANIFEST}")
+        if contents.pop(_SEAL, None) not in (None, _seal(contents)):  # an older strop's has none
+            raise CheckpointError(f"{path} was changed after strop wrote it. {_WITHOUT_MANIFEST}")
         return Manifest.from_json(contents) if contents else None
 
     @property
@@ -189,7 +195,9 @@ class RunFolder:
         self._write_manifest(change(self.manifest or Manifest()))
 
     def _write_manifest(self, manifest: Manifest) -> None:
-        replace_file(self.path / "run.json", json.dumps(manifest.to_json(), indent=2).encode() + b"\n")
+        contents = parse_json(json.dumps(manifest.to_json()).encode())  # as it is read
+        text = json.dumps(contents | {_SEAL: _seal(contents)}, indent=2)
+        replace_file(self.path / "run.json", text.encode() + b"\n")
 
     def write_recipe(self, text: str) -> None:
         """Put recipe.yaml in place."""
@@ -229,6 +237,10 @@ class RunFolder:
             return int((self.path / "run.lock").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
+
+
+def _seal(contents: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
 
 def _environment(device: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from strop.errors import RecipeError, StropError
 from strop.run.folder import RunFolder
-from strop.run.records import EvalRecord, TrainRecord, read_metrics
+from strop.run.records import EvalRecord, TrainRecord, base_and_adapter, read_metrics, seconds_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +15,10 @@ class RunSummary:
     Attributes:
         status: As `RunFolder.status`, or `damaged` where its files cannot be read.
         step: Updates made, of `num_steps`.
-        loss: That of the last step.
-        eval_loss: The lowest on the held-out rows.
+        loss: In training, of the last step.
+        base_loss: The base model's on the held-out rows.
+        eval_loss: The adapter's on them; of a run that has not ended, the last one.
+        seconds: Of training, over all attempts.
         created: UTC, ISO 8601.
     """
 
@@ -25,7 +27,9 @@ class RunSummary:
     step: int = 0
     num_steps: int | None = None
     loss: float | None = None
+    base_loss: float | None = None
     eval_loss: float | None = None
+    seconds: float | None = None
     created: str | None = None
 
 
@@ -49,13 +53,17 @@ def _summarise(path: Path) -> RunSummary:
     except (StropError, OSError):
         return RunSummary(path, "damaged")
     steps = [record for record in records if isinstance(record, TrainRecord)]
-    eval_losses = [record.eval_loss for record in records if isinstance(record, EvalRecord)]
+    evals = [(record.step, record.eval_loss) for record in records if isinstance(record, EvalRecord)]
+    base, adapter = base_and_adapter(evals, manifest.adapter_step if manifest else None)
+    progress = manifest.progress if manifest else None
     return RunSummary(
         path=path,
         status=status or "unknown",
         step=steps[-1].step if steps else 0,
         num_steps=manifest.num_steps if manifest else None,
         loss=steps[-1].loss if steps else None,
-        eval_loss=min(eval_losses, default=None),
+        base_loss=base,
+        eval_loss=adapter,
+        seconds=progress.seconds if progress else seconds_of(steps),
         created=manifest.created if manifest else None,
     )

@@ -4,14 +4,18 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
+from strop.readable import clock
 from strop.run.records import EvalRecord, TrainRecord
-from strop.run.reporter import LineReporter, Output, Reporter, clock, figures
+from strop.run.reporter import LineReporter, Output, Reporter, figures
+from strop.run.waiting import Seen, waiting_in_place, waiting_on
+from strop.terminal import Terminal, message
 
 _WINDOW = 50
 """Steps that the time left is estimated from."""
@@ -29,7 +33,7 @@ def console_reporter(logging_steps: int, max_cost: float | None = None) -> Repor
 
     `NO_COLOR` is rich's to respect; the lines have no colour.
     """
-    console = Console()
+    console = Terminal()
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveReporter(console, max_cost)
     return LineReporter(logging_steps, sys.stdout)
@@ -38,7 +42,7 @@ def console_reporter(logging_steps: int, max_cost: float | None = None) -> Repor
 class LiveReporter(Reporter):
     """Bar, time left, loss curve and the last step's figures, at most ten times a second.
 
-    Drawn by the training's own thread: an error in another could not be caught here.
+    Steps are drawn by the training's own thread, and what it waits for by another.
     """
 
     def __init__(self, console: Console, max_cost: float | None = None) -> None:
@@ -75,8 +79,20 @@ class LiveReporter(Reporter):
         encoding = self._console.encoding
         with self._output.guarded() as stream:
             if stream is not None:
-                text = line.encode(encoding, "backslashreplace").decode(encoding)
+                text = message(line).encode(encoding, "backslashreplace").decode(encoding)
                 self._console.print(text, highlight=False, markup=False)
+
+    def waiting(self, what: str) -> AbstractContextManager[Seen]:
+        """See `Reporter`. A line of the panel; below the notes while there is none."""
+        if self._live.is_started:
+            return waiting_in_place(what, self._draw_wait)
+        return waiting_on(self._console, what)
+
+    def _draw_wait(self, line: str | None) -> None:
+        self._panel.waiting = line
+        with self._output.guarded() as stream:
+            if stream is not None:
+                self._live.refresh()
 
     def close(self) -> None:
         """See `Reporter`."""
@@ -91,6 +107,7 @@ class _Panel:
     def __init__(self, max_cost: float | None) -> None:
         self.num_steps = 0
         self.held_out: dict[int, float] = {}
+        self.waiting: str | None = None
         self._max_cost = max_cost
         self._step = 0
         self._last: TrainRecord | None = None
@@ -111,6 +128,8 @@ class _Panel:
         lines = [self._progress(inner, options.ascii_only)]
         if self._last is not None:
             lines += [*self._curves(inner, options.ascii_only), *_flow(self._figures(self._last), inner)]
+        if self.waiting:
+            lines.append(Text(self.waiting, style="dim"))
         body = Text("\n", no_wrap=True, overflow="crop").join(lines)
         body.no_wrap, body.overflow = True, "crop"
         yield Panel(body, title="training", title_align="left", border_style="dim", width=min(options.max_width, 100))

@@ -167,6 +167,15 @@ class Compared:
     off: float
 
 
+def says_much(outcome: Mapping[str, Compared]) -> bool:
+    """Whether a run was long enough for its plan's errors to mean something: a minute of training.
+
+    Of a few seconds the start of the first step is most, and the plan is off by hundreds of percent.
+    """
+    training = outcome.get("training_seconds")
+    return training is None or training.actual >= 60.0
+
+
 @dataclass(frozen=True, slots=True)
 class SpeedLimit:
     """How fast the GPU could go at its published rate, in products with frozen matrices alone.
@@ -233,7 +242,9 @@ class Manifest:
         notes: What was chosen, or had changed, when the last attempt began.
         lost: What of this folder's records was damaged or missing when the run was resumed.
         adapter: SHA-256 of each file of the adapter by name, but for the model card; once these are on the disk.
+        records: At the end, SHA-256 of metrics.jsonl and samples.jsonl.
         progress: At the end.
+        adapter_step: The step whose weights the adapter has, once it is saved: the last one, or the best.
         outcome: Figures of the plan beside what happened, by name.
         others: Keys without a field: versions of another engine's packages, or what a newer strop has written.
     """
@@ -263,7 +274,9 @@ class Manifest:
     notes: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
     adapter: Mapping[str, str] = field(default_factory=dict)
+    records: Mapping[str, str] = field(default_factory=dict)
     progress: Progress | None = None
+    adapter_step: int | None = None
     outcome: Mapping[str, Compared] = field(default_factory=dict)
     others: Mapping[str, Any] = field(default_factory=dict)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from strop.errors import BudgetReached, Interrupted
+from strop.readable import counted
 from strop.recipe import TrainSection
 
 
@@ -33,8 +34,14 @@ class Progress:
     stopped_early: bool = False
 
     def record_eval(self, loss: float, section: TrainSection) -> bool:
-        """Record the held-out loss after this step; returns whether it is the lowest so far."""
+        """Record the held-out loss after this step; returns whether it is the lowest so far.
+
+        Step 0 is the base model, which training does not have to beat: as in transformers, it is neither the best nor
+        counted for patience.
+        """
         self.evaluated_step = self.step
+        if self.step == 0:
+            return False
         gain = float("inf") if self.best_loss is None else self.best_loss - loss
         self.evals_without_gain = 0 if gain > section.early_stopping_threshold else self.evals_without_gain + 1
         if gain > 0:
@@ -48,13 +55,20 @@ class Progress:
         if self.evaluated_step == self.step:
             return False
         if self.step == 0:
-            return section.eval_on_start
+            return section.eval_on_start is not False
         return self.step == num_steps or is_due(self.step, section.eval_steps)
 
     def added_to(self, stop: Interrupted | BudgetReached, num_steps: int) -> Interrupted | BudgetReached:
         """The same error, with how far the run has come."""
         done = f"step {self.step} of {num_steps}"
         return type(stop)(f"{stop}; {done} is saved" if self.step else f"{stop} before step 1")
+
+
+def coverage(steps: int, samples_per_step: int, num_samples: int) -> str:
+    """What so many steps see of the samples: `12 of 2,844 samples`, or `all 2,844 samples`."""
+    seen = steps * samples_per_step
+    every = f"all {counted(num_samples, 'sample')}" if num_samples > 1 else counted(num_samples, "sample")
+    return f"{seen:,} of {counted(num_samples, 'sample')}" if seen < num_samples else every
 
 
 def is_due(step: int, every: int) -> bool:

@@ -5,7 +5,7 @@ Both files are JSON Lines that other tools read. A kill can leave the last line 
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -124,6 +124,26 @@ def last_steps(path: Path) -> dict[str, int]:
     """The last step of each kind of record, train and eval; lines that cannot be read are skipped."""
     records = [record for line in _lines(path) if (record := as_record(line)) is not None]
     return {record.kind: record.step for record in sorted(records, key=lambda record: record.step)}
+
+
+def base_and_adapter(
+    losses: Iterable[tuple[int, float]], adapter_step: int | None
+) -> tuple[float | None, float | None]:
+    """The held-out losses of the base model and of the adapter; None if it was not evaluated.
+
+    Args:
+        losses: Steps and the loss after each.
+        adapter_step: From the manifest; where it is not known, the last evaluation is meant.
+    """
+    by_step = dict(losses)
+    base = by_step.pop(0, None)
+    last = adapter_step if adapter_step in by_step else max(by_step, default=None)
+    return base, None if last is None else by_step[last]
+
+
+def seconds_of(steps: Iterable[TrainRecord]) -> float:
+    """The training time of these steps."""
+    return sum(step.num_tokens / step.tokens_per_second for step in steps if step.tokens_per_second > 0)
 
 
 def write_samples(path: Path, step: int, samples: Sequence[Sample]) -> None:

@@ -9,10 +9,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import IO
 
+from strop.readable import clock
 from strop.run.records import EvalRecord, Sample, TrainRecord
+from strop.run.waiting import Seen, waiting_by_lines
+from strop.terminal import message
 
 _WINDOW = 50
 """Steps that the time left is estimated from: enough to be steady, few enough to forget slow first ones."""
@@ -33,7 +36,7 @@ class Reporter:
     def on_samples(self, samples: Sequence[Sample]) -> None:
         """The model has answered held-out questions."""
         for sample in samples:
-            self.note(f"step {sample.step}: {_brief(sample.question, 32)} -> {_brief(sample.text, 40)}")
+            self.note(f"step {sample.step}: {brief(sample.question, 32)} -> {brief(sample.text, 48)}")
 
     def on_save(self, step: int) -> None:
         """A checkpoint is in place."""
@@ -41,8 +44,21 @@ class Reporter:
     def note(self, line: str) -> None:
         """Something was chosen or happened that a person should know."""
 
+    def waiting(self, what: str) -> AbstractContextManager[Seen]:
+        """Within this context something takes long: `what`, such as `reading the rows`.
+
+        Returns:
+            A context that gives a function to say how far it has come, such as `12,000 rows`.
+        """
+        return nullcontext(lambda seen: None)
+
     def close(self) -> None:
         """Training has ended."""
+
+
+def reporter_for(reporter: Reporter | None, quiet: bool, every: int = 1) -> Reporter:
+    """What a function of Python's tells: the caller's own reporter, nobody, or plain lines on standard output."""
+    return reporter or (Reporter() if quiet else LineReporter(every, sys.stdout))
 
 
 class Output:
@@ -106,13 +122,17 @@ class LineReporter(Reporter):
         """See `Reporter`."""
         self.note(f"step {step}/{self._num_steps}  checkpoint saved")
 
+    def waiting(self, what: str) -> AbstractContextManager[Seen]:
+        """See `Reporter`."""
+        return waiting_by_lines(what, self.note)
+
     def note(self, line: str) -> None:
         """See `Reporter`."""
         with self._output.guarded() as stream:
             if stream is not None:
                 # A log in ASCII must not end a run because a file's name has an accent.
                 encoding = getattr(stream, "encoding", None) or "utf-8"
-                print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+                print(message(line).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def figures(record: TrainRecord) -> list[str]:
@@ -133,15 +153,11 @@ def describe(record: TrainRecord) -> str:
     return "  ".join([f"loss {record.loss:.4f}", *figures(record), *cost])
 
 
-def _brief(text: str, length: int) -> str:
-    """The beginning of a text on one line, without what would move a terminal's cursor: a model may write anything."""
+def brief(text: str, length: int) -> str:
+    """Both ends of a text on one line: the figure that an answer comes to is often its last word.
+
+    It has nothing that would move a terminal's cursor: a model may write anything.
+    """
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= length else f"{line[: length - 3]}..."
-
-
-def clock(seconds: float) -> str:
-    """A duration as a person reads it: 45s, 12m05s, 3h20m."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 1:
-        return f"{rest}s"
-    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+    end = (length - 3) // 2
+    return line if len(line) <= length else f"{line[: length - 3 - end]}...{line[-end:]}"

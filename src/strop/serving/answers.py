@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from strop.data.examples import Conversation, Example, ToolCall
-from strop.serving.markup import Form, Markup, pattern, squeezed
+from strop.serving.markup import Form, Markup, pattern, searcher, squeezed
 
 _PARTS = ((1, 0), (1, 1), (0, 0), (0, 1))
 """Reasoning and content, or none, beside calls; in the order to be tried, because content may look like reasoning."""
@@ -55,7 +55,7 @@ class AnswerReader:
         """The parts of an answer with calls, if the template writes it so."""
         markup = self._markup
         one = next((form for r, c in _PARTS if (form := markup.form(r, c, 1))), None)
-        count = len(pattern(one.after_name()).findall(text)) if one and self._tools else 0
+        count = len(searcher(one.after_name()).findall(text)) if one and self._tools else 0
         if not 0 < count <= _MOST_CALLS:
             return None
         for form in (markup.form(r, c, count) for r, c in _PARTS):
@@ -77,13 +77,13 @@ class AnswerReader:
         markup, at, reasoning = self._markup, 0, ""
         if markup.opening is not None and (begin := pattern(markup.opening).match(text)):
             closings = [literal for literal in (markup.closing, self._tools and markup.call_after_reasoning) if literal]
-            ends = [end for literal in closings if (end := pattern(literal).search(text, begin.end()))]
+            ends = [end for literal in closings if (end := searcher(literal).search(text, begin.end()))]
             if not ends:
                 sure = len(text) if is_whole else _sure(text, begin.end(), closings)
                 return self._said("", text[begin.end() : sure])
             end = min(ends, key=lambda found: found.start())
             reasoning, at = text[begin.end() : end.start()], end.end()
-            if end.re is not pattern(markup.closing):  # a call, and not one that was believed
+            if end.re is not searcher(markup.closing):  # a call, and not one that was believed
                 return self._said(text[end.start() :] if is_whole else "", reasoning)
         elif begin := pattern(markup.plain).match(text) if markup.plain.strip() else None:
             at = begin.end()
@@ -105,7 +105,7 @@ class AnswerReader:
 
 def _sure(text: str, start: int, literals: Sequence[str]) -> int:
     """The first place from `start` on where one of these literals begins, or may begin once more text has come."""
-    found = [end.start() for literal in literals if (end := pattern(literal).search(text, start))]
+    found = [end.start() for literal in literals if (end := searcher(literal).search(text, start))]
     longest = max((len(literal) + _MOST_BLANKS for literal in literals), default=0)
     places = range(max(start, len(text) - longest), len(text))
     return min([*found, next((i for i in places if _may_be(text[i:], literals)), len(text))])

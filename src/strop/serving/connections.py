@@ -44,6 +44,13 @@ class LimitedProtocol(H11Protocol):
         super().resume_writing()
         self._since = self.loop.time()
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP; behind a complete answer that ends the connection, only close."""
+        try:
+            super().send_400_response(msg)
+        except h11.LocalProtocolError:
+            self.transport.close()
+
     def check(self) -> None:
         """End the connection if its peer has taken too long, or has left while its request is answered."""
         stage = self._notice_stage()

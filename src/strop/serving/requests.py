@@ -29,6 +29,10 @@ _REASONS = {
 }
 """What is said about parameters of which only some values are supported."""
 
+_CONTAINERS = 100_000
+"""Most lists and objects in a body, counted by their brackets: half a million take Python a second, in which it answers
+nobody else."""
+
 _DEPTH = 64
 """Levels of lists and objects in a body: tools have a dozen."""
 
@@ -159,8 +163,10 @@ def parse(body: bytes, kind: type[Request]) -> Request:
     """Read a request from its body; a parameter set to null counts as not given.
 
     Raises:
-        ApiError: 400, naming the parameter.
+        ApiError: 400, naming the parameter. 413; the body has too many lists and objects.
     """
+    if body.count(b"[") + body.count(b"{") > _CONTAINERS:
+        raise ApiError(413, f"the body has more than {_CONTAINERS:,} brackets")
     try:
         values = json.loads(body.decode())
         json.dumps(values, ensure_ascii=False).encode()  # rejects half of a surrogate pair, which no text contains

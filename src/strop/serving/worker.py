@@ -12,6 +12,7 @@ from strop.evaluation.pool import Pool, Prompt
 from strop.model.lora import LoraAdapter
 from strop.serving.growing import GrowingText
 from strop.serving.requests import ApiError
+from strop.terminal import one_line
 
 MAX_WAITING = 64
 """Requests that may wait for a slot; further ones are told to come back later."""
@@ -156,7 +157,7 @@ class GenerationWorker:
             if answer.take(outcome, outcome in self._stop_ids):
                 self._end(answer, None)
         except Exception as error:
-            print(f"a request failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            print(f"a request failed: {type(error).__name__}: {one_line(error)}", file=sys.stderr, flush=True)
             self._end(answer, ApiError(500, f"the model failed on this request: {type(error).__name__}"))
 
     def _end(self, answer: _Answer, error: ApiError | None) -> None:

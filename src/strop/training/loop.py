@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any, TypeVar
@@ -136,19 +136,26 @@ class Trainer:
         finally:
             self.reporter.close()
         self._save()
-        if self.section.load_best_model_at_end and self._best:
+        if self.adapter_step != self.progress.step:
             return {f"lora{name.removeprefix('best')}": tensor for name, tensor in self._best.items()}
         return self.engine.weights()
+
+    @property
+    def adapter_step(self) -> int:
+        """The step whose weights `run` returns, or would if the run ended now."""
+        return self.progress.best_step if self._best else self.progress.step
 
     def _train(self) -> None:
         """Steps, evaluations and saves. A GPU has one step in flight while the host prepares and launches the next."""
         self._evaluate_if_due()
+        waits = iter([self.reporter.waiting("computing the first step")])
         self._started = time.perf_counter()
         while self.progress.step < self.num_steps and not self.progress.stopped_early:
             step = self.progress.step + len(self._in_flight)
             rate = learning_rate(step, self.section, self.num_steps)
-            self._in_flight.append(self._retry_smaller(partial(self.engine.launch, step, rate, self.check)))
-            self._finish(all_but=0 if self._in_flight[-1].is_done or self._needs_state_after(step + 1) else 1)
+            with next(waits, nullcontext()):
+                self._in_flight.append(self._retry_smaller(partial(self.engine.launch, step, rate, self.check)))
+                self._finish(all_but=0 if self._in_flight[-1].is_done or self._needs_state_after(step + 1) else 1)
             if not self._in_flight:
                 self._evaluate_if_due()
                 if self.progress.step < self.num_steps and is_due(self.progress.step, self.section.save_steps):
@@ -193,7 +200,9 @@ class Trainer:
 
     def _evaluate_if_due(self) -> None:
         if self.evaluate is not None and self.progress.evaluation_is_due(self.section, self.num_steps):
-            loss = self._retry_smaller(self.evaluate)
+            model = "the base model" if self.progress.step == 0 else "the model so far"
+            with self.reporter.waiting(f"evaluating {model} on held-out rows"):
+                loss = self._retry_smaller(self.evaluate)
             self._write_samples()  # before the loss is recorded: after an interruption here, both are repeated
             self._record_eval(loss)
             self._started = time.perf_counter()
@@ -204,7 +213,8 @@ class Trainer:
             return
         step = self.progress.step
         try:
-            samples = self.sample(step)
+            with self.reporter.waiting("answering some held-out rows"):
+                samples = self.sample(step)
         except torch.OutOfMemoryError:
             self.reporter.note(f"step {step}: no samples, because they do not fit in the GPU's memory")
             return

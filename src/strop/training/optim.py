@@ -114,9 +114,14 @@ def choose_optimizer(adapter: LoraAdapter, section: TrainSection) -> FlatOptimiz
     return (FlatAdamW8bit if section.optim == "adamw_8bit" else FlatAdamW)(adapter, section)
 
 
+def warmup_steps(section: TrainSection, num_steps: int) -> int:
+    """Steps in which the learning rate rises."""
+    return section.warmup_steps or math.ceil(section.warmup_ratio * num_steps)
+
+
 def learning_rate(step: int, section: TrainSection, num_steps: int) -> float:
     """The learning rate of a step, counted from 0, as in transformers' schedules: step 0 of a warmup has rate 0."""
-    warmup = section.warmup_steps or math.ceil(section.warmup_ratio * num_steps)
+    warmup = warmup_steps(section, num_steps)
     if section.lr_scheduler_type != "constant" and step < warmup:
         return section.learning_rate * step / max(1, warmup)
     if section.lr_scheduler_type in ("constant", "constant_with_warmup"):

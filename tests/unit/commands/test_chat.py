@@ -1,5 +1,6 @@
-"""Which row `strop chat --example` asks."""
+"""Which row `strop chat --example` asks, and what is said of tools."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from rows import write_rows
+from strop.commands import chat
 from strop.commands.chat import _held_out_row
 from strop.data.build import falls_into
 from strop.data.store import Split
@@ -29,3 +31,28 @@ def test_a_row_that_the_split_holds_out(tmp_path: Path) -> None:
 def test_no_row_is_held_out(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="holds out no rows to take a question from; use --prompt"):
         _held_out_row(run(tmp_path))
+
+
+TOOL = {"type": "function", "function": {"name": "look_up", "description": "x", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(("tools", "given", "says"), [([TOOL], None, True), ([], None, False), ([TOOL], "own", False)])
+def test_a_run_with_tools_says_that_they_are_to_be_given(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tools: list[Any],
+    given: str | None,
+    says: bool,
+) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = write_rows(tmp_path / "rows.jsonl", [{"messages": turns, **({"tools": tools} if tools else {})}] * 3)
+    (tmp_path / "recipe.yaml").write_text(f"model: {{model_name_or_path: org/base}}\ndata: {{train_file: {rows}}}\n")
+    monkeypatch.setattr(
+        chat, "chat", lambda *_, **__: SimpleNamespace(stream=lambda question, tuned: iter(["an answer"]))
+    )
+    (tmp_path / "tools.json").write_text(f"[{json.dumps(TOOL)}]")
+    chat.command(str(tmp_path), prompt="q", tools=tmp_path / "tools.json" if given else None)
+    told = capsys.readouterr()
+    assert told.out == "an answer\n"
+    assert ("--tools FILE" in told.err) == says

@@ -1,13 +1,17 @@
 """What `strop check` prints about rows, and how keys of the data section change them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+import strop
 from strop.app import app
+from strop.errors import RecipeError
+from strop.run.trackers import tracker
 from tiny_runs import write_model
 
 TURNS = [{"role": "user", "content": "Say N."}, {"role": "assistant", "content": "It is N."}]
@@ -57,6 +61,25 @@ def test_the_shares_of_a_mixture(model: Path) -> None:
         "format messages, alpaca, text, template chat",
     ):
         assert line in shown, shown
+
+
+def test_the_next_command_has_the_same_keys(model: Path) -> None:
+    code, shown = check(model, "chat.jsonl", "train.max_steps=3", "data.system=Be brief")
+    assert code == 0, shown
+    assert "Next: strop train mine.yaml train.max_steps=3 'data.system=Be brief'" in shown
+
+
+def test_a_tracker_that_is_not_installed_is_refused_after_the_rows_are_shown(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tracker.MODULES, "wandb", "no_such_module")
+    code, shown = check(model, "chat.jsonl", "train.report_to=wandb")
+    assert code != 0
+    assert "rows used" in shown
+    assert "train.report_to=wandb is not installed: pip install 'strop[wandb]'" in shown
+    assert "This will train" not in shown
+    with pytest.raises(RecipeError, match="wandb is not installed"):
+        strop.check(strop.load_recipe("mine.yaml", ["train.report_to=wandb"]), quiet=True)
 
 
 def test_columns_and_keys_that_are_not_used_are_named_once(model: Path) -> None:
@@ -118,3 +141,56 @@ def test_the_overlap_of_a_split_document_is_not_learned_again(model: Path) -> No
     (few, all_learned), (many, with_overlap) = learned(), learned("data.long_overlap=32")
     assert many > few
     assert abs(all_learned - with_overlap) <= many  # the first token of a part has nothing that predicts it
+
+
+def test_the_held_out_share_is_said_and_why_it_is_another(model: Path) -> None:
+    code, shown = check(model, "pairs.jsonl", "data.validation_split_percentage=20", "train.seed=3")
+    assert code == 0, shown
+    found = re.search(
+        r"held out (\d+) of 12 rows \(([\d.]+)%; 20% asked: each row's content decides, by chance\)", shown
+    )
+    assert found, shown
+    assert float(found[2]) == pytest.approx(100 * int(found[1]) / 12, abs=0.05)
+    row = [{"prompt": f"q{i // 4}", "completion": "a"} for i in range(120)]  # each of 30 rows four times
+    Path("repeated.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in row), encoding="utf-8")
+    code, shown = check(model, "repeated.jsonl", "data.validation_split_percentage=5")
+    assert code == 0, shown
+    found = re.search(r"held out (\d+) of 120 rows \([\d.]+%; 5% asked: repeated rows stay together\)", shown)
+    assert found, shown
+    assert int(found[1]) % 4 == 0
+    _, shown = check(model, "pairs.jsonl", validation_file="chat.jsonl")
+    assert "asked" not in shown
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["train.num_train_epochs=0.02"], "is less than one sample, so one is seen: 1 step"),
+        (["train.num_train_epochs=3"], "12 samples, 8 a step: 5 steps, because a step may cross the end of an epoch"),
+        (["train.warmup_ratio=0.6"], "warmup takes all 2 steps of the run"),
+        (["train.warmup_steps=9"], "warmup takes all 2 steps of the run"),
+    ],
+)
+def test_how_long_a_run_is_is_said_where_it_may_surprise(model: Path, overrides: list[str], said: str) -> None:
+    for usual in ([], ["train.num_train_epochs=2", "train.per_device_train_batch_size=3"], ["train.max_steps=9"]):
+        _, shown = check(model, "pairs.jsonl", *usual)
+        assert said not in shown
+    code, shown = check(model, "pairs.jsonl", *overrides)
+    assert code == 0, shown
+    assert said in shown, shown
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.eval_steps=0.1", "train.eval_steps=0.1: a share of all steps is not understood here"),
+        ("train.save_steps=0.5", "give a number of steps"),
+        ("train.logging_steps=0.01", "give a number of steps"),
+        ("train.warmup_steps=0.1", "use train.warmup_ratio"),
+        ("train.num_train_epochs=1e300", "less than or equal to 1000000"),
+    ],
+)
+def test_shares_where_steps_are_meant_are_refused_by_name(model: Path, override: str, said: str) -> None:
+    code, shown = check(model, "pairs.jsonl", override)
+    assert code == 1
+    assert said in shown

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from silent_hub import silent_hub
 from strop.commands import doctor
 from strop.recipe import load_recipe
 from tiny_models import write_checkpoint
@@ -17,7 +18,8 @@ def report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("MODAL_TOKEN_ID", "ak-secret")
     monkeypatch.setenv("MODAL_TOKEN_SECRET", "as-secret")
     monkeypatch.setenv("STROP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(doctor, "_PATIENCE", 0.2)
+    monkeypatch.setattr("strop.resolve.NETWORK_TIMEOUT", 0.2)
+    monkeypatch.setattr("strop.resolve._unanswered", {})
 
     def found(recipe=None) -> dict[str, doctor.Finding]:
         return {finding.topic: finding for finding in doctor.doctor(recipe)}
@@ -40,6 +42,17 @@ def test_without_a_network_the_hub_is_not_asked(report, monkeypatch: pytest.Monk
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: pytest.fail("asked"))
     assert "HF_HUB_OFFLINE" in report()["hub"].value
+
+
+def test_a_hub_that_says_nothing_is_said_to_be_out_of_reach(report, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with silent_hub() as endpoint:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        found = report()["hub"]
+    assert found.value.startswith("cannot be reached (TimeoutError)")
+    assert "local folder" in (found.advice or "")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is wrong where torch sees no GPU")

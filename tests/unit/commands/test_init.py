@@ -145,7 +145,7 @@ def test_several_files_in_one_recipe(model: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"messages": TURNS, "images": ["a.png"]}], "none of the 1 rows can be used"),
+        ([{"messages": TURNS, "images": ["a.png"]}], "none of 1 row can be used"),
         ([], "has no rows"),
         (None, "there is no file rows.jsonl"),
     ],
@@ -198,3 +198,18 @@ def test_rows_as_people_have_them(case: str, proposal: str | None, model: Path) 
     assert proposal in text
     with pytest.raises(DataError):
         checked("mine.yaml", model)
+
+
+@pytest.mark.parametrize(("count", "percentage"), [(6, 0), (99, 0), (100, 5)])
+def test_few_rows_whose_columns_are_not_known_are_not_held_out(count: int, percentage: int) -> None:
+    """Which row is held out depends on how it is read: 5% of a few may be none, which `strop check` refuses."""
+    told = init(write(numbered(count, zork="Say N.", frob="N.")), Path("mine.yaml"))
+    assert "data.columns has to be set" in told[0]
+    assert strop.load_recipe("mine.yaml").data.validation_split_percentage == percentage
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\udcff.jsonl"])
+def test_a_name_that_no_recipe_can_hold_is_refused(name: str) -> None:
+    with pytest.raises(RecipeError, match="DATA: "):
+        init(name, Path("mine.yaml"))
+    assert not Path("mine.yaml").exists()

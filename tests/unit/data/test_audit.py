@@ -1,6 +1,8 @@
 import dataclasses
+import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rows import open_store, write_rows
@@ -49,6 +51,29 @@ def test_report(tmp_path):
     first = report.preview[0]
     assert "".join(t for t, is_learned in zip(first.texts, first.learned, strict=True) if is_learned) == "yes<|im_end|>"
     report.refuse()
+
+
+def test_lengths_are_those_of_the_samples(tmp_path):
+    template = load_template(SMOLLM2, "plain", ["prompt_completion"])
+    rows = [{"prompt": "a", "completion": " b" * (1 + i % 41)} for i in range(400)]
+    store = open_rows(tmp_path, rows, template)
+    got = audit(store, template).train.lengths
+    lengths = sorted(len(store[i].input_ids) for i in range(400))
+    assert (got.min, got.max) == (lengths[0], lengths[-1])
+    assert got.median == statistics.median(lengths)
+    assert got.p95 == pytest.approx(statistics.quantiles(lengths, n=20, method="inclusive")[-1])
+    assert len(got.edges) == len(got.counts) + 1
+    for low, high, count in zip(got.edges, got.edges[1:], got.counts, strict=False):
+        assert count == sum(low <= length < high for length in lengths)
+
+
+def test_sources_count_tokens_of_an_epoch(tmp_path):
+    template = load_template(SMOLLM2, "plain", ["prompt_completion"])
+    store = open_rows(tmp_path, [{"prompt": "a", "completion": " b" * (1 + i)} for i in range(5)], template)
+    epoch = store.repeated(np.array([0, 1, 2, 3, 4, 4, 4]))
+    [source] = audit(store, template, epoch=epoch).train.sources
+    wanted = sum(len(store[i].input_ids) for i in (0, 1, 2, 3, 4, 4, 4))
+    assert (source.samples, source.epoch_samples, source.epoch_tokens) == (5, 7, wanted)
 
 
 def test_preview_shows_characters_that_are_several_tokens(tmp_path):

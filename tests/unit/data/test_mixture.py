@@ -228,5 +228,7 @@ def test_a_repeated_store_takes_memory_for_indices_alone() -> None:
 def test_entries_are_read_by_their_own_keys() -> None:
     files = (DataFile(path="docs.jsonl", columns={"text": "body"}), "alpaca.jsonl")
     assert opened(*files, format="alpaca").format == "text, alpaca"
-    with pytest.raises(DataError, match=r"docs.jsonl:1: data.columns.text=boddy, but the keys are 'body', 'id'"):
+    with pytest.raises(
+        DataError, match=r"docs.jsonl:1: data.columns.text=boddy, but the keys are 'body', 'id'; did you mean body"
+    ):
         opened({"path": "docs.jsonl", "columns": {"text": "boddy"}})

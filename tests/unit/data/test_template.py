@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from rows import read_aloud
-from strop.data import trial
 from strop.data.examples import Alpaca, Conversation, Message, PromptCompletion, Text
 from strop.data.prompts import resolve_template
 from strop.data.template import Template, load_template
@@ -221,7 +220,6 @@ BAD_TEMPLATES = {
     ),
     "raises": ("{{ raise_exception('never') }}", "never"),
     "reaches for the system": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe|rejects"),
-    "fills memory": ("{{ 'x' * 100000000000 }}", "4 GiB"),
     "too long": ("{# " + "x" * (64 << 10) + " #}", "over 64 KiB"),
 }
 
@@ -231,13 +229,6 @@ def test_bad_chat_template_is_a_model_error(tmp_path, name):
     source, reason = BAD_TEMPLATES[name]
     with pytest.raises(ModelError, match=reason):
         load_template(changed(SMOLLM2, tmp_path / "t", source), "chat", ["messages"])
-
-
-def test_chat_template_that_never_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(trial, "_PROBE_SECONDS", 8)
-    ten = "{% for a in range(99999) %}" * 4 + "{% endfor %}" * 4
-    with pytest.raises(ModelError, match=r"did not finish within|more than 10 s"):
-        load_template(changed(SMOLLM2, tmp_path / "t", ten), "chat", ["messages"])
 
 
 def test_row_that_the_template_refuses(tmp_path):

@@ -7,7 +7,7 @@ import gguf
 import pytest
 import torch
 
-from strop.exporting.gguf.file import gguf_name, in_pairs, tensor_type
+from strop.exporting.gguf.file import FILE_TYPES, gguf_name, in_pairs, tensor_type
 
 
 @pytest.mark.parametrize(
@@ -67,11 +67,16 @@ def test_types_follow_llama_cpps_quantiser(quantisation: str, name: str, shape: 
     assert hasattr(gguf.GGMLQuantizationType, wanted)
 
 
+def test_file_types_are_llama_cpps() -> None:
+    theirs = {"f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0", "q4_k_m": "MOSTLY_Q4_K_M"}
+    assert {name: gguf.LlamaFileType[theirs[name]].value for name in theirs} == FILE_TYPES
+
+
 def test_a_tied_embedding_is_the_output() -> None:
     assert kind("q4_k_m", "token_embd.weight", (512, 512), tied=True) == "Q6_K"
 
 
-@pytest.mark.parametrize("layers", [8, 30, 32])
+@pytest.mark.parametrize("layers", [8, 30, 32, 80])
 def test_half_of_the_v_and_down_matrices_get_six_bits(layers: int) -> None:
     """`use_more_bits` of llama.cpp: the first and the last eighth, and every third layer between."""
     for part in ("attn_v", "ffn_down"):

@@ -85,7 +85,7 @@ def test_fused_to_split(tmp_path: Path) -> None:
     convert_layout(fused, out, "split", decoder.config, None)
     want = logits(bases["fused"], fused)
     assert (logits(bases["split"], out) - want).abs().max() < 1e-10 * want.abs().max()
-    load_adapter(LoraAdapter(decoder, LoraSection(r=4), seed=3), out)  # strop's own reader takes it too
+    load_adapter(LoraAdapter(decoder, LoraSection(r=4, lora_alpha=6), seed=3), out)  # strop's own reader takes it too
 
 
 def test_nothing_to_convert_is_refused(tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ def test_each_matrix_is_base_plus_scaled_product(section: dict[str, object], sca
 @pytest.mark.parametrize("shard_bytes", [10**9, 20_000])
 def test_files_are_read_by_others_and_rounded_once(shard_bytes: int, tmp_path: Path) -> None:
     adapted(tmp_path)
+    settings = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps(settings | {"torch_dtype": "float32"}))
     out = tmp_path / "out"
     out.mkdir()
     with merged_model(ModelFolder.vetted(tmp_path / "base"), tmp_path / "adapter", nf4=False) as model:
@@ -61,7 +63,10 @@ def test_files_are_read_by_others_and_rounded_once(shard_bytes: int, tmp_path: P
         assert struct.unpack("<Q", file.read_bytes()[:8])[0] % 8 == 0
     if shard_bytes < 10**9:
         index = json.loads((out / "model.safetensors.index.json").read_text())
-        assert len(files) == len(set(index["weight_map"].values())) > 1
+        assert {file.name for file in files} == set(index["weight_map"].values())
+        assert files[0].name == f"model-00001-of-{len(files):05}.safetensors"
+        assert files[-1].name == f"model-{len(files):05}-of-{len(files):05}.safetensors"
+        assert len(files) > 1
         assert index["metadata"]["total_size"] == sum(2 * tensor.numel() for tensor in wanted.values())
         assert all(name in load_file(out / file) for name, file in index["weight_map"].items())
     config = json.loads((out / "config.json").read_text())

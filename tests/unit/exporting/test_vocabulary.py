@@ -86,6 +86,13 @@ def test_earlier_merges_score_higher() -> None:
     assert of[joined[0]] == 0.0 > of[joined[1]] > of["<s>"] == -1e6
 
 
+def test_a_piece_that_two_merges_make_has_the_earlier_ones_score() -> None:
+    merges = ["b c", "a bc", "x y", "ab c"]
+    data = {"model": {"merges": merges}}
+    assert scores(data, ["bc", "abc", "xy", "q"]) == [0.0, -1.0, -2.0, -1e6]
+    assert scores({"model": {"merges": [each.split() for each in merges]}}, ["abc"]) == [-1.0]
+
+
 def test_only_tokens_that_swallow_blanks_make_a_phi_3() -> None:
     phi3, smollm2 = load_tokenizer(PHI3), load_tokenizer(SMOLLM2)
     assert name_for_tokenizer(phi3, "census") == "census (Phi-3)"

@@ -47,8 +47,8 @@ def test_a_microbatch_is_counted_as_attention_sees_it() -> None:
 @pytest.mark.parametrize(
     ("train", "evaluations", "saves"),
     [
-        ({"max_steps": 10, "save_steps": 0}, 1, 1),
-        ({"max_steps": 10, "save_steps": 5, "eval_steps": 5}, 2, 2),
+        ({"max_steps": 10, "save_steps": 0}, 2, 1),
+        ({"max_steps": 10, "save_steps": 5, "eval_steps": 5, "eval_on_start": False}, 2, 2),
         ({"max_steps": 11, "save_steps": 5, "eval_steps": 5, "eval_on_start": True}, 4, 3),
     ],
 )
@@ -148,6 +148,15 @@ def test_how_wrong_the_plan_was() -> None:
     half = Outcome(40.0, 50_000.0, None, None, (5, 10), 1).beside(line)
     assert half["training_seconds"].predicted == 50.0
     assert set(half) == {"training_seconds", "tokens_per_second"}
+
+
+def test_a_run_of_seconds_gives_no_share_of_its_plan() -> None:
+    line = Estimate("H200", "scaled", tokens_per_second=40_000.0, training_seconds=37.0)
+    said = sentence(line, Outcome(4.0, 5_000.0, None, None, (10, 10), 1).beside(line), 1)
+    assert said == (
+        "plan (scaled): training took 4s, predicted 37s; tok/s 5,000, predicted 40,000; "
+        "a run of seconds says little of a plan"
+    )
 
 
 def test_lengths_are_numbers_that_json_knows() -> None:

@@ -54,6 +54,30 @@ def test_what_makes_a_step_longer() -> None:
     assert samples_per_second(bfloat16, gpu="L4", fused=False) < samples_per_second(bfloat16, gpu="L40S", fused=False)
 
 
+LLAMA3_8B = Shape(
+    read_config(
+        {"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 500000.0}
+    ),
+    LoraSection(),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("tokens", [100, 200, 500])
+def test_twice_the_bandwidth_is_faster_for_a_large_model(tokens: int) -> None:
+    """An A10 has twice an L4's, and about its products; 8B weights leave room for a few hundred tokens."""
+    load = Load(tokens, tokens // 4, 32 * tokens * 50, tokens, 1)
+    l4, a10 = (Speed.of(LLAMA3_8B, GPUS[gpu], "bfloat16", False, False).seconds(load) for gpu in ("L4", "A10"))
+    assert a10 < 0.93 * l4
+
+
+def test_no_microbatch_is_faster_than_its_weights_are_read() -> None:
+    for gpu in ("L4", "A10", "L40S", "A100-80GB", "H200"):
+        speed = Speed.of(LLAMA3_8B, GPUS[gpu], "bfloat16", False, False)
+        read = 2 * 2 * (LLAMA3_8B.layer_weights + LLAMA3_8B.head_weights) / GPUS[gpu].bandwidth
+        assert speed.seconds(Load(1, 1, 32, 1, 1)) >= read
+
+
 def test_a_small_plain_microbatch_takes_as_long_as_its_launches() -> None:
     speed = Speed.of(PHI3, GPUS["H200"], "bfloat16", fused=False, checkpointing=False)
     assert speed.seconds(Load(10, 5, 500, 10, 1)) == speed.launch

@@ -30,8 +30,38 @@ def test_epochs_differ_and_each_is_complete() -> None:
     assert epochs[0] != epochs[1] != epochs[2]
 
 
+@given(st.integers(1, 300), st.integers(1, 40), st.floats(1e-6, 6.0))
+def test_a_run_has_a_step_and_sees_every_sample_equally_often(num_samples: int, batch: int, epochs: float) -> None:
+    steps = stream(num_samples, batch, epochs, None)
+    assert steps
+    assert all(steps)
+    seen = np.bincount(flat(steps), minlength=num_samples)
+    assert seen.sum() == max(1, round(num_samples * epochs))
+    assert seen.max() - seen.min() <= 1
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "epochs", "max_steps", "said"),
+    [
+        (97, 3.0, None, "97 samples, 8 a step: 37 steps, because a step may cross the end of an epoch (transformers' "
+                        "Trainer begins a new one there, which makes 39)"),
+        (19, 0.02, None, "train.num_train_epochs=0.02 of 19 samples is less than one sample, so one is seen: 1 step"),
+        (96, 3.0, None, ""),
+        (97, 1.0, None, ""),
+        (97, 3.0, 20, ""),
+        (19, 0.02, 20, ""),
+    ],
+)  # fmt: skip
+def test_what_epochs_mean_is_said(num_samples: int, epochs: float, max_steps: int | None, said: str) -> None:
+    found = list(Order(num_samples, 8, epochs, max_steps, seed=0).explain())
+    assert len(found) == bool(said)
+    assert said in "".join(found)
+
+
 def test_half_an_epoch_and_a_fixed_number_of_steps() -> None:
     assert len(flat(stream(100, 8, 0.5, None))) == 50
+    assert 0.29 * 100 < 29, "in binary; what is meant is 29 samples"
+    assert len(flat(stream(100, 8, 0.29, None))) == 29
     steps = stream(10, 8, 1.0, 5)
     assert [len(step) for step in steps] == [8] * 5
     assert sorted(flat(steps)[:10]) == list(range(10))

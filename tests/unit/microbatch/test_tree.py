@@ -47,6 +47,24 @@ def test_prefixes_nest() -> None:
     assert got == [(HEAD, -1), (SUB, 0), ("1", 1), ("2", 1), ("x", 0), ("y", 0)]
 
 
+def test_positions_go_on_below_nested_prefixes() -> None:
+    _, grown = tree(HEAD + "x", HEAD + SUB + "1", HEAD + SUB + "22", HEAD + "y")
+    head, sub = len(HEAD), len(SUB)
+    assert grown.depths == (0, head, head + sub, head + sub, head, head)
+    below = [head + sub, head + sub, head + sub + 1, head, head]
+    assert grown.positions().tolist() == [*range(head + sub), *below]
+    longest = head + sub + 2
+    assert grown.sample_lengths == (longest, longest, longest - 1, longest, head + 1, head + 1)
+    assert grown.ends == (
+        grown.num_tokens,
+        head + sub + 3,
+        head + sub + 1,
+        head + sub + 3,
+        *[grown.num_tokens - 1],
+        grown.num_tokens,
+    )
+
+
 def test_several_prefixes() -> None:
     got = nodes(HEAD + "1", SUB + "1", HEAD + "2", "zzz", SUB + "2")
     assert got == [(SUB, -1), ("1", 0), ("2", 0), (HEAD, -1), ("1", 3), ("2", 3), ("zzz", -1)]

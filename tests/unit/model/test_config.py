@@ -68,6 +68,12 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_f
         ("qwen2", {"sliding_window": 0, "use_sliding_window": True}, "sliding_window 0"),
         ("llama", {"tie_word_embeddings": "no"}, "tie_word_embeddings 'no' must be true or false"),
         ("llama", {"head_dim": 95}, "head_dim is 95: channels are rotated in pairs"),
+        ("llama", {"pad_token_id": 32064}, "pad_token_id 32064 is beyond vocab_size, which is 32064; set it to null"),
+        ("llama", {"pad_token_id": "x"}, "pad_token_id 'x' must be a token id, or null"),
+        ("llama", {"eos_token_id": [2, "x"]}, "must be one token id or a list of them, or null"),
+        ("llama", {"torch_dtype": "int3"}, "torch_dtype 'int3' must be one of float64"),
+        ("llama", {"architectures": 0}, "architectures 0 must be a list of names"),
+        ("llama", {"id2label": []}, "must be an object"),
         ("qwen3", {"mlp_bias": True}, "mlp_bias true is not supported for qwen3"),
     ],
 )
@@ -102,6 +108,16 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         read_config(SHAPE | {"model_type": "llama"} | wrong)
     assert len(str(caught.value).splitlines()) == 5
     assert all(f"config.json: {key} " in str(caught.value) for key in wrong)
+
+
+def test_what_real_files_say_beside_is_accepted() -> None:
+    beside = {
+        "architectures": ["LlamaForCausalLM"],
+        "torch_dtype": "bfloat16",
+        "eos_token_id": [2, 7],
+        "bos_token_id": 1,
+    }
+    read_config(SHAPE | {"model_type": "llama", "pad_token_id": -1, "initializer_range": 0.02, "dtype": None} | beside)
 
 
 def test_keys_that_nobody_reads_are_named() -> None:
@@ -160,3 +176,70 @@ def test_phi3_with_long_contexts() -> None:
 )
 def test_who_slides_where(changes: dict[str, Any], windows: tuple[int | None, ...]) -> None:
     assert read_config(SHAPE | changes).sliding_windows == windows
+
+
+def _shape(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocab: int, eps: float) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+        "rms_norm_eps": eps,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "torch_dtype": "bfloat16",
+        "attention_dropout": 0.0,
+    }
+
+
+_QWEN = {"use_sliding_window": False, "max_window_layers": 28, "tie_word_embeddings": True, "rope_theta": 1e6}
+_PHI = {"attention_bias": False, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "pad_token_id": 32000, "rope_theta": 10000.0}
+_LLAMA31 = LLAMA3 | {"original_max_position_embeddings": 8192, "factor": 8.0, "low_freq_factor": 1.0}
+# Abridged from the models' own config.json: every key that decides something.
+REAL: dict[str, dict[str, Any]] = {
+    "Llama 2": {"model_type": "llama", "rope_scaling": None, "pretraining_tp": 1, "pad_token_id": 0}
+    | _shape(4096, 11008, 32, 32, 32, 32000, 1e-5),
+    "Llama 3.1": {
+        "model_type": "llama",
+        "rope_scaling": _LLAMA31,
+        "rope_theta": 500000.0,
+        "eos_token_id": [128001, 128009],
+    }
+    | {"max_position_embeddings": 131072, "attention_bias": False, "mlp_bias": False}
+    | _shape(4096, 14336, 32, 32, 8, 128256, 1e-5),
+    "SmolLM2": {"model_type": "llama", "rope_interleaved": False, "is_llama_config": True, "tie_word_embeddings": True}
+    | {"rope_scaling": None, "rope_theta": 100000, "pad_token_id": 2, "transformers.js_config": {"kv_cache_dtype": {}}}
+    | _shape(576, 1536, 30, 9, 3, 49152, 1e-5),
+    "Mistral 7B v0.3": {"model_type": "mistral", "sliding_window": None, "rope_theta": 1e6}
+    | _shape(4096, 14336, 32, 32, 8, 32768, 1e-5),
+    "Mistral Nemo": {"model_type": "mistral", "sliding_window": None, "head_dim": 128, "rope_theta": 1e6}
+    | _shape(5120, 14336, 40, 32, 8, 131072, 1e-5),
+    "Qwen2.5": {"model_type": "qwen2", "sliding_window": 32768} | _QWEN | _shape(896, 4864, 24, 14, 2, 151936, 1e-6),
+    "Qwen3": {"model_type": "qwen3", "sliding_window": None, "head_dim": 128, "attention_bias": False}
+    | {"rope_scaling": None, "layer_types": ["full_attention"] * 28}
+    | _QWEN
+    | _shape(1024, 3072, 28, 16, 8, 151936, 1e-6),
+    "Phi-3 mini": {"model_type": "phi3", "sliding_window": 2047, "rope_scaling": None, "auto_map": {}}
+    | {"max_position_embeddings": 4096, "original_max_position_embeddings": 4096}
+    | _PHI
+    | _shape(3072, 8192, 32, 32, 32, 32064, 1e-5),
+    "Phi-3 mini 128k": {"model_type": "phi3", "sliding_window": 262144, "rope_scaling": LONG | {"type": "longrope"}}
+    | {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
+    | _PHI
+    | _shape(3072, 8192, 32, 32, 32, 32064, 1e-5),
+    "Phi-4 mini": {"model_type": "phi3", "sliding_window": 262144, "rope_scaling": {"type": "longrope"} | LONG}
+    | {"partial_rotary_factor": 0.75, "tie_word_embeddings": True, "full_attn_mod": 1, "lm_head_bias": False}
+    | {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "interpolate_factor": 1}
+    | _PHI
+    | _shape(3072, 8192, 32, 24, 8, 200064, 1e-5),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_files_of_published_models_are_accepted(name: str) -> None:
+    config = read_config(REAL[name])
+    assert config.rope.width == (96 if name.startswith("Phi") else config.head_dim)
+    assert set(config.sliding_windows) == ({REAL[name].get("sliding_window")} if "Phi" in name else {None})

@@ -157,9 +157,24 @@ def test_what_is_not_known_is_left_out(form: Form, tmp_path: Path) -> None:
 def test_losses_stand_in_for_scores(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run")
     (path / "evaluation.json").unlink()
-    assert "Held-out loss: 0.05 nats a token, 0.15 at the first evaluation. " in render_card(
-        read_run(path, "census"), PLAIN, "merged"
-    )
+    run = read_run(path, "census")
+    assert "Held-out loss: 0.05 nats a token. Its answers" in render_card(run, PLAIN, "merged")
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "eval", "step": 0, "eval_loss": 1.5}\n')
+    run = read_run(path, "census")
+    assert "Held-out loss: 0.05 nats a token, 1.5 of the base model. " in render_card(run, PLAIN, "merged")
+
+
+@pytest.mark.parametrize(
+    ("adapter_step", "want"), [(3, "trained with strop on 24 of 261 samples."), (40, "trained with strop on 250 rows.")]
+)
+def test_a_card_says_what_was_seen_and_not_what_was_there(tmp_path: Path, adapter_step: int, want: str) -> None:
+    path = write_run(tmp_path / "run", adapter_step=adapter_step, data={"rows": 250, "samples": 261})
+    recipe = {"train": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}}
+    (path / "recipe.yaml").write_text(json.dumps(recipe))
+    card = render_card(read_run(path, "census"), PLAIN, "adapter")
+    assert want in " ".join(card.split())
+    assert ("| Seen in training | 24 of 261 samples |" in card) == (adapter_step == 3)
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,10 @@ from strop.commands.report import keep_report
 from strop.errors import RecipeError
 from strop.evaluation.result import Interval
 from strop.reporting.charts import gpu_share
+from strop.reporting.facts import plan_rows
 from strop.reporting.page import ASSETS, render, script_json
 from strop.reporting.read import read_run
+from strop.reporting.text import both_ends
 from strop.reporting.verdict import glance
 
 
@@ -98,6 +100,82 @@ def test_the_verdict_is_the_interval_s(tmp_path: Path, low: float, high: float, 
     assert run.evaluation is not None
     run.evaluation = replace(run.evaluation, difference={"nll": Interval(0.0, low, high, 4)})
     assert glance(run).headline == headline
+
+
+@pytest.mark.parametrize(
+    ("exact", "numeric", "change", "f1", "headline"),
+    [
+        (0.0, None, 0.0, 0.0, "The loss fell, but no answer is right"),
+        (0.0, 0.0, 0.0, 0.0, "The loss fell, but no answer is right"),
+        (0.0, 0.5, 0.0, 0.0, "It learned"),
+        (0.5, None, 0.5, 0.5, "It learned"),
+        (0.0, None, 0.0, 0.5, "Closer to the references, but no answer is exact"),
+        (0.2, None, -0.5, 0.0, "The loss fell, but fewer answers are right"),
+        (None, None, None, None, "It learned"),
+    ],
+)
+def test_a_loss_that_falls_over_wrong_answers_has_not_learned_them(
+    tmp_path: Path,
+    exact: float | None,
+    numeric: float | None,
+    change: float | None,
+    f1: float | None,
+    headline: str,
+) -> None:
+    def near(value: float | None) -> Interval | None:
+        return None if value is None else Interval(value, value - 0.1, value + 0.1, 4)
+
+    run = read_run(write_run(tmp_path / "a"), "a")
+    assert run.evaluation is not None
+    tuned = {"nll": near(0.5), "exact_match": near(exact), "numeric_match": near(numeric)}
+    difference = {"nll": near(-1.0), "exact_match": near(change), "token_f1": near(f1)}
+    run.evaluation = replace(run.evaluation, tuned=tuned, difference=difference)
+    assert glance(run).headline == headline
+
+
+@pytest.mark.parametrize(
+    ("evals", "adapter_step", "losses", "headline"),
+    [
+        ([(0, 1.5), (15, 0.9), (30, 0.8)], None, (1.5, 0.8), "The held-out loss fell"),
+        ([(0, 0.5), (15, 0.9), (30, 0.8)], 30, (0.5, 0.8), "The held-out loss rose"),
+        (
+            [(0, 1.5), (15, 0.7), (30, 1.8)],
+            15,
+            (1.5, 0.7),
+            "The held-out loss fell",
+        ),  # the best weights are the adapter
+        ([(15, 0.9), (30, 0.8)], 30, (None, 0.8), "Finished"),  # step 15 is not the base
+    ],
+)
+def test_without_an_evaluation_only_the_loss_is_spoken_of(
+    tmp_path: Path, evals: list[tuple[int, float]], adapter_step: int | None, losses: Any, headline: str
+) -> None:
+    folder = write_run(tmp_path / "a", adapter_step=adapter_step)
+    (folder / "evaluation.json").unlink()
+    lines = [json.dumps({"kind": "eval", "step": step, "eval_loss": loss}) for step, loss in evals]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    seen = glance(read_run(folder, "a"))
+    assert (seen.losses, seen.headline) == (losses, headline)
+
+
+def test_a_plan_has_no_share_of_a_run_of_seconds(tmp_path: Path) -> None:
+    def offs(seconds: float) -> list[str]:
+        outcome = {
+            "training_seconds": {"predicted": 20.0, "actual": seconds, "off": 8.24},
+            "tokens_per_second": {"predicted": 450.0, "actual": 45.0, "off": 9.0},
+        }
+        run = read_run(write_run(tmp_path / str(seconds), outcome=outcome), "a")
+        return [row["off"] for row in plan_rows(run, glance(run))][:2]
+
+    assert offs(3.0) == ["", ""]
+    assert offs(60.0) == ["+824%", "+900%"]
+
+
+def test_an_answer_that_is_cut_keeps_its_end() -> None:
+    text = "x" * 500 + " so the result is 1,670.5"
+    assert both_ends(text, 60).endswith("the result is 1,670.5")
+    assert "(465 more characters)" in both_ends(text, 60)
+    assert both_ends("short", 60) == "short"
 
 
 def test_an_evaluation_of_the_earlier_form_is_left_out(tmp_path: Path) -> None:

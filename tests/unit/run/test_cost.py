@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from strop.errors import BudgetReached
-from strop.run.cost import Meter, with_unfinished
+from strop.run.cost import Meter, enter_cost, with_unfinished
+from strop.run.folder import RunFolder
 from strop.run.manifest import AttemptCost
 
 
@@ -28,6 +29,7 @@ def test_all_attempts_count() -> None:
 def test_the_limit_leaves_room() -> None:
     meter(1e9).check()
     meter(50.0, limit=1.0).check(reserve=49.0)
+    meter(99.5, limit=1.0).check()  # half a second is left, and no more is asked for
     with pytest.raises(BudgetReached, match=r"modal\.max_cost=1: \$0\.50 so far") as caught:
         meter(50.0, limit=1.0).check(reserve=50.0)
     assert caught.value.exit_code == 7
@@ -38,7 +40,7 @@ def test_the_limit_leaves_room() -> None:
 def test_an_attempt_that_was_killed_counts_up_to_its_last_step() -> None:
     assert with_unfinished(EARLIER, 0.75) == (replace(EARLIER[0], dollars=0.75, seconds=150.0),)
     assert with_unfinished(EARLIER, 0.2) == EARLIER
-    assert with_unfinished((), 0.0) == ()
+    assert with_unfinished((), 0.0) == with_unfinished((), 0.3) == ()
     second = AttemptCost(2, "H200", "1970-01-01T01:00:00+00:00", 0.01, 30.0, 0.3)
     assert with_unfinished((*EARLIER, second), 1.0) == (*EARLIER, replace(second, dollars=0.5, seconds=50.0))
     assert with_unfinished((*EARLIER, second), 0.8) == (*EARLIER, second)
@@ -48,3 +50,14 @@ def test_the_clock_is_read_each_time(tmp_path: Path) -> None:
     ticks = itertools.count(1000.0, 10.0)
     running = Meter("H200", 0.01, 1000.0, now=lambda: next(ticks))
     assert [running.dollars, running.dollars] == [pytest.approx(0.0), pytest.approx(0.1)]
+
+
+def test_the_manifest_lists_every_attempt(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.update(lambda manifest: replace(manifest, attempts=2, costs=EARLIER))
+    enter_cost(folder, meter(50.0, earlier=EARLIER))
+    assert folder.begun.costs == (*EARLIER, meter(50.0).entry(2))
+    assert folder.begun.dollars == 1.0
+    before = folder.begun
+    enter_cost(folder, None)
+    assert folder.begun == before

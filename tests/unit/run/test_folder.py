@@ -174,7 +174,7 @@ def test_runs_are_listed_broken_ones_too(tmp_path: Path) -> None:
     assert (damaged.path.name, damaged.status) == ("damaged", "damaged")
     assert (empty.status, empty.loss) == ("unknown", None)
     assert (listed.status, listed.step, listed.num_steps) == ("finished", 2, 60)
-    assert (listed.loss, listed.eval_loss) == (2.0, 2.5)
+    assert (listed.loss, listed.base_loss, listed.eval_loss) == (2.0, None, 2.75)
     assert [run.path for run in list_runs(tmp_path / "good")] == [tmp_path / "good"]
 
 

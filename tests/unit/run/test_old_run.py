@@ -83,7 +83,9 @@ def test_what_is_rewritten_keeps_every_key(old: Path) -> None:
     (old / "run.json").write_text(json.dumps(raw))
     folder = RunFolder(old)
     folder.set_status("interrupted")
-    assert without_empty(contents(old)) == without_empty(raw | {"status": "interrupted"})
+    rewritten = contents(old)
+    del rewritten["seal"]
+    assert without_empty(rewritten) == without_empty(raw | {"status": "interrupted"})
     assert folder.begun.others == {"trl": "1.15.0", "of_a_newer_strop": {"deep": [1, None]}}
     changes = folder.begin_attempt(device="cpu", chosen={"trl": "2.0"}, fingerprints={}, num_trainable=1, num_steps=4)
     assert any(line.startswith("trl was 1.15.0 and is 2.0: ") for line in changes)

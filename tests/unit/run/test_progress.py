@@ -6,7 +6,8 @@ import random
 import pytest
 
 from strop.recipe import TrainSection
-from strop.run.progress import LossWatch, Progress
+from strop.run.progress import LossWatch, Progress, coverage
+from strop.run.records import base_and_adapter
 
 
 def warnings(losses: list[float]) -> list[tuple[int, str]]:
@@ -43,6 +44,36 @@ def test_a_resumed_run_remembers_earlier_losses() -> None:
     watch = LossWatch(losses[:110])
     assert sum(watch.see(loss) is not None for loss in losses[110:]) == 1
     assert all(LossWatch(losses[:130]).see(loss) is None for loss in losses[130:])
+
+
+@pytest.mark.parametrize(
+    ("steps", "each", "samples", "want"),
+    [
+        (3, 4, 2844, "12 of 2,844 samples"),
+        (711, 4, 2844, "all 2,844 samples"),
+        (9, 8, 3, "all 3 samples"),
+        (2, 8, 1, "1 sample"),
+    ],
+)
+def test_coverage(steps: int, each: int, samples: int, want: str) -> None:
+    assert coverage(steps, each, samples) == want
+
+
+@pytest.mark.parametrize(
+    ("losses", "adapter_step", "want"),
+    [
+        ([], None, (None, None)),
+        ([(0, 2.0)], None, (2.0, None)),
+        ([(6, 1.0), (12, 1.5)], None, (None, 1.5)),
+        ([(0, 2.0), (6, 1.0), (12, 1.5)], 6, (2.0, 1.0)),
+        ([(0, 2.0), (6, 1.0), (12, 1.5)], 12, (2.0, 1.5)),
+        ([(0, 2.0), (6, 1.0)], 9, (2.0, 1.0)),
+    ],
+)
+def test_the_base_is_step_0_and_the_adapter_that_which_was_saved(
+    losses: list[tuple[int, float]], adapter_step: int | None, want: tuple[float | None, float | None]
+) -> None:
+    assert base_and_adapter(losses, adapter_step) == want
 
 
 def evaluated(losses: list[float], **settings: object) -> tuple[Progress, list[bool]]:

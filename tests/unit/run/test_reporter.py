@@ -16,7 +16,7 @@ from rich.console import Console
 from run_folders import train_record
 from strop.run.live import LiveReporter, console_reporter
 from strop.run.records import EvalRecord, TrainRecord
-from strop.run.reporter import LineReporter, Reporter, clock, describe
+from strop.run.reporter import LineReporter, Reporter, describe
 from waiting import PATIENCE
 
 STEPS = 60
@@ -80,11 +80,6 @@ def test_a_resumed_run_estimates_from_its_own_steps() -> None:
     run_whole(LineReporter(1, stream), first=50)
     assert "step 51/60" in stream.getvalue()
     assert "left 18s" in stream.getvalue().splitlines()[1]
-
-
-@pytest.mark.parametrize(("seconds", "want"), [(0, "0s"), (59.6, "1m00s"), (725, "12m05s"), (12000, "3h20m")])
-def test_clock(seconds: float, want: str) -> None:
-    assert clock(seconds) == want
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch, **variables: str) -> tuple[Console, io.StringIO]:

@@ -4,7 +4,6 @@ import http.client
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from real_templates import tokenizer_folder
+from scripted_pool import Script
 from strop.data.template import Template, load_template
 from strop.errors import RecipeError
 from strop.evaluation.pool import Prompt
 from strop.evaluation.sampling import Sampling
+from strop.serving import app as serving_app
 from strop.serving import require_server
 from strop.serving import worker as serving_worker
 from strop.serving.app import Served, build_app
@@ -27,61 +28,6 @@ from waiting import PATIENCE, until
 
 SMOLLM2 = Path(__file__).parents[2] / "fixtures" / "smollm2-tokenizer"
 STOP = 2
-
-
-class Script:
-    """Stands for the pool: each answer is the tokens that it was given, or token 65 for ever, slowly."""
-
-    slots = 4
-    pause = 0.0
-    decoder = None
-
-    def __init__(self) -> None:
-        self.tokens: list[int] | None = None
-        self.prompts: list[Prompt] = []
-        self.running: dict[Prompt, list[int]] = {}
-        self.waiting: list[Prompt] = []
-        self.together = self.yielded = 0
-        self.stop_ids: frozenset[int] = frozenset()
-
-    def pool(self, decoder: object, stop_ids: frozenset[int], adapter: object, **sizes: int) -> "Script":
-        self.stop_ids = stop_ids
-        return self
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self.waiting)
-
-    @property
-    def is_idle(self) -> bool:
-        return not self.waiting and not self.running
-
-    def add(self, prompt: Prompt) -> None:
-        self.waiting.append(prompt)
-
-    def remove(self, prompt: Prompt) -> None:
-        self.running.pop(prompt, None)
-        self.waiting = [other for other in self.waiting if other is not prompt]
-
-    def advance(self) -> list[tuple[Prompt, int | Exception]]:
-        while self.waiting and len(self.running) < self.slots:
-            self.prompts.append(self.waiting.pop(0))
-            self.running[self.prompts[-1]] = []
-        self.together = max(self.together, len(self.running))
-        time.sleep(self.pause if self.tokens else 0.002)
-        outcomes = [(prompt, self._next(given)) for prompt, given in self.running.items()]
-        for prompt, outcome in outcomes:
-            is_last = len(self.running[prompt]) == prompt.max_new_tokens
-            if is_last or isinstance(outcome, Exception) or outcome in self.stop_ids:
-                del self.running[prompt]
-        return outcomes
-
-    def _next(self, given: list[int]) -> int | Exception:
-        if self.tokens == [-1]:
-            return RuntimeError("the device is gone: /secret/path")
-        self.yielded += 1
-        given.append(65 if self.tokens is None else self.tokens[len(given)])
-        return given[-1]
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +221,33 @@ def test_a_caller_that_hangs_up_stops_its_answer(script: Script, port: int, stre
         caller.close()
         until(lambda: script.is_idle)
     assert script.yielded < 4000  # of 7,800
+
+
+@pytest.mark.parametrize("slow", ["chat_prompt", "parse", "check_length"])
+def test_a_request_that_takes_long_to_read_holds_nobody(
+    slow: str, script: Script, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parsing, rendering and tokenising happen in threads; who leaves before them is not even read."""
+    begun, go_on, read = threading.Semaphore(0), threading.Event(), getattr(serving_app, slow)
+
+    def slowly(*arguments: Any) -> Any:
+        begun.release()
+        assert go_on.wait(PATIENCE)
+        return read(*arguments)
+
+    monkeypatch.setattr(serving_app, slow, slowly)
+    script.tokens = [STOP]
+    callers = [http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE) for _ in range(4)]
+    for caller in callers:
+        caller.request("POST", "/v1/chat/completions", json.dumps(question()), {"Content-Type": "application/json"})
+    for _ in range(2):
+        assert begun.acquire(timeout=PATIENCE)
+    healthy = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    healthy.request("GET", "/health")
+    assert healthy.getresponse().status == 200
+    callers[3].close()
+    go_on.set()
+    assert [caller.getresponse().status for caller in callers[:3]] == [200] * 3
 
 
 def test_a_full_line_says_so(script: Script, worker: GenerationWorker) -> None:

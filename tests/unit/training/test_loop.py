@@ -29,7 +29,9 @@ def start(model: Path, tmp_path: Path) -> Start:
     def started(
         losses: Iterator[float] | None = None, check_stop: Callable[[], None] = lambda: None, **settings: object
     ) -> Trainer:
-        section = TrainSection(**{"max_steps": 8, "learning_rate": 1e-2, "save_steps": 0, **settings})
+        section = TrainSection(
+            **{"max_steps": 8, "learning_rate": 1e-2, "save_steps": 0, "eval_on_start": False, **settings}
+        )
         adapter = LoraAdapter(load_decoder(model, torch.float32), LoraSection(r=2), seed=0)
         tmp_path.mkdir(exist_ok=True)
         evaluate = None if losses is None else (lambda: next(losses))
@@ -49,6 +51,7 @@ def evaluated_at(trainer: Trainer) -> list[int]:
         ({"eval_steps": 3}, [3, 6, 8]),
         ({"eval_steps": 4}, [4, 8]),
         ({"eval_on_start": True}, [0, 8]),
+        ({"eval_on_start": None, "eval_steps": 4}, [0, 4, 8]),
     ],
 )
 def test_when_it_evaluates(start: Start, settings: dict[str, object], steps: list[int]) -> None:
@@ -85,6 +88,30 @@ def test_early_stopping_counts_evaluations_without_gain(start: Start) -> None:
     trainer.run()
     assert trainer.progress.stopped_early
     assert trainer.progress.step == 4
+
+
+def test_the_base_is_no_candidate_for_the_best_weights_nor_counted_for_patience(start: Start) -> None:
+    losses = iter([0.5, 3.0, 2.0, 2.5, 2.6, 0.1])
+    trainer = start(losses, eval_on_start=None, eval_steps=1, load_best_model_at_end=True, early_stopping_patience=2)
+    weights = trainer.run()
+    assert (trainer.progress.best_step, trainer.progress.best_loss) == (2, 2.0)
+    assert (trainer.progress.step, trainer.progress.stopped_early) == (4, True)
+    assert evaluated_at(trainer) == [0, 1, 2, 3, 4]
+    assert weights["lora"].any()
+
+
+def test_a_base_whose_evaluation_was_lost_with_its_attempt_is_entered_once(start: Start) -> None:
+    def killed() -> None:
+        raise Interrupted("SIGTERM")
+
+    first = start(iter([2.0]), check_stop=killed, eval_on_start=None)
+    with pytest.raises(Interrupted, match="before step 1"):
+        first.run()
+    assert evaluated_at(first) == [0]
+    second = start(itertools.count(1.0), eval_on_start=None)
+    second.metrics.truncate_after(-1)
+    second.run()
+    assert evaluated_at(second) == [0, 8]
 
 
 def test_an_interrupted_evaluation_is_repeated(start: Start) -> None:

@@ -97,7 +97,7 @@ def test_an_evaluation_stops_at_the_limit_too(start: Start) -> None:
         trainer.check()
         raise AssertionError("the check did not stop it")
 
-    trainer.section = trainer.section.model_copy(update={"eval_steps": 2})
+    trainer.section = trainer.section.model_copy(update={"eval_steps": 2, "eval_on_start": False})
     trainer.evaluate = evaluate
     with pytest.raises(BudgetReached, match="step 2 of 8 is saved"):
         trainer.run()

@@ -58,7 +58,7 @@ class Answers:
 
 
 def trainer(folder: Path, worker: Answers, reporter: Reporter | None = None, **section: Any) -> Trainer:
-    settings = TrainSection(**{"max_steps": 6, "save_steps": 2, **section})
+    settings = TrainSection(**{"max_steps": 6, "save_steps": 2, "eval_on_start": False, **section})
     folder.mkdir(exist_ok=True)
     engine = UnslothEngine(worker, Rows(), settings, load=lambda weights: weights)  # type: ignore[arg-type]
     evaluate = engine.evaluate if worker._losses else None

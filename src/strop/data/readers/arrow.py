@@ -10,6 +10,7 @@ from strop.data.readers.kinds import refuse_other_content
 from strop.data.readers.rows import RawRow, refuse_part
 from strop.data.readers.text import Note
 from strop.errors import DataError
+from strop.terminal import one_line
 
 _ROWS_AT_A_TIME = 1024
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
@@ -36,7 +37,7 @@ def read_arrow(path: Path, part: str | None, note: Note) -> Iterator[RawRow]:
     except (pyarrow.ArrowException, ValueError, KeyError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path} is damaged or not {kind}: {error}") from error
+        raise DataError(f"{path} is damaged or not {kind}: {one_line(error)}") from error
 
 
 def _parquet_batches(path: Path) -> Iterator[Any]:
@@ -154,7 +155,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
+        raise DataError(f"cannot read {path}: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} is not what save_to_disk of datasets writes; save it again")
     return content

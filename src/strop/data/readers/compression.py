@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from strop.errors import DataError
 from strop.resolve import COMPRESSED_SUFFIXES
+from strop.terminal import one_line
 
 _CHUNK = 1 << 20
 _COMPRESSED_CHUNK = 16 << 10  # of which gzip makes 16 MiB at most
@@ -57,7 +58,7 @@ def _unpack(file: BinaryIO, path: Path, kind: str) -> Iterator[bytes]:
         try:
             yield from _decompressed(decoder, rest)
         except failures as error:
-            raise DataError(f"{path} is damaged {kind}: {error}; copy or download it again") from error
+            raise DataError(f"{path} is damaged {kind}: {one_line(error)}; copy or download it again") from error
         rest = decoder.unused_data
     if not decoder.eof:
         raise DataError(f"{path} is cut short: its {kind} data has no end; copy or download it again")

@@ -14,7 +14,9 @@ from strop.data.readers.quotes import broken_record, doubtful_record, looks_like
 from strop.data.readers.rows import RawRow
 from strop.data.readers.text import MAX_ROW_BYTES, Note, numbered_lines, read_text, too_long
 from strop.errors import DataError
+from strop.readable import counted
 from strop.resolve import data_suffix
+from strop.terminal import one_line
 
 _SAMPLE_LINES, _SAMPLE_CHARACTERS = 100, 1 << 20
 
@@ -61,7 +63,7 @@ def read_delimited(path: Path, note: Note) -> Iterator[RawRow]:
         else:
             num_blank += len(record[1]) > 0
     if num_blank:
-        note(f"{num_blank} rows without any value left out")
+        note(f"{counted(num_blank, 'row')} without any value left out")
 
 
 def _sample(lines: Iterator[str]) -> list[str]:
@@ -117,7 +119,7 @@ def _records(path: Path, lines: Iterator[str], dialect: Dialect) -> Iterator[Rec
                 why = "is never closed" if is_open else "ends before other text"
                 num_after = sum(1 for _ in lines) if is_open else 0
                 raise DataError(broken_record(path, begun, taken, dialect, why, num_after)) from error
-            yield Fault(Origin(str(path), begun), f"bad CSV: {error}")
+            yield Fault(Origin(str(path), begun), f"bad CSV: {one_line(error)}")
         else:
             yield begun, values, taken
 
@@ -139,7 +141,7 @@ def _header(path: Path, records: Iterator[Record | Fault], note: Note) -> Header
     if not _is_text("".join(names)):
         raise DataError(f"{path}:{begun}: the CSV header is not UTF-8; save the file as UTF-8")
     if num_unnamed := len(names) - len(named):
-        columns = "1 column" if num_unnamed == 1 else f"{num_unnamed} columns"
+        columns = counted(num_unnamed, "column")
         note(f"{columns} without a name left out")
     return Header(names, named, named[-1] + 1 if named else len(names))
 
@@ -165,7 +167,7 @@ def _row(path: Path, header: Header, dialect: Dialect, record: Record) -> RawRow
 def _misfit(header: Header, values: list[str]) -> str | None:
     """What a row has that does not fit the header."""
     if len(values) < header.num_needed or any(values[len(header.names) :]):
-        return f"{len(values)} values, but the header has {len(header.names)} columns"
+        return f"{counted(len(values), 'value')}, but the header has {counted(len(header.names), 'column')}"
     if len(header.named) == len(header.names):
         return None
     for position, value in enumerate(values[: len(header.names)]):

@@ -6,6 +6,7 @@ from typing import Any
 from strop.data.examples import Tokens
 from strop.data.rows import masks
 from strop.data.rows.fields import RowError, get, is_empty
+from strop.readable import counted
 
 _MASKS = ("assistant_masks", "assistant_mask", "completion_mask", "loss_mask", "train_mask")
 TOKEN_KEYS = (*_MASKS, "input_ids", "labels", "attention_mask", "position_ids", "seq_lengths")
@@ -62,5 +63,7 @@ def _of_length(row: Mapping[str, Any], key: str, default: list[int]) -> list[int
         return default
     value = _integers(row, key)
     if len(value) != len(default):
-        raise RowError(f"mask does not fit: '{key}' has {len(value)} values for {len(default)} tokens")
+        raise RowError(
+            f"mask does not fit: '{key}' has {counted(len(value), 'value')} for {counted(len(default), 'token')}"
+        )
     return value

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from strop.errors import ParityError, RecipeError
 from strop.exporting.parity.distance import Distance, Likeliest, distance
 from strop.exporting.staged import write_json
+from strop.readable import counted
 from strop.run.durable import TEMPORARY
 
 PARITY_FILE = "parity.json"
@@ -245,13 +246,13 @@ def _distance_faults(found: Distance, limits: Limits) -> list[str]:
 
 def _prompt_fault(questions: Sequence[Question], told: Sequence[Sequence[int] | str], same: Sequence[bool]) -> str:
     """How the first prompt differs that does; a consumer that refuses one says why in place of its ids."""
-    first = same.index(False)
+    first, differ = same.index(False), f"{same.count(False)} of {counted(len(same), 'prompt')} differ"
     want, got = questions[first].ids, told[first]
     if isinstance(got, str):
-        return f"{same.count(False)} of {len(same)} prompts differ; it refuses prompt {first + 1}: {got}"
+        return f"{differ}; it refuses prompt {first + 1}: {got}"
     at = next((i for i, pair in enumerate(zip(want, got, strict=False)) if pair[0] != pair[1]), len(want))
     return (
-        f"{same.count(False)} of {len(same)} prompts differ; prompt {first + 1}'s ids differ from token {at} on: "
+        f"{differ}; prompt {first + 1}'s ids differ from token {at} on: "
         f"{list(got[at : at + 6])}, expected {want[at : at + 6]} ({len(got)} tokens, {len(want)} in training): the "
         "tokenizer or chat template differs from training's"
     )
@@ -306,7 +307,9 @@ def _ask(kind: str, folder: Path, base: Path | None, reference: Reference) -> di
             told = {"next": [_next_tokens(file, i) for i in range(len(reference.answers))]}
         return {**told, **json.loads(said.read_text(encoding="utf-8"))}
     except subprocess.TimeoutExpired as error:
-        raise ParityError(f"{consumer.package} did not answer {len(questions)} prompts within an hour") from error
+        raise ParityError(
+            f"{consumer.package} did not answer {counted(len(questions), 'prompt')} within an hour"
+        ) from error
     finally:
         for path in (job, said, arrays):
             path.unlink(missing_ok=True)

@@ -4,11 +4,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 
 from strop.run.records import EvalRecord, Sample, TrainRecord
 from strop.run.reporter import Reporter
 from strop.run.trackers.tracker import TrackedRun, Tracker, open_tracker
+from strop.run.waiting import Seen
 
 _HELD = 10_000
 """Steps that wait for a slow tracker; one that is further behind than that is off."""
@@ -73,6 +75,10 @@ class TrackingReporter(Reporter):
     def note(self, line: str) -> None:
         """See `Reporter`. Notes stay here: they name this machine's files."""
         self._console.note(line)
+
+    def waiting(self, what: str) -> AbstractContextManager[Seen]:
+        """See `Reporter`."""
+        return self._console.waiting(what)
 
     def close(self) -> None:
         """See `Reporter`. Waits some seconds for trackers that are behind."""

@@ -93,7 +93,7 @@ FAULTS = {
         "bad CSV: a value in column 1, which has no name",
     ),
     "too many values": ("q,a\nc,d,x\na,b\n", "bad CSV: 3 values, but the header has 2 columns"),
-    "too few values": ("q,a\nc\na,b\n", "bad CSV: 1 values, but the header has 2 columns"),
+    "too few values": ("q,a\nc\na,b\n", "bad CSV: 1 value, but the header has 2 columns"),
     "text behind a quote": ('q,a\n"c"x,d\na,b\n', "bad CSV: ',' expected after '\"'"),
     "quotes escaped as in MySQL": ('q,a\n"say \\"so\\"",d\na,b\n', "bad CSV: ',' expected after '\"'"),
 }
