@@ -105,6 +105,8 @@ def _open_streams() -> None:
 
 def _end_by(number: signal.Signals) -> NoReturn:
     """End the process as a signal would, but for Ctrl-C, which has an exit code of its own."""
+    for each in _TOLD_SO:
+        signal.signal(each, signal.SIG_IGN)  # a second one would be a traceback of whatever runs at exit
     atexit._run_exitfuncs()
     if number == signal.SIGINT:  # sys.exit would wait for threads; and Python itself makes a signal of some
         os._exit(128 + number)

@@ -202,7 +202,8 @@ def of_system(error: BaseException, name: object = None) -> StropError | None:
         return CloudError(f"no connection: {error}")
     if number is None:
         return None
-    what = shown_name(getattr(error, "filename", None) if name is None else name) or "a file"
+    named = getattr(error, "filename", None) or (str(error).partition(": ")[2] if number == errno.ENOENT else None)
+    what = shown_name(named if name is None else name) or "a file"
     why = os.strerror(number)
     if number == errno.ENOMEM:
         return OutOfMemoryError(f"{what}: {why}; `strop plan` says what a run needs")
@@ -220,6 +221,8 @@ def of_file(error: OSError, name: object) -> StropError:
 def _errno(error: BaseException) -> int | None:
     if isinstance(error, OSError) and isinstance(error.errno, int):
         return error.errno
+    if isinstance(error, FileNotFoundError):  # safetensors raises it with a text alone
+        return errno.ENOENT
     found = re.search(r"\(os error (\d+)\)", str(error))
     return int(found[1]) if found else None
 

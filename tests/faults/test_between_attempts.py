@@ -219,3 +219,13 @@ def test_what_a_finished_run_lacks_is_made_again(sweep: Sweep, tmp_path: Path, n
     set_aside = folder / "run/adapter-damaged"
     shutil.rmtree(set_aside, ignore_errors=True)
     assert wrong_at_end(folder, want) == []
+
+
+@pytest.mark.parametrize("command", ["evaluate", "chat"])
+@pytest.mark.parametrize("case", ["a bit of the weights", "another stop token"])
+def test_an_adapter_is_not_used_on_another_base(sweep: Sweep, tmp_path: Path, case: str, command: str) -> None:
+    folder = fresh(tmp_path / "finished", sweep.begin("finished"))
+    MODELS[case][0](folder)
+    answer = sweep.server.run(folder, COMMANDS[command].arguments)
+    assert answer.status == 4, answer.output
+    assert "was trained on" in answer.output

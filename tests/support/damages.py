@@ -63,6 +63,9 @@ READERS: dict[str, tuple[str, ...]] = {
 }
 """What reads each kind of file of a finished run."""
 
+UNSEALED = ("run/run.json", "run/recipe.yaml", "run/evaluation.json", "run/plan.json")
+"""Files without a digest: another figure in them is seen by nobody, and docs/reliability.md says so."""
+
 READERS_ON_RESUME = (
     "run/run.json",
     "run/recipe.yaml",
@@ -93,7 +96,8 @@ def cases() -> Iterator[Case]:
     """Every file with every damage and every command that reads it."""
     for file, commands in READERS.items():
         for damage in ALL:
-            yield from (Case(file, damage, command) for command in commands)
+            if not (file in UNSEALED and damage in ("a bit", OTHER)):
+                yield from (Case(file, damage, command) for command in commands)
     yield from (Case(file, damage, "train, resumed") for file in READERS_ON_RESUME for damage in ALL)
 
 
@@ -125,7 +129,9 @@ class Hospital:
         if answer.status != 0:
             return "refused" if answer.status in (2, 3, 4, 10) else f"exit {answer.status}: {answer.output[-300:]}"
         page = folder / "run/report.html"
-        if path.name in answer.output or (case.command == "report" and _names(page, path) > _names(want, path)):
+        if path.name in answer.output or (case.command == "runs" and "damaged" in answer.output):
+            return "said"
+        if case.command == "report" and _names(page, path) > _names(want, path):
             return "said"
         differs = [each for each in wrong_at_end(folder, want) if not _is_beside_it(each, folder, path)]
         if case.command == "report" and page.read_bytes() != (want / "run/report.html").read_bytes():

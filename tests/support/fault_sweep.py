@@ -70,6 +70,7 @@ class Sweep:
         self._begins: dict[str, Path] = {"nothing": scratch / "nothing"}
         self._wants: dict[str, Path] = {}
         self._calls: dict[str, list[int]] = {}
+        self._seconds: dict[str, float] = {}
         self._begins["nothing"].mkdir()
         write_small_recipe(self._begins["nothing"])
 
@@ -107,8 +108,13 @@ class Sweep:
             folder = fresh(self._scratch / f"want {name}", self.begin(command.begin))
             answer = self.server.run(folder, command.arguments, Fault("count", CHANGES))
             assert answer.status == 0, answer.output
-            self._wants[name], self._calls[name] = folder, answer.calls
+            self._wants[name], self._calls[name], self._seconds[name] = folder, answer.calls, answer.seconds
         return self._wants[name]
+
+    def seconds(self, name: str) -> float:
+        """How long a command takes when nothing disturbs it."""
+        self.want(name)
+        return self._seconds[name]
 
     def calls(self, name: str, fault: str) -> int:
         """The file calls of a command at which a fault can strike."""

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fault_shim import Fault
+from fault_shim import Fault, Kind
 from fault_trials import Answer
 from strop.errors import StropError
 from strop.run.checkpoint import is_intact
@@ -53,7 +53,10 @@ def _is_same_but_for_time(path: Path, want: Path) -> bool:
 def wrong_when_struck(answer: Answer, fault: Fault, folder: Path, want: Path) -> list[str]:
     """What may not be after a command was struck: a traceback, another exit code, a state that is not true."""
     wrong = []
-    if answer.status not in _ALLOWED[fault.mode]:
+    inputs = (
+        (2, 3) if fault.kinds == Kind.READ else ()
+    )  # of recipe, rows and model, refused as any other fault of theirs
+    if answer.status not in (*_ALLOWED[fault.mode], *inputs):
         wrong.append(f"exit {answer.status}")
     if "Traceback" in answer.output:
         wrong.append(f"traceback: {answer.output.strip().splitlines()[-1]}")

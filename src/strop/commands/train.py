@@ -34,7 +34,7 @@ from strop.run.folder import RunFolder
 from strop.run.identity import refuse_changes
 from strop.run.live import console_reporter
 from strop.run.progress import Progress, coverage
-from strop.run.records import EvalRecord, base_and_adapter, last_steps
+from strop.run.records import EvalRecord, base_and_adapter, changed_records, last_steps
 from strop.run.reporter import Reporter, reporter_for
 from strop.run.trackers.feed import TrackingReporter
 from strop.run.trackers.tracker import TrackedRun, require
@@ -121,6 +121,8 @@ def _is_sound(folder: RunFolder, reporter: Reporter) -> bool:
 def _keep_missing(folder: RunFolder, prepared: Prepared, reporter: Reporter) -> None:
     """Make what a kill or a full disk left out after the adapter was in place."""
     run = Run(folder.path)
+    for name in changed_records(folder.path, folder.begun.records):
+        reporter.note(f"{folder.path / name} is not what the run wrote: lines were lost or changed")
     if not _has_text(run.adapter_path / CARD_FILE):
         keep_card(run, prepared.data.template, prepared.model, reporter.note)
     if not _has_text(run.path / REPORT_FILE):

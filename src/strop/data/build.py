@@ -292,6 +292,11 @@ def _no_rows_left(builder: _Builder, settings: StoreSettings) -> str:
         kinds = Counter(fault.kind for fault in builder.faults)
         reasons = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common())
         return f"no row of {names} can be used: {reasons}; the first: {builder.faults[0]}"
+    if builder.dropped:
+        return (
+            f"no row of {names} is left: data.long_samples=drop, and all {builder.dropped.total():,} are {DROPPED}="
+            f"{settings.max_seq_length}"
+        )
     if settings.split is None:
         return f"{names}: there are no rows"
     return (

@@ -1,6 +1,5 @@
 """A run folder as a report reads it: what is missing or damaged is skipped with a note, and stops nothing."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from strop.reporting.text import size
 from strop.run.folder import RunFolder
 from strop.run.lenient import parse_json
 from strop.run.manifest import Manifest
-from strop.run.records import Sample, sound_samples
+from strop.run.records import Sample, changed_records, sound_samples
 
 _SIGNS = ("run.json", "recipe.yaml", "metrics.jsonl")
 """One of these makes a folder a run's."""
@@ -89,7 +88,9 @@ def _read_manifest(run: RunFiles) -> None:
 def _read_recipe(run: RunFiles) -> dict[str, str]:
     try:
         contents = yaml.safe_load((run.path / "recipe.yaml").read_bytes())
-        return dict(_flat(contents)) if isinstance(contents, dict) else {}
+        if not isinstance(contents, dict):
+            raise ValueError("not a recipe")
+        return dict(_flat(contents))
     except FileNotFoundError:
         run.notes.append("There is no recipe.yaml.")
     except (OSError, yaml.YAMLError, ValueError, RecursionError):
@@ -134,12 +135,9 @@ def _read_metrics(run: RunFiles) -> Columns:
 
 def _compare_records(run: RunFiles) -> None:
     """Note what is not as it was when the run finished."""
-    for name, mark in run.manifest.records.items():
-        path = run.path / name
-        with suppress(OSError):
-            found = path.read_bytes() if path.exists() else b""
-            if hashlib.sha256(found).hexdigest() != mark:
-                run.notes.append(f"{name} is not what the run wrote: lines were lost or changed.")
+    with suppress(StropError):  # which is told where it is read
+        for name in changed_records(run.path, run.manifest.records):
+            run.notes.append(f"{name} is not what the run wrote: lines were lost or changed.")
 
 
 def _read_evaluation(run: RunFiles) -> Evaluation | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from strop.errors import RecipeError, StropError
 from strop.run.folder import RunFolder
-from strop.run.records import EvalRecord, TrainRecord, base_and_adapter, read_metrics, seconds_of
+from strop.run.records import EvalRecord, TrainRecord, base_and_adapter, changed_records, read_metrics, seconds_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +13,8 @@ class RunSummary:
     """What `strop runs` shows of a run; None where it is not known.
 
     Attributes:
-        status: As `RunFolder.status`, or `damaged` where its files cannot be read.
+        status: As `RunFolder.status`, with the records that are not what the run wrote; `damaged` where files cannot be
+            read.
         step: Updates made, of `num_steps`.
         loss: In training, of the last step.
         base_loss: The base model's on the held-out rows.
@@ -50,6 +51,7 @@ def _summarise(path: Path) -> RunSummary:
     try:
         manifest, status = folder.manifest, folder.status
         records = read_metrics(folder.metrics_path)
+        changed = changed_records(path, manifest.records) if manifest else []
     except (StropError, OSError):
         return RunSummary(path, "damaged")
     steps = [record for record in records if isinstance(record, TrainRecord)]
@@ -58,7 +60,7 @@ def _summarise(path: Path) -> RunSummary:
     progress = manifest.progress if manifest else None
     return RunSummary(
         path=path,
-        status=status or "unknown",
+        status=(status or "unknown") + (f" ({', '.join(changed)} changed)" if changed else ""),
         step=steps[-1].step if steps else 0,
         num_steps=manifest.num_steps if manifest else None,
         loss=steps[-1].loss if steps else None,

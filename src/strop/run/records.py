@@ -3,9 +3,10 @@
 Both files are JSON Lines that other tools read. A kill can leave the last line torn; readers skip it.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -158,6 +159,19 @@ def write_samples(path: Path, step: int, samples: Sequence[Sample]) -> None:
     earlier = [sample for sample in sound_samples(path)[0] if sample.step < step]
     lines = [json.dumps(asdict(sample), ensure_ascii=False) for sample in (*earlier, *samples)]
     replace_file(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def changed_records(folder: Path, marks: Mapping[str, str]) -> list[str]:
+    """Names of the records in a run folder that are not as they were.
+
+    Args:
+        folder: The run's.
+        marks: The SHA-256 of each by name, as run.json has it from when the run finished.
+
+    Raises:
+        StorageError: One cannot be read.
+    """
+    return [name for name, mark in marks.items() if hashlib.sha256(read_bytes(folder / name)).hexdigest() != mark]
 
 
 def read_samples(path: Path) -> list[Sample]:
