@@ -340,42 +340,38 @@ def test_students_quantiles_to_six_digits(freedom: int) -> None:
     assert t_quantile(freedom) == pytest.approx(T[freedom], rel=1e-6)
 
 
-def ratio_by_jackknife(sums: RowSums) -> float:
-    """Standard error of the loss of a token, by leaving out each row in turn: another method, the same limit."""
-    count = len(sums.nll_N)
-    without = (sums.nll_N.sum() - sums.nll_N) / (sums.tokens_N.sum() - sums.tokens_N)
-    return math.sqrt((count - 1) / count * float(((without - without.mean()) ** 2).sum()))
+def spread_by_jackknife(sums: RowSums) -> float:
+    """Half the interval of the loss of a token: by leaving out each row in turn, with as many degrees of freedom as
+    rows of one length would give."""
+    count, tokens = len(sums.nll_N), sums.tokens_N
+    without = [(sums.nll_N.sum() - y) / (tokens.sum() - x) for y, x in zip(sums.nll_N, tokens, strict=True)]
+    error = math.sqrt((count - 1) / count * sum((each - np.mean(without)) ** 2 for each in without))
+    return t_quantile(float(tokens.sum()) ** 2 / float((tokens**2).sum()) - 1) * error
 
 
-def ratio_by_cochran(sums: RowSums) -> float:
-    """Cochran 1977, (6.13), term by term."""
-    count, ratio = len(sums.nll_N), sums.nll_N.sum() / sums.tokens_N.sum()
-    squares = sum((y - ratio * x) ** 2 for y, x in zip(sums.nll_N, sums.tokens_N, strict=True))
-    return math.sqrt(squares / (count - 1) / count) / (sums.tokens_N.sum() / count)
-
-
-@pytest.mark.parametrize("count", [40, 200])
-def test_the_losses_interval_is_cochrans(count: int) -> None:
+@pytest.mark.parametrize("count", [5, 40, 200])
+def test_the_losses_interval_is_the_jackknifes(count: int) -> None:
     sums, _ = row_sums(np.random.default_rng(3), count)
     interval = nll_interval(sums)
     assert interval is not None
     assert interval.count == count
     assert interval.value == pytest.approx(sums.nll_N.sum() / sums.tokens_N.sum(), rel=1e-12)
-    for end in (interval.value - interval.low, interval.high - interval.value):
-        assert end == pytest.approx(T[count - 1] * ratio_by_cochran(sums), rel=1e-6)
-    assert ratio_by_cochran(sums) == pytest.approx(ratio_by_jackknife(sums), rel=0.1)
+    spread = spread_by_jackknife(sums)
+    assert interval.low == pytest.approx(max(0.0, interval.value - spread), rel=1e-6, abs=1e-12)
+    assert math.log(interval.high / interval.value) == pytest.approx(spread / interval.value, rel=1e-6)
 
 
 def test_a_row_moves_the_loss_as_much_as_its_tokens() -> None:
     """Rows of 1 and of 99 tokens; without the tokens' weights the two short rows would make the spread."""
     sums = RowSums(np.array([5.0, 0.0, *[99.0] * 28]), np.array([1.0, 1.0, *[99.0] * 28]))
     influence = sums.influence()
-    assert influence.sum() == pytest.approx(0, abs=1e-9)
+    assert influence.sum() == pytest.approx(0, abs=0.01)
     for row, moved in enumerate(influence):
         weight = np.ones(30)
         weight[row] += 1e-6
         nll = float((weight * sums.nll_N).sum() / (weight * sums.tokens_N).sum())
-        assert (nll - sums.nll) / 1e-6 * 30 == pytest.approx(moved, rel=1e-4, abs=1e-6)
+        # What a little more of the row does and what leaving it out does are alike for a row of a thirtieth.
+        assert (nll - sums.nll) / 1e-6 * 30 == pytest.approx(moved, rel=0.05, abs=1e-6)
 
 
 def test_the_differences_interval_is_of_paired_rows() -> None:
@@ -387,16 +383,13 @@ def test_the_differences_interval_is_of_paired_rows() -> None:
     interval = nll_difference(tuned, base)
     assert interval is not None
     assert interval.value == pytest.approx(tuned.nll - base.nll)
-    assert interval.high - interval.value == pytest.approx(T[39] * ratio_by_cochran(alike), rel=1e-6)
+    assert interval.high - interval.value == pytest.approx(spread_by_jackknife(alike), rel=1e-6)
+    assert interval.value - interval.low == pytest.approx(spread_by_jackknife(alike), rel=1e-6)
     perplexities = perplexity_difference(tuned, base)
     assert perplexities is not None
     assert perplexities.value == pytest.approx(math.exp(tuned.nll) - math.exp(base.nll))
-    slopes = RowSums(
-        math.exp(tuned.nll) * (tuned.nll_N - tuned.nll * tuned.tokens_N)
-        - math.exp(base.nll) * (base.nll_N - base.nll * base.tokens_N),
-        base.tokens_N,
-    )
-    assert perplexities.high - perplexities.value == pytest.approx(T[39] * ratio_by_cochran(slopes), rel=1e-6)
+    slopes = RowSums(math.exp(tuned.nll) * tuned.nll_N - math.exp(base.nll) * base.nll_N, base.tokens_N)
+    assert perplexities.high - perplexities.value == pytest.approx(spread_by_jackknife(slopes), rel=1e-6)
 
 
 def test_perplexity_is_exp_of_the_losses_ends() -> None:
@@ -409,11 +402,11 @@ def test_perplexity_is_exp_of_the_losses_ends() -> None:
     assert perplexity(710.0) == math.exp(700)
 
 
-def wilson(p: float, n: float, z: float = 1.959963985) -> tuple[float, float]:
-    """Wilson 1927: the two p0 at which |p - p0| = z sqrt(p0 (1 - p0) / n)."""
-    a, b, c = 1 + z * z / n, -(2 * p + z * z / n), p * p
-    root = math.sqrt(b * b - 4 * a * c)
-    return (-b - root) / (2 * a), (-b + root) / (2 * a)
+def below(x: float, a: float, b: float) -> float:
+    """The share of a beta distribution below x, by adding up its density."""
+    centres = (np.arange(400_000) + 0.5) / 400_000
+    density = np.exp((a - 1) * np.log(centres) + (b - 1) * np.log1p(-centres))
+    return float(density[centres < x].sum() / density.sum())
 
 
 def test_a_mean_of_scores_counts_as_many_rows_as_vary_as_little() -> None:
@@ -424,23 +417,29 @@ def test_a_mean_of_scores_counts_as_many_rows_as_vary_as_little() -> None:
     effective = mean * (1 - mean) / (variance / 40) * (1.959963985 / T[39]) ** 2
     interval = score_interval(scores)
     assert interval is not None
-    assert (interval.low, interval.high) == pytest.approx(wilson(mean, effective), rel=1e-6)
+    right, wrong = mean * effective, (1 - mean) * effective
+    assert below(interval.low, right, wrong + 1) == pytest.approx(0.025, abs=1e-4)
+    assert below(interval.high, right + 1, wrong) == pytest.approx(0.975, abs=1e-4)
     assert interval.count == 40
 
 
 @pytest.mark.parametrize("right", [0, 1, 20, 39, 40])
 def test_yes_or_no_counts_every_row(right: int) -> None:
+    """The definition: at its ends so many right answers, or a more extreme number, come in 2.5% of samples."""
     interval = score_interval([True] * right + [False] * (40 - right))
     assert interval is not None
-    assert (interval.low, interval.high) == pytest.approx(wilson(right / 40, 40), rel=1e-6, abs=1e-12)
+    as_many = sum(binomial(k, 40, interval.low) for k in range(right, 41))
+    as_few = sum(binomial(k, 40, interval.high) for k in range(right + 1))
+    assert as_many == pytest.approx(0.025 if right else 1.0, rel=1e-6)
+    assert as_few == pytest.approx(0.025 if right < 40 else 1.0, rel=1e-6)
 
 
 def test_paired_scores_have_agresti_and_mins_interval() -> None:
-    """Their (8): Wald's for the table with half a pseudo-row added to each of its four cells."""
+    """Their (8), with t: Wald's for the table with half a pseudo-row added to each of its four cells."""
     both, gained, lost, neither = 20.5, 9.5, 3.5, 9.5
     total = both + gained + lost + neither
     centre = (gained - lost) / total
-    spread = 1.959963985 * math.sqrt((gained + lost) / total - centre**2) / math.sqrt(total)
+    spread = T[40] * math.sqrt((gained + lost) / total - centre**2) / math.sqrt(total)
     tuned = [1] * 20 + [1] * 9 + [0] * 3 + [0] * 9
     base = [1] * 20 + [0] * 9 + [1] * 3 + [0] * 9
     interval = score_difference(tuned, base)
