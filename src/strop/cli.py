@@ -98,8 +98,9 @@ def _open_streams() -> None:
         stream if stream is not None else open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 (for good)
         for stream, mode in ((sys.stdin, "r"), (sys.stdout, "w"), (sys.stderr, "w"))
     )
-    if hasattr(sys.stdout, "reconfigure"):  # a file's name may be no text at all
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may be no text at all
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _end_by(number: signal.Signals) -> NoReturn:
@@ -161,6 +162,8 @@ def _known(error: BaseException) -> StropError | None:
         return RecipeError("an argument or a key holds a NUL character, which no file's name can have; remove it")
     if isinstance(error, OSError) and error.filename is None and (why := _output_error(b"\n")):
         return StorageError(f"standard output cannot be written: {why}")
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # pathlib's, before Python 3.13
+        return RecipeError(f"{shown_name(error)}: {os.strerror(errno.ELOOP)}; name the file itself")
     return of_system(error)
 
 

@@ -10,14 +10,22 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from run_folders import write_run
 from strop import cli
+from strop.app import COMMANDS, load_command
 from strop.errors import EXIT_CODES
 from tiny_runs import write_rows
+
+# Here, once: the children find all of it imported.
+for command in COMMANDS:
+    load_command(command)
+for module in ("data.audit", "data.dataset", "data.survey", "model.lora", "reporting.page", "run.checkpoint"):
+    import_module(f"strop.{module}")
 
 SECONDS = 120
 """After which a command counts as hanging; on an idle core each takes a fraction of one."""

@@ -30,7 +30,7 @@ RANDOM_TRIALS, WRITE_TRIALS = 32, 28
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # forked children cannot use the parent's thread pool
-    samples.MAX_NEW_TOKENS = 4
+    samples.MAX_NEW_TOKENS = samples.MOST_NEW_TOKENS = 4
 
 
 @pytest.fixture(scope="module")

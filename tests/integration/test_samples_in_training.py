@@ -18,7 +18,8 @@ NAME = "adapter_model.safetensors"
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("STROP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sampling, "MAX_NEW_TOKENS", 6)
+    for name in ("MAX_NEW_TOKENS", "MOST_NEW_TOKENS"):
+        monkeypatch.setattr(sampling, name, 6)
     return write_recipe(tmp_path, eval_steps=2, eval_on_start=True, max_steps=6)
 
 

@@ -95,7 +95,7 @@ def _generated(file: str, *tests: str) -> tuple[list[Mutant], dict[Tests, float]
     for start, end, new in operators.edits(text):
         first, last = (text.count("\n", 0, offset) + 1 for offset in (start, end))
         reached = outcome.plugin.quickest_first(first, last)
-        mutants.append(Mutant(file, start, end, new, tuple(test.removeprefix("tests/") for test in reached)))
+        mutants.append(Mutant.of(file, text, start, end, new, (test.removeprefix("tests/") for test in reached)))
         seconds[mutants[-1].tests] = sum(outcome.plugin.seconds[test] for test in reached)
     return mutants, seconds
 

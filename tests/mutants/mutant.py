@@ -1,5 +1,6 @@
 """A wrong edit of one source file, and the list of them that people wrote: `edits/*.yaml`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,31 +13,39 @@ EDITS = Path(__file__).parent / "edits"
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """Characters `start` to `end` of a file, and what stands there instead.
+    """A text of a file, and what stands there instead.
 
     Attributes:
         file: Relative to src/strop.
-        start: Offset of the first character that is replaced.
-        end: Offset behind the last one.
-        new: The text that replaces them.
+        start: Offset of the old text.
+        line: Its line, from 1.
+        old: The text that is replaced.
+        new: The text that replaces it.
         tests: Those that must fail: paths or node ids, relative to tests.
     """
 
     file: str
     start: int
-    end: int
+    line: int
+    old: str
     new: str
     tests: tuple[str, ...]
 
+    @classmethod
+    def of(cls, file: str, text: str, start: int, end: int, new: str, tests: Iterable[str]) -> "Mutant":
+        """The edit of characters `start` to `end` of a file's text."""
+        return cls(file, start, text.count("\n", 0, start) + 1, text[start:end], new, tuple(tests))
+
     def applied(self, text: str) -> str:
-        return text[: self.start] + self.new + text[self.end :]
+        """The file's text with the edit; it must still be the text that the edit was made for."""
+        end = self.start + len(self.old)
+        assert text[self.start : end] == self.old, f"{self.file} changed meanwhile"
+        return text[: self.start] + self.new + text[end:]
 
     def describe(self) -> str:
         """`file:line: the old text -> the new one`, on one line."""
-        text = (SOURCE / self.file).read_text("utf-8")
-        line = text.count("\n", 0, self.start) + 1
-        old, new = (" ".join(part.split()) or "(nothing)" for part in (text[self.start : self.end], self.new))
-        return f"{self.file}:{line}: {old} -> {new}"
+        old, new = (" ".join(part.split()) or "(nothing)" for part in (self.old, self.new))
+        return f"{self.file}:{self.line}: {old} -> {new}"
 
 
 class StaleError(Exception):
@@ -58,7 +67,7 @@ def listed(folder: Path) -> list[Mutant]:
                 old, new, tests = edit["old"], edit["new"], edit.get("tests", entry["tests"])
                 if text.count(old) == 1 and old != new:
                     start = text.index(old)
-                    found.append(Mutant(file, start, start + len(old), new, tuple(tests)))
+                    found.append(Mutant.of(file, text, start, start + len(old), new, tests))
                 else:
                     stale.append(f"{path.name}: {file}: {text.count(old)} times: {old!r}")
     if stale:

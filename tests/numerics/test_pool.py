@@ -10,7 +10,7 @@ import emulated_cuda_graphs
 from strop.evaluation import pool as pool_module
 from strop.evaluation.generate import generate, stream
 from strop.evaluation.kv_cache import KVCache
-from strop.evaluation.pool import Pool, Prompt
+from strop.evaluation.pool import Pool, Prompt, Unwanted
 from strop.evaluation.sampling import Sampling, choose
 from strop.model.decoder import Decoder
 from strop.model.lora import LoraAdapter
@@ -157,10 +157,10 @@ class Broken(RuntimeError):
 def test_what_breaks_one_prompt_is_that_prompts_alone(adapter: LoraAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
     read = pool_module.read_prompts
 
-    def reading(decoder, cache, prompts, slots):
+    def reading(decoder, cache, prompts, *rest):
         if any(99 in prompt for prompt in prompts):
             raise Broken
-        return read(decoder, cache, prompts, slots)
+        return read(decoder, cache, prompts, *rest)
 
     monkeypatch.setattr(pool_module, "read_prompts", reading)
     good, bad = [Prompt(ids, 6) for ids in IDS[:3]], Prompt([5, 99], 6)
@@ -208,9 +208,18 @@ def test_the_smallest_temperatures_take_the_likeliest_token(temperature: float) 
     assert choose(logits, [how], [how.generator(0)]) == [2]
 
 
-def test_a_limit_does_not_change_what_comes_before_it(tmp_path: Path) -> None:
-    """LongRoPE, whose border is at 16 tokens here: the answer's limit used to choose how the prompt was turned."""
-    decoder = load_decoder(write_checkpoint(tmp_path, "phi3-longrope"), torch.float64)
-    long = generate(decoder, [IDS[0]], set(), 40)[0].ids
-    for limit in (1, 8, 9, 10, 11):
-        assert generate(decoder, [IDS[0]], set(), limit)[0].ids == long[:limit]
+def test_a_prompt_that_nobody_wants_any_more_is_not_read_to_its_end(adapter: LoraAdapter) -> None:
+    good, given_up = Prompt(IDS[0], 6), Prompt(IDS[2], 6)
+    layers: list[Prompt] = []
+
+    def is_wanted(prompt: Prompt) -> bool:
+        layers.append(prompt)
+        return prompt is good or layers.count(given_up) < 2
+
+    pool = Pool(adapter.decoder, {2}, adapter, is_wanted=is_wanted)
+    pool.add(given_up)
+    [(prompt, outcome)] = pool.advance()
+    assert prompt is given_up
+    assert isinstance(outcome, Unwanted)
+    assert layers == [given_up] * 2, "of three layers"
+    assert run(pool, [good], lambda i: 0) == [alone(adapter, good)]

@@ -20,7 +20,7 @@ class Script:
         self.together = self.yielded = 0
         self.stop_ids: frozenset[int] = frozenset()
 
-    def pool(self, decoder: object, stop_ids: frozenset[int], adapter: object, **sizes: int) -> "Script":
+    def pool(self, decoder: object, stop_ids: frozenset[int], adapter: object, **others: object) -> "Script":
         self.stop_ids = stop_ids
         return self
 

@@ -47,6 +47,7 @@ def system(number: int, name: object = "runs/x/file") -> OSError:
         (ValueError("embedded null byte"), 2, "NUL"),
         (ValueError("lstat: embedded null character in path"), 2, "NUL"),
         (UnicodeEncodeError("utf-8", "a\udcffb", 1, 2, "surrogates not allowed"), 2, r"a\udcffb: not every character"),
+        (RuntimeError("Symlink loop from 'loop/x'"), 2, "name the file itself"),
         (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), 8, "no connection"),
         (TimeoutError("timed out"), 8, "no connection: timed out"),
         *(

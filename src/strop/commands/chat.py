@@ -42,11 +42,14 @@ def chat(run: Run | str | Path, *, max_new_tokens: int = 256, temperature: float
     Raises:
         RecipeError: The run is not finished, or an option is not possible.
     """
-    from strop.evaluation.generate import ChatSession
-
     require_number("max_new_tokens", max_new_tokens, 1)
     require_number("temperature", temperature, 0, whole=False)
-    tuned = load_tuned(as_run(run))
+    run = as_run(run)
+    run.require_adapter()  # before torch is loaded
+
+    from strop.evaluation.generate import ChatSession
+
+    tuned = load_tuned(run)
     return ChatSession(tuned.adapter, tuned.template, max_new_tokens, temperature)
 
 

@@ -21,6 +21,7 @@ from strop.gpus import modal_name
 from strop.modal_runs.prices import current_prices
 from strop.readable import clock, counted
 from strop.recipe import Recipe, load_recipe
+from strop.run.progress import coverage
 from strop.run.reporter import Reporter, reporter_for
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ def plan_notes(plan: Plan) -> Iterator[str]:
     work = plan.workload
     sharing = f", {work.sharing:.2f} tokens of the rows for each token computed" if work.sharing > 1 else ""
     samples = counted(plan.samples_per_step, "sample")
-    yield f"{counted(work.num_steps, 'step')} of {samples}{sharing}"
+    seen = coverage(work.num_steps, plan.samples_per_step, plan.num_samples)
+    yield f"{counted(work.num_steps, 'step')} of {samples}: {seen}{sharing}"
     yield (
         f"time and $ include {START_SECONDS:.0f} s to start, {counted(work.evaluations, 'evaluation')} and "
         f"{counted(work.saves, 'checkpoint')}; prices: {plan.prices.source}"

@@ -106,6 +106,9 @@ def _page(runs: Sequence[Run], live: bool = False) -> Page:
 
     if len(runs) > MOST_RUNS:
         raise RecipeError(f"{len(runs)} runs on one page; at most {MOST_RUNS} can be told apart")
+    for run in runs:
+        if not run.path.exists():
+            _ = run.recipe  # raises, and says which folder may be meant
     return render([read_run(run.path, name) for run, name in zip(runs, _names(runs), strict=True)], live=live)
 
 

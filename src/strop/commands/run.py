@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from strop.errors import CheckpointError, RecipeError
 from strop.recipe import Recipe, load_recipe
+from strop.resolve import nearest_sibling
 from strop.run.adapter import fault
 from strop.run.folder import RunFolder
 from strop.run.manifest import Manifest
@@ -45,7 +46,10 @@ class Run:
             RecipeError: The folder is not a run's.
         """
         if not (self.path / "recipe.yaml").exists():
-            raise RecipeError(f"{self.path} is not a run folder: it has no recipe.yaml (`strop runs` lists runs)")
+            meant = "" if self.path.exists() else nearest_sibling(self.path)
+            raise RecipeError(
+                f"{self.path} is not a run folder: it has no recipe.yaml (`strop runs` lists runs){meant}"
+            )
         return load_recipe(str(self.path / "recipe.yaml"))
 
     @property

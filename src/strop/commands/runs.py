@@ -17,19 +17,21 @@ from strop.run.listing import list_runs
 def command(
     root: Annotated[Path, typer.Argument(help="The folder that holds run folders.")] = Path("runs"),
 ) -> None:
-    """List runs: state, steps, losses, training time."""
-    table = Table(
-        *("run", "status", "step", "training loss", "held-out loss", "training time", "begun"), box=None, pad_edge=False
-    )
+    """List runs: state, steps, the last step's loss, that on held-out rows (base -> adapter), training time."""
+    headings = ("run", "status", "step", "loss", "held out", "time", "begun")
+    table = Table(*headings, box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in table.columns[1:]:
+        column.no_wrap = True
     for run in list_runs(root):
         steps = f"{run.step}/{run.num_steps}" if run.num_steps else str(run.step)
-        losses = [f"{loss:.4f}" for loss in (run.base_loss, run.eval_loss) if loss is not None]
+        base = "" if run.base_loss is None else f"{run.base_loss:.4f} (base)"
+        adapter = "" if run.eval_loss is None else f"{run.eval_loss:.4f}"
         table.add_row(
             escape(str(run.path)),
             run.status,
             steps,
             "" if run.loss is None else f"{run.loss:.4f}",
-            " -> ".join(losses),
+            " -> ".join(filter(None, (base, adapter))),
             "" if run.seconds is None else clock(run.seconds),
             (run.created or "")[:16].replace("T", " "),
         )

@@ -30,7 +30,7 @@ _CHARACTERS, _MORE_PER_CHARACTER = 1 << 20, 256
 """Of a text that a template writes; more for a large row."""
 
 _REQUEST_BYTES = 1 << 20
-_ENDINGS = "; set another template in data.chat_template, or change the row"
+_REMEDY = "; set another template in data.chat_template, or leave this row out"
 
 
 class TemplateOverrun(DataError):
@@ -197,9 +197,9 @@ def _text(status: int, data: bytes) -> str:
     if status == worker.TEXT:
         return text
     if status == worker.MEMORY:
-        raise TemplateOverrun(f"the chat template takes too much memory: over {_memory()} for this row{_ENDINGS}")
+        raise TemplateOverrun(f"the chat template takes too much memory: over {_memory()} for this row{_REMEDY}")
     if status == worker.TOO_LONG:
-        raise TemplateOverrun(f"the chat template writes too much: far more than this row holds{_ENDINGS}")
+        raise TemplateOverrun(f"the chat template writes too much: far more than this row holds{_REMEDY}")
     raise DataError(f"the chat template rejects this row: {one_line(text)}")
 
 
@@ -207,14 +207,14 @@ def _ended(code: int, seconds: float) -> Exception:
     """Why the process ended in the middle of a request."""
     if code == -signal.SIGPROF:
         return TemplateOverrun(
-            f"the chat template does not finish: stopped after {seconds:.2g} s of computing on this row{_ENDINGS}"
+            f"the chat template does not finish: stopped after {seconds:.2g} s of computing on this row{_REMEDY}"
         )
     if code in (0, 1, 2):
         return ModelError(
             "the process that renders chat templates does not run; is jinja2 installed as strop needs it?"
         )
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return TemplateOverrun(f"the chat template ends the process that renders it ({how}) with this row{_ENDINGS}")
+    return TemplateOverrun(f"the chat template ends the process that renders it ({how}) with this row{_REMEDY}")
 
 
 def _memory() -> str:

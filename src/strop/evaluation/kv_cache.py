@@ -3,7 +3,7 @@
 Prompts are read packed: a prefix that several share is computed once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -112,7 +112,13 @@ def _kernels(device: torch.device) -> Iterator[None]:
         yield
 
 
-def read_prompts(decoder: Decoder, cache: KVCache, prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> Tensor:
+def read_prompts(
+    decoder: Decoder,
+    cache: KVCache,
+    prompts: Sequence[Sequence[int]],
+    slots: Sequence[int],
+    check_stop: Callable[[], None],
+) -> Tensor:
     """Put each prompt into its slot and return the logits after its last token, (prompts, V).
 
     Args:
@@ -120,6 +126,7 @@ def read_prompts(decoder: Decoder, cache: KVCache, prompts: Sequence[Sequence[in
         cache: Receives the prompts' keys and values; positions after a prompt's end stay unchanged.
         prompts: Token ids, at least one each.
         slots: A different slot for each prompt.
+        check_stop: Called in every layer; may raise to end early.
     """
     device = decoder.device
     arrays = [np.asarray(prompt, np.int32) for prompt in prompts]
@@ -136,7 +143,12 @@ def read_prompts(decoder: Decoder, cache: KVCache, prompts: Sequence[Sequence[in
     def put(array: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
         return torch.from_numpy(array).to(device)
 
-    attend = cache.reading(tree, put(place_L), put(slot_L), put(position_L))
+    read = cache.reading(tree, put(place_L), put(slot_L), put(position_L))
+
+    def attend(layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, window: int | None) -> Tensor:
+        check_stop()
+        return read(layer, q_TNH, k_TKH, v_TKH, window)
+
     hidden_TD = decoder.hidden_states(put(ids_T), put(tree.positions()), put(length_T), attend)
     last = np.empty(len(order), np.int64)
     last[order] = place_L[np.cumsum(sizes) - 1]

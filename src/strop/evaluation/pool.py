@@ -6,7 +6,7 @@ one share a batch.
 """
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -83,6 +83,10 @@ def _begin(prompt: Prompt) -> _Sequence:
     return _Sequence(prompt, ids, len(ids) + prompt.max_new_tokens, prompt.sampling.generator(prompt.row))
 
 
+class Unwanted(Exception):
+    """The prompts that were being read are not wanted any more."""
+
+
 Outcome = tuple[Prompt, int | Exception]
 """The next token of a prompt's answer, or what went wrong with it, which ends it."""
 
@@ -97,6 +101,8 @@ class Pool:
         slots: Most sequences that run at once; memory may allow fewer. None means as many as are of use.
         capacity: Positions of a slot, if no prompt needs more: the cache is made anew for one that does.
         prefill_tokens: Most prompt tokens that are read before those that run get their next token.
+        is_wanted: Whether a prompt should still be read; asked while it is, which may take long. If not, the outcome is
+            `Unwanted`.
     """
 
     def __init__(
@@ -107,10 +113,12 @@ class Pool:
         slots: int | None = None,
         capacity: int = 0,
         prefill_tokens: int = _PREFILL_TOKENS,
+        is_wanted: Callable[[Prompt], bool] = lambda prompt: True,
     ) -> None:
         self._decoder, self._stop_ids, self._adapter = decoder, frozenset(stop_ids), adapter
         self._most_slots = slots or most_slots(decoder.device)
         self._least_capacity, self._prefill_tokens = capacity, prefill_tokens
+        self._is_wanted = is_wanted
         self._long_from = decoder.config.rope.long_from
         self._cache: KVCache | None = None
         self._steps: Steps | None = None
@@ -194,7 +202,12 @@ class Pool:
         if self._adapter is not None:
             self._adapter.enable(joining[0].prompt.tuned)
         slots = [slot for slot in range(cache.slots) if slot not in self._running][: len(joining)]
-        logits = read_prompts(self._decoder, cache, [sequence.ids for sequence in joining], slots)
+
+        def check_stop() -> None:
+            if not any(self._is_wanted(sequence.prompt) for sequence in joining):
+                raise Unwanted
+
+        logits = read_prompts(self._decoder, cache, [sequence.ids for sequence in joining], slots, check_stop)
         for slot, sequence in zip(slots, joining, strict=True):
             sequence.length = len(sequence.ids)
             self._running[slot] = sequence

@@ -180,6 +180,7 @@ class Plan:
         here: The estimate measured on this machine; None if nothing was measured.
         workload: What the run computes on the recipe's own GPU, or on the first that can train it.
         samples_per_step: The batch size.
+        num_samples: Of an epoch.
         prices: The price list.
     """
 
@@ -188,6 +189,7 @@ class Plan:
     here: Estimate | None
     workload: Workload
     samples_per_step: int
+    num_samples: int
     prices: Prices
 
     @property
@@ -212,4 +214,5 @@ def plan_of(run: PlannedRun, prices: Prices, here: Estimate | None) -> Plan:
     own = lines[first]
     sound = [line for line in (own, *lines.values()) if line.problem is None]
     budget = sound[0].max_tokens if sound else run.longest_sample
-    return Plan(tuple(lines.values()), own, here, run.workload(budget), run.recipe.train.samples_per_step, prices)
+    each, samples = run.recipe.train.samples_per_step, len(run.train)
+    return Plan(tuple(lines.values()), own, here, run.workload(budget), each, samples, prices)

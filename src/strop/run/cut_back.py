@@ -73,7 +73,8 @@ def _cut(
     *lines, _ = data.split(b"\n")  # without its end, the last line was torn by a kill
     found = [(line, parse(line)) for line in lines]
     kept = [(line, each) for line, each in found if each is not None and each.step <= step]
-    replace_file(path, b"".join(line + b"\n" for line, _ in kept))
+    if data:  # else there is no file, and a run without samples gets none
+        replace_file(path, b"".join(line + b"\n" for line, _ in kept))
     if step < 0:
         return []
     damaged = sum(each is None for _, each in found)

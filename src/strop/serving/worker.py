@@ -91,7 +91,14 @@ class GenerationWorker:
 
     def __init__(self, adapter: LoraAdapter, stop_ids: frozenset[int]) -> None:
         self._stop_ids = stop_ids
-        self._pool = Pool(adapter.decoder, stop_ids, adapter, capacity=_CAPACITY, prefill_tokens=_PREFILL_TOKENS)
+        self._pool = Pool(
+            adapter.decoder,
+            stop_ids,
+            adapter,
+            capacity=_CAPACITY,
+            prefill_tokens=_PREFILL_TOKENS,
+            is_wanted=self._is_wanted,
+        )
         self._arrived = SimpleQueue[GenerationJob | None]()
         self._answers: dict[Prompt, _Answer] = {}
         self._closing = threading.Event()
@@ -151,6 +158,8 @@ class GenerationWorker:
 
     def _pass_on(self, answer: _Answer, outcome: int | Exception) -> None:
         """Deliver a token, or what went wrong: with this answer alone, the others go on."""
+        if not self._is_wanted(answer.job.prompt):
+            return  # it ends before the next token
         try:
             if isinstance(outcome, Exception):
                 raise outcome
@@ -159,6 +168,9 @@ class GenerationWorker:
         except Exception as error:
             print(f"a request failed: {type(error).__name__}: {one_line(error)}", file=sys.stderr, flush=True)
             self._end(answer, ApiError(500, f"the model failed on this request: {type(error).__name__}"))
+
+    def _is_wanted(self, prompt: Prompt) -> bool:
+        return not (self._closing.is_set() or self._answers[prompt].job.cancelled.is_set())
 
     def _end(self, answer: _Answer, error: ApiError | None) -> None:
         self._pool.remove(answer.job.prompt)

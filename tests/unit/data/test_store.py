@@ -9,7 +9,7 @@ from strop.data.dataset import open_or_build
 from strop.data.examples import Alpaca
 from strop.data.store import BadRowsError, Split, StoreSettings, read_manifest
 from strop.data.template import load_template
-from strop.errors import DataError
+from strop.errors import DataError, StorageError
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 SETTINGS = StoreSettings(max_seq_length=128)
@@ -123,7 +123,7 @@ def test_damaged_cache_is_built_again(tmp_path, template, cache, kind, name):
 def test_build_that_fails_leaves_nothing(tmp_path, template, cache, monkeypatch):
     path = write(tmp_path, [row("a", "b")])
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(DataError, match=r"cannot write the token cache .*No space left.*STROP_CACHE"):
+    with pytest.raises(StorageError, match=r"cannot be written: .*No space left.*STROP_CACHE"):
         open_store(path, template)
     assert list(cache.iterdir()) == []
 

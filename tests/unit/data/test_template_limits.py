@@ -17,6 +17,7 @@ from strop.data.store import SampleStore
 from strop.data.template import Template, load_template
 from strop.data.template_process import Chat, TemplateOverrun, render, to_json
 from strop.errors import DataError, ModelError
+from strop.serving.requests import ApiError, chat_prompt
 
 SMOLLM2 = Path(__file__).parents[2] / "fixtures" / "smollm2-tokenizer"
 PLAIN = (SMOLLM2 / "chat_template.jinja").read_text()
@@ -108,6 +109,9 @@ def test_harm_in_a_question_to_the_model(tmp_path: Path) -> None:
     assert template.encode_prompt(asking("Hi"))
     with pytest.raises(TemplateOverrun, match="does not finish"):
         template.encode_prompt(asking(f"say {WORD}"))
+    with pytest.raises(ApiError, match="computing on these messages") as caught:
+        chat_prompt(template, Conversation((Message("user", f"say {WORD}"),)))
+    assert caught.value.status == 400
 
 
 @pytest.mark.parametrize("harm", ["nested loops", "a power", "a text"])

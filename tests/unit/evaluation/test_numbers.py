@@ -154,3 +154,8 @@ def test_a_long_text_takes_no_longer_than_its_length(text: str) -> None:
     start = time.process_time()
     numbers(text)
     assert time.process_time() - start < 3
+
+
+def test_a_whole_number_and_a_fraction_of_one_or_more_are_two() -> None:
+    assert [float(each) for each in numbers("2 3/3")] == [2.0, 1.0]
+    assert [float(each) for each in numbers("2 2/3")] == [pytest.approx(2 + 2 / 3)]

@@ -45,6 +45,18 @@ def test_what_is_saved_is_what_is_loaded(trained: LoraAdapter, tmp_path: Path) -
     assert (folder / WEIGHTS_FILE).stat().st_mode & 0o044, "others can read it"
 
 
+def test_rslora_is_saved_with_its_scaling(tmp_path: Path) -> None:
+    decoder = load_decoder(write_checkpoint(tmp_path / "model", "llama3"), torch.float32)
+    adapter = LoraAdapter(decoder, LoraSection(r=4, lora_alpha=8, use_rslora=True), seed=0)
+    adapter.flat.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    folder = save(adapter, tmp_path)
+    settings = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+    assert (settings["r"], settings["lora_alpha"], settings["use_rslora"]) == (4, 8, True)
+    (folder / CONFIG_FILE).write_text(json.dumps(settings | {"use_rslora": False}))
+    with pytest.raises(StropError, match="scaling other than the trained 4"):
+        check_adapter(adapter, folder)
+
+
 def test_module_names_are_the_checkpoints_own(tmp_path: Path) -> None:
     for family, module in (("phi3", "self_attn.qkv_proj"), ("llama2", "self_attn.q_proj")):
         decoder = load_decoder(write_checkpoint(tmp_path / family, family), torch.float32)

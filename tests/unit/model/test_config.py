@@ -243,3 +243,32 @@ def test_the_files_of_published_models_are_accepted(name: str) -> None:
     config = read_config(REAL[name])
     assert config.rope.width == (96 if name.startswith("Phi") else config.head_dim)
     assert set(config.sliding_windows) == ({REAL[name].get("sliding_window")} if "Phi" in name else {None})
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_qwen_slides_from_layer_28_on_if_the_file_does_not_say(family: str) -> None:
+    asked = {"model_type": family, "num_hidden_layers": 30, "use_sliding_window": True, "sliding_window": 64}
+    config = read_config(SHAPE | {"num_key_value_heads": 32} | asked)
+    assert config.sliding_windows == (*[None] * 28, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("family", "biases", "norms"),
+    [("llama", (False, False), False), ("qwen2", (True, False), False), ("qwen3", (False, False), True)],
+)
+def test_what_a_family_has_without_being_asked(family: str, biases: tuple[bool, bool], norms: bool) -> None:
+    config = read_config(SHAPE | {"model_type": family, "num_key_value_heads": 32})
+    assert (config.qkv_bias, config.output_bias) == biases
+    assert config.qk_norm is norms
+    with_bias = read_config(SHAPE | {"model_type": family, "num_key_value_heads": 32, "attention_bias": True})
+    assert with_bias.qkv_bias
+    assert with_bias.output_bias is (family != "qwen2")
+
+
+def test_what_transformers_takes_if_a_file_does_not_say() -> None:
+    """Of the class of each family's config."""
+    kv = {"num_key_value_heads": 32}
+    assert read_config(SHAPE | kv | {"model_type": "qwen3"}).head_dim == 128
+    assert read_config(SHAPE | {"model_type": "llama"}).head_dim == 96
+    assert read_config(SHAPE | {"model_type": "phi3"}).rms_norm_eps == 1e-5
+    assert read_config(SHAPE | {"model_type": "llama"}).rms_norm_eps == 1e-6

@@ -84,6 +84,7 @@ def test_initial_values_are_pefts_and_depend_on_seed_and_name_only(tmp_path: Pat
     a = draw(0, SEVEN)[name]
     assert torch.equal(a, draw(0, ["v_proj"])[name])
     assert not torch.equal(a, draw(1, SEVEN)[name])
+    assert not torch.equal(a, draw(0, SEVEN)[name.replace("layers.1", "layers.0")])
     bound = 1 / a.shape[1] ** 0.5  # kaiming_uniform_(a=sqrt(5))
     assert 0.9 * bound < a.abs().max().item() <= bound
     assert abs(a.mean().item()) < bound / 5

@@ -76,6 +76,20 @@ def test_the_base_is_step_0_and_the_adapter_that_which_was_saved(
     assert base_and_adapter(losses, adapter_step) == want
 
 
+@pytest.mark.parametrize(("later", "step"), [(1.51, 50), (1.49, None)])
+def test_a_loss_half_as_high_again_as_the_lowest_has_risen(later: float, step: int | None) -> None:
+    found = warnings([1.0] * 25 + [later] * 25)
+    assert [at for at, text in found if "risen" in text] == ([step] if step else [])
+
+
+@pytest.mark.parametrize(("later", "level"), [(0.94, True), (0.92, False)])
+def test_a_loss_that_has_not_fallen_by_seven_percent_is_level(later: float, level: bool) -> None:
+    assert bool(warnings([1.0] * 25 + [later] * 100)) is level
+    assert not warnings([1.0] * 25 + [later] * 99)
+    once_low = [1.0] * 25 + [later] * 50 + [0.9] * 25 + [later] * 25
+    assert not warnings(once_low), "one window of the four is enough"
+
+
 def evaluated(losses: list[float], **settings: object) -> tuple[Progress, list[bool]]:
     """The progress after an evaluation at each of the steps 1, 2, ..., and which of them were the lowest so far."""
     section, progress, lowest = TrainSection(**settings), Progress(), []  # type: ignore[arg-type]
@@ -126,9 +140,11 @@ def test_when_an_evaluation_is_due() -> None:
         progress = Progress(step=step, evaluated_step=evaluated_step)
         return progress.evaluation_is_due(TrainSection(**settings), 10)  # type: ignore[arg-type]
 
-    assert [step for step in range(11) if due(step, eval_steps=4)] == [4, 8, 10]
-    assert [step for step in range(11) if due(step, eval_steps=0)] == [10]
+    assert [step for step in range(11) if due(step, eval_steps=4)] == [0, 4, 8, 10]
+    assert [step for step in range(11) if due(step, eval_steps=0, eval_on_start=False)] == [10]
+    assert [step for step in range(11) if due(step, eval_steps=0)] == [0, 10]
     assert [step for step in range(11) if due(step, eval_steps=5, eval_on_start=True)] == [0, 5, 10]
+    assert [step for step in range(11) if due(step, eval_steps=5, eval_on_start=False)] == [5, 10]
     assert not due(4, evaluated_step=4, eval_steps=4)
     assert due(8, evaluated_step=4, eval_steps=4)
     assert not due(0, evaluated_step=0, eval_on_start=True)

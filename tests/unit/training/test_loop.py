@@ -109,7 +109,7 @@ def test_a_base_whose_evaluation_was_lost_with_its_attempt_is_entered_once(start
         first.run()
     assert evaluated_at(first) == [0]
     second = start(itertools.count(1.0), eval_on_start=None)
-    second.metrics.truncate_after(-1)
+    second.start_over()
     second.run()
     assert evaluated_at(second) == [0, 8]
 
