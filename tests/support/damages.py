@@ -63,7 +63,7 @@ READERS: dict[str, tuple[str, ...]] = {
 }
 """What reads each kind of file of a finished run."""
 
-UNSEALED = ("run/run.json", "run/recipe.yaml", "run/evaluation.json", "run/plan.json")
+UNSEALED = ("run/recipe.yaml", "run/evaluation.json", "run/plan.json")
 """Files without a digest: another figure in them is seen by nobody, and docs/reliability.md says so."""
 
 READERS_ON_RESUME = (
@@ -129,7 +129,7 @@ class Hospital:
         if answer.status != 0:
             return "refused" if answer.status in (2, 3, 4, 10) else f"exit {answer.status}: {answer.output[-300:]}"
         page = folder / "run/report.html"
-        if path.name in answer.output or (case.command == "runs" and "damaged" in answer.output):
+        if path.name in answer.output or (case.command == "runs" and _marks_a_run(answer.output)):
             return "said"
         if case.command == "report" and _names(page, path) > _names(want, path):
             return "said"
@@ -153,6 +153,11 @@ class Hospital:
         other = self._sweep.begin("other")
         twins = sorted(other.glob(re.sub(r"[0-9a-f]{64}", "*", str(path.relative_to(folder)))))
         return twins[0].read_bytes() if twins else path.read_bytes()
+
+
+def _marks_a_run(output: str) -> bool:
+    """Whether `strop runs` says that one is not as it was."""
+    return "damaged" in output or "changed" in output
 
 
 def _plain(output: str) -> str:

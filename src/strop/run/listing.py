@@ -13,8 +13,8 @@ class RunSummary:
     """What `strop runs` shows of a run; None where it is not known.
 
     Attributes:
-        status: As `RunFolder.status`, with the records that are not what the run wrote; `damaged` where files cannot be
-            read.
+        status: As `RunFolder.status`, and whether its records are no longer what it wrote; `damaged` where files cannot
+            be read.
         step: Updates made, of `num_steps`.
         loss: In training, of the last step.
         base_loss: The base model's on the held-out rows.
@@ -60,7 +60,7 @@ def _summarise(path: Path) -> RunSummary:
     progress = manifest.progress if manifest else None
     return RunSummary(
         path=path,
-        status=(status or "unknown") + (f" ({', '.join(changed)} changed)" if changed else ""),
+        status=(status or "unknown") + (", records changed" if changed else ""),
         step=steps[-1].step if steps else 0,
         num_steps=manifest.num_steps if manifest else None,
         loss=steps[-1].loss if steps else None,
