@@ -13,9 +13,10 @@ from pathlib import Path
 
 _WAITING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
 """GNU's OpenMP, which torch has on Linux, spins 10,000 times (0.1 ms) instead of 300,000 and then sleeps. LLVM's and
-Intel's, which torch has elsewhere, sleep after 1 ms instead of 200; not measured. Two cores, SmolLM2's matrices, alone:
-900 tokens take as long as before, 8 tokens 3% longer; if threads sleep at once, 8 tokens take 1.6 times as long. Beside
-eight busy programs: 2.3 and more than 3 times as fast as before. The results have the same bits."""
+Intel's, which torch has elsewhere, sleep after 1 ms instead of 200; not measured. The results have the same bits. Two
+cores, SmolLM2's matrices, with nearly all of the machine (others had a 250th of its shares): 900 tokens take 3% longer,
+8 tokens 4%; if threads sleep at once, 8 tokens take 1.7 times as long. Two steps of the demo beside four busy programs
+and more: 70 to 75 s, more than 197 s with 300,000 spins, 52 s if threads sleep at once."""
 
 _COUNTS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")
 """Of torch's and numpy's threads, and of the tokenizers'."""
