@@ -38,7 +38,7 @@ COMMANDS = {
     "train": "Train a recipe, or resume an unfinished run: give a recipe or a run folder.",
     "logs": "Print the log of a run on Modal, from its beginning.",
     "pull": "Fetch the folder of a run on Modal: checkpoints, metrics and, once it has finished, the adapter.",
-    "runs": "List runs: state, steps, losses, training time.",
+    "runs": "List runs: state, steps, the last step's loss, that on held-out rows (base -> adapter), training time.",
     "evaluate": "Held-out loss, and generated answers against the references: base beside tuned, with 95% intervals.",
     "lm-eval": "Public benchmarks on the tuned model, by lm-evaluation-harness (`pip install 'strop[lm-eval]'`).",
     "chat": "Talk to the tuned model of a run folder or an endpoint, in the template it was trained on.",

@@ -92,7 +92,10 @@ class Renderer:
         """What a conversation has besides turns, if the template reads it, as JSON."""
         given = {name: value for name, value in chat.template_kwargs.items() if name in self._names}
         if taken := sorted(given.keys() & _ARGUMENTS):
-            raise DataError(f"chat_template_kwargs {', '.join(taken)}: not a value of their own; use the row's keys")
+            raise DataError(
+                f"the chat template rejects this row: {', '.join(taken)} cannot be among chat_template_kwargs; "
+                "use the row's own keys"
+            )
         if chat.tools:
             given["tools"] = chat.tools
         if chat.documents:

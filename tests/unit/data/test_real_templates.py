@@ -102,7 +102,9 @@ def test_ids_and_masks_are_those_of_apply_chat_template(name: str, cases: Any) -
     encoded = case.template.encode([read(case.given[i]) for i in kept])
     for i, samples in zip(kept, encoded, strict=True):
         row, wanted = case.given[i], case.wanted[i]
-        assert len(samples) == (1 if all(answer.in_whole for answer in wanted) else len(wanted)), row
+        # A token that spans an answer and its prompt would be in the prompts of later answers.
+        in_one = all(answer.in_whole for answer in wanted) and all(answer.ids is not None for answer in wanted[:-1])
+        assert len(samples) == (1 if in_one else len(wanted)), row
         assert len(found(samples)) == len(wanted), row
         for answer, (before, ids) in zip(wanted, found(samples), strict=True):
             before = before[1:] if name in BOS_ADDED else before
@@ -116,9 +118,9 @@ def test_ids_and_masks_are_those_of_apply_chat_template(name: str, cases: Any) -
 
 
 def assert_same_text(oracle: Oracle, answer: Answer, before: list[int], ids: list[int]) -> None:
-    """Of a row where a token spans a prompt and its answer; beyond the newlines where they meet, ids are equal."""
+    """Of a row where a token spans a prompt and its answer: beyond the newlines where they meet, ids are equal."""
     decode, joint = oracle.tokenizer.decode, oracle.ids(answer.prompt + answer.text)
-    assert decode(before) == decode(answer.prompt_ids)
+    assert before == answer.prompt_ids
     assert decode(before + ids) == decode(joint)
     assert ids == answer.ids if answer.ids is not None else joint[len(joint) - len(ids[3:]) :] == ids[3:]
 

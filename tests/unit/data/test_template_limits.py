@@ -17,7 +17,8 @@ from strop.data.store import SampleStore
 from strop.data.template import Template, load_template
 from strop.data.template_process import Chat, TemplateOverrun, render, to_json
 from strop.errors import DataError, ModelError
-from strop.serving.requests import ApiError, chat_prompt
+from strop.serving.prompting import chat_prompt
+from strop.serving.requests import ApiError
 
 SMOLLM2 = Path(__file__).parents[2] / "fixtures" / "smollm2-tokenizer"
 PLAIN = (SMOLLM2 / "chat_template.jinja").read_text()
