@@ -191,7 +191,7 @@ def of_system(error: BaseException, name: object = None) -> StropError | None:
     """What the operating system's error means: a name that cannot be, a machine that cannot, or no connection.
 
     Args:
-        error: An OSError, or an error of a library in Rust, which says `(os error 28)`.
+        error: An OSError, or one of a library: of Rust, which says `(os error 28)`, or of torch.
         name: What was read or written; by default the file that the error names.
 
     Returns:
@@ -223,8 +223,8 @@ def _errno(error: BaseException) -> int | None:
         return error.errno
     if isinstance(error, FileNotFoundError):  # safetensors raises it with a text alone
         return errno.ENOENT
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
+    found = re.search(r"\((?:os error )?(\d+)\)", str(error))  # Rust's form, or torch's: Input/output error (5)
+    return int(found[1]) if found and os.strerror(int(found[1])) in str(error) else None
 
 
 def shown_name(name: object) -> str:

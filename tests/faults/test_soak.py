@@ -56,10 +56,13 @@ def _start(recipe: Path, folder: Path) -> "subprocess.Popen[bytes]":
 
 
 def _watch(process: "subprocess.Popen[bytes]", run: Path, step: int | None) -> tuple[list[int], list[int]]:
-    """Memory and disk of a run, in bytes, until it has made a step or ends; its records grow and do not count."""
+    """Memory and disk of a run, in bytes, until it has made a step or its last.
+
+    Its records grow and do not count, nor does what its end takes.
+    """
     memory, disk = [], []
     while process.poll() is None and (step is None or _steps(run) < step):
-        if _steps(run) and (resident := _resident(process.pid)):
+        if 0 < _steps(run) < STEPS and (resident := _resident(process.pid)):
             memory.append(resident)
             disk.append(_size(run))
         time.sleep(0.2)

@@ -87,18 +87,22 @@ def run_forked(arguments: list[str], **settings: Any) -> "subprocess.CompletedPr
     module = importlib.import_module(arguments[2])
     for package in ("peft", "xllamacpp"):
         importlib.import_module(package)
+    read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
         status = 1
+        os.dup2(write_end, 2)
         try:
             module.main(*arguments[3:])
             status = 0
         except BaseException:
-            traceback.print_exc(file=sys.stdout)  # which the parent does not show, and a test may read
+            os.write(2, traceback.format_exc().encode()[-4096:])  # as much as a pipe takes that nobody reads yet
         finally:
-            sys.stdout.flush()
             os._exit(status)
-    return subprocess.CompletedProcess(arguments, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), "", "")
+    os.close(write_end)
+    with os.fdopen(read_end, errors="replace") as pipe:
+        said = pipe.read()
+    return subprocess.CompletedProcess(arguments, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), "", said)
 
 
 def main() -> None:

@@ -132,7 +132,7 @@ class Sweep:
         if command.figures and "/run/" in answer.hit and answer.status != -9 and command.figures not in answer.output:
             wrong.append(f"no figures where {answer.hit} failed")
         again = self.server.run(folder, command.arguments)
-        if again.status != 0 and "exists already" not in again.output:  # as it says, and as it should be: see below
+        if again.status != 0 and not any(said in again.output for said in ("exists already", "already exists")):
             last = (again.output.strip().splitlines() or [""])[-1]
             return answer, [*wrong, f"again: exit {again.status}: {last[:200]}"]
         return answer, [*wrong, *(f"again: {each}" for each in wrong_at_end(folder, want))]

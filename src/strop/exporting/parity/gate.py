@@ -6,9 +6,11 @@ prompt ids, the same stop tokens, the same greedy answers and, on those answers,
 token. `LIMITS` says how close is close enough; docs/exports.md has the measurements behind them.
 """
 
+import errno
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from strop.errors import ParityError, RecipeError
+from strop.errors import ParityError, RecipeError, of_file
 from strop.exporting.parity.distance import Distance, Likeliest, distance
 from strop.exporting.staged import write_json
 from strop.readable import counted
@@ -273,6 +275,17 @@ def _reason(stderr: str) -> str:
     return " | ".join(dict.fromkeys((first, lines[-1])))
 
 
+def _refuse_full_disk(stderr: str, folder: Path) -> None:
+    """A consumer that could not write its answers says nothing about the export.
+
+    Raises:
+        StorageError: That is what its last error was.
+    """
+    *_, number = ("0", *re.findall(r"\[Errno (\d+)\]", stderr))
+    if int(number) in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+        raise of_file(OSError(int(number), os.strerror(int(number))), folder)
+
+
 def _next_tokens(file: Mapping[str, NDArray[Any]], answer: int) -> NDArray[np.float32] | Likeliest:
     if f"logits_{answer}" in file:
         return file[f"logits_{answer}"]
@@ -300,6 +313,7 @@ def _ask(kind: str, folder: Path, base: Path | None, reference: Reference) -> di
             check=False,
         )
         if child.returncode or not said.exists():
+            _refuse_full_disk(child.stderr, folder)
             raise ParityError(
                 f"{consumer.package} cannot use the export (exit {child.returncode}): {_reason(child.stderr)}"
             )
