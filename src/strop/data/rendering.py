@@ -12,7 +12,7 @@ from strop.data.dated import dated
 from strop.data.examples import Conversation, Message
 from strop.data.places import ANSWER, CALL, QUESTION, TOOL, Places
 from strop.data.prompts import as_json
-from strop.data.template_process import Chat, rejections_ignored, render, to_json
+from strop.data.template_process import Chat, rejections_ignored, render
 from strop.errors import DataError
 
 PROBE = Conversation((QUESTION, ANSWER))
@@ -88,19 +88,19 @@ class Renderer:
                 "use a model or data.chat_template that does, or remove them"
             )
 
-    def _given(self, chat: Conversation) -> str:
-        """What a conversation has besides turns, if the template reads it, as JSON."""
-        given = {name: value for name, value in chat.template_kwargs.items() if name in self._names}
+    def _given(self, chat: Conversation) -> dict[str, Any]:
+        """What a conversation has besides turns, if the template reads it."""
+        given: dict[str, Any] = {name: value for name, value in chat.template_kwargs.items() if name in self._names}
         if taken := sorted(given.keys() & _ARGUMENTS):
             raise DataError(
                 f"the chat template rejects this row: {', '.join(taken)} cannot be among chat_template_kwargs; "
                 "use the row's own keys"
             )
         if chat.tools:
-            given["tools"] = chat.tools
+            given["tools"] = list(map(dict, chat.tools))
         if chat.documents:
-            given["documents"] = chat.documents
-        return to_json(given) if given else "{}"
+            given["documents"] = list(map(dict, chat.documents))
+        return given
 
     @cached_property
     def _names(self) -> frozenset[str]:
@@ -113,7 +113,7 @@ class Renderer:
 
     def _apply(self, asked: Sequence[tuple[list[dict[str, Any]], Conversation, Sequence[Part]]]) -> list[str]:
         """Render turns, as the template takes them, with what else a conversation gives it."""
-        chats = [Chat(list(map(to_json, turns)), self._given(chat), parts) for turns, chat, parts in asked]
+        chats = [Chat(turns, self._given(chat), parts) for turns, chat, parts in asked]
         return render(self.source, self._special_tokens, chats)
 
     def _one(self, turns: list[dict[str, Any]], given: Conversation) -> str:

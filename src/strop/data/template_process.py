@@ -1,23 +1,25 @@
 """Renders chat templates in a process of its own, each rendering with a limit of time, memory and size.
 
 Templates are code of whoever made the model. One word of one row can send a template into a loop that never ends, and
-in this process nothing could end it; there, the kernel does. An ordinary row costs no more than here: what transformers
-does around each rendering takes longer than a pipe.
+in this process nothing could end it; there, the kernel does. An ordinary row costs about what it does here: the pipe
+takes as long as what transformers does around each rendering.
 """
 
 import atexit
+import fcntl
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from strop.data import template_worker as worker
 from strop.errors import DataError, ModelError
@@ -29,7 +31,7 @@ _SECONDS, _MORE_PER_BYTE = 2.0, 1e-6
 _CHARACTERS, _MORE_PER_CHARACTER = 1 << 20, 256
 """Of a text that a template writes; more for a large row."""
 
-_REQUEST_BYTES = 1 << 20
+_REQUEST_CHARACTERS, _REQUEST_CHATS, _PIPE_BYTES = 1 << 20, 64, 1 << 20
 _REMEDY = "; set another template in data.chat_template, or leave this row out"
 
 
@@ -47,31 +49,18 @@ class rejections_ignored:
         return isinstance(error, DataError) and not isinstance(error, TemplateOverrun)
 
 
-@dataclass(frozen=True, slots=True)
-class Chat:
+class Chat(NamedTuple):
     """A conversation to render once or several times.
 
     Attributes:
-        turns: Each as JSON.
-        given: Values for the template besides them, as a JSON object.
+        turns: As the template takes them.
+        given: Values for the template besides them.
         asked: How many of the turns, and whether a generation prompt follows, for each rendering.
     """
 
-    turns: Sequence[str]
-    given: str
+    turns: Sequence[Mapping[str, Any]]
+    given: Mapping[str, Any]
     asked: Sequence[tuple[int, bool]]
-
-    def to_json(self) -> tuple[str, float]:
-        """The worker's form of it, and the seconds that a rendering may take."""
-        turns = ",".join(self.turns)
-        size = len(turns) + len(self.given)
-        seconds = _SECONDS + size * _MORE_PER_BYTE
-        room = _CHARACTERS + size * _MORE_PER_CHARACTER
-        asked = ",".join(f"[{number},{'true' if prompt else 'false'}]" for number, prompt in self.asked)
-        return (
-            f'{{"messages":[{turns}],"given":{self.given},"asked":[{asked}],"seconds":{seconds},"room":{room}}}',
-            seconds,
-        )
 
 
 def render(source: str, values: Mapping[str, Any], chats: Sequence[Chat]) -> list[str]:
@@ -87,10 +76,10 @@ def render(source: str, values: Mapping[str, Any], chats: Sequence[Chat]) -> lis
         DataError: The template rejects a conversation; with several, the error does not say which.
         ModelError: The process that renders cannot be started.
     """
-    head = f'{{"source":{to_json(source)},"values":{to_json(values)},"chats":['
     texts: list[str] = []
-    for count, seconds, entries in _in_requests(chats):
-        texts += _process(os.getpid()).answer(f"{head}{','.join(entries)}]}}", count, seconds)
+    for some in _in_requests(chats):
+        request = _to_json([source, values, _CHARACTERS, _MORE_PER_CHARACTER, some])
+        texts += _process(os.getpid()).answer(request, sum(len(chat.asked) for chat in some))
     return texts
 
 
@@ -99,31 +88,26 @@ _encoder = json.JSONEncoder(
 )
 
 
-def to_json(value: Any) -> str:
-    """A value as JSON; what JSON has no word for is named by its type, as transformers does.
-
-    Raises:
-        DataError: It is nested too deeply.
-    """
+def _to_json(value: Any) -> str:
+    """A value as JSON; what JSON has no word for is named by its type, as transformers does."""
     try:
         return _encoder.encode(value)
     except (ValueError, RecursionError) as error:
         raise DataError(f"the chat template cannot be given this row: {one_line(error)}") from error
 
 
-def _in_requests(chats: Sequence[Chat]) -> Iterator[tuple[int, float, list[str]]]:
-    """Conversations in requests of a megabyte: how many texts each asks for, the longest time for one, and the JSON."""
-    entries: list[str] = []
-    count, most, size = 0, 0.0, 0
+def _in_requests(chats: Sequence[Chat]) -> Iterator[list[Chat]]:
+    """Conversations a few at a time: a rendering may take the longer the more text its request has."""
+    some: list[Chat] = []
+    size = 0
     for chat in chats:
-        entry, seconds = chat.to_json()
-        entries.append(entry)
-        count, most, size = count + len(chat.asked), max(most, seconds), size + len(entry)
-        if size >= _REQUEST_BYTES:
-            yield count, most, entries
-            entries, count, most, size = [], 0, 0.0, 0
-    if entries:
-        yield count, most, entries
+        some.append(chat)
+        size += sum(len(turn["content"]) for turn in chat.turns)
+        if size >= _REQUEST_CHARACTERS or len(some) == _REQUEST_CHATS:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
 
 
 @lru_cache(1)
@@ -140,22 +124,26 @@ class _Process:
         self._child: subprocess.Popen[bytes] | None = None
         atexit.register(self._end)
 
-    def answer(self, request: str, count: int, seconds: float) -> list[str]:
+    def answer(self, request: str, count: int) -> list[str]:
         """The texts of one request."""
         data = request.encode("utf-8", "surrogatepass")
+        seconds = _SECONDS + len(data) * _MORE_PER_BYTE
         with self._lock:
             child = self._child = self._child or _start()
             assert child.stdin is not None
             try:
-                child.stdin.write(worker.HEAD.pack(0, len(data)) + data)
+                child.stdin.write(worker.HEAD.pack(len(data), seconds) + data)
                 child.stdin.flush()
-                answers = [_read(child) for _ in range(count)]
+                statuses, texts = _read(child, count)
             except (OSError, EOFError):
                 raise _ended(self._end(), seconds) from None
             except BaseException:  # Ctrl-C between a request and its answers: they would be taken for the next one's
                 self._end(signal.SIGKILL)
                 raise
-        return [_text(*answer) for answer in answers]
+        for status, text in zip(statuses, texts, strict=True):
+            if status != worker.TEXT:
+                raise _refusal(status, text)
+        return texts
 
     def _end(self, number: int = 0) -> int:
         """End the process; its exit code."""
@@ -172,7 +160,7 @@ class _Process:
 
 def _start() -> subprocess.Popen[bytes]:
     try:
-        return subprocess.Popen(
+        child = subprocess.Popen(
             [sys.executable, "-P", worker.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -181,26 +169,31 @@ def _start() -> subprocess.Popen[bytes]:
         )
     except OSError as error:
         raise ModelError(f"cannot start the process that renders chat templates: {error}") from error
+    for pipe in (child.stdin, child.stdout):
+        with suppress(OSError, AttributeError):  # at the 64 KiB of Linux, the two wait for each other
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[arg-type]
+    return child
 
 
-def _read(child: subprocess.Popen[bytes]) -> tuple[int, bytes]:
+def _read(child: subprocess.Popen[bytes], count: int) -> tuple[bytes, list[str]]:
+    """The status and the text of each rendering."""
     assert child.stdout is not None
-    head = child.stdout.read(worker.HEAD.size)
-    if len(head) < worker.HEAD.size:
+    head = child.stdout.read(count * (1 + worker.LENGTH))
+    if len(head) < count * (1 + worker.LENGTH):
         raise EOFError
-    status, length = worker.HEAD.unpack(head)
-    return status, child.stdout.read(length)
+    lengths = struct.unpack(f">{count}Q", head[count:])
+    data = child.stdout.read(sum(lengths))
+    ends = list(accumulate(lengths, initial=0))
+    return head[:count], [data[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(ends)]
 
 
-def _text(status: int, data: bytes) -> str:
-    text = data.decode("utf-8", "surrogatepass")
-    if status == worker.TEXT:
-        return text
+def _refusal(status: int, text: str) -> DataError:
     if status == worker.MEMORY:
-        raise TemplateOverrun(f"the chat template takes too much memory: over {_memory()} for this row{_REMEDY}")
+        memory = f"{worker.MOST_MEMORY >> 30} GiB"
+        return TemplateOverrun(f"the chat template takes too much memory: over {memory} for this row{_REMEDY}")
     if status == worker.TOO_LONG:
-        raise TemplateOverrun(f"the chat template writes too much: far more than this row holds{_REMEDY}")
-    raise DataError(f"the chat template rejects this row: {one_line(text)}")
+        return TemplateOverrun(f"the chat template writes too much: far more than this row holds{_REMEDY}")
+    return DataError(f"the chat template rejects this row: {one_line(text)}")
 
 
 def _ended(code: int, seconds: float) -> Exception:
@@ -215,7 +208,3 @@ def _ended(code: int, seconds: float) -> Exception:
         )
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     return TemplateOverrun(f"the chat template ends the process that renders it ({how}) with this row{_REMEDY}")
-
-
-def _memory() -> str:
-    return f"{worker.MOST_MEMORY >> 30} GiB"

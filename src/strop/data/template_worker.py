@@ -4,9 +4,9 @@ A script of its own that imports nothing of strop, and of libraries only jinja2:
 environment is the one that transformers renders chat templates in, and tests hold the two together. The kernel ends
 this process when a rendering takes too long, in whichever code; `template_process` starts another.
 
-A request is a length and JSON: {"source", "values", "chats": [{"messages", "given", "asked": [[turns, prompt], ...],
-"seconds", "room"}, ...]}. The answer has for each text a status, a length and UTF-8. JSON and UTF-8 here let lone
-surrogates pass, as Python's strings do.
+A request is its length, the seconds that a rendering may take, and JSON: [source, values, room, room for each character
+of a row, [[turns, given, [[number of turns, generation prompt], ...]], ...]]. The answer is a status for each text, a
+length for each, and the texts in UTF-8. JSON and UTF-8 here let lone surrogates pass, as Python's strings do.
 """
 
 import datetime
@@ -15,6 +15,7 @@ import resource
 import signal
 import struct
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -25,7 +26,8 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-HEAD = struct.Struct(">BQ")
+HEAD = struct.Struct(">Qd")
+LENGTH = 8
 TEXT, REJECTED, TOO_LONG, MEMORY = range(4)
 MOST_MEMORY = 2 << 30
 """Bytes of address space."""
@@ -123,21 +125,27 @@ def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
     return message if found is None else {"thinking": found, **message, "reasoning_content": found}
 
 
-def _answers(request: dict[str, Any]) -> Any:
+def _answers(request: list[Any], seconds: float) -> Iterator[tuple[int, str]]:
     """A status and a text for each rendering."""
-    for chat in request["chats"]:
-        messages = [_with_reasoning(message) for message in chat["messages"]]
-        values = {"tools": None, "documents": None, **request["values"], **chat["given"]}
-        for num_turns, generation_prompt in chat["asked"]:
-            given = {**values, "messages": messages[:num_turns], "add_generation_prompt": generation_prompt}
-            signal.setitimer(signal.ITIMER_PROF, chat["seconds"])
-            yield _render(request["source"], given, chat["room"])
+    source, values, room, more_room, chats = request
+    values = {"tools": None, "documents": None, **values}
+    for turns, given, asked in chats:
+        messages = [_with_reasoning(turn) for turn in turns]
+        for num_turns, generation_prompt in asked:
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            status, text = _render(
+                source,
+                {**values, **given, "messages": messages[:num_turns], "add_generation_prompt": generation_prompt},
+            )
+            if len(text) > room and len(text) > room + more_room * len(json.dumps([turns, given], ensure_ascii=False)):
+                status, text = TOO_LONG, ""
+            yield status, text
     signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _render(source: str, values: dict[str, Any], room: int) -> tuple[int, str]:
+def _render(source: str, values: dict[str, Any]) -> tuple[int, str]:
     try:
-        text = _compiled(source).render(values)
+        return TEXT, _compiled(source).render(values)
     except MemoryError:
         return MEMORY, ""
     except RecursionError:
@@ -146,7 +154,6 @@ def _render(source: str, values: dict[str, Any], room: int) -> tuple[int, str]:
         with suppress(Exception):
             return REJECTED, str(error)[:_LONGEST_REASON]
         return REJECTED, type(error).__name__
-    return (TEXT, text) if len(text) <= room else (TOO_LONG, "")
 
 
 def _read(data: bytes) -> Any:
@@ -166,11 +173,12 @@ def main() -> None:
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     _limit_memory()
     while head := source.read(HEAD.size):
-        request = _read(source.read(HEAD.unpack(head)[1]))
-        for status, text in _answers(request):
-            data = text.encode("utf-8", "surrogatepass")
-            sink.write(HEAD.pack(status, len(data)))
-            sink.write(data)
+        length, seconds = HEAD.unpack(head)
+        answers = list(_answers(_read(source.read(length)), seconds))
+        texts = [text.encode("utf-8", "surrogatepass") for _, text in answers]
+        sink.write(bytes(status for status, _ in answers))
+        sink.write(struct.pack(f">{len(texts)}Q", *map(len, texts)))
+        sink.writelines(texts)
         sink.flush()
 
 

@@ -15,7 +15,7 @@ from strop.data import template_process
 from strop.data.examples import Conversation, Message
 from strop.data.store import SampleStore
 from strop.data.template import Template, load_template
-from strop.data.template_process import Chat, TemplateOverrun, render, to_json
+from strop.data.template_process import Chat, TemplateOverrun, render
 from strop.errors import DataError, ModelError
 from strop.serving.prompting import chat_prompt
 from strop.serving.requests import ApiError
@@ -91,7 +91,7 @@ def asking(text: str) -> Conversation:
 def said(template: str, text: str) -> str:
     """What a template makes of a question and an answer."""
     turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "Hello!"}]
-    return render(template, {}, [Chat(list(map(to_json, turns)), "{}", [(2, False)])])[0]
+    return render(template, {}, [Chat(turns, {}, [(2, False)])])[0]
 
 
 @pytest.mark.parametrize("harm", HARMS)
@@ -134,7 +134,7 @@ def test_harm_beside_tools_only_is_not_taken_for_a_template_without_tools(tmp_pa
 def test_large_rows_have_more_time_and_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_process, "_CHARACTERS", 10)
     monkeypatch.setattr(template_process, "_MORE_PER_CHARACTER", 2)
-    chat = Chat([to_json({"role": "user", "content": "x" * 1000})], "{}", [(1, False)])
+    chat = Chat([{"role": "user", "content": "x" * 1000}], {}, [(1, False)])
     assert render("{{ messages[0].content * 2 }}", {}, [chat]) == ["x" * 2000]
     with pytest.raises(TemplateOverrun, match="writes too much"):
         render("{{ messages[0].content * 3 }}", {}, [chat])
@@ -164,7 +164,7 @@ def test_many_such_rows_are_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_it_starts_anew_when_it_was_killed() -> None:
-    chat = Chat([to_json({"role": "user", "content": "x"})], "{}", [(1, False)])
+    chat = Chat([{"role": "user", "content": "x"}], {}, [(1, False)])
     assert render("{{ messages[0].content }}", {}, [chat]) == ["x"]
     process = template_process._process(os.getpid())._child
     assert process is not None
@@ -176,7 +176,7 @@ def test_it_starts_anew_when_it_was_killed() -> None:
 
 
 def test_a_fork_has_a_process_of_its_own() -> None:
-    chats = [Chat([to_json({"role": "user", "content": str(n)})], "{}", [(1, False)]) for n in range(300)]
+    chats = [Chat([{"role": "user", "content": str(n)}], {}, [(1, False)]) for n in range(300)]
     expected = [str(n) for n in range(300)]
     assert render("{{ messages[0].content }}", {}, chats) == expected
     child = os.fork()
@@ -228,7 +228,7 @@ def test_it_is_the_environment_of_transformers(name: str) -> None:
             except Exception as error:
                 expected = f"the chat template rejects this row: {error}"
             try:
-                [text] = render(ODD[name], values, [Chat(list(map(to_json, chat)), "{}", [(2, prompt)])])
+                [text] = render(ODD[name], values, [Chat(chat, {}, [(2, prompt)])])
             except DataError as error:
                 text = str(error)
             if "underscore" in expected:
