@@ -17,6 +17,7 @@ from strop.exporting.adapter import load_adapter
 from strop.model.lora import LoraAdapter
 from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection
+from strop.run.folder import RunFolder
 from tiny_models import write_checkpoint
 from tiny_runs import FIXTURES, metrics, strop, write_rows
 from waiting import PATIENCE
@@ -136,8 +137,7 @@ def test_the_recipe_of_unsloths_users_trains_and_resumes(tmp_path: Path) -> None
         for file in (parts / "checkpoints" / name).iterdir():
             file.unlink()
         (parts / "checkpoints" / name).rmdir()
-    manifest = json.loads((parts / "run.json").read_text())
-    (parts / "run.json").write_text(json.dumps(manifest | {"status": "interrupted"}))
+    RunFolder(parts).set_status("interrupted")
     train(tmp_path, "parts", "unsloth", *theirs)
     assert column(parts, "loss")[:20] == pytest.approx(column(whole, "loss")[:20], abs=0.05)
     assert apart(column(parts, "loss")[20:], column(whole, "loss")[20:]) < 0.05

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -17,6 +18,7 @@ from strop.microbatch.tree import Tree
 from strop.model.lora import LoraAdapter
 from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection
+from strop.run.folder import RunFolder
 from tiny_models import load_oracle
 from tiny_runs import environment, metrics, strop, write_recipe, write_rows
 from waiting import PATIENCE, until_step
@@ -144,8 +146,7 @@ def interrupted(workshop: Path, copy: Path) -> Path:
         if int(step.name.split("-")[1]) > 6:
             shutil.rmtree(step)
     shutil.rmtree(copy / "run" / "adapter")
-    manifest = json.loads((copy / "run" / "run.json").read_text())
-    (copy / "run" / "run.json").write_text(json.dumps(manifest | {"status": "interrupted"}))
+    RunFolder(copy / "run").update(lambda manifest: replace(manifest, status="interrupted", adapter={}, records={}))
     return copy
 
 

@@ -1,8 +1,8 @@
 """From `strop plan` to a run that is billed, stops at its limit, goes on, and says how wrong the plan was."""
 
-import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from strop import Run, plan, train
 from strop.errors import BudgetReached
 from strop.recipe import load_recipe
+from strop.run.folder import RunFolder
 from strop.run.records import TrainRecord
 from strop.run.reporter import Reporter
 from tiny_runs import environment, strop, write_recipe
@@ -123,9 +124,9 @@ def test_where_nothing_is_billed_the_limit_is_said_to_be_idle(workshop: Path) ->
 def test_a_halved_microbatch_is_kept_at_resume_unless_the_recipe_s_was_changed(workshop: Path) -> None:
     recipe, notes = load_recipe(workshop / "tiny.yaml"), Notes()
     train(recipe, reporter=notes)
-    manifest = json.loads((workshop / "run" / "run.json").read_text())
-    manifest |= {"status": "interrupted", "max_tokens_per_microbatch": 60}
-    (workshop / "run" / "run.json").write_text(json.dumps(manifest))
+    RunFolder(workshop / "run").update(
+        lambda manifest: replace(manifest, status="interrupted", max_tokens_per_microbatch=60)
+    )
     (changed := workshop / "changed").mkdir()
     shutil.copytree(workshop / "run", changed / "run")
     assert train(recipe, reporter=notes).manifest.max_tokens_per_microbatch == 60
