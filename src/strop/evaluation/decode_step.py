@@ -15,6 +15,7 @@ from torch import Tensor
 from strop.evaluation.kv_cache import KVCache
 from strop.model.decoder import Decoder
 from strop.model.lora import LoraAdapter
+from strop.ops.capturing import capturing
 
 _WIDTH = 128
 """Positions by which a captured step's view of the cache grows. Each size costs a graph of about 50 ms and 20 MiB."""
@@ -98,7 +99,7 @@ class CapturedSteps:
         _enable(self._adapter, block_3B, tuned)
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._decoder.device)
-        with torch.cuda.graph(graph, pool=self._pool):
+        with capturing(graph, self._pool):
             logits_BV = compute(self._decoder, self._cache, block_3B, width)
         return _Graph(graph, block_3B, logits_BV)
 

@@ -18,6 +18,7 @@ from strop.fused.decoder import FusedDecoder
 from strop.fused.inputs import Capacity, lay_out, most_captured_tokens, read_inputs
 from strop.microbatch.pack import Microbatch
 from strop.model.lora import LoraAdapter
+from strop.ops.capturing import capturing
 
 _MAX_GRAPHS = 32
 """Graphs kept; the least recently used is dropped first. Each takes about 20 MiB, and all share the memory for their
@@ -100,7 +101,7 @@ class CapturedGradients:
         torch.cuda.empty_cache()  # the graphs' own pool needs the memory that eager runs have cached
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            with capturing(graph, self._pool):
                 nll = self._compute(block, capacity)
         except RuntimeError as error:
             # Leaving a failed capture can itself raise, which would hide the original error.
