@@ -3,12 +3,13 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 
 @contextmanager
-def capturing(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> Iterator[None]:
+def capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
     """Within its context, launches are captured into `graph`, with memory from `pool`.
 
     Python's collector is off meanwhile. An older graph in a reference cycle that it frees during a capture ends that
