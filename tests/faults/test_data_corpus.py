@@ -254,7 +254,7 @@ def test_file_refused_as_a_whole(tmp_path, name):
 
 
 CSV_FAULTS: dict[str, tuple[bytes, str]] = {
-    "too few values": (b"a", "bad CSV: 1 values, but the header has 2 columns"),
+    "too few values": (b"a", "bad CSV: 1 value, but the header has 2 columns"),
     "too many values": (b"a,b,c", "bad CSV: 3 values"),
     "text after quote": (b'"a"x,b', "bad CSV: ',' expected after '\"'"),
     "not UTF-8": (b"a,caf\xe9", "not UTF-8: an invalid byte"),

@@ -19,6 +19,7 @@ from strop.commands.load import load_run_template
 from strop.errors import ParityError
 from strop.exporting.parity.gate import Reference, check_parity
 from strop.model.pretrained.folder import open_model
+from strop.run.reporter import Reporter
 from tiny_runs import environment, strop, write_bfloat16_recipe
 from waiting import until
 
@@ -110,7 +111,7 @@ def trained(workshop: Path) -> tuple[Path, Reference]:
     """The base model's folder, and what the trained model answers."""
     run = Run(workshop / "run")
     base = open_model(run.recipe.model)
-    return base.path, _reference(run, base, load_run_template(run, base), 256, "merged")
+    return base.path, _reference(run, base, load_run_template(run, base), 256, "merged", Reporter())
 
 
 @pytest.mark.slow
@@ -136,17 +137,17 @@ def test_killed_at_any_moment_it_is_whole_or_absent(workshop: Path) -> None:
     target = workshop / "killed"
     command = [sys.executable, "-m", "strop", "export", workshop / "run", "--to", "merged", "-o", target]
     seen_hidden = False
-    for begun in (".*killed-*", ".*killed-*/*.safetensors"):
+    for begun in (".*killed.*", ".*killed.*/*.safetensors"):
         child = subprocess.Popen(command, env=environment(workshop / "cache"), stderr=subprocess.DEVNULL)
         until(lambda begun=begun, child=child: list(workshop.glob(begun)) or child.poll() is not None)
         child.send_signal(signal.SIGKILL)
         child.wait()
-        seen_hidden |= bool(list(workshop.glob(".*killed-*")))
+        seen_hidden |= bool(list(workshop.glob(".*killed.*")))
         assert not target.exists()
     assert seen_hidden
     done = strop("export", workshop / "run", "--to", "merged", "-o", target, cache=workshop / "cache")
     assert done.returncode == 0, done.stderr
-    assert not list(workshop.glob(".*killed-*"))
+    assert not list(workshop.glob(".*killed.*"))
     again = strop("export", workshop / "run", "--to", "merged", "-o", target, cache=workshop / "cache")
     assert again.returncode == 2
     assert "already exists" in again.stderr
@@ -167,6 +168,6 @@ def test_a_4_bit_base_is_merged_onto_only_when_asked(workshop: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "adapter" / "parity.json").read_text())["kind"] == "adapter-nf4"
     base = open_model(Run(run).recipe.model)
-    reference = _reference(Run(run), base, load_run_template(Run(run), base), 256, "adapter")
+    reference = _reference(Run(run), base, load_run_template(Run(run), base), 256, "adapter", Reporter())
     with pytest.raises(ParityError, match="logits"):
         check_parity("adapter", tmp_path / "adapter", base.path, reference)

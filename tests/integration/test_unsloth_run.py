@@ -138,8 +138,10 @@ def start(folder: Path, run: str, *overrides: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=environment(folder / "cache"), stdout=subprocess.DEVNULL)
 
 
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def workers_of(pid: int) -> list[int]:
+    """The engine's processes among its children; another one renders templates."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"template_worker" not in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def is_running(pid: int) -> bool:
@@ -158,7 +160,7 @@ def test_killed_and_interrupted_it_ends_in_the_same_bits(workshop: Path) -> None
 
     process = start(workshop, "parts", *hard)
     until_step(run, 3, lambda: process.poll() is None)
-    (worker,) = children_of(process.pid)
+    (worker,) = workers_of(process.pid)
     process.kill()
     process.wait()
     until(lambda: not is_running(worker), lambda: "the worker outlived its run")
