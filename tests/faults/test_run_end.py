@@ -214,6 +214,14 @@ def test_the_report_of_a_finished_run_says_what_was_lost_since(
     assert f"{name} is not what the run wrote" in report
 
 
+def test_the_report_says_that_samples_cannot_be_read(recipe: Recipe) -> None:
+    samples = recipe.output_dir / "samples.jsonl"
+    samples.unlink()
+    samples.mkdir()
+    report = strop.report([strop.Run(recipe.output_dir)]).read_text(encoding="utf-8")
+    assert "samples.jsonl cannot be read: Is a directory." in report
+
+
 def test_a_changed_figure_in_run_json_is_refused(recipe: Recipe) -> None:
     path = recipe.output_dir / "run.json"
     path.write_text(path.read_text().replace('"num_steps": 4', '"num_steps": 5'))

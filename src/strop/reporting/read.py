@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from strop.errors import RecipeError, StropError
+from strop.errors import RecipeError, StorageError, StropError
 from strop.evaluation.result import Evaluation
 from strop.readable import counted
 from strop.reporting.series import Columns, read_columns
@@ -158,8 +158,8 @@ def _read_evaluation(run: RunFiles) -> Evaluation | None:
 def _read_samples(run: RunFiles) -> list[Sample]:
     try:
         samples, bad = sound_samples(RunFolder(run.path).samples_path)
-    except OSError as error:
-        run.notes.append(f"samples.jsonl cannot be read: {error.strerror}.")
+    except StorageError as error:
+        run.notes.append(f"{error}.")
         return []
     if bad > (run.status == "running"):  # as in metrics.jsonl
         run.notes.append(f"samples.jsonl: {counted(bad, 'line is not a sample', 'lines are not samples')}; skipped.")
