@@ -19,7 +19,7 @@ from strop.modal_runs.remote_run import RECORD_FILE, files_list, read_record, ru
 from strop.model.pretrained.locate import shared_name
 from strop.readable import counted
 from strop.recipe import load_recipe
-from strop.run.durable import replace_file, sync_folder
+from strop.run.durable import replace_file, sync
 from strop.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def pull(folder: Path, note: Callable[[str], None], must_exist: bool = True) -> 
     _bring_local(staging, folder)
     os.rename(folder, aside)
     os.rename(staging, folder)
-    sync_folder(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(aside)
     note(f"pulled {folder}: {counted(len(files), 'file')}, all hashes verified")
     return True

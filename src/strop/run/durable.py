@@ -37,16 +37,20 @@ def write_durably(path: Path, data: bytes | memoryview) -> None:
         os.close(descriptor)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the folder's entries durable: what was created in it, renamed or removed."""
-    _sync(folder)
+def sync(path: Path) -> None:
+    """Wait until a file is on the disk, or a folder's entries: what was created in it, renamed or removed."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def make_folder(folder: Path) -> None:
     """Create a folder whose entry in its parent is durable; does nothing where it is there already."""
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        sync_folder(folder.parent)
+        sync(folder.parent)
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -71,13 +75,13 @@ def staged_file(path: Path) -> Iterator[Path]:
         sweep(path.parent, path.name)
         try:
             yield work
-            _sync(work)
+            sync(work)
             os.rename(work, path)
         except BaseException:
             with suppress(OSError):
                 os.unlink(work)
             raise
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 @contextmanager
@@ -101,7 +105,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
             if os.path.lexists(target):
                 remove(target)
             os.rename(work, target)
-            sync_folder(target.parent)
+            sync(target.parent)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -115,7 +119,7 @@ def remove(path: Path) -> None:
     doomed = _temporary(path.with_name(f"removed-{path.name}"))
     _delete(doomed)
     os.rename(path, doomed)
-    sync_folder(path.parent)
+    sync(path.parent)
     _delete(doomed)
 
 
@@ -124,17 +128,11 @@ def sweep(folder: Path, name: str = "*") -> None:
 
     What a process that lives is working on stays. What cannot be deleted stays too: nothing ever reads it.
     """
-    for left in folder.glob(f"{TEMPORARY}{name}"):
-        _sweep(left)
-    for left in folder.glob(f"{TEMPORARY}{name}.*"):
-        _sweep(left)
-
-
-def _sweep(left: Path) -> None:
-    writer = _WRITER.fullmatch(left.suffix)
-    if writer is None or not is_alive(int(writer[1])):
-        with suppress(OSError):
-            _delete(left)
+    for left in {*folder.glob(f"{TEMPORARY}{name}"), *folder.glob(f"{TEMPORARY}{name}.*")}:
+        writer = _WRITER.fullmatch(left.suffix)
+        if writer is None or not is_alive(int(writer[1])):
+            with suppress(OSError):
+                _delete(left)
 
 
 @contextmanager
@@ -189,22 +187,13 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY}{path.name}.{os.getpid()}")
 
 
-def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _sync_all(folder: Path) -> None:
     """Wait until every file is on the disk, and let others read them: safetensors creates them private."""
     for path in folder.iterdir():
         path.chmod(0o644)
-        _sync(path)
+        sync(path)
     folder.chmod(0o755)
-    sync_folder(folder)
+    sync(folder)
 
 
 def _delete(path: Path) -> None:
