@@ -7,7 +7,6 @@ import json
 import random
 import re
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,15 +14,16 @@ from typing import Any
 
 import pytest
 
+from on_a_port import on_a_port
 from scripted_pool import Script
 from strop.data.template import load_template
 from strop.serving import worker as serving_worker
 from strop.serving.app import Served, build_app
 from strop.serving.parameters import UNSUPPORTED
 from strop.serving.requests import ChatRequest, CompletionRequest
-from strop.serving.server import Guard, bind, server_of
+from strop.serving.server import Guard, server_of
 from strop.serving.worker import GenerationWorker
-from waiting import PATIENCE, until
+from waiting import PATIENCE
 
 SMOLLM2 = Path(__file__).parents[1] / "fixtures" / "smollm2-tokenizer"
 PATHS = ("/v1/chat/completions", "/v1/completions")
@@ -137,14 +137,8 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         template = load_template(SMOLLM2, "chat", ["messages"])
         worker = GenerationWorker(script, template.stop_ids)  # type: ignore[arg-type]
         app = build_app(Served("mine", 1, worker, template, 8192, 49152, 4), Guard(False, None))
-        server = server_of(app, worker.close)
-        with bind("127.0.0.1", 0) as taken:
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
-            thread.start()
-            until(lambda: server.started)
-            yield taken.getsockname()[1]
-            server.should_exit = True
-            thread.join(PATIENCE)
+        with on_a_port(server_of(app, worker.close)) as port:
+            yield port
         worker.join()
 
 

@@ -93,6 +93,31 @@ def strop(*arguments: object, cache: Path, timeout: float = PATIENCE) -> subproc
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment(cache), check=False)
 
 
+_ALL = (
+    "import contextlib, json, sys\n"
+    "from strop.cli import main\n"
+    "for arguments in json.load(sys.stdin):\n"
+    "    sys.argv = ['strop', *arguments]\n"
+    "    with contextlib.suppress(SystemExit): main()\n"
+    "    print('NEXT', flush=True)\n"
+)
+
+
+def strop_all(asked: list[list[str]], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run one command after the other in a folder, in one process, and see that each came to its end."""
+    done = subprocess.run(
+        [sys.executable, "-c", _ALL],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=os.environ | variables,
+        check=False,
+    )
+    assert done.stdout.count("NEXT") == len(asked), done.stderr[-3000:]
+    return done
+
+
 def metrics(run: Path) -> list[dict[str, Any]]:
     """The records of a run without what depends on the clock."""
     timed = {"tokens_per_second", "samples_per_second", "dollars"}

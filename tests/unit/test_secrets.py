@@ -1,10 +1,7 @@
 """Secrets in a recipe, its keys, overrides and arguments: refused by name, and in no output, error or file."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ from strop.errors import RecipeError
 from strop.recipe import Recipe, load_recipe
 from strop.recipe.shipped import starter_recipe
 from strop.secrets import kind_of, without_secrets
+from tiny_runs import strop_all
 
 GOOD = "model: m\ndata: {train_file: x.jsonl}\n"
 CANARY = "Xq7Canary" + "0aB1c2D3e4F5g6H7i8J9"
@@ -181,28 +179,10 @@ def commands(folder: Path) -> list[list[str]]:
 
 
 def test_the_canaries_are_in_no_output_and_no_file(tmp_path: Path) -> None:
-    code = (
-        "import contextlib, json, sys\n"
-        "from strop.cli import main\n"
-        "for arguments in json.load(sys.stdin):\n"
-        "    sys.argv = ['strop', *arguments]\n"
-        "    with contextlib.suppress(SystemExit): main()\n"
-        "    print('NEXT', flush=True)\n"
-    )
     work = tmp_path / "work"
     work.mkdir()
-    asked = commands(tmp_path)
     secrets = {"HF_TOKEN": f"hf_{CANARY}", "WANDB_API_KEY": HEX, "STROP_API_KEY": CANARY, "HTTPS_PROXY": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        cwd=work,
-        check=False,
-        env=os.environ | secrets | {"STROP_CACHE": str(work / "cache")},
-    )
-    assert done.stdout.count("NEXT") == len(asked), done.stderr[-3000:]
+    done = strop_all(commands(tmp_path), work, STROP_CACHE=str(work / "cache"), **secrets)
     require_hidden(re.sub(r"\s*[│\n]\s*", "", done.stdout + done.stderr))
     for file in work.rglob("*"):
         require_hidden(str(file.relative_to(work)))

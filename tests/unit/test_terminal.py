@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import re
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -18,6 +17,7 @@ from strop.run.live import LiveReporter
 from strop.run.records import Sample
 from strop.run.reporter import LineReporter
 from strop.terminal import Terminal, guard_libraries, log_text, message, one_line, shown
+from tiny_runs import strop_all
 
 ACTIVE = [
     "\x1b[2J", "\x1b]0;title\x07", "\x1b]8;;https://leak.invalid\x1b\\x\x1b]8;;\x1b\\", "\x9b31m", "\x90q", "\x00",
@@ -144,19 +144,7 @@ def commands(folder: Path) -> list[list[str]]:
 
 
 def test_no_command_prints_it(tmp_path: Path) -> None:
-    code = (
-        "import contextlib, json, sys\n"
-        "from strop.cli import main\n"
-        "for arguments in json.load(sys.stdin):\n"
-        "    sys.argv = ['strop', *arguments]\n"
-        "    with contextlib.suppress(SystemExit): main()\n"
-        "    print('NEXT', flush=True)\n"
-    )
-    asked = commands(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps(asked), capture_output=True, text=True, cwd=tmp_path, check=False
-    )
-    assert done.stdout.count("NEXT") == len(asked), done.stderr[-3000:]
+    done = strop_all(commands(tmp_path), tmp_path)
     require_clean(done.stdout)
     require_clean(done.stderr)
     assert "Traceback" not in done.stderr

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from on_a_port import on_a_port
 from real_templates import tokenizer_folder
 from scripted_pool import Script
 from strop.data.template import Template, load_template
@@ -22,7 +23,7 @@ from strop.serving import require_server
 from strop.serving import worker as serving_worker
 from strop.serving.app import Served, build_app
 from strop.serving.requests import ApiError
-from strop.serving.server import MAX_BODY_BYTES, Guard, bind, server_of
+from strop.serving.server import MAX_BODY_BYTES, Guard, server_of
 from strop.serving.worker import GenerationJob, GenerationWorker, Piece
 from waiting import PATIENCE, until
 
@@ -195,14 +196,8 @@ def test_an_answer_that_cannot_be_decoded_harms_no_other(
 @pytest.fixture
 def port(script: Script, worker: GenerationWorker) -> Iterator[int]:
     """The application behind a real port, where callers can hang up."""
-    server = server_of(client(worker).app, lambda: None)  # type: ignore[arg-type]
-    with bind("127.0.0.1", 0) as taken:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
-        thread.start()
-        until(lambda: server.started)
-        yield taken.getsockname()[1]
-        server.should_exit = True
-        thread.join(20)
+    with on_a_port(server_of(client(worker).app, lambda: None)) as port:  # type: ignore[arg-type]
+        yield port
 
 
 @pytest.mark.parametrize("streams", [True, False])
