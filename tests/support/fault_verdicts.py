@@ -6,10 +6,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+import torch
+
 from fault_shim import Fault, Kind
 from fault_trials import Answer
 from strop.errors import StropError
-from strop.run.checkpoint import is_intact
+from strop.run.checkpoint import STATE_FILE, TENSORS_FILE, is_intact
 from tiny_runs import metrics
 
 ADAPTER = "run/adapter/adapter_model.safetensors"
@@ -41,7 +44,27 @@ def _is_same(path: Path, want: Path) -> bool:
         return _is_same_but_for_time(path, want)
     if path.name in _TIMED or (path.suffix == ".json" and path.parent.name.startswith("step-")):
         return path.stat().st_size >= 0.8 * want.stat().st_size
-    return path.read_bytes() == want.read_bytes()
+    return path.read_bytes() == want.read_bytes() or _is_same_before_its_evaluation(path, want)
+
+
+def _is_same_before_its_evaluation(path: Path, want: Path) -> bool:
+    """Whether this is a checkpoint that was saved when a signal cut off the evaluation of its step.
+
+    It lacks nothing but what that evaluation would have added, the best weights so far, and it is kept: to replace
+    it by one with them would open an instant with neither.
+    """
+    if path.name != TENSORS_FILE or _evaluated_step(path) >= _evaluated_step(want):
+        return False
+    here, there = (
+        {name: tensor for name, tensor in safetensors.torch.load_file(each).items() if not name.startswith("best")}
+        for each in (path, want)
+    )
+    return here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
+
+
+def _evaluated_step(tensors: Path) -> int:
+    state: dict[str, Any] = json.loads(tensors.with_name(STATE_FILE).read_bytes())
+    return int(state["evaluated_step"])
 
 
 def _is_same_but_for_time(path: Path, want: Path) -> bool:
