@@ -64,10 +64,7 @@ docs: $(READY)  ## build the documentation site into site/; a broken link is an 
 docs-live: $(READY)  ## serve the site on 127.0.0.1:8001 and rebuild it on every change
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
-release-test-sweep: $(READY)  ## 1,330 random configs of five families, strop beside transformers; 10,000 requests of hostile clients
-	$(PYTEST) tests/numerics/test_config_sweep.py tests/faults/test_hostile_clients.py
-
-check: $(READY)  ## build sdist and wheel, then train from the wheel in an empty environment
+release-check: $(READY)  ## build sdist and wheel, then train from the wheel in an empty environment
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
 	$(PYTHON) .ci/release_check.py dist
