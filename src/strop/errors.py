@@ -159,7 +159,7 @@ _NAMES = {
 }
 """Faults of a name that someone gave, by errno, and what to do."""
 
-_MACHINE = {
+REMEDIES = {
     errno.ENOSPC: "make room there, or name another place",
     errno.EDQUOT: "make room there, or name another place",
     errno.EFBIG: "this file system or `ulimit -f` takes no larger file: name another place, or raise the limit",
@@ -209,7 +209,7 @@ def of_system(error: BaseException, name: object = None) -> StropError | None:
         return OutOfMemoryError(f"{what}: {why}; `strop plan` says what a run needs")
     if number in _NAMES:
         return RecipeError(f"{what}: {why}; {_NAMES[number]}")
-    remedy = _MACHINE.get(number)
+    remedy = REMEDIES.get(number)
     return StorageError(f"{what} cannot be read or written: {why}" + (f"; {remedy}" if remedy else ""))
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import fault_shim
+from privileges import obey_permissions
 from strop import cli
 from strop.evaluation import samples
 
@@ -46,6 +47,7 @@ def child(request: dict[str, Any], state: fault_shim.State) -> None:
     os.chdir(request["folder"])
     os.environ["STROP_CACHE"] = str(Path(request["folder"], "cache"))
     fault_shim.set_clock_wrong(request["skew"])
+    obey_permissions()
     if request["fault"] is not None:
         fault_shim.arm(state, fault_shim.Fault(**request["fault"]), Path(request["folder"]))
     status = command(request["arguments"])

@@ -121,6 +121,11 @@ class Sweep:
         self.want(name)
         return sum(self._calls[name][i] for i, kind in enumerate(Kind) if kind & FAULTS[fault].kinds)
 
+    def made_folders(self, name: str) -> int:
+        """How many folders a command makes."""
+        self.want(name)
+        return self._calls[name][list(Kind).index(Kind.MKDIR)]
+
     def trial(self, name: str, fault: str, at: int) -> tuple[Answer, list[str]]:
         """Strike a command at its n-th call, then run it again, and say what is wrong."""
         command, want, struck = COMMANDS[name], self.want(name), replace(FAULTS[fault], at=at)

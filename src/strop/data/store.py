@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from strop.data.examples import Fault, Origin
 from strop.data.sources import Source
+from strop.digest import sha256_of_file
 from strop.errors import DataError
 
 CODE_VERSION = 3  # raise it when the same rows and settings would give other tokens
@@ -196,16 +197,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
         seal = manifest.pop("seal")
         sound = seal == seal_of(manifest) and all(
-            _sha256(folder / name) == digest for name, digest in manifest["sha256"].items()
+            sha256_of_file(folder / name) == digest for name, digest in manifest["sha256"].items()
         )
     except (OSError, ValueError, KeyError, AttributeError):
         return None
     return manifest if sound else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def seal_of(manifest: dict[str, Any]) -> str:

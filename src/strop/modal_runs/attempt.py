@@ -10,7 +10,6 @@ Plain Python without Modal: it takes folders and a `Storage`, so it runs anywher
     a newer attempt owns the run           the child is killed and nothing more is written
 """
 
-import hashlib
 import json
 import os
 import signal
@@ -25,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from strop.digest import sha256_of_file
 from strop.errors import Interrupted
 from strop.modal_runs import prices as meter
 from strop.modal_runs.fence import Fence, Storage, raise_fence
@@ -208,13 +208,8 @@ def _list_files(runs: Path, run_id: str) -> None:
     folder = runs / run_folder(run_id)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "run.lock"]
     listed: dict[str, Any] = {
-        path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "size": path.stat().st_size}
+        path.relative_to(folder).as_posix(): {"sha256": sha256_of_file(path), "size": path.stat().st_size}
         for path in files
         if path.relative_to(folder).parts[0] != "checkpoints"
     }
     replace_file(runs / files_list(run_id), json.dumps(listed, indent=1).encode())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

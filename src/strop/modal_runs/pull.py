@@ -4,7 +4,6 @@ It is downloaded next to its final place, verified, and swapped in by renaming, 
 pull is cut off between the two renames, the next one completes it.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from strop.digest import sha256_of_file
 from strop.errors import CloudError
 from strop.modal_runs.follow import cloud_errors
 from strop.modal_runs.remote_run import RECORD_FILE, files_list, read_record, run_folder
@@ -120,7 +120,7 @@ def _verify(staging: Path, listed: dict[str, Any], note: Callable[[str], None]) 
     """
     for name, entry in listed.items():
         path = staging / name
-        if name.startswith("adapter/") and (not path.exists() or _sha256(path) != entry["sha256"]):
+        if name.startswith("adapter/") and (not path.exists() or sha256_of_file(path) != entry["sha256"]):
             raise CloudError(f"{name} did not arrive as it was written; nothing was replaced. Pull again")
     if (staging / "adapter").is_dir() and not any(name.startswith("adapter/") for name in listed):
         shutil.rmtree(staging / "adapter")
@@ -152,10 +152,5 @@ def _bring_local(staging: Path, folder: Path) -> None:
     if written["base_model_name_or_path"] != base:  # its place on the Volume
         contents = written | {"base_model_name_or_path": base, "revision": revision}
         replace_file(config, json.dumps(contents, indent=2, sort_keys=True).encode() + b"\n")
-        mark = {config.name: _sha256(config)}
+        mark = {config.name: sha256_of_file(config)}
         RunFolder(staging).update(lambda manifest: replace(manifest, adapter={**manifest.adapter, **mark}))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

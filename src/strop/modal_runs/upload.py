@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from strop.data.files import find
 from strop.data.sources import read_split
+from strop.digest import sha256_of_file
 from strop.errors import RecipeError
 from strop.modal_runs.remote_run import UPLOADED
 from strop.readable import counted
@@ -95,7 +96,7 @@ def add_model(spec: str, files: dict[str, Path]) -> str:
 def add_folder(root: str, path: Path, patterns: Sequence[str], files: dict[str, Path]) -> str:
     """Add a folder's files to the files to upload; returns its place, a hash of names and contents."""
     parts = sorted({part for pattern in patterns for part in path.glob(pattern) if part.is_file()})
-    contents = [(part.name, _sha256(part)) for part in parts]
+    contents = [(part.name, sha256_of_file(part)) for part in parts]
     folder = f"{root}/{hashlib.sha256(repr(contents).encode()).hexdigest()}"
     files |= {f"{folder}/{part.name}": part for part in parts}
     return folder
@@ -118,14 +119,16 @@ def _add_rows(spec: str | DataFile, key: str, files: dict[str, Path]) -> str | D
 
 
 def _add_file(path: Path, files: dict[str, Path]) -> str:
-    place = f"inputs/{_sha256(path)}/{path.name}"
+    place = f"inputs/{sha256_of_file(path)}/{path.name}"
     files[place] = path
     return UPLOADED + place
 
 
 def _add_files(paths: Sequence[Path], files: dict[str, Path]) -> str:
     """Several files of one source, in a folder of their own and in their order; returns a glob."""
-    folder = f"inputs/{hashlib.sha256(repr([(path.name, _sha256(path)) for path in paths]).encode()).hexdigest()}"
+    folder = (
+        f"inputs/{hashlib.sha256(repr([(path.name, sha256_of_file(path)) for path in paths]).encode()).hexdigest()}"
+    )
     files |= {f"{folder}/{number:05}-{path.name}": path for number, path in enumerate(paths)}
     return f"{UPLOADED}{folder}/*"
 
@@ -141,8 +144,3 @@ def _list(volume: "modal.Volume", folder: str) -> list[tuple[str, int]]:
 
 def _folder(place: str) -> str:
     return place.rpartition("/")[0]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,9 +1,9 @@
 """Whether the adapter of a run is what the run wrote. Neither safetensors nor JSON notices a flipped bit."""
 
-import hashlib
 from itertools import chain, count
 from pathlib import Path
 
+from strop.digest import sha256_of_file
 from strop.run.durable import writing
 from strop.run.folder import RunFolder
 
@@ -20,7 +20,7 @@ def hashes(adapter: Path) -> dict[str, str]:
         OSError: One cannot be read.
     """
     found = sorted(path for path in adapter.iterdir() if path.name != CARD_FILE)
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+    return {path.name: sha256_of_file(path) for path in found}
 
 
 def fault(folder: RunFolder) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from strop.errors import StorageError, of_file
+from strop.errors import REMEDIES, RecipeError, StorageError, of_file
 
 TEMPORARY = ".tmp-"
 """Prefix of names that no reader looks at. What is left of them after a crash can be deleted: see `sweep`."""
@@ -136,21 +136,28 @@ def sweep(folder: Path, name: str = "*") -> None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Within its context, what the system says against a write to `path` becomes a `StorageError` that names it.
+def writing(path: Path, key: str = "") -> Iterator[None]:
+    """Within its context, what the system says against a write to `path` becomes an error that names it.
+
+    Args:
+        path: The file or folder.
+        key: The recipe's key that names it, for the message.
 
     Raises:
         RecipeError: The name itself cannot be.
+        StorageError: The machine does not take the write.
     """
+    name = f"{key}={path}" if key else path
     try:
         yield
     except Exception as error:
         said = error if isinstance(error, OSError) else _of_the_system(error)
         if said is None:
             raise
-        if said.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP):  # the name cannot be
-            raise of_file(said, path) from error
-        raise StorageError(f"{path} cannot be written: {reason(said, path)}") from error
+        if isinstance(known := of_file(said, name), RecipeError):
+            raise known from error
+        remedy = f"; {REMEDIES[said.errno]}" if said.errno in REMEDIES else ""
+        raise StorageError(f"{name} cannot be written: {reason(said, path)}{remedy}") from error
 
 
 def _of_the_system(error: Exception) -> OSError | None:

@@ -16,7 +16,6 @@
 Nothing but `adapter/` is needed to use the result.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -32,8 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from strop import __version__
-from strop.errors import CheckpointError, RecipeError, StorageError
-from strop.run.durable import is_alive, make_folder, reason, replace_file, sweep, writing
+from strop.errors import CheckpointError, RecipeError
+from strop.run.durable import is_alive, make_folder, replace_file, sweep, writing
 from strop.run.lenient import fit, parse_json
 from strop.run.manifest import KeptEstimate, Manifest, Status
 from strop.run.records import read_bytes
@@ -43,9 +42,6 @@ _WITHOUT_MANIFEST = (
 )
 _SEAL = "seal"
 """run.json's last key: a digest of the others. JSON notices most flipped bits by itself, but none in a figure."""
-
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
-"""What is no fault of the name that the user gave."""
 
 
 class RunFolder:
@@ -66,18 +62,13 @@ class RunFolder:
         written is deleted.
 
         Raises:
-            RecipeError: Another process has it, nothing may be written there, or it holds something that is no run.
-            StorageError: The disk is full or fails.
+            RecipeError: Another process has it, it holds something that is no run, or there can be no such folder.
+            StorageError: The disk is full or fails, or nothing may be written there.
         """
-        try:
+        with writing(self.path, "train.output_dir"):
             make_folder(self.path)
             self._refuse_strangers()
             lock = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            said = f"train.output_dir={self.path} cannot be written: {reason(error, self.path)}"
-            if error.errno in _OF_THE_DISK:
-                raise StorageError(f"{said}. Make room there, and run the same command again") from error
-            raise RecipeError(f"{said}; name another folder") from error
         try:
             self._lock(lock)
             sweep(self.path)

@@ -11,7 +11,15 @@ from pathlib import Path
 
 from strop.errors import ModelError
 from strop.model.pretrained.headers import MAX_HEADER_BYTES
-from strop.resolve import cache_dir, expand, fetch_model, is_hub_id, nearest_sibling, resolve_package_path
+from strop.resolve import (
+    cache_dir,
+    expand,
+    fetch_model,
+    is_hub_id,
+    nearest_sibling,
+    resolve_package_path,
+    writing_to_cache,
+)
 
 BLOCK_BYTES = 4096
 SAMPLED_BLOCKS = 64
@@ -74,7 +82,8 @@ def _convert(file: Path, note: Callable[[str], None]) -> Path:
         raise ModelError(f"model.model_name_or_path: {file} is a file; name the model's folder or a .gguf file")
 
     key = f"{file.stem}-{fingerprint_file(file)[:12]}-v{CONVERTER_VERSION}"
-    return convert_gguf(file, cache_dir() / "models" / key, note)
+    with writing_to_cache():
+        return convert_gguf(file, cache_dir() / "models" / key, note)
 
 
 def fingerprint_folder(folder: Path) -> str:
