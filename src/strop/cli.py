@@ -27,6 +27,16 @@ _BY_SIGNAL = {128 + number: number for number in _TOLD_SO}
 
 def main() -> None:
     """Run the command line, and end the process with a documented exit code."""
+    try:
+        code = _guarded()
+    except KeyboardInterrupt:  # just before or after our own handlers stand
+        code = _interrupted(signal.SIGINT)
+    if code in _BY_SIGNAL:
+        _end_by(_BY_SIGNAL[code])
+    sys.exit(code)
+
+
+def _guarded() -> int:
     _open_streams()
     with _Signals() as signals:
         try:
@@ -41,10 +51,7 @@ def main() -> None:
             code = _after(end, signals)
         except BaseException as error:
             code = _tell(error, signals)
-        code = _flush(code)
-    if code in _BY_SIGNAL:
-        _end_by(_BY_SIGNAL[code])
-    sys.exit(code)
+        return _flush(code)
 
 
 class _Ended(BaseException):
@@ -66,7 +73,7 @@ class _Signals:
 
     def __enter__(self) -> "_Signals":
         for number in _TOLD_SO:
-            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self._previous[number] = signal.signal(number, self._raise)
         return self
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -86,9 +87,8 @@ def _resident(pid: int) -> int:
 def _size(run: Path) -> int:
     """Of its checkpoints, two at most while one takes the other's place."""
     total = 0
-    for path in run.glob("checkpoints/*/*"):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:  # pruned meanwhile
-            continue
+    for folder, _, names in os.walk(run / "checkpoints"):  # passes over a folder that is pruned meanwhile
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(folder, name).stat().st_size
     return total

@@ -206,3 +206,11 @@ main()
 """
     process("-c", code, cwd=tmp_path, preexec_fn=lambda: [os.close(number) for number in (0, 1, 2)])
     assert int((tmp_path / "said").read_text()) > 2
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_argument_is_refused_for_what_the_machine_does_not_let_be_read(name: str) -> None:
+    """Click would say of it that the argument is wrong, exit code 2: who opens the file says what the system says."""
+    given = [option.type_descriptor for option in load_command(name).params]
+    paths = [each.parameter_info for each in given if each.annotation is Path]
+    assert not [info.help for info in paths if info.readable]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from strop.data.audit import AuditReport, StoreReport
     from strop.forecast.prediction import Outcome
     from strop.model.lora import LoraAdapter
+    from strop.run.checkpoint import Checkpoint, Rejected
     from strop.run.cost import Meter
     from strop.run.folder import RunFolder
     from strop.run.reporter import Reporter
@@ -146,16 +147,11 @@ class Attempt:
         Raises:
             CheckpointError: There are checkpoints, and none can be used.
         """
-        from strop.run.checkpoint import load_newest
-
         begun = self.folder.begun
-        ours = run_mark(begun.run_id, self.fingerprints, self.recipe.identity())
-        checkpoint, rejected = load_newest(
-            self.folder.checkpoints, lambda state: of_another_run(state.get("run"), ours, any_id=begun.attempts == 1)
-        )
+        checkpoint, rejected = newest_checkpoint(self.folder, self.fingerprints, self.recipe)
         for bad in rejected:
             self.reporter.note(f"checkpoint {bad.path.name} is not used: {bad.reason}")
-        trainer.run_mark = ours
+        trainer.run_mark = run_mark(begun.run_id, self.fingerprints, self.recipe.identity())
         if checkpoint is None:
             if made := last_steps(self.folder.metrics_path).get(TrainRecord.kind):
                 self.reporter.note(f"no checkpoint is left of the {made} steps made before: beginning again at step 1")
@@ -165,7 +161,7 @@ class Attempt:
         if (found := checkpoint.state.get("run")) and found["id"] != begun.run_id:
             self.reporter.note("run.json was lost, and is made again from here on")
             self.folder.update(lambda manifest: replace(manifest, run_id=found["id"]))
-        trainer.run_mark = ours | {"id": self.folder.begun.run_id}
+        trainer.run_mark |= {"id": self.folder.begun.run_id}
         if lost := trainer.restore(checkpoint):
             for line in lost:
                 self.reporter.note(line)
@@ -223,6 +219,23 @@ class Attempt:
                     self.folder.set_status("interrupted" if resumable else "failed")
                     enter_cost(self.folder, self.meter)
                 raise
+
+
+def newest_checkpoint(
+    folder: RunFolder, fingerprints: Mapping[str, str], recipe: Recipe
+) -> tuple[Checkpoint | None, list[Rejected]]:
+    """As `strop.run.checkpoint.load_newest`, of those that this run has written.
+
+    Raises:
+        CheckpointError: There are checkpoints, and none of them verifies and is of this run.
+    """
+    from strop.run.checkpoint import load_newest
+
+    begun = folder.begun
+    ours = run_mark(begun.run_id, fingerprints, recipe.identity())
+    return load_newest(
+        folder.checkpoints, lambda state: of_another_run(state.get("run"), ours, any_id=begun.attempts == 1)
+    )
 
 
 @contextmanager

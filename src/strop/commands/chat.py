@@ -83,7 +83,8 @@ def command(
         str | None, typer.Option(help="System message of each question; without it, training's default if any.")
     ] = None,
     tools: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON list of the functions that the model may call.")
+        Path | None,
+        typer.Option(metavar="FILE", readable=False, help="JSON list of the functions that the model may call."),
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Answer with the base model too.")] = False,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,

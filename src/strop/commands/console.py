@@ -79,4 +79,4 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to set, such as train.max_steps=60."),
 ]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", readable=False, help="A run folder, such as runs/demo.")]

@@ -154,7 +154,8 @@ def command(
         str | None, typer.Option(metavar="KEY", help="Also score the rows of each value of this key by themselves.")
     ] = None,
     answers: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write every answer to FILE: .parquet, .jsonl or .csv.")
+        Path | None,
+        typer.Option(metavar="FILE", readable=False, help="Write every answer to FILE: .parquet, .jsonl or .csv."),
     ] = None,
     examples: Annotated[int, typer.Option(min=0, help="Answers to print side by side.")] = 4,
 ) -> None:

@@ -128,7 +128,7 @@ def command(
     dequantise: Annotated[
         bool, typer.Option("--dequantise", help="Merge a 4-bit run onto its rounded weights, made bfloat16.")
     ] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", readable=False, help="The folder to write.")] = None,
 ) -> None:
     """Write the trained model for other programs, and try it there before it is put in place.
 

@@ -76,7 +76,9 @@ def _require_name(file: str) -> None:
 def command(
     data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Your rows: files, globs or hub ids.")],
     model: Annotated[str | None, typer.Option(help="Base model: a folder, a .gguf file or a hub id.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the recipe.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", readable=False, help="Where to write the recipe.")
+    ] = None,
 ) -> None:
     """Read your data and write a starter recipe for it, every line explained."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data[0]).stem).strip("-._") or "recipe"

@@ -60,9 +60,12 @@ def _is_report(path: Path) -> bool:
 
 
 def command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, finished or not.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", readable=False, help="Run folders, finished or not.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where it goes. [default: report.html in the run's folder]")
+        Path | None,
+        typer.Option(
+            "--output", "-o", readable=False, help="Where it goes. [default: report.html in the run's folder]"
+        ),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Serve it on 127.0.0.1, kept up to date.")] = False,
     port: Annotated[int, typer.Option(help="With --watch: where. 0 takes a free one.")] = 0,

@@ -15,7 +15,7 @@ from strop.run.listing import list_runs
 
 
 def command(
-    root: Annotated[Path, typer.Argument(help="The folder that holds run folders.")] = Path("runs"),
+    root: Annotated[Path, typer.Argument(readable=False, help="The folder that holds run folders.")] = Path("runs"),
 ) -> None:
     """List runs: state, steps, the last step's loss, that on held-out rows (base -> adapter), training time."""
     headings = ("run", "status", "step", "loss", "held out", "time", "begun")

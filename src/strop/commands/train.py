@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from strop.commands import console
 from strop.commands.arguments import as_recipe
-from strop.commands.attempt import Attempt, StopSignals, telling_how_to_resume
+from strop.commands.attempt import Attempt, StopSignals, newest_checkpoint, telling_how_to_resume
 from strop.commands.card import keep_card
 from strop.commands.console import Overrides, Place, RecipeArgument, out
 from strop.commands.findings import tell_findings
@@ -78,7 +78,7 @@ def train(recipe: Recipe | str | Path, *, reporter: Reporter | None = None, quie
             tell_findings(prepared, reporter.note)
         else:
             _refuse_another_run(folder, recipe, fingerprints)
-        if folder.status == "finished" and _is_sound(folder, reporter):
+        if folder.status == "finished" and _is_sound(folder, recipe, fingerprints, reporter):
             _keep_missing(folder, prepared, reporter)
             return Run(folder.path)
         with telling_how_to_resume(folder):
@@ -95,19 +95,22 @@ def train(recipe: Recipe | str | Path, *, reporter: Reporter | None = None, quie
     return Run(folder.path)
 
 
-def _is_sound(folder: RunFolder, reporter: Reporter) -> bool:
+def _is_sound(folder: RunFolder, recipe: Recipe, fingerprints: dict[str, str], reporter: Reporter) -> bool:
     """Whether the adapter of a finished run is what the run wrote. If not, its last steps are to be made again.
 
     Raises:
-        CheckpointError: There is nothing to make it from.
+        CheckpointError: There is nothing to make it from; it is left where it is.
+        StorageError: It cannot be read.
     """
-    from strop.run.checkpoint import load_newest
-
     found = fault(folder)
     if found is None:
         reporter.note(f"{folder.path} has already finished; its adapter is in {folder.adapter}")
         return True
-    if load_newest(folder.checkpoints)[0] is None:
+    try:
+        checkpoint, _ = newest_checkpoint(folder, fingerprints, recipe)
+    except CheckpointError as error:
+        raise CheckpointError(f"{found}, and {error}") from error
+    if checkpoint is None:
         raise CheckpointError(
             f"{found}, and no checkpoint is left to make it from. Put it back from a copy, or train again with another "
             "train.output_dir"

@@ -4,6 +4,7 @@ from itertools import chain, count
 from pathlib import Path
 
 from strop.digest import sha256_of_file
+from strop.errors import of_file
 from strop.run.durable import writing
 from strop.run.folder import RunFolder
 
@@ -27,14 +28,19 @@ def fault(folder: RunFolder) -> str | None:
     """What is wrong with the adapter of a finished run; None if it is what the run wrote.
 
     In a run folder of an older strop, whose run.json has no hashes, all that is asked is that its files are there.
+
+    Raises:
+        StorageError: It cannot be read. Whether it is damaged is not known then.
     """
     written = folder.begun.adapter or dict.fromkeys(_LEAST, "")
     try:
         found = hashes(folder.adapter)
     except FileNotFoundError:
         return f"{folder.adapter} is missing"
+    except NotADirectoryError:
+        return f"{folder.adapter} is not a folder"
     except OSError as error:
-        return f"{error.filename or folder.adapter} cannot be read: {error.strerror}"
+        raise of_file(error, error.filename or folder.adapter) from error
     for name, mark in written.items():
         if name not in found:
             return f"{folder.adapter / name} is missing"
