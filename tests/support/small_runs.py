@@ -10,15 +10,17 @@ from tiny_models import write_checkpoint
 from tiny_runs import write_rows
 
 SPECIAL = ("<unk>", "<s>", "</s>")
+MERGE = ("t", "h")
+"""llama.cpp loads no tokenizer that has none."""
 
 
 def write_small_model(folder: Path, seed: int = 0) -> Path:
-    """A random model whose tokenizer has a token for each byte."""
+    """A random model whose tokenizer has a token for each byte, and one more."""
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    write_checkpoint(folder, "smollm2", seed, vocab_size=256 + len(SPECIAL), **sizes, **heads)
-    vocabulary = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, []))
+    write_checkpoint(folder, "smollm2", seed, vocab_size=257 + len(SPECIAL), **sizes, **heads)
+    vocabulary = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), "".join(MERGE)]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, [MERGE]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL))

@@ -49,7 +49,7 @@ def chat(run: Run | str | Path, *, max_new_tokens: int = 256, temperature: float
 
     from strop.evaluation.generate import ChatSession
 
-    tuned = load_tuned(run)
+    tuned = load_tuned(run, aside)
     return ChatSession(tuned.adapter, tuned.template, max_new_tokens, temperature)
 
 

@@ -91,7 +91,7 @@ def _evaluate(
     reporter: Reporter,
 ) -> tuple[Evaluation, list[StorageError]]:
     """As `evaluate`; also what could not be written, because hours of figures are not lost to a full disk."""
-    run.require_adapter()  # before torch is loaded
+    run.require_adapter(reporter.note)  # before torch is loaded
     with reporter.waiting("loading torch"):
         from strop.evaluation.score import evaluate as score
         from strop.training.budget import wanted_tokens

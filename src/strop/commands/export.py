@@ -90,7 +90,7 @@ def export(
     require_choice("quantisation", quantisation, (None, "f16", "q8_0", "q4_k_m"))
     if base and not layout:
         raise RecipeError("--base goes with --layout: any other export is of the base that the run names")
-    run.require_adapter()
+    run.require_adapter(reporter.note)
     if to != "adapter" and (layout or base):
         raise RecipeError("--layout and --base are for --to adapter: the others keep the layout of the run's base")
     if to != "gguf" and quantisation:

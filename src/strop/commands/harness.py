@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from strop.commands.console import aside
 from strop.commands.load import load_tuned
 from strop.commands.run import Run
 from strop.data.examples import Conversation, Message, Role
@@ -54,7 +55,7 @@ class StropLM(TemplateLM):
 
     def __init__(self, run: str, tuned: bool = True, **others: Any) -> None:
         super().__init__()
-        model = load_tuned(Run(Path(run)))
+        model = load_tuned(Run(Path(run)), aside)
         model.adapter.enable(tuned)
         self._decoder, self._template = model.adapter.decoder, model.template
         self.tokenizer = model.template.tokenizer

@@ -109,13 +109,16 @@ def load_run_template(run: Run, model: ModelFolder) -> Template:
     return load_template(model.path, run.template, (), chat_template=data.chat_template, system=data.system)
 
 
-def load_tuned(run: Run) -> Tuned:
+def load_tuned(run: Run, note: Callable[[str], None]) -> Tuned:
     """Find, vet and load all that answers as the run's model.
+
+    Args:
+        run: A finished run.
+        note: Told that the run's recipe is not what it was.
 
     Raises:
         RecipeError: The run is not finished.
     """
-
-    run.require_adapter()
+    run.require_adapter(note)
     model = open_model(run.recipe.model)
     return Tuned(load_trained(run, model), load_run_template(run, model))

@@ -17,6 +17,8 @@ from strop.run.manifest import Manifest
 from strop.run.records import Record, read_metrics
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from strop.data.prompts import TemplateName
 
 
@@ -92,8 +94,11 @@ class Run:
             _ = self.recipe  # raises where this is not a run folder
         return read_metrics(self.path / "metrics.jsonl")
 
-    def require_adapter(self) -> None:
+    def require_adapter(self, note: Callable[[str], None] = lambda line: None) -> None:
         """See that the run has finished and that its adapter is what it wrote.
+
+        Args:
+            note: Told that the run's recipe is not what it was.
 
         Raises:
             RecipeError: It has none yet.
@@ -101,6 +106,8 @@ class Run:
         """
         _ = self.recipe  # raises where this is not a run folder
         manifest = self.manifest
+        if changed := RunFolder(self.path).recipe_changed:
+            note(changed)
         if manifest.status != "finished" and not manifest.adapter:
             raise RecipeError(f"{self.path} has no adapter yet; `strop train {self.path}` resumes it")
         if found := fault(RunFolder(self.path)):

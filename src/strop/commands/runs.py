@@ -20,6 +20,7 @@ def command(
     """List runs: state, steps, the last step's loss, that on held-out rows (base -> adapter), training time."""
     headings = ("run", "status", "step", "loss", "held out", "time", "begun")
     table = Table(*headings, box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.columns[0].min_width = 16
     for column in table.columns[1:]:
         column.no_wrap = True
     for run in list_runs(root):

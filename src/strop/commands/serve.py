@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from strop.commands import console
-from strop.commands.console import Place, Printing, RunArgument
+from strop.commands.console import Place, Printing, RunArgument, aside
 from strop.commands.load import load_tuned
 from strop.commands.run import Run
 from strop.errors import RecipeError
@@ -60,7 +60,7 @@ def serve(
         raise RecipeError(f"{run.path}: {BASE!r} is the base model's name at the endpoint; rename the run folder")
     with closing(bind(host, port)) as taken:
         with Printing().waiting("loading the model"):
-            tuned = load_tuned(run)
+            tuned = load_tuned(run, aside)
         config = tuned.adapter.decoder.config
         worker = GenerationWorker(tuned.adapter, tuned.template.stop_ids)
         created = datetime.fromisoformat(run.manifest.created or now())

@@ -78,6 +78,8 @@ def train(recipe: Recipe | str | Path, *, reporter: Reporter | None = None, quie
             tell_findings(prepared, reporter.note)
         else:
             _refuse_another_run(folder, recipe, fingerprints)
+            if changed := folder.recipe_changed:
+                reporter.note(changed)
         if folder.status == "finished" and _is_sound(folder, recipe, fingerprints, reporter):
             _keep_missing(folder, prepared, reporter)
             return Run(folder.path)
@@ -282,7 +284,11 @@ def _strop_setup(attempt: Attempt) -> Iterator[_Setup]:
         engine = StropEngine(adapter, data.train, recipe.train, folder, _most_tokens(folder, recipe, adapter))
         sharing = engine.microbatches.sharing()
     job = PlannedRun(recipe, prepared.model.config, data.train, data.validation)
-    expected = prediction(job, folder, engine.device, attempt.meter)
+    try:
+        expected = prediction(job, folder, engine.device, attempt.meter)
+    except StorageError as error:
+        expected = None
+        attempt.reporter.note(f"{error}, and is not compared with this run")
 
     def evaluate(check_stop: Callable[[], None]) -> float:
         assert data.validation is not None

@@ -144,6 +144,9 @@ def _bring_local(staging: Path, folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_file() and (path.name in (RECORD_FILE, "recipe.yaml") or not (staging / path.name).exists()):
             shutil.copyfile(path, staging / path.name)
+    if (recipe := staging / "recipe.yaml").exists() and (staging / "run.json").exists():
+        digest = sha256_of_file(recipe)
+        RunFolder(staging).update(lambda manifest: replace(manifest, recipe=digest))
     config = staging / "adapter" / "adapter_config.json"
     if not config.exists():
         return

@@ -14,7 +14,6 @@ from strop.readable import counted
 from strop.reporting.series import Columns, read_columns
 from strop.reporting.text import size
 from strop.run.folder import RunFolder
-from strop.run.lenient import parse_json
 from strop.run.manifest import Manifest
 from strop.run.records import Sample, changed_records, sound_samples
 
@@ -90,12 +89,20 @@ def _read_recipe(run: RunFiles) -> dict[str, str]:
         contents = yaml.safe_load((run.path / "recipe.yaml").read_bytes())
         if not isinstance(contents, dict):
             raise ValueError("not a recipe")
+        if changed := _changed(run):
+            run.notes.append(f"{changed}.")
         return dict(_flat(contents))
     except FileNotFoundError:
         run.notes.append("There is no recipe.yaml.")
     except (OSError, yaml.YAMLError, ValueError, RecursionError):
         run.notes.append("recipe.yaml cannot be read.")
     return {}
+
+
+def _changed(run: RunFiles) -> str | None:
+    with suppress(StropError):  # run.json is damaged, which is told where it is read
+        return RunFolder(run.path).recipe_changed
+    return None
 
 
 def _flat(section: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -137,18 +144,20 @@ def _compare_records(run: RunFiles) -> None:
     """Note what is not as it was when the run finished."""
     with suppress(StropError):  # which is told where it is read
         for name in changed_records(run.path, run.manifest.records):
-            run.notes.append(f"{name} is not what the run wrote: lines were lost or changed.")
+            run.notes.append(
+                f"{name} is not what run.json says that the run wrote: lines were lost or changed, or run.json is of "
+                "another run."
+            )
 
 
 def _read_evaluation(run: RunFiles) -> Evaluation | None:
     try:
-        found = Evaluation.from_json(parse_json((run.path / "evaluation.json").read_bytes()))
-    except FileNotFoundError:
+        contents = RunFolder(run.path).read_evaluation()
+    except StorageError as error:
+        run.notes.append(f"{error}, and is not shown. `strop evaluate` writes a new one.")
         return None
-    except (OSError, ValueError, RecursionError):
-        run.notes.append("evaluation.json cannot be read. `strop evaluate` writes a new one.")
-        return None
-    if found is None:
+    found = Evaluation.from_json(contents)
+    if found is None and contents is not None:
         run.notes.append(
             "evaluation.json was written by an earlier strop and is not shown. `strop evaluate` writes a new one."
         )

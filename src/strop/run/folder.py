@@ -17,8 +17,6 @@ Nothing but `adapter/` is needed to use the result.
 """
 
 import fcntl
-import hashlib
-import json
 import os
 import platform
 import uuid
@@ -31,17 +29,18 @@ from pathlib import Path
 from typing import Any
 
 from strop import __version__
-from strop.errors import CheckpointError, RecipeError
+from strop.digest import sha256_of_file
+from strop.errors import CheckpointError, RecipeError, StorageError
 from strop.run.durable import is_alive, make_folder, replace_file, sweep, writing
-from strop.run.lenient import fit, parse_json
+from strop.run.lenient import fit
 from strop.run.manifest import KeptEstimate, Manifest, Status
-from strop.run.records import read_bytes
+from strop.run.sealed import read_sealed, write_sealed
 
+_RUN = "run"
+"""The key of evaluation.json that has the run's id."""
 _WITHOUT_MANIFEST = (
     "Put it back from a copy, or remove it and train the same recipe: the run resumes from its newest checkpoint"
 )
-_SEAL = "seal"
-"""run.json's last key: a digest of the others. JSON notices most flipped bits by itself, but none in a figure."""
 
 
 class RunFolder:
@@ -104,13 +103,11 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            contents = parse_json(read_bytes(path))
+            contents = read_sealed(path)
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} is damaged ({error}). {_WITHOUT_MANIFEST}") from error
         if not isinstance(contents, dict):
             raise CheckpointError(f"{path} is not a run's manifest. {_WITHOUT_MANIFEST}")
-        if contents.pop(_SEAL, None) not in (None, _seal(contents)):  # an older strop's has none
-            raise CheckpointError(f"{path} was changed after strop wrote it. {_WITHOUT_MANIFEST}")
         return Manifest.from_json(contents) if contents else None
 
     @property
@@ -170,6 +167,7 @@ class RunFolder:
                 created=known.created or now(),
                 status="running",
                 attempts=known.attempts + 1,
+                recipe=known.recipe if known.attempts else sha256_of_file(self.path / "recipe.yaml"),
                 fingerprints=fingerprints,
                 num_trainable=num_trainable,
                 num_steps=num_steps,
@@ -186,9 +184,7 @@ class RunFolder:
         self._write_manifest(change(self.manifest or Manifest()))
 
     def _write_manifest(self, manifest: Manifest) -> None:
-        contents = parse_json(json.dumps(manifest.to_json()).encode())  # as it is read
-        text = json.dumps(contents | {_SEAL: _seal(contents)}, indent=2)
-        replace_file(self.path / "run.json", text.encode() + b"\n")
+        write_sealed(self.path / "run.json", manifest.to_json())
 
     def write_recipe(self, text: str) -> None:
         """Put recipe.yaml in place."""
@@ -196,20 +192,58 @@ class RunFolder:
 
     def write_plan(self, plan: KeptEstimate) -> None:
         """Put plan.json in place."""
-        replace_file(self.path / "plan.json", json.dumps(asdict(plan), indent=2).encode() + b"\n")
+        write_sealed(self.path / "plan.json", asdict(plan))
 
     @property
     def plan(self) -> KeptEstimate | None:
-        """The contents of plan.json; None where there is none, or none that can be read."""
-        try:
-            return fit(KeptEstimate, parse_json((self.path / "plan.json").read_bytes()))
-        except (OSError, ValueError, RecursionError):
+        """The contents of plan.json; None where there is none.
+
+        Raises:
+            StorageError: It cannot be read, or is not what strop wrote.
+        """
+        path = self.path / "plan.json"
+        if not path.exists():
             return None
+        try:
+            found = fit(KeptEstimate, read_sealed(path))
+        except (ValueError, RecursionError) as error:
+            raise StorageError(f"{path} is damaged ({error})") from error
+        return found
 
     def write_evaluation(self, result: Mapping[str, Any]) -> None:
-        """Put evaluation.json in place."""
-        text = json.dumps(result, indent=2, ensure_ascii=False)
-        replace_file(self.path / "evaluation.json", text.encode() + b"\n")
+        """Put evaluation.json in place, marked as this run's."""
+        write_sealed(self.path / "evaluation.json", {**result, _RUN: self.begun.run_id})
+
+    def read_evaluation(self) -> Any:
+        """The contents of evaluation.json; None where there is none.
+
+        Raises:
+            StorageError: It cannot be read, is not what strop wrote, or is of another run.
+        """
+        path = self.path / "evaluation.json"
+        if not path.exists():
+            return None
+        try:
+            found = read_sealed(path)
+        except (ValueError, RecursionError) as error:
+            raise StorageError(f"{path} is damaged ({error})") from error
+        with suppress(CheckpointError):  # run.json is damaged, which is told where it is read
+            ours = (self.manifest or Manifest()).run_id
+            if isinstance(found, dict) and found.get(_RUN, ours) != (ours or found.get(_RUN)):
+                raise StorageError(f"{path} is of another run")
+        return found
+
+    @property
+    def recipe_changed(self) -> str | None:
+        """That recipe.yaml is no longer what it was when the run began, as a sentence; None if it is.
+
+        People may edit it, as where a base model has moved: it is obeyed, and rows, base, adapter and checkpoints are
+        held against it by their own marks.
+        """
+        path, manifest = self.path / "recipe.yaml", self.manifest
+        if manifest is None or manifest.recipe in (None, sha256_of_file(path)):
+            return None
+        return f"{path} was changed after the run began; it is read as it is now"
 
     def _refuse_strangers(self) -> None:
         """Refuse a folder that is in use for something else; a run.lock shows that a run was begun here."""
@@ -228,10 +262,6 @@ class RunFolder:
             return int((self.path / "run.lock").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-
-
-def _seal(contents: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
 
 def _environment(device: str) -> dict[str, str]:

@@ -7,6 +7,9 @@ from strop.errors import RecipeError, StropError
 from strop.run.folder import RunFolder
 from strop.run.records import EvalRecord, TrainRecord, base_and_adapter, changed_records, read_metrics, seconds_of
 
+_SIGNS = ("run.json", "metrics.jsonl")
+"""A run that has begun has both."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
@@ -43,12 +46,14 @@ def list_runs(root: Path) -> list[RunSummary]:
     if not root.is_dir():
         raise RecipeError(f"there is no folder {root}; runs are in train.output_dir, by default runs/NAME")
     candidates = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
-    return [_summarise(path) for path in candidates if (path / "run.json").exists()]
+    return [_summarise(path) for path in candidates if any((path / sign).exists() for sign in _SIGNS)]
 
 
 def _summarise(path: Path) -> RunSummary:
     folder = RunFolder(path)
     try:
+        if folder.manifest is None:
+            return RunSummary(path, "damaged")
         manifest, status = folder.manifest, folder.status
         records = read_metrics(folder.metrics_path)
         changed = changed_records(path, manifest.records) if manifest else []
@@ -60,7 +65,7 @@ def _summarise(path: Path) -> RunSummary:
     progress = manifest.progress if manifest else None
     return RunSummary(
         path=path,
-        status=(status or "unknown") + (", records changed" if changed else ""),
+        status="changed" if changed else status or "unknown",
         step=steps[-1].step if steps else 0,
         num_steps=manifest.num_steps if manifest else None,
         loss=steps[-1].loss if steps else None,

@@ -242,6 +242,7 @@ class Manifest:
         notes: What was chosen, or had changed, when the last attempt began.
         lost: What of this folder's records was damaged or missing when the run was resumed.
         adapter: SHA-256 of each file of the adapter by name, but for the model card; once these are on the disk.
+        recipe: SHA-256 of recipe.yaml as it was when the run began.
         records: At the end, SHA-256 of metrics.jsonl and samples.jsonl.
         progress: At the end.
         adapter_step: The step whose weights the adapter has, once it is saved: the last one, or the best.
@@ -274,6 +275,7 @@ class Manifest:
     notes: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
     adapter: Mapping[str, str] = field(default_factory=dict)
+    recipe: str | None = None
     records: Mapping[str, str] = field(default_factory=dict)
     progress: Progress | None = None
     adapter_step: int | None = None
