@@ -20,8 +20,7 @@ def command(
     """List runs: state, steps, the last step's loss, that on held-out rows (base -> adapter), training time."""
     headings = ("run", "status", "step", "loss", "held out", "time", "begun")
     table = Table(*headings, box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.columns[0].min_width = 16
-    for column in table.columns[1:]:
+    for column in table.columns[1:-1]:  # the time of beginning gives way before the name does
         column.no_wrap = True
     for run in list_runs(root):
         steps = f"{run.step}/{run.num_steps}" if run.num_steps else str(run.step)
