@@ -11,14 +11,16 @@ import pytest
 
 from fuzzing import edited, fuzz, seeds
 from model_folders import write_model_folder
-from strop.data.examples import Fault
+from strop.data.examples import Conversation, Fault, Message
 from strop.data.sources import open_sources, read_examples
+from strop.data.template import load_template
 from strop.errors import DataError, ModelError, RecipeError
 from strop.model.config import read_config
 from strop.model.pretrained.headers import check_safetensors
 from strop.model.pretrained.vet import vet_model_folder
 from strop.recipe import DataFile, DataSection, load_recipe
 
+SMOLLM2 = Path(__file__).parents[1] / "fixtures" / "smollm2-tokenizer"
 JSON_WORDS = [
     *(b'"', b"{", b"}", b"[", b"]", b":", b",", b"null", b"true", b"-1", b"0", b"1e999", b"NaN", b"1.5", b'"x"'),
     *(b"9" * 20, b"9" * 5000, b"[" * 3000, b"{}", b"[]", b"\\ud800", b"\\u0000", b"\xff", b"\xef\xbb\xbf", b"\x00"),
@@ -33,6 +35,33 @@ ROW_WORDS = [
     *JSON_WORDS,
     *(b"\n", b"\r\n", b";", b"\t", b"'", b'""', b'"a;b"', b'"role"', b'"content"', b'"user"', b'"assistant"'),
     *(b'"messages"', b'"instruction"', b'"output"', b'"text"', b'"tool_calls"', b'{"data":[', b"\xff\xfe", b"\x85"),
+]
+JINJA_WORDS = [
+    *(
+        b"{{",
+        b"}}",
+        b"{%",
+        b"%}",
+        b"{#",
+        b"#}",
+        b"-",
+        b"|",
+        b".",
+        b"[",
+        b"]",
+        b"(",
+        b")",
+        b"'",
+        b'"',
+        b"~",
+        b"\n",
+        b"\x00",
+    ),
+    *(b"{% endfor %}", b"{% endif %}", b"{% else %}", b"{% raw %}", b"{% set messages = [] %}"),
+    *(b"{% generation %}", b"{% endgeneration %}"),
+    *(b"{% for m in messages %}", b"{% if messages %}", b"loop(messages)", b"self", b"caller()", b"{% include 'x' %}"),
+    *(b"messages", b"content", b"none", b"9" * 5000, b" * 99999999", b"range(99999)", b"|tojson", b"|length", b" // 0"),
+    *(b"raise_exception('no')", b"strftime_now('%Q')", b"''.__class__.__mro__", b"{{ x }}", b"\xff", b"\xed\xa0\x80"),
 ]
 
 
@@ -73,11 +102,29 @@ def read_weights(path: Path) -> None:
     assert said is None or path.name in said
 
 
+CHATS = [
+    Conversation((Message("user", "Where is the mill?"), Message("assistant", "By the weir."))),
+    Conversation((Message("system", "Be <b>brief</b>."), Message("user", ""), Message("assistant", "{{ no }}"))),
+]
+
+
+def read_template(path: Path) -> None:
+    """Ids of two rows in a model's template, or a refusal; each rendering has two seconds."""
+
+    def read() -> None:
+        template = load_template(SMOLLM2, "chat", ["messages"], chat_template=path.read_text("utf-8", "replace"))
+        for row in template.encode(CHATS):
+            assert all(0 <= token < len(template.tokenizer) for sample in row for token in sample.input_ids)
+
+    assert refusal(read, DataError, ModelError, RecipeError) != ""
+
+
 KINDS: dict[str, tuple[Callable[[Path], None], list[bytes], int]] = {
     "recipe": (read_recipe, YAML_WORDS, 150),
     "rows": (read_rows, ROW_WORDS, 400),
     "config": (read_model_config, JSON_WORDS, 150),
     "safetensors": (read_weights, JSON_WORDS, 400),
+    "template": (read_template, JINJA_WORDS, 25),
 }
 """How a kind of input is read, the words of its format, and how many edits of its corpus are tried here."""
 

@@ -99,7 +99,7 @@ def _read(files: list[str], reporter: Reporter) -> Reading:
     try:
         sources = open_sources(recipe, recipe.train_file)
     except DataError as error:
-        count = _count_rows(files)
+        count = 0 if isinstance(error.__cause__, OSError) else _count_rows(files)  # what cannot be read has no shape
         if not count:
             raise
         return _undecided(str(error), count)

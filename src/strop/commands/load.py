@@ -109,7 +109,7 @@ def load_run_template(run: Run, model: ModelFolder) -> Template:
     return load_template(model.path, run.template, (), chat_template=data.chat_template, system=data.system)
 
 
-def load_tuned(run: Run, note: Callable[[str], None]) -> Tuned:
+def load_tuned(run: Run, note: Callable[[str], None] = lambda line: None) -> Tuned:
     """Find, vet and load all that answers as the run's model.
 
     Args:

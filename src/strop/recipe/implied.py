@@ -40,7 +40,7 @@ def settle(values: Values, names: Collection[str], faults: list[str]) -> Iterato
 
 
 def _rank(values: Values, names: Collection[str]) -> Iterator[str]:
-    rank = values["lora.r"].value if "lora_rank" in names else None
+    rank = values["lora.r"].value if "lora_rank" in names and "lora.r" in values else None
     if isinstance(rank, int) and "lora.lora_alpha" not in values:
         values["lora.lora_alpha"] = replace(values["lora.r"], key="lora.lora_alpha", value=2 * rank)
         yield f"lora.lora_alpha={2 * rank}: twice lora_rank, LLaMA-Factory's default"

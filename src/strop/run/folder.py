@@ -167,7 +167,7 @@ class RunFolder:
                 created=known.created or now(),
                 status="running",
                 attempts=known.attempts + 1,
-                recipe=known.recipe if known.attempts else sha256_of_file(self.path / "recipe.yaml"),
+                recipe=known.recipe if known.attempts else self._recipe_digest(),
                 fingerprints=fingerprints,
                 num_trainable=num_trainable,
                 num_steps=num_steps,
@@ -240,10 +240,15 @@ class RunFolder:
         People may edit it, as where a base model has moved: it is obeyed, and rows, base, adapter and checkpoints are
         held against it by their own marks.
         """
-        path, manifest = self.path / "recipe.yaml", self.manifest
-        if manifest is None or manifest.recipe in (None, sha256_of_file(path)):
+        manifest = self.manifest
+        if manifest is None or manifest.recipe in (None, self._recipe_digest()):
             return None
-        return f"{path} was changed after the run began; it is read as it is now"
+        return f"{self.path / 'recipe.yaml'} was changed after the run began; it is read as it is now"
+
+    def _recipe_digest(self) -> str | None:
+        with suppress(FileNotFoundError):
+            return sha256_of_file(self.path / "recipe.yaml")
+        return None
 
     def _refuse_strangers(self) -> None:
         """Refuse a folder that is in use for something else; a run.lock shows that a run was begun here."""

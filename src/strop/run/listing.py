@@ -52,7 +52,7 @@ def list_runs(root: Path) -> list[RunSummary]:
 def _summarise(path: Path) -> RunSummary:
     folder = RunFolder(path)
     try:
-        if folder.manifest is None:
+        if not (path / "run.json").exists():
             return RunSummary(path, "damaged")
         manifest, status = folder.manifest, folder.status
         records = read_metrics(folder.metrics_path)

@@ -43,7 +43,7 @@ def model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> harness.StropLM:
     adapter = LoraAdapter(load_decoder(folder, torch.float64), LoraSection(r=4), seed=0)
     adapter.flat.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
     session = SimpleNamespace(adapter=adapter, template=load_template(folder, "chat", ["alpaca"]))
-    monkeypatch.setattr(harness, "load_tuned", lambda run: session)
+    monkeypatch.setattr(harness, "load_tuned", lambda run, note: session)
     return harness.StropLM("run", tuned=False)
 
 

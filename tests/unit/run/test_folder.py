@@ -168,9 +168,12 @@ def test_runs_are_listed_broken_ones_too(tmp_path: Path) -> None:
     for name, manifest in {"damaged": b"{", "empty": b"{}"}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_bytes(manifest)
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost" / "metrics.jsonl").write_text("")
     (tmp_path / "notes").mkdir()
     (tmp_path / "a file").write_text("")
-    damaged, empty, listed = list_runs(tmp_path)
+    damaged, empty, listed, lost = list_runs(tmp_path)
+    assert (lost.path.name, lost.status) == ("lost", "damaged"), "its run.json is gone"
     assert (damaged.path.name, damaged.status) == ("damaged", "damaged")
     assert (empty.status, empty.loss) == ("unknown", None)
     assert (listed.status, listed.step, listed.num_steps) == ("finished", 2, 60)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from strop.errors import RecipeError
+from strop.errors import RecipeError, StorageError
 from strop.run.folder import RunFolder
 from strop.run.lenient import fit, parse_json
 from strop.run.manifest import Compared, Estimate, KeptEstimate, Manifest
@@ -113,6 +113,12 @@ def test_a_prediction_is_kept(tmp_path: Path) -> None:
     kept = KeptEstimate("NVIDIA H200", "0" * 64, Estimate("H200", "measured", seconds=1.5))
     folder.write_plan(kept)
     assert folder.plan == kept
-    for damage in (b"", b"{}", b"[" * 100_000, b'{"device": "x", "of": "y", "line": {"gpu": "H200"}}'):
-        (tmp_path / "plan.json").write_bytes(damage)
+    for old in (b"{}", b'{"device": "x", "of": "y", "line": {"gpu": "H200"}}'):
+        (tmp_path / "plan.json").write_bytes(old)
         assert folder.plan is None
+    folder.write_plan(kept)
+    edited = (tmp_path / "plan.json").read_bytes().replace(b"1.5", b"1.6")
+    for damage in (b"", b"[" * 100_000, edited):
+        (tmp_path / "plan.json").write_bytes(damage)
+        with pytest.raises(StorageError, match=r"plan\.json is damaged"):
+            _ = folder.plan
