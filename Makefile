@@ -46,7 +46,7 @@ SOAK_MINUTES ?= 60
 soak: $(READY)  ## storms of signals for SOAK_MINUTES, 2,000 damages, 10,000 steps
 	SOAK_MINUTES=$(SOAK_MINUTES) $(PYTEST) -s tests/faults/test_storms.py tests/faults/test_damage.py tests/faults/test_soak.py
 
-fuzz: $(READY)  ## mutilated recipes, rows, configs and weights, for SOAK_MINUTES each
+fuzz: $(READY)  ## mutilated recipes, rows, configs, weights and templates, for SOAK_MINUTES each
 	SOAK_MINUTES=$(SOAK_MINUTES) $(PYTEST) -n 2 tests/faults/test_fuzz.py
 
 test-hostile: $(READY)  ## every command with every argument that is no name: about 1,400, a part of which test tries

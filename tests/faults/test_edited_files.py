@@ -1,4 +1,4 @@
-"""Files of a run folder that someone has edited, or that are of another run: said, refused, or not shown; never believed."""
+"""Files of a run that someone has edited, or that are of another run: said, refused, or not shown."""
 
 import json
 import os

@@ -16,8 +16,8 @@ class RunSummary:
     """What `strop runs` shows of a run; None where it is not known.
 
     Attributes:
-        status: As `RunFolder.status`; `changed` where its records are no longer what it wrote, `damaged` where files are
-            gone or cannot be read.
+        status: As `RunFolder.status`; `changed` where its records are no longer what it wrote, `damaged` where files
+            are gone or cannot be read.
         step: Updates made, of `num_steps`.
         loss: In training, of the last step.
         base_loss: The base model's on the held-out rows.
