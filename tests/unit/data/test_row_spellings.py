@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from rows import examples, write_rows
-from strop.data.examples import Alpaca, Conversation, Example, Fault, Message, Text, Tokens, ToolCall
+from rows import examples, sources, write_rows
+from strop.data.examples import Alpaca, Conversation, Example, Fault, Message, Row, Text, Tokens, ToolCall
+from strop.data.sources import read_examples
 from strop.errors import DataError
 
-Row = dict[str, Any]
+Values = dict[str, Any]
 ASKED, SAID = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
 Q, A = Message("user", "Q"), Message("assistant", "A")
 CONTEXT = Message("assistant", "A", learned=False)
@@ -21,17 +22,17 @@ def read(folder: Path, row: Row) -> Example | Fault:
     return found
 
 
-def asked(**answer: Any) -> Row:
+def asked(**answer: Any) -> Values:
     """A row of a question and its answer, which has these keys more."""
     return {"messages": [ASKED, {**SAID, **answer}]}
 
 
-def results_of_a_call(turn: Row) -> Row:
+def results_of_a_call(turn: Values) -> Values:
     call = {"role": "assistant", "tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": {"a": 1}}}]}
     return {"messages": [ASKED, call, turn, SAID]}
 
 
-TURNS: dict[str, tuple[Row, list[Message]]] = {
+TURNS: dict[str, tuple[Values, list[Message]]] = {
     "a developer is the system": (
         {"messages": [{"role": "developer", "content": "S"}, ASKED, SAID]},
         [Message("system", "S"), Q, A],
@@ -179,14 +180,14 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
         {"toolConfig": {"tools": [{"toolSpec": {"name": "f", "inputSchema": {"json": SCHEMA}}}]}},
     ],
 )
-def test_declared_tools(tmp_path: Path, declared: Row) -> None:
+def test_declared_tools(tmp_path: Path, declared: Values) -> None:
     for row in (asked(), {"instruction": "Q", "output": "A"}):
         found = read(tmp_path, {**row, **declared})
         assert isinstance(found, Conversation)
         assert found.tools == (TOOL,)
 
 
-ROWS: dict[str, tuple[Row, Example]] = {
+ROWS: dict[str, tuple[Values, Example]] = {
     "labels": (
         {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]},
         Tokens((5, 6, 7, 8), (False, False, True, True)),
@@ -211,7 +212,7 @@ ROWS: dict[str, tuple[Row, Example]] = {
     "no ids at all beside a text": ({"input_ids": [], "text": "T"}, Text("T")),
     "an input beside a question": ({"question": "Q", "input": "I", "output": "A"}, Alpaca("Q", "I", "A")),
     "an input alone is the question": ({"input": "Q", "output": "A"}, Alpaca("Q", "", "A")),
-    "a column without a value": ({"instruction": "Q", "prompt": None, "output": "A"}, Alpaca("Q", "", "A")),
+    "a column without a value": ({"question": "Q", "prompt": None, "answer": "A"}, Alpaca("Q", "", "A")),
     "a class beside an instruction": ({"instruction": "Q", "output": "A", "label": 0}, Alpaca("Q", "", "A")),
     "an answer marked as good": ({"instruction": "Q", "output": "A", "label": True}, Alpaca("Q", "", "A")),
 }
@@ -223,7 +224,18 @@ def test_other_rows(tmp_path: Path, what: str) -> None:
     assert read(tmp_path, row) == wanted
 
 
-REFUSED: dict[str, tuple[Row, str]] = {
+def test_the_rows_own_system_message_comes_before_the_recipes(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "train.jsonl", [{**asked(), "system": "S"}, asked()])
+    found = list(read_examples(sources(path), "R"))
+    assert [row.example.messages[0].content for row in found if isinstance(row, Row)] == ["S", "R"]
+
+
+def test_a_mark_that_says_what_is_so_anyway_is_used(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "train.jsonl", [{**asked(), "label": label} for label in (True, "true", "good")])
+    assert [row.unused for row in read_examples(sources(path))] == [(), (), ("label",)]
+
+
+REFUSED: dict[str, tuple[Values, str]] = {
     "masks of a turn that do not agree": (
         asked(train=True, masked=True),
         "contradiction: 'train' and 'masked' in turn 2",
@@ -295,6 +307,6 @@ def test_a_row_is_refused_by_name(tmp_path: Path, what: str) -> None:
         ({"text": "T", "summary": "S"}, "a document or a pair: the row has 'text' and 'summary'"),
     ],
 )
-def test_columns_that_can_be_read_in_two_ways_are_refused(tmp_path: Path, row: Row, reason: str) -> None:
+def test_columns_that_can_be_read_in_two_ways_are_refused(tmp_path: Path, row: Values, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         read(tmp_path, row)
