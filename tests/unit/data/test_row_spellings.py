@@ -212,7 +212,7 @@ ROWS: dict[str, tuple[Values, Example]] = {
     "no ids at all beside a text": ({"input_ids": [], "text": "T"}, Text("T")),
     "an input beside a question": ({"question": "Q", "input": "I", "output": "A"}, Alpaca("Q", "I", "A")),
     "an input alone is the question": ({"input": "Q", "output": "A"}, Alpaca("Q", "", "A")),
-    "a column without a value": ({"question": "Q", "prompt": None, "answer": "A"}, Alpaca("Q", "", "A")),
+    "a column without a value": ({"question": "Q", "prompt": None, "completion": "A"}, Alpaca("Q", "", "A")),
     "a class beside an instruction": ({"instruction": "Q", "output": "A", "label": 0}, Alpaca("Q", "", "A")),
     "an answer marked as good": ({"instruction": "Q", "output": "A", "label": True}, Alpaca("Q", "", "A")),
 }
