@@ -6,8 +6,8 @@
     python tests/mutants --list FOLDER                         another list
     python tests/mutants --generate training/optim.py unit/training/test_optim.py     edits made by rule
 
-Exit 0: at least 95% were killed. 1: more survived. 2: an edit's old text is not in its file exactly once, or tests fail
-without any edit.
+Exit 0: at least 95% were killed. 1: more survived. 2: an edit's old text is not in its file exactly once, tests fail
+without any edit, or there is no such edit.
 """
 
 import argparse
@@ -42,6 +42,9 @@ def main() -> int:
             seconds = _seconds_without({mutant.tests for mutant in mutants})
     except (StaleError, fork.FailingError) as error:
         print(error, file=sys.stderr)
+        return 2
+    if not mutants:
+        print("no such edit: see --only and --list", file=sys.stderr)
         return 2
     return _report(mutants, seconds, arguments.jobs)
 

@@ -82,7 +82,7 @@ def _split(sample: Encoded, bos_id: int | None, limit: int, overlap: int) -> lis
     ids, learned = sample.input_ids[len(begin) :], sample.learned[len(begin) :]
     size = limit - len(begin)
     parts = []
-    for start in range(0, max(1, len(ids) - overlap), size - overlap):
+    for start in range(0, len(ids), size - overlap):
         window = learned[start : start + size].copy()
         window[: overlap if start else 0] = False
         tokens = np.concatenate([np.array(begin, np.int32), ids[start : start + size]])

@@ -78,8 +78,24 @@ def test_three_shapes_in_one_run() -> None:
 def test_repeat_is_the_file_named_so_often() -> None:
     Path("again.jsonl").write_bytes(Path("chat.jsonl").read_bytes())
     twice = opened({"path": "chat.jsonl", "repeat": 2}, "alpaca.jsonl")
-    assert samples(twice.train) == samples(opened("chat.jsonl", "again.jsonl", "alpaca.jsonl").train)
+    written_out = opened("chat.jsonl", "again.jsonl", "alpaca.jsonl").train
+    assert samples(twice.train) == samples(written_out)
+    assert (twice.train.num_tokens, twice.train.num_loss_tokens) == (
+        written_out.num_tokens,
+        written_out.num_loss_tokens,
+    )
     assert len(twice.distinct) == 50
+
+
+@pytest.mark.parametrize("picks", [[0, 1, 2, 3], [2, 3], [3, 0, 0, 2], [1, 1]])
+def test_a_block_is_its_samples_one_after_another(picks: list[int]) -> None:
+    """As they lie on disk, from within it, and picked."""
+    store = opened("docs.jsonl", columns={"text": "body"}).train.repeated(np.array(picks))
+    ids, learned, begins = store.block(0, len(picks))
+    each = [store[i] for i in range(len(picks))]
+    assert ids.tolist() == [token for sample in each for token in sample.input_ids]
+    assert learned.tolist() == [label for sample in each for label in sample.learned]
+    assert begins.tolist() == np.cumsum([0, *(len(sample.input_ids) for sample in each[:-1])]).tolist()
 
 
 @pytest.mark.parametrize(("repeat", "count"), [(0.5, 5), (1.5, 15), (0.01, 1), (3, 30), (1, 10), (0.25, 2)])

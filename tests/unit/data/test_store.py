@@ -170,10 +170,31 @@ def test_all_rows_skipped_is_an_error(tmp_path, template):
 
 
 def test_truncation_keeps_rows_with_something_to_learn(tmp_path, template):
-    path = write(tmp_path, [row("a", "word " * 200), row("a", "b")])
+    path = write(tmp_path, [row("a", "word " * 200), row("a", "word " * 100), row("a", "b")])
+    whole = open_or_build(sources(path), template, StoreSettings(1024))
     store = open_or_build(sources(path), template, StoreSettings(64))
-    assert store.lengths.tolist() == [64, len(store[1].input_ids)]
-    assert store.rows["flags"].tolist() == [store_module.TRUNCATED | store_module.STOP_CUT, 0]
+    assert store.lengths.tolist() == [64, 64, len(store[2].input_ids)]
+    assert store.rows["flags"].tolist() == [*[store_module.TRUNCATED | store_module.STOP_CUT] * 2, 0]
+    assert (whole.tokens_cut, store.tokens_cut) == (0, whole.num_tokens - store.num_tokens)
+
+
+def test_how_many_turns_a_sample_holds(tmp_path):
+    """0 for all of a row. Answers that begin with a newline make samples of their own under SmolLM2's template."""
+    template = load_template(FIXTURES / "smollm2-tokenizer", "chat", ["messages"])
+    turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b")) * 2]
+    apart = [turns[0], {**turns[1], "content": "\n\nb"}, *turns[2:]]
+    store = open_store(write(tmp_path, [{"messages": turns}, {"messages": apart}]), template)
+    assert [store.place(i)[1] for i in range(len(store))] == [0, 2, 0]
+
+
+def test_a_row_that_cannot_be_read_is_counted_with_the_training_rows_alone(tmp_path, template):
+    path = write(tmp_path, ["{", *(row(f"q{i}", "a") for i in range(50))])
+    counts = {}
+    for part in ("train", "validation"):
+        store = open_or_build(sources(path), template, StoreSettings(128, "skip", split=Split(part, 30, 1)))
+        counts[part] = store.rows_read, store.skipped
+    assert [skipped for _, skipped in counts.values()] == [{"bad JSON": 1}, {}]
+    assert sum(read for read, _ in counts.values()) == 51
 
 
 def test_max_samples_counts_good_rows(tmp_path, template):

@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rows import read_aloud
-from strop.data.examples import Alpaca, Conversation, Message, PromptCompletion, Text
+from strop.data.examples import Alpaca, Conversation, Message, PromptCompletion, Text, Tokens
 from strop.data.prompts import resolve_template
 from strop.data.template import Template, load_template
 from strop.data.tokenizer import load_tokenizer
@@ -142,6 +143,41 @@ def test_train_on_all_learns_everything_but_the_first_token():
     assert encoded.learned.tolist() == [False] + [True] * (len(encoded.input_ids) - 1)
 
 
+def test_train_on_all_leaves_out_an_answer_that_is_context():
+    template = load_template(SMOLLM2, "chat", ["messages"], "all")
+    question, answer, *rest = TWO_TURNS.messages
+    some = Conversation((question, replace(answer, learned=False), *rest))
+    [every], [but_one] = template.encode([TWO_TURNS, some])
+    assert every.input_ids.tolist() == but_one.input_ids.tolist()
+    left_out = every.input_ids[every.learned & ~but_one.learned]
+    assert template.decode(left_out.tolist()).strip() == "Hello!"
+
+
+@pytest.mark.parametrize("train_on", ["completion", "all"])
+def test_nothing_predicts_the_first_token_of_a_row_of_tokens(train_on):
+    template = load_template(SMOLLM2, "plain", ["tokens"], train_on)
+    assert learned(template, Tokens((9, 10, 11), (True, True, True))) == [(9, False), (10, True), (11, True)]
+
+
+def test_a_question_gets_trainings_system_message_unless_it_has_its_own():
+    template = load_template(SMOLLM2, "chat", ["messages"], system="Be brief.")
+    own = Conversation((Message("system", "Be long."), *TWO_TURNS.messages))
+    assert "Be brief." in template.prompt(TWO_TURNS)
+    assert template.prompt(own) == load_template(SMOLLM2, "chat", ["messages"]).prompt(own)
+
+
+def test_of_the_control_tokens_behind_an_answer_only_the_first_ends_it(tmp_path):
+    source = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|><|endoftext|>{% endfor %}"
+    source += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    template = load_template(changed(SMOLLM2, tmp_path / "two", source), "chat", ["messages"])
+    end, other = template.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert end in template.stop_ids
+    assert other not in template.stop_ids
+    assert template.decode_all([i for i, is_learned in learned(template, TWO_TURNS) if is_learned]) == (
+        "Hello!<|im_end|>4<|im_end|>"
+    )
+
+
 def test_plain_and_text_end_with_one_eos():
     template = load_template(SMOLLM2, "plain", ["text"])
     assert learned(template, Text("a b")) == [(81, False), (278, True), (2, True)]
@@ -159,10 +195,13 @@ def test_no_space_is_put_before_a_continuation():
     assert template.tokenizer.encode("4", add_special_tokens=False) == [29871, 29946]
 
 
-def test_prompt_ids_survive_a_merge_over_the_cut():
-    """`un` + `believable` would merge into other tokens; the prompt must stay what generation starts from."""
-    template = load_template(SMOLLM2, "plain", ["prompt_completion"])
-    example = PromptCompletion("The un", "believable")
+@pytest.mark.parametrize(
+    ("folder", "before", "after"), [(SMOLLM2, "The un", "believable"), (PHI3, "The unb", "elievable")]
+)
+def test_prompt_ids_survive_a_merge_over_the_cut(folder, before, after):
+    """Both would merge into other tokens; the prompt must stay what generation starts from."""
+    template = load_template(folder, "plain", ["prompt_completion"])
+    example = PromptCompletion(before, after)
     prompt = template.encode_prompt(example)
     assert template.tokenizer.encode("The unbelievable")[: len(prompt)] != prompt
     assert [i for i, is_learned in learned(template, example) if not is_learned] == prompt
@@ -253,14 +292,17 @@ def test_resolution():
 
 def test_fingerprint_follows_what_decides_the_ids(tmp_path):
     base = load_template(PHI3, "chat", ["alpaca"]).fingerprint
+    stopping = changed(PHI3, tmp_path / "s")
+    (stopping / "generation_config.json").write_text(json.dumps({"eos_token_id": [32000, 32005]}))
     other = {
         load_template(PHI3, "chat", ["alpaca"], "all").fingerprint,
         load_template(PHI3, "alpaca", ["alpaca"]).fingerprint,
         load_template(SMOLLM2, "chat", ["alpaca"]).fingerprint,
         load_template(changed(PHI3, tmp_path / "b", add_bos_token=True), "chat", ["alpaca"]).fingerprint,
+        load_template(stopping, "chat", ["alpaca"]).fingerprint,
     }
     assert load_template(PHI3, "chat", ["messages"]).fingerprint == base
-    assert len(other | {base}) == 5
+    assert len(other | {base}) == 6
 
 
 @pytest.mark.parametrize("eos", ["1", [40000], [None, "x"], [True]])

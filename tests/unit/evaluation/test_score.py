@@ -29,6 +29,11 @@ def test_a_single_answer_has_all_before_it_as_its_question() -> None:
     assert split_question(sample, frozenset({9})) == ([1, 4], [5])
 
 
+def test_of_three_answers_the_last_is_asked() -> None:
+    sample = Sample(np.array([1, 7, 9, 4, 8, 9, 3, 5, 9], np.int32), np.array([0, 1, 1, 0, 1, 1, 0, 1, 1], bool))
+    assert split_question(sample, frozenset({9})) == ([1, 7, 9, 4, 8, 9, 3], [5])
+
+
 ANSWERS = {False: [" 1 ", "7", "b c"], True: ["1", "2", "a b"]}
 """Base, tuned; the references are 1, 2 and `a b`, which has no number."""
 NLL = {False: [8.0, 6.0, 2.0, 4.0], True: [2.0, 3.0, 1.0, 4.0]}

@@ -9,7 +9,7 @@ from strop.model.precision import choose_precision, why_not_fused
 from strop.recipe import LoraSection
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-TURING, AMPERE, HOPPER = (7, 5), (8, 0), (9, 0)
+TURING, AMPERE, ADA, HOPPER = (7, 5), (8, 0), (8, 9), (9, 0)
 
 
 @pytest.fixture
@@ -27,6 +27,7 @@ def has(monkeypatch: pytest.MonkeyPatch):
         (HOPPER, None, torch.bfloat16, True, "chosen for the card"),
         (HOPPER, "lora_dropout", torch.bfloat16, False, "lora_dropout"),
         (AMPERE, None, torch.bfloat16, False, "the card has no float8"),
+        (ADA, None, torch.bfloat16, False, "the card has no float8"),
         (TURING, None, torch.float32, False, "the card has no bfloat16"),
     ],
 )

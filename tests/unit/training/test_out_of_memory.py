@@ -230,3 +230,10 @@ def test_a_capture_that_ran_out_of_memory_says_so(model: Path, monkeypatch: pyte
     monkeypatch.setattr(type(gradients), "_compute", full)
     with pytest.raises(torch.OutOfMemoryError):
         gradients.of([batch], 1.0)
+
+
+def test_a_budget_has_room_for_the_longest_sample() -> None:
+    assert budget.wanted_tokens(torch.device("cpu"), 5000) == 5000
+    assert budget.wanted_tokens(torch.device("cpu"), 10) == 1024
+    assert budget.tokens_within(free=2000, constant=0, each=1, wanted=32768, longest_sample=700) == 700
+    assert budget.tokens_within(free=4000, constant=0, each=1, wanted=32768, longest_sample=700) == 1536

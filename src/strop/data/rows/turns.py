@@ -198,4 +198,4 @@ def with_masks(messages: Sequence[Message], flags: Sequence[bool] | None) -> lis
                 f"contradiction: the row's mask asks for turn {number} to be learned, but the turn is marked as "
                 "context, or is part of the prompt"
             )
-    return [replace(m, learned=m.learned and flag) for m, flag in zip(messages, flags, strict=True)]
+    return [replace(m, learned=flag) for m, flag in zip(messages, flags, strict=True)]
