@@ -46,7 +46,8 @@ def test_a_run_that_is_signalled_again_and_again_ends_as_any_other(sweep: Sweep,
         last = sweep.server.run(folder, train.arguments)
         assert last.status == 0, last.output
         assert wrong_at_end(folder, want) == [], f"storm {storm}"
-    assert set(ended) - {0}, f"no signal struck a run: {ended}"
+        usual = min(usual, last.seconds)  # the machine may have been busy when it was measured
+    assert ended[-signal.SIGKILL] or ended[75], f"no signal struck a run: {ended}"
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.95])
