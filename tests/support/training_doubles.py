@@ -61,7 +61,7 @@ def trainer_of(
 ) -> Trainer:
     """A trainer on strop's own engine; `more` goes to `Trainer`."""
     rows, run = rows or Rows(), RunFolder(folder)
-    engine = StropEngine(adapter, rows, section, run, most_tokens)  # type: ignore[arg-type]
+    engine = StropEngine(adapter, rows, section, most_tokens)  # type: ignore[arg-type]
     more = {"check_stop": lambda: None} | more
     return Trainer(engine, rows, section, run, reporter or Reporter(), **more)  # type: ignore[arg-type]
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from strop.data.audit import AuditReport, StoreReport
     from strop.forecast.prediction import Outcome
     from strop.model.lora import LoraAdapter
+    from strop.parallel.team import Team
     from strop.run.cost import Meter
     from strop.run.folder import RunFolder
     from strop.run.reporter import Reporter
@@ -79,6 +80,7 @@ class Attempt:
         fingerprints: Of model and data; they must be the same in a later attempt.
         meter: Counts dollars; None if nothing is billed.
         stop: Remembers signals to stop.
+        team: The ranks that share the work.
     """
 
     recipe: Recipe
@@ -88,6 +90,7 @@ class Attempt:
     reporter: Reporter
     meter: Meter | None
     stop: StopSignals
+    team: Team
 
     def begin(
         self,

@@ -56,7 +56,7 @@ class CapturedGradients:
         for microbatch in microbatches:
             check_stop()
             losses.append(self._add(microbatch))
-        return torch.stack(losses), work.collect()
+        return (torch.stack(losses) if losses else torch.zeros(0, device=self.device)), work.collect()
 
     def nll_of(self, microbatch: Microbatch) -> Tensor:
         """See `Gradients`."""

@@ -23,12 +23,12 @@ class Gradients(Protocol):
     def of(
         self, microbatches: Sequence[Microbatch], scale: float, check_stop: Callable[[], None] = lambda: None
     ) -> tuple[Tensor, Tensor]:
-        """A step's loss, `scale` times the sum of -log p over its learned tokens, and its gradient.
+        """A rank's part of a step's loss, `scale` times the sum of -log p over its learned tokens, and its gradient.
 
         Does not wait for a GPU.
 
         Args:
-            microbatches: All of the step's.
+            microbatches: This rank's, perhaps none.
             scale: Factor on -log p of each learned token.
             check_stop: Called before each; may raise to abandon the step.
 
@@ -60,7 +60,7 @@ class PlainGradients:
         for microbatch in microbatches:
             check_stop()
             losses.append(self._add(microbatch, scale))
-        return torch.stack(losses), self._grad
+        return stacked(losses, self.device), self._grad
 
     def nll_of(self, microbatch: Microbatch) -> Tensor:
         """See `Gradients`."""
@@ -76,6 +76,11 @@ class PlainGradients:
         loss = self.nll_of(microbatch) * scale
         loss.backward()
         return loss.detach()
+
+
+def stacked(losses: Sequence[Tensor], device: torch.device) -> Tensor:
+    """The parts of the microbatches' losses as one tensor, (microbatches,); a rank may have none."""
+    return torch.stack(list(losses)) if losses else torch.zeros(0, device=device)
 
 
 def why_plain(adapter: LoraAdapter) -> str | None:
