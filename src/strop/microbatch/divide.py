@@ -9,14 +9,16 @@ from itertools import pairwise
 
 from strop.microbatch.tree import Tree, fill, grow
 
+_DEPTHS = 3
+"""Headers behind one another that are looked at; the samples below the last are dealt out one by one."""
+
 
 def divide(lengths: Sequence[int], shared: Sequence[int], ranks: int) -> list[list[int]]:
     """Which samples each rank computes.
 
-    Two ways are tried, and the one whose fullest rank computes less is taken. Cutting the sorted samples into as many
-    runs as there are ranks suits samples that all share a prefix. Dealing out whole groups, each of which shares
-    nothing with the others, the largest first and always to the rank that has least so far (LPT, Graham 1969), suits
-    samples that share little.
+    Several ways are tried, and the one whose fullest rank computes least is taken: to cut the sorted samples into as
+    many runs as there are ranks; and to deal out whole groups of samples behind one header, or behind one header within
+    a header and so on, the largest first and always to the rank that has least so far (LPT, Graham 1969).
 
     Args:
         lengths: Tokens of each sample, sorted by prefix (`tree.sort_by_prefix`).
@@ -29,8 +31,9 @@ def divide(lengths: Sequence[int], shared: Sequence[int], ranks: int) -> list[li
     if ranks == 1 or not lengths:
         return [list(range(len(lengths))), *([] for _ in range(ranks - 1))]
     tree = grow(lengths, shared)
+    depths = range(min(_DEPTHS, max(len(tree.paths[last]) for last in tree.last_nodes)))
     return min(
-        (_in_runs(lengths, tree.costs(), ranks), _in_groups(tree, ranks)),
+        [_in_runs(lengths, tree.costs(), ranks), *(_in_groups(tree, ranks, depth) for depth in depths)],
         key=lambda parts: max(_tokens(part, lengths, shared) for part in parts),
     )
 
@@ -46,18 +49,22 @@ def _in_runs(lengths: Sequence[int], costs: Sequence[int], ranks: int) -> list[l
     return runs + [[] for _ in range(ranks - len(runs))]
 
 
-def _in_groups(tree: Tree, ranks: int) -> list[list[int]]:
-    """Whole groups of samples below one root, dealt out."""
-    costs = tree.costs()
+def _in_groups(tree: Tree, ranks: int, depth: int) -> list[list[int]]:
+    """Whole groups of samples below one node of this depth, dealt out by what they need from there on."""
     groups: dict[int, list[int]] = {}
+    nodes: dict[int, set[int]] = {}
     for sample, last in enumerate(tree.last_nodes):
-        groups.setdefault(tree.paths[last][0], []).append(sample)
+        path = tree.paths[last]
+        head = path[min(depth, len(path) - 1)]
+        groups.setdefault(head, []).append(sample)
+        nodes.setdefault(head, set()).update(path[depth:])
+    costs = {head: sum(tree.lengths[node] for node in below) for head, below in nodes.items()}
     parts: list[list[int]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
-    for cost, group in sorted(((sum(costs[i] for i in each), each) for each in groups.values()), reverse=True):
+    for head in sorted(groups, key=lambda head: (-costs[head], head)):
         least = loads.index(min(loads))
-        parts[least] += group
-        loads[least] += cost
+        parts[least] += groups[head]
+        loads[least] += costs[head]
     return [sorted(part) for part in parts]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from strop.data.store import Sample, SampleStore
 from strop.microbatch.divide import divide, shared_within
+from strop.microbatch.keys import token_keys
 from strop.microbatch.order import Order
 from strop.microbatch.tree import Tree, fit, sort_by_prefix
 
@@ -46,6 +47,13 @@ class Microbatch:
     samples: tuple[int, ...]
     places: NDArray[np.int64]
 
+    def first_samples(self) -> NDArray[np.int64]:
+        """For each of the T tokens, the index in the store of the first sample that it belongs to."""
+        nodes = np.zeros(len(self.tree.lengths), np.int64)
+        for sample, last in zip(reversed(self.samples), reversed(self.tree.last_nodes), strict=True):
+            nodes[list(self.tree.paths[last])] = sample
+        return np.repeat(nodes, self.tree.lengths)
+
     @property
     def num_tokens(self) -> int:
         """T: the tokens computed; those of a shared prefix count once."""
@@ -75,6 +83,7 @@ class PackedInputs:
         label_rows_E: int64, the index in `learned_R` of each label's position.
         labels_E: int64, the tokens to predict.
         weights_E: float32, how many samples learn that label at that position.
+        keys_T: int32, what dropout knows each token by; of a shared prefix that of its first sample.
     """
 
     input_ids_T: Tensor
@@ -85,6 +94,7 @@ class PackedInputs:
     label_rows_E: Tensor
     labels_E: Tensor
     weights_E: Tensor
+    keys_T: Tensor
 
     @classmethod
     def of(cls, microbatch: Microbatch, device: torch.device) -> "PackedInputs":
@@ -103,6 +113,7 @@ class PackedInputs:
             label_rows_E=put(microbatch.label_rows),
             labels_E=put(microbatch.labels),
             weights_E=put(microbatch.weights),
+            keys_T=put(token_keys(microbatch.first_samples(), tree.positions())),
         )
 
 

@@ -168,7 +168,8 @@ class StropEngine:
 
     def launch(self, step: int, learning_rate: float, check_stop: Callable[[], None]) -> InFlight:
         """See `Engine`."""
-        torch.manual_seed(dropout_seed(self._section.seed, step))
+        if self.adapter.dropout is not None:
+            self.adapter.dropout.step_seed = dropout_seed(self._section.seed, step)
         return train_step(
             self.gradients,
             self.optimizer,
@@ -251,6 +252,6 @@ def device_name(device: torch.device) -> str:
 def dropout_seed(seed: int, step: int) -> int:
     """Dropout's seed is a function of seed and step, so a resumed run draws the same masks as an uninterrupted one.
 
-    A single 32-bit number, because torch's CPU generator ignores a seed's upper half.
+    32 bits: torch's CPU generator, from which Unsloth draws, ignores a seed's upper half.
     """
     return zlib.crc32(f"{seed}/{step}".encode())

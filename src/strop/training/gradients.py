@@ -60,7 +60,7 @@ class PlainGradients:
         for microbatch in microbatches:
             check_stop()
             losses.append(self._add(microbatch, scale))
-        return stacked(losses, self.device), self._grad
+        return torch.stack(losses) if losses else self._grad.new_zeros(0), self._grad
 
     def nll_of(self, microbatch: Microbatch) -> Tensor:
         """See `Gradients`."""
@@ -76,11 +76,6 @@ class PlainGradients:
         loss = self.nll_of(microbatch) * scale
         loss.backward()
         return loss.detach()
-
-
-def stacked(losses: Sequence[Tensor], device: torch.device) -> Tensor:
-    """The parts of the microbatches' losses as one tensor, (microbatches,); a rank may have none."""
-    return torch.stack(list(losses)) if losses else torch.zeros(0, device=device)
 
 
 def why_plain(adapter: LoraAdapter) -> str | None:
