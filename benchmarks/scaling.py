@@ -22,7 +22,6 @@ import torch
 import report
 import workloads
 from random_checkpoint import LAYOUTS, PHI3_MINI
-from strop.forecast import published
 from strop.model.config import read_config
 from strop.model.precision import grow_segments
 from strop.parallel.meeting import meet
@@ -35,7 +34,25 @@ from strop.training.ranks import LeadingEngine, obey
 from strop.training.step import StepResult
 from throughput import random_adapter
 
-SHAPES = {"phi3-mini": PHI3_MINI | LAYOUTS["split"], "qwen3-4b": published.QWEN3_4B}
+QWEN3_4B = {
+    "model_type": "qwen3",
+    "architectures": ["Qwen3ForCausalLM"],
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+}
+SHAPES = {"phi3-mini": PHI3_MINI | LAYOUTS["split"], "qwen3-4b": QWEN3_4B}
 
 
 def main() -> None:
