@@ -1,8 +1,10 @@
 """`strop train` on a machine with several GPUs: torch's own elastic launcher, one rank for each."""
 
 import logging
+import os
 import signal
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
 
 from strop.errors import RankLost, RecipeError, StropError
@@ -60,11 +62,13 @@ def launch(command: Sequence[str], ranks: int, folder: RunFolder) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # a rank has said itself what is wrong
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # so have NCCL and gloo, whatever else they warn of
     obeyed = [name for name in _SIGNALS if signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=ranks,
+        run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
