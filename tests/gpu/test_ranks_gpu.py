@@ -84,7 +84,8 @@ def test_a_rank_that_goes_takes_all_along_and_the_run_resumes(recipe: Path, numb
     )
     until = time.monotonic() + PATIENCE
     while not (out / "checkpoints").exists() or not list((out / "checkpoints").glob("step-*")):
-        assert process.poll() is None and time.monotonic() < until, process.communicate()
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
         time.sleep(0.05)
     os.kill(rank_of(process.pid, 1), number)
     struck = time.monotonic()
