@@ -13,6 +13,7 @@
     ├── ParityError       9   an export that differs from the trained model
     ├── StorageError     10   a file that this machine could not write or read (make room, or mend it, and run it again)
     └── Interrupted      75   interrupted (run the same command again to resume)
+        └── RankLost     75   interrupted (run the same command again to resume)
 
 The numbers are a contract: a launcher retries 75 and signals and nothing else. Help and documentation are made from
 `EXIT_CODES`. Every message says what is wrong, where (file:line or recipe key) and how to fix it; `cli` prints the
@@ -113,6 +114,10 @@ class Interrupted(StropError):
 
     exit_code = 75
     meaning = "interrupted (run the same command again to resume)"
+
+
+class RankLost(Interrupted):
+    """Another rank of the run was killed, has failed or hangs. What was saved last is what there is to resume from."""
 
 
 _KINDS: tuple[type[StropError], ...] = (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-TIMED = {"tokens_per_second", "samples_per_second", "dollars", "peak_memory_gib"}
+TIMED = {"tokens_per_second", "samples_per_second", "rank_seconds", "dollars", "peak_memory_gib"}
 PINNED = {
     "ATEN_CPU_CAPABILITY": "default",
     "MKL_CBWR": "COMPATIBLE",

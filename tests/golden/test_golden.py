@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,9 @@ def test_gpu_runs_match_the_recorded_ones(tmp_path: Path) -> None:
     if recorded is None or torch.__version__ != recorded["torch"]:
         pytest.skip("recorded on other GPUs, or with another torch")
     found = runs("gpu", tmp_path)["runs"]
-    assert not differing(found, recorded["runs"])
+    if new := found.keys() - recorded["runs"].keys():
+        warnings.warn(f"not recorded yet on this GPU: {', '.join(sorted(new))}", stacklevel=1)
+    assert not differing({name: found[name] for name in found if name not in new}, recorded["runs"])
     for precision in ("float8", "bfloat16", "nf4"):
         assert found[f"{precision}-captured"] == found[f"{precision}-fused"] != found[f"{precision}-plain"]
 

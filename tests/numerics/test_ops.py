@@ -3,12 +3,15 @@
 The control of each is the same comparison with one thing wrong; it must miss by far more than the bound.
 """
 
+import numpy as np
 import pytest
 import torch
 
+from strop.microbatch.keys import token_keys
 from strop.microbatch.tree import Tree
 from strop.ops import reference
 from strop.ops.attention import attention
+from strop.ops.dropout import dropout
 from strop.ops.elementwise import rms_norm, rotary, swiglu
 from strop.ops.linear import FrozenWeight, frozen_linear, lora_linear
 from strop.ops.linear_cross_entropy import linear_cross_entropy
@@ -153,11 +156,39 @@ def test_lora_linear(rows: tuple[tuple[int, int], ...], bias: bool) -> None:
     assert worst(gradients(lora_linear(x, FrozenWeight(weight), bias_O, a, b, rows, 0.6), [x, a, b]), want) > 1e-3
 
 
+def test_dropout_is_its_definition() -> None:
+    x, samples, positions = randn(6, 40), [0, 0, 3, 3, 3, 2**31 + 5], [0, 1, 0, 1, 2, 0]
+    keys = torch.from_numpy(token_keys(np.array(samples), np.array(positions)))
+    for seed in (0, 7, 2**32 - 1):
+        want = reference.dropout(x, samples, positions, seed, 0.3)
+        assert worst(gradients(dropout(x, keys, seed, 0.3), [x]), gradients(want, [x])) < BOUND
+        assert 0.1 < (want == 0).double().mean() < 0.5
+    assert worst(gradients(dropout(x, keys.roll(1), 7, 0.3), [x]), gradients(dropout(x, keys, 7, 0.3), [x])) > 0.1
+
+
+def test_dropout_draws_as_if_at_random() -> None:
+    """Each share within five standard deviations: of all, of each row and column, and of pairs of neighbours."""
+    keys = torch.from_numpy(token_keys(np.arange(512) // 16, np.arange(512) % 16))
+    zeroed = torch.stack([dropout(torch.ones(512, 256), keys, seed, 0.3) == 0 for seed in range(64)]).double()
+    for each, count in ((zeroed, 64 * 512 * 256), (zeroed.mean((0, 2)), 64 * 256), (zeroed.mean((0, 1)), 64 * 512)):
+        assert (each.mean() if count > 10**6 else each).sub(0.3).abs().max() < 5 * (0.21 / count) ** 0.5
+    for other in (zeroed.roll(1, 0), zeroed.roll(1, 1), zeroed.roll(1, 2)):
+        assert abs((zeroed * other).mean() - 0.09) < 5 * 0.25 / (64 * 512 * 256) ** 0.5
+
+
 def test_lora_dropout_keeps_the_mean_and_the_base() -> None:
     x, weight, a, b = randn(8, 40), randn(48, 40, grad=False), randn(12, 40), randn(40, 4)
     base = torch.nn.functional.linear(x, weight)
     full = reference.lora_linear(x, weight, None, a, b, ROWS, 1.0) - base
-    draws = [lora_linear(x, FrozenWeight(weight), None, a, b, ROWS, 1.0, dropout=0.3) - base for _ in range(4000)]
+    keys = torch.from_numpy(token_keys(np.zeros(8, np.int64), np.arange(8)))
+
+    def drawn(step: int) -> torch.Tensor:
+        def drop(module: int, x: torch.Tensor) -> torch.Tensor:
+            return dropout(x, keys, 3 * step + module, 0.3)
+
+        return lora_linear(x, FrozenWeight(weight), None, a, b, ROWS, 1.0, drop) - base
+
+    draws = [drawn(step) for step in range(4000)]
     mean = torch.stack([d.detach() for d in draws]).mean(0)
     assert ((mean - full).norm() / full.norm()).item() < 0.03
     assert not torch.allclose(draws[0], draws[1])

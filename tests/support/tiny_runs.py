@@ -120,7 +120,7 @@ def strop_all(asked: list[list[str]], folder: Path, **variables: str) -> subproc
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     """The records of a run without what depends on the clock."""
-    timed = {"tokens_per_second", "samples_per_second", "dollars"}
+    timed = {"tokens_per_second", "samples_per_second", "rank_seconds", "dollars"}
     records = read_metrics(run / "metrics.jsonl")  # tolerates the line that is being written
     plain = [{"kind": record.kind, **asdict(record)} for record in records]
     return [{key: value for key, value in record.items() if key not in timed and value is not None} for record in plain]

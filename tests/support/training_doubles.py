@@ -1,5 +1,6 @@
 """Stand-ins for what a trainer talks to: rows in memory, a reporter that stops the run, an adapter already trained."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,11 @@ def trainer_of(
 ) -> Trainer:
     """A trainer on strop's own engine; `more` goes to `Trainer`."""
     rows, run = rows or Rows(), RunFolder(folder)
-    engine = StropEngine(adapter, rows, section, run, most_tokens)  # type: ignore[arg-type]
+
+    def keep(tokens: int) -> None:
+        run.update(lambda manifest: replace(manifest, max_tokens_per_microbatch=tokens))
+
+    engine = StropEngine(adapter, rows, section, most_tokens, keep)  # type: ignore[arg-type]
     more = {"check_stop": lambda: None} | more
     return Trainer(engine, rows, section, run, reporter or Reporter(), **more)  # type: ignore[arg-type]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from strop.errors import RecipeError
 from strop.model.pretrained.folder import ModelFolder, open_model
+from strop.model.pretrained.locate import fingerprint_folder, fingerprint_tokenizer
 from strop.recipe import Recipe
 from strop.run.reporter import Reporter
 
@@ -23,6 +25,18 @@ class Prepared:
     model: ModelFolder
     data: Dataset
     report: AuditReport
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What a run was started from, by what it is of: it is resumed only from the same."""
+        held_out = self.data.validation
+        return {
+            "base model": fingerprint_folder(self.model.path),
+            "tokenizer": fingerprint_tokenizer(self.model.path),
+            "training data": self.data.train.fingerprint,
+            "held-out data": held_out.fingerprint if held_out else "none",
+            "stop tokens": hashlib.sha256(repr(sorted(self.data.template.stop_ids)).encode()).hexdigest(),
+        }
 
 
 def prepare(recipe: Recipe, reporter: Reporter, needs_weights: bool = True) -> Prepared:

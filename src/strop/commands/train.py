@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,15 +15,18 @@ from strop.commands.attempt import Attempt, StopSignals, newest_checkpoint, tell
 from strop.commands.card import keep_card
 from strop.commands.console import Overrides, Place, RecipeArgument, out
 from strop.commands.findings import tell_findings
-from strop.commands.load import load_model
+from strop.commands.follow import follow
 from strop.commands.prepare import Prepared, prepare
 from strop.commands.report import REPORT_FILE, keep_report
 from strop.commands.run import Run
+from strop.commands.setup import strop_setup, unsloth_setup
 from strop.data.sources import questions_at
-from strop.errors import CheckpointError, RecipeError, StorageError
+from strop.errors import CheckpointError, RankLost, RecipeError, StorageError, StropError
 from strop.modal_runs import require_modal
 from strop.modal_runs.prices import meter_of
-from strop.model.pretrained.locate import fingerprint_folder, fingerprint_tokenizer
+from strop.parallel.launch import launch, ranks_to_start
+from strop.parallel.meeting import Meeting, meet
+from strop.parallel.place import here
 from strop.readable import clock, counted
 from strop.recipe import Recipe, differences, load_recipe
 from strop.run.adapter import CARD_FILE, fault, set_aside
@@ -40,15 +40,9 @@ from strop.run.trackers.feed import TrackingReporter
 from strop.run.trackers.tracker import TrackedRun, require
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from torch import Tensor
-
-    from strop.evaluation.samples import Generate, SampledRows
+    from strop.evaluation.samples import SampledRows
     from strop.forecast.prediction import Outcome
-    from strop.model.lora import LoraAdapter
-    from strop.run.manifest import Estimate, Manifest, SpeedLimit
-    from strop.training.engine import Engine
+    from strop.run.manifest import Manifest
     from strop.training.loop import Trainer
 
 
@@ -67,13 +61,22 @@ def train(recipe: Recipe | str | Path, *, reporter: Reporter | None = None, quie
         StropError: See `strop.errors`. What was trained so far is in a checkpoint.
     """
     recipe = as_recipe(recipe)
-    reporter = reporter_for(reporter, quiet, recipe.train.logging_steps)
+    place = here()
+    meeting = meet(place, f"Resume with: strop train {recipe.output_dir}")
+    if not place.leads:
+        return follow(recipe, meeting)
+    with meeting.led():
+        return _lead(recipe, meeting, reporter_for(reporter, quiet, recipe.train.logging_steps))
+
+
+def _lead(recipe: Recipe, meeting: Meeting, reporter: Reporter) -> Run:
+    """Train, as the only rank or as rank 0."""
     require(recipe.train.report_to)
     folder = RunFolder(recipe.output_dir)
     with folder.claim():
-        prepared = prepare(recipe, reporter)
+        prepared = meeting.once_per_machine(lambda: prepare(recipe, reporter))
         prepared.report.refuse()
-        fingerprints = _fingerprints(prepared)
+        fingerprints = prepared.fingerprints
         if folder.manifest is None:
             tell_findings(prepared, reporter.note)
         else:
@@ -87,8 +90,9 @@ def train(recipe: Recipe | str | Path, *, reporter: Reporter | None = None, quie
             meter = meter_of(recipe, folder, reporter.note)
             if meter is not None:
                 meter.check()  # before loading the model, which costs the user money
+        team = meeting.form(fingerprints)
         reporter = _tracked(recipe, folder, reporter)
-        attempt = Attempt(recipe, prepared, fingerprints, folder, reporter, meter, StopSignals())
+        attempt = Attempt(recipe, prepared, fingerprints, folder, reporter, meter, StopSignals(), team)
         try:
             _run(attempt)
         finally:
@@ -143,6 +147,9 @@ def command(
     overrides: Overrides = None,
     on: Annotated[Place, typer.Option(help="Train here, or on a Modal GPU (docs/modal.md).")] = Place.here,
     detach: Annotated[bool, typer.Option("--detach", help="With --on modal: start the run and exit.")] = False,
+    gpus: Annotated[
+        str | None, typer.Option(help="How many GPUs of this machine share each step: a number, or all (the default).")
+    ] = None,
     engine: Annotated[
         Literal["strop", "unsloth"] | None,
         typer.Option(help="Compute the steps with strop, or with Unsloth and TRL's trainer."),
@@ -153,12 +160,29 @@ def command(
     Ctrl-C saves a checkpoint and stops; the same command resumes from it.
     """
     loaded = load_recipe(recipe, [*(overrides or ()), *([f"train.engine={engine}"] if engine else [])])
-    console.notes(loaded)
     if on is Place.modal:
+        console.notes(loaded)
         return _on_modal(loaded, detach)
     if detach:
         raise RecipeError("--detach needs --on modal")
+    ranks = ranks_to_start(gpus, here(), loaded.train.engine)
+    if ranks > 1:
+        given = [recipe, *(overrides or ()), *([f"--engine={engine}"] if engine else [])]
+        raise typer.Exit(launch(["train", *given], ranks, RunFolder(loaded.output_dir)))
+    if not here().leads:
+        return _as_follower(loaded)
+    console.notes(loaded)
     _print_finished(train(loaded, reporter=console_reporter(loaded.train.logging_steps, loaded.modal.max_cost)))
+
+
+def _as_follower(recipe: Recipe) -> None:
+    """What stopped the run is said by rank 0, once."""
+    try:
+        train(recipe)
+    except RankLost:
+        raise
+    except StropError as error:
+        raise typer.Exit(error.exit_code) from None
 
 
 def _on_modal(recipe: Recipe, detach: bool) -> None:
@@ -225,7 +249,7 @@ def _run(attempt: Attempt) -> None:
 
     recipe, folder, reporter = attempt.recipe, attempt.folder, attempt.reporter
     held_out = attempt.prepared.data.validation
-    with (_unsloth_setup if recipe.train.engine == "unsloth" else _strop_setup)(attempt) as setup:
+    with (unsloth_setup if recipe.train.engine == "unsloth" else strop_setup)(attempt) as setup:
         engine = setup.engine
         trainer = Trainer(
             engine, attempt.prepared.data.train, recipe.train, folder, reporter, attempt.stop.check, meter=attempt.meter
@@ -242,98 +266,6 @@ def _run(attempt: Attempt) -> None:
             attempt.resume(trainer)
             adapter = engine.adapter_with(trainer.run())
             attempt.complete(trainer, adapter, _outcome(trainer) if setup.plan is not None else None)
-
-
-@dataclass(frozen=True)
-class _Setup:
-    """A recipe's engine, ready to train: how to evaluate its model, and what to record about it before the first step.
-
-    Attributes:
-        engine: Computes the steps.
-        evaluate: Returns the held-out loss. Its argument may be called between microbatches, and may raise.
-        generate: Returns a function that answers greedily. Its argument may be called between tokens, and may raise.
-        sharing_ratio: The rows' tokens per computed token; None if unknown.
-        plan: The prediction for this device.
-        limit: The speed limit that a step's throughput is compared with.
-        notes: Lines for the user and the manifest.
-    """
-
-    engine: Engine
-    evaluate: Callable[[Callable[[], None]], float]
-    generate: Callable[[Callable[[], None]], Generate]
-    sharing_ratio: float | None = None
-    plan: Estimate | None = None
-    limit: SpeedLimit | None = None
-    notes: Sequence[str] = ()
-
-
-@contextmanager
-def _strop_setup(attempt: Attempt) -> Iterator[_Setup]:
-    """The setup of strop's own engine, with a prediction for the run."""
-    from strop.evaluation.held_out_loss import held_out_loss
-    from strop.evaluation.samples import greedily
-    from strop.forecast.estimate import PlannedRun
-    from strop.forecast.prediction import prediction
-    from strop.forecast.speed import limit_of
-    from strop.training.engine import StropEngine
-
-    recipe, prepared, folder = attempt.recipe, attempt.prepared, attempt.folder
-    data = prepared.data
-    with attempt.reporter.waiting("loading the base model"):
-        adapter = load_model(recipe, prepared.model, attempt.reporter.note)
-        engine = StropEngine(adapter, data.train, recipe.train, folder, _most_tokens(folder, recipe, adapter))
-        sharing = engine.microbatches.sharing()
-    job = PlannedRun(recipe, prepared.model.config, data.train, data.validation)
-    try:
-        expected = prediction(job, folder, engine.device, attempt.meter)
-    except StorageError as error:
-        expected = None
-        attempt.reporter.note(f"{error}, and is not compared with this run")
-
-    def evaluate(check_stop: Callable[[], None]) -> float:
-        assert data.validation is not None
-        nll_of = engine.gradients.nll_of
-        return held_out_loss(engine.decoder, data.validation, engine.max_tokens, check_stop, nll_of).nll
-
-    yield _Setup(
-        engine,
-        evaluate,
-        partial(greedily, engine.decoder),
-        sharing_ratio=round(sharing, 3),
-        plan=expected.rounded() if expected else None,
-        limit=limit_of(job.shape, engine.device, engine.decoder.precision),
-        notes=[engine.microbatches.explain(sharing)],
-    )
-
-
-@contextmanager
-def _unsloth_setup(attempt: Attempt) -> Iterator[_Setup]:
-    """The setup of Unsloth in a worker; in the end its adapter is loaded into strop's own decoder and checked."""
-    from strop.exporting.adapter import fill_adapter
-    from strop.unsloth.engine import UnslothEngine, start_worker
-
-    recipe, prepared, data = attempt.recipe, attempt.prepared, attempt.prepared.data
-
-    def on_own_decoder(weights: dict[str, Tensor]) -> LoraAdapter:
-        adapter = load_model(recipe, prepared.model, serving=True)
-        fill_adapter(adapter, weights, "what Unsloth trained")
-        return adapter
-
-    with start_worker(recipe, prepared.model, data.train, data.validation, attempt.folder) as worker:
-        attempt.reporter.note(f"Unsloth is starting in its own process; its output goes to {worker.log}")
-        with attempt.reporter.waiting("Unsloth loads the base model"):
-            engine = UnslothEngine(worker, data.train, recipe.train, on_own_decoder)
-        yield _Setup(engine, lambda check_stop: engine.evaluate(), lambda check_stop: engine.generate)
-
-
-def _fingerprints(prepared: Prepared) -> dict[str, str]:
-    return {
-        "base model": fingerprint_folder(prepared.model.path),
-        "tokenizer": fingerprint_tokenizer(prepared.model.path),
-        "training data": prepared.data.train.fingerprint,
-        "held-out data": prepared.data.validation.fingerprint if prepared.data.validation else "none",
-        "stop tokens": hashlib.sha256(repr(sorted(prepared.data.template.stop_ids)).encode()).hexdigest(),
-    }
 
 
 def _refuse_another_run(folder: RunFolder, recipe: Recipe, fingerprints: dict[str, str]) -> None:
@@ -356,17 +288,6 @@ def _sampled_rows(attempt: Attempt) -> SampledRows | None:
     places = [store.place(i) for i in range(min(wanted, len(store)))]
     found = questions_at(recipe.data, places)
     return SampledRows(store, data.template, [found[place] for place in places])
-
-
-def _most_tokens(folder: RunFolder, recipe: Recipe, adapter: LoraAdapter) -> int | None:
-    """The size to which this run reduced its microbatches on a GPU like this one; None if the recipe's has changed."""
-    from strop.training.engine import device_name
-
-    manifest = folder.manifest
-    if manifest is None or manifest.device != device_name(adapter.decoder.device):
-        return None
-    began_with = load_recipe(str(folder.path / "recipe.yaml")).train.max_tokens_per_microbatch
-    return manifest.max_tokens_per_microbatch if began_with == recipe.train.max_tokens_per_microbatch else None
 
 
 def _outcome(trainer: Trainer) -> Outcome:

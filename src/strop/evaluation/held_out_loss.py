@@ -20,10 +20,15 @@ Samples = SampleStore | Sequence[Sample]
 
 @dataclass(frozen=True, slots=True)
 class HeldOutLoss:
-    """Mean -log p in nats over the learned tokens of a store, and how many there were."""
+    """The sum of -log p in nats over the learned tokens of a store, or of a rank's part of it, and their number."""
 
-    nll: float
+    total: float
     num_loss_tokens: int
+
+    @property
+    def nll(self) -> float:
+        """The mean."""
+        return self.total / self.num_loss_tokens
 
 
 @torch.inference_mode()
@@ -33,8 +38,9 @@ def held_out_loss(
     max_tokens: int,
     check_stop: Callable[[], None] = lambda: None,
     nll_of: Callable[[Microbatch], Tensor] | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> HeldOutLoss:
-    """Evaluate every sample of `store`, packed into microbatches of at most `max_tokens` computed tokens.
+    """Evaluate a rank's samples of `store`, packed into microbatches of at most `max_tokens` computed tokens.
 
     Args:
         decoder: With or without its LoRA terms enabled.
@@ -42,19 +48,20 @@ def held_out_loss(
         max_tokens: Token budget of a microbatch; affects nothing but rounding.
         check_stop: Called between microbatches; may raise to end early.
         nll_of: Another function for the decoder's loss of a microbatch, such as the one used in training.
+        part: A rank and the number of ranks that divide the samples among them.
     """
     was_training = decoder.training
     decoder.eval()
     total, count = 0.0, 0
     try:
-        for microbatch, _ in _microbatches(decoder, store, max_tokens):
+        for microbatch, _ in _microbatches(decoder, store, max_tokens, part):
             check_stop()
             nll = nll_of(microbatch) if nll_of else decoder.nll_sum(PackedInputs.of(microbatch, decoder.device))
             total += nll.item()
             count += microbatch.num_loss_tokens
     finally:
         decoder.train(was_training)
-    return HeldOutLoss(total / count, count)
+    return HeldOutLoss(total, count)
 
 
 def row_losses(decoder: Decoder, store: Samples, max_tokens: int) -> RowSums:
@@ -84,10 +91,12 @@ def token_losses(decoder: Decoder, store: Samples, max_tokens: int) -> tuple[Row
     return RowSums(nll_N, tokens_N), missed_N
 
 
-def _microbatches(decoder: Decoder, store: Samples, max_tokens: int) -> Iterator[tuple[Microbatch, list[Sample]]]:
-    """Each microbatch with its samples."""
+def _microbatches(
+    decoder: Decoder, store: Samples, max_tokens: int, part: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[Microbatch, list[Sample]]]:
+    """Each microbatch of a rank's part, with its samples."""
     for start in range(0, len(store), _SAMPLES_AT_A_TIME):
         indices = range(start, min(start + _SAMPLES_AT_A_TIME, len(store)))
         samples = [store[i] for i in indices]
-        for microbatch in pack(samples, indices, max_tokens, long_from=decoder.config.rope.long_from):
+        for microbatch in pack(samples, indices, max_tokens, long_from=decoder.config.rope.long_from, part=part):
             yield microbatch, [samples[i - start] for i in microbatch.samples]

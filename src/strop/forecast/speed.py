@@ -106,7 +106,7 @@ def _rate(gpu: Gpu, precision: str) -> float:
     return _PRODUCT_SHARES[precision] * 1e12 * gpu.tflops[precision]
 
 
-def limit_of(shape: Shape, device: str, precision: str) -> SpeedLimit | None:
+def limit_of(shape: Shape, device: str, precision: str, gpus: int = 1) -> SpeedLimit | None:
     """The least time of the products with frozen matrices, forward and backward, for the manifest.
 
     Attention, LoRA's own products and everything else are not counted, so no run can reach a share of 1.
@@ -115,6 +115,7 @@ def limit_of(shape: Shape, device: str, precision: str) -> SpeedLimit | None:
         shape: The model and its adapter as counts.
         device: The GPU as the driver names it.
         precision: How the frozen weights are stored: float32, bfloat16, float8 or nf4.
+        gpus: How many of these divide the work.
 
     Returns:
         None if no rate is published for the device or for that type on it.
@@ -129,6 +130,6 @@ def limit_of(shape: Shape, device: str, precision: str) -> SpeedLimit | None:
         return None
     return SpeedLimit(
         gpu=name,
-        seconds_per_token=4 * shape.layer_weights / (1e12 * rates[in_layers]),
-        seconds_per_learned_token=4 * shape.head_weights / (1e12 * rates[dense]),
+        seconds_per_token=4 * shape.layer_weights / (1e12 * rates[in_layers] * gpus),
+        seconds_per_learned_token=4 * shape.head_weights / (1e12 * rates[dense] * gpus),
     )

@@ -56,7 +56,8 @@ class CapturedGradients:
         for microbatch in microbatches:
             check_stop()
             losses.append(self._add(microbatch))
-        return torch.stack(losses), work.collect()
+        grad = work.collect()
+        return torch.stack(losses) if losses else grad.new_zeros(0), grad
 
     def nll_of(self, microbatch: Microbatch) -> Tensor:
         """See `Gradients`."""

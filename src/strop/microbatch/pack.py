@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strop.data.store import Sample, SampleStore
+from strop.microbatch.divide import divide, shared_within
+from strop.microbatch.keys import token_keys
 from strop.microbatch.order import Order
 from strop.microbatch.tree import Tree, fit, sort_by_prefix
 
@@ -45,6 +47,13 @@ class Microbatch:
     samples: tuple[int, ...]
     places: NDArray[np.int64]
 
+    def first_samples(self) -> NDArray[np.int64]:
+        """For each of the T tokens, the index in the store of the first sample that it belongs to."""
+        nodes = np.zeros(len(self.tree.lengths), np.int64)
+        for sample, last in zip(reversed(self.samples), reversed(self.tree.last_nodes), strict=True):
+            nodes[list(self.tree.paths[last])] = sample
+        return np.repeat(nodes, self.tree.lengths)
+
     @property
     def num_tokens(self) -> int:
         """T: the tokens computed; those of a shared prefix count once."""
@@ -74,6 +83,7 @@ class PackedInputs:
         label_rows_E: int64, the index in `learned_R` of each label's position.
         labels_E: int64, the tokens to predict.
         weights_E: float32, how many samples learn that label at that position.
+        keys_T: int32, what dropout knows each token by; of a shared prefix that of its first sample.
     """
 
     input_ids_T: Tensor
@@ -84,6 +94,7 @@ class PackedInputs:
     label_rows_E: Tensor
     labels_E: Tensor
     weights_E: Tensor
+    keys_T: Tensor
 
     @classmethod
     def of(cls, microbatch: Microbatch, device: torch.device) -> "PackedInputs":
@@ -102,12 +113,13 @@ class PackedInputs:
             label_rows_E=put(microbatch.label_rows),
             labels_E=put(microbatch.labels),
             weights_E=put(microbatch.weights),
+            keys_T=put(token_keys(microbatch.first_samples(), tree.positions())),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Microbatches:
-    """The microbatches of every step; a pure function of these attributes.
+    """The microbatches of every step that one rank computes; a pure function of these attributes.
 
     Attributes:
         store: The training samples.
@@ -116,6 +128,8 @@ class Microbatches:
         share: Compute a prefix that samples of a microbatch share only once. Off if LoRA has dropout: it draws a mask
             for each computed token, so samples that share a prefix would get the same mask.
         long_from: See `sort_by_prefix`.
+        rank: Whose.
+        ranks: How many divide each step among them.
     """
 
     store: SampleStore
@@ -123,22 +137,32 @@ class Microbatches:
     max_tokens: int
     share: bool
     long_from: int | None
+    rank: int = 0
+    ranks: int = 1
 
     def of_step(self, step: int) -> list[Microbatch]:
-        """The microbatches of a step, counted from 0."""
+        """This rank's microbatches of a step, counted from 0; none if the step has too few samples for all ranks."""
         indices = self.order.samples(step).tolist()
         samples = [self.store[i] for i in indices]
-        return pack(samples, indices, self.max_tokens, share=self.share, long_from=self.long_from)
+        return pack(
+            samples, indices, self.max_tokens, share=self.share, long_from=self.long_from, part=(self.rank, self.ranks)
+        )
+
+    def learned_in(self, step: int) -> int:
+        """Learned tokens of a step, counted from 0, on all ranks: what its loss is divided by."""
+        samples = [self.store[i] for i in self.order.samples(step).tolist()]
+        return sum(int(np.count_nonzero(sample.learned[1:])) for sample in samples)
 
     def first_steps(self) -> list[list[Microbatch]]:
-        """The microbatches of the first steps, enough to estimate what the others will be like."""
+        """This rank's microbatches of the first steps, enough to estimate what the others will be like."""
         steps = min(self.order.num_steps, _MEASURED_STEPS, 1 + _MEASURED_SAMPLES // self.order.samples_per_step)
         return [self.of_step(step) for step in range(steps)]
 
     def sharing(self) -> float:
         """Tokens of the samples per computed token, measured on the first steps."""
         microbatches = [microbatch for step in self.first_steps() for microbatch in step]
-        return sum(m.num_sample_tokens for m in microbatches) / sum(m.num_tokens for m in microbatches)
+        computed = sum(m.num_tokens for m in microbatches)
+        return sum(m.num_sample_tokens for m in microbatches) / computed if computed else 1.0
 
     def explain(self, sharing: float) -> str:
         """A note for the user about shared prefixes, given `sharing()`."""
@@ -154,6 +178,7 @@ def pack(
     *,
     share: bool = True,
     long_from: int | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> list[Microbatch]:
     """Pack samples into microbatches in which at most `max_tokens` tokens are computed.
 
@@ -163,13 +188,19 @@ def pack(
         max_tokens: Budget of a microbatch.
         share: Compute a common prefix once. False keeps every sample whole, and the samples in order.
         long_from: See `sort_by_prefix`.
+        part: A rank and the number of ranks: pack its samples alone.
     """
     if share:
         order, shared = sort_by_prefix([sample.input_ids for sample in samples], long_from)
     else:
         order, shared = list(range(len(samples))), [0] * len(samples)
+    rank, ranks = part
+    mine = divide([len(samples[i].input_ids) for i in order], shared, ranks)[rank]
+    order, shared = [order[i] for i in mine], shared_within(mine, shared)
     lengths = [len(samples[i].input_ids) for i in order]
-    microbatches = []
+    microbatches: list[Microbatch] = []
+    if not order:
+        return microbatches
     for start, tree in fit(lengths, shared, max_tokens):
         run = order[start : start + len(tree.last_nodes)]
         microbatches.append(_microbatch([samples[i] for i in run], tuple(indices[i] for i in run), tree))

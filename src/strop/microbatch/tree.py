@@ -216,11 +216,11 @@ def fit(lengths: Sequence[int], shared: Sequence[int], max_tokens: int) -> Itera
 
 def _cut(lengths: Sequence[int], costs: Sequence[int], max_tokens: int) -> list[int]:
     """Where the runs begin: as few as the budget allows, with the fullest as small as possible."""
-    best = _fill(lengths, costs, max_tokens)
+    best = fill(lengths, costs, max_tokens)
     low, high = sum(costs) // len(best), max_tokens
     while low < high:
         middle = (low + high) // 2
-        runs = _fill(lengths, costs, middle)
+        runs = fill(lengths, costs, middle)
         if len(runs) <= len(best):
             best, high = runs, middle
         else:
@@ -228,7 +228,7 @@ def _cut(lengths: Sequence[int], costs: Sequence[int], max_tokens: int) -> list[
     return best
 
 
-def _fill(lengths: Sequence[int], costs: Sequence[int], max_tokens: int) -> list[int]:
+def fill(lengths: Sequence[int], costs: Sequence[int], max_tokens: int) -> list[int]:
     """Where the runs begin if each is filled before the next; a run's first sample is computed in full."""
     begins, room = [0], max_tokens - lengths[0]
     for i in range(1, len(lengths)):

@@ -6,8 +6,10 @@ training (`attend_packed`), a KV cache in generation. Weights are loaded by `mod
 """
 
 import math
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from strop.microbatch.tree import Tree
 from strop.model.config import DecoderConfig
 from strop.model.rope import RotaryTable
 from strop.ops.attention import attention
+from strop.ops.dropout import dropout
 from strop.ops.elementwise import rms_norm, rotary, swiglu
 from strop.ops.linear import FrozenWeight, Rows, frozen_linear, lora_linear
 from strop.ops.linear_cross_entropy import label_nll, linear_cross_entropy
@@ -26,15 +29,41 @@ Attend = Callable[[int, Tensor, Tensor, Tensor, int | None], Tensor]
 """(layer, q_TNH, k_TKH, v_TKH, window) -> (T, N, H)."""
 
 
+@dataclass(slots=True)
+class Dropout:
+    """LoRA's dropout of all modules: what of it changes from step to step and from microbatch to microbatch.
+
+    Attributes:
+        p: Probability with which an input of A is zeroed.
+        step_seed: 32 bits that are the step's own.
+        keys_T: int32, of the tokens that are computed next (`ops.dropout.token_keys`).
+    """
+
+    p: float
+    step_seed: int = 0
+    keys_T: Tensor | None = None
+
+    def of(self, names: Sequence[str], module: int, x_TI: Tensor) -> Tensor:
+        """The input of the module-th of some modules, with numbers zeroed."""
+        assert self.keys_T is not None, "dropout needs to know which tokens these are"
+        return dropout(x_TI, self.keys_T, zlib.crc32(f"{self.step_seed}/{names[module]}".encode()), self.p)
+
+
 @dataclass(frozen=True, slots=True)
 class LoraTerms:
-    """The LoRA parameters of one merged projection; see `ops.linear` for the shapes."""
+    """The LoRA parameters of one merged projection; see `ops.linear` for the shapes.
+
+    Attributes:
+        names: Of the modules, each with its layer.
+        dropout: Of all modules; None for none.
+    """
 
     a_RI: nn.Parameter
     b_OR: nn.Parameter
     rows: Rows
     scaling: float
-    dropout: float
+    names: tuple[str, ...]
+    dropout: Dropout | None
 
 
 class Projection(nn.Module):
@@ -62,10 +91,10 @@ class Projection(nn.Module):
         if self.lora is None or self.lora_enabled is False:
             return frozen_linear(x_TI, self.frozen, self.bias)
         terms = self.lora
-        dropout = terms.dropout if self.training else 0.0
+        drop = partial(terms.dropout.of, terms.names) if self.training and terms.dropout is not None else None
         share_T1 = None if self.lora_enabled is True else self.lora_enabled
         return lora_linear(
-            x_TI, self.frozen, self.bias, terms.a_RI, terms.b_OR, terms.rows, terms.scaling, dropout, share_T1
+            x_TI, self.frozen, self.bias, terms.a_RI, terms.b_OR, terms.rows, terms.scaling, drop, share_T1
         )
 
 
@@ -126,6 +155,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.rotary_table = RotaryTable(config.rope).to(embedding.weight.device)
         self.gradient_checkpointing = False
+        self.dropout: Dropout | None = None
 
     @property
     def device(self) -> torch.device:
@@ -192,6 +222,8 @@ class Decoder(nn.Module):
 
     def _learned_states(self, inputs: PackedInputs) -> Tensor:
         attend = attend_packed(inputs.tree)
+        if self.dropout is not None:
+            self.dropout.keys_T = inputs.keys_T
         hidden_TD = self.hidden_states(inputs.input_ids_T, inputs.positions_T, inputs.sample_lengths_T, attend)
         # learned_R names no position twice, so the backward of index_select never adds two values in one place.
         return hidden_TD.index_select(0, inputs.learned_R)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from strop.errors import RecipeError
 from strop.model.config import DecoderConfig
-from strop.model.decoder import Decoder, LoraTerms, Projection
+from strop.model.decoder import Decoder, Dropout, LoraTerms, Projection
 from strop.model.pretrained.tensors import group_modules, module_path
 from strop.recipe import LoraSection
 
@@ -26,6 +26,7 @@ class LoraAdapter:
         flat: All parameters, float32 (float64 if the decoder is), one dimension.
         target_modules: The checkpoint's own names of the adapted modules, sorted.
         scaling: Factor on B A x.
+        dropout: Of all modules; None for none.
     """
 
     def __init__(self, decoder: Decoder, section: LoraSection, seed: int) -> None:
@@ -42,29 +43,33 @@ class LoraAdapter:
         self.target_modules = resolve_targets(decoder.config, section.target_modules)
         self.scaling = section.lora_alpha / (math.sqrt(section.r) if section.use_rslora else section.r)
         dtype = torch.promote_types(decoder.dtype, torch.float32)
+        self.dropout = decoder.dropout = Dropout(section.lora_dropout) if section.lora_dropout else None
         slots = self._slots()
         sizes = [projection_size for *_, shapes in slots for projection_size in map(math.prod, shapes)]
         self.flat = torch.zeros(sum(sizes), dtype=dtype, device=decoder.device)
         values = iter(self.flat.split(sizes))
         self._parameters: list[nn.Parameter] = []
-        for projection, modules, shapes in slots:
+        for (layer, group), projection, modules, shapes in slots:
             a, b = (nn.Parameter(next(values).view(shape)) for shape in shapes)
             self._parameters += (a, b)
             rows = tuple(projection.modules_rows[module] for module in modules)
-            projection.lora = LoraTerms(a, b, rows, self.scaling, section.lora_dropout)
+            names = tuple(module_path(layer, group, module) for module in modules)
+            projection.lora = LoraTerms(a, b, rows, self.scaling, names, self.dropout)
         for name, tensor in self.state_dict().items():
             if ".lora_A." in name:
                 _fill_a(tensor, name, seed)
 
-    def _slots(self) -> list[tuple[Projection, list[str], tuple[tuple[int, int], tuple[int, int]]]]:
-        """Each adapted projection, its target modules, and the shapes of its merged A and B."""
+    def _slots(
+        self,
+    ) -> list[tuple[tuple[int, str], Projection, list[str], tuple[tuple[int, int], tuple[int, int]]]]:
+        """Each adapted projection with its place, its target modules, and the shapes of its merged A and B."""
         slots = []
-        for projection in projections(self.decoder).values():
+        for place, projection in projections(self.decoder).items():
             modules = [module for module in projection.modules_rows if module in self.target_modules]
             if modules:
                 covered = sum(last - first for first, last in (projection.modules_rows[m] for m in modules))
                 rank, width = self.section.r, projection.frozen.shape[1]
-                slots.append((projection, modules, ((len(modules) * rank, width), (covered, rank))))
+                slots.append((place, projection, modules, ((len(modules) * rank, width), (covered, rank))))
         return slots
 
     @property

@@ -37,8 +37,8 @@ class Precision:
 
 
 def choose_device() -> torch.device:
-    """The first CUDA device if there is one, else the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """The current CUDA device if there is one: of several ranks each its own, else the first. If none, the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 _FUSED_RANK = 64

@@ -11,6 +11,7 @@ h = x A^T are kept for the backward. With g the gradient of y, s the scaling and
     dh_i = s g_i B_i        dB_i = s g_i^T h_i        dA = dh^T x        dx = g W + dh A
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -164,7 +165,7 @@ def lora_linear(
     b_OR: Tensor,
     rows: Rows,
     scaling: float,
-    dropout: float = 0.0,
+    drop: Callable[[int, Tensor], Tensor] | None = None,
     share_T1: Tensor | None = None,
 ) -> Tensor:
     """See `reference.lora_linear`.
@@ -177,7 +178,7 @@ def lora_linear(
         b_OR: The modules' B matrices, one under the other: (rows covered, r).
         rows: Output rows [first, last) of each module, in the order of their blocks in A and B.
         scaling: lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA.
-        dropout: Probability with which an input of A is zeroed.
+        drop: LoRA's dropout: a module's index and its input -> what its A gets. None means the input itself.
         share_T1: 1 for rows that get the low-rank terms, 0 for rows of the base model; None means that all get them.
             Not differentiable.
     """
@@ -186,12 +187,12 @@ def lora_linear(
         y_TO, h_TR = frozen_linear(x_TI, frozen, bias_O), (x_TI @ a_RI.t()).mul_(share_T1)
         _add_modules(y_TO, h_TR, b_OR, rows, scaling)
         return y_TO
-    if dropout == 0.0:
+    if drop is None:
         return _LoraLinear.apply(x_TI, frozen, bias_O, a_RI, b_OR, rows, scaling)  # type: ignore[no-any-return, no-untyped-call]
     # PEFT draws a mask for every module, so their products do not share an input and cannot be merged.
     y_TO = frozen_linear(x_TI, frozen, bias_O)
-    for (first, last), a, b in _modules(a_RI, b_OR, rows):
-        y_TO[:, first:last] += scaling * (torch.nn.functional.dropout(x_TI, dropout) @ a.t()) @ b.t()
+    for module, ((first, last), a, b) in enumerate(_modules(a_RI, b_OR, rows)):
+        y_TO[:, first:last] += scaling * (drop(module, x_TI) @ a.t()) @ b.t()
     return y_TO
 
 

@@ -3,6 +3,8 @@
 Nothing here is called in training; the tests compare the fast forms with it, in float64 where they can.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -104,6 +106,27 @@ def lora_linear(
         delta[:, first:last] = scaling * (x_TI @ a.T) @ b.T
         start += last - first
     return y_TO + delta
+
+
+def mix(x: int) -> int:
+    """32 bits, thoroughly mixed: the finaliser of MurmurHash3 (Appleby 2011)."""
+    x = ((x ^ x >> 16) * 0x85EBCA6B) % 2**32
+    x = ((x ^ x >> 13) * 0xC2B2AE35) % 2**32
+    return x ^ x >> 16
+
+
+def dropout(x_TI: Tensor, samples: Sequence[int], positions: Sequence[int], seed: int, p: float) -> Tensor:
+    """Numbers zeroed with probability p, the others divided by 1 - p (Srivastava et al. 2014).
+
+    Whether a number is zeroed is a function of its token's sample and position, of its column, and of the seed.
+    """
+    factor_TI = torch.zeros_like(x_TI)
+    for t, (sample, position) in enumerate(zip(samples, positions, strict=True)):
+        row = mix((mix((mix(sample) + position) % 2**32) + seed) % 2**32)
+        for i in range(x_TI.shape[1]):
+            if mix((row + i * 0x9E3779B1) % 2**32) >> 8 >= round(p * 2**24):
+                factor_TI[t, i] = 1 / (1 - p)
+    return x_TI * factor_TI
 
 
 def linear_cross_entropy(

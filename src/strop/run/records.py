@@ -34,6 +34,7 @@ class TrainRecord:
         tokens_per_second: Of the samples' tokens.
         samples_per_second: Likewise.
         peak_memory_gib: Allocated by torch at most so far; None on a CPU.
+        rank_seconds: Of each rank, how long its own microbatches took; None for one rank.
         dollars: So far, over all attempts; None where nothing is billed.
     """
 
@@ -49,6 +50,7 @@ class TrainRecord:
     tokens_per_second: float
     samples_per_second: float
     peak_memory_gib: float | None = None
+    rank_seconds: list[float] | None = None
     dollars: float | None = None
 
 

@@ -1,8 +1,10 @@
 """What computes the steps of a run: the interface that the loop needs, and strop's own engine."""
 
 import gc
+import hashlib
 import zlib
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -10,12 +12,12 @@ import torch
 from torch import Tensor
 
 from strop.data.store import SampleStore
-from strop.errors import OutOfMemoryError
+from strop.errors import NumericsError, OutOfMemoryError
 from strop.microbatch.order import Order
 from strop.microbatch.pack import Microbatches
 from strop.model.lora import LoraAdapter
+from strop.parallel.team import ALONE, Team
 from strop.recipe import TrainSection
-from strop.run.folder import RunFolder
 from strop.training.budget import tokens_that_fit
 from strop.training.gradients import choose_gradients, why_plain
 from strop.training.optim import choose_optimizer
@@ -94,7 +96,11 @@ class Engine(Protocol):
 
 
 class StropEngine:
-    """strop's own engine: packed microbatches on the fused or the plain decoder, one step in flight."""
+    """strop's own engine: packed microbatches on the fused or the plain decoder, one step in flight.
+
+    On several ranks each has one, and each method that changes or compares something is called on all at the same time
+    (see `training.ranks`): a step's samples are divided, its gradient is summed, and the update is the same on each.
+    """
 
     save_seconds = 10.0
     """A checkpoint of 90 million floats took 2 seconds."""
@@ -104,8 +110,9 @@ class StropEngine:
         adapter: LoraAdapter,
         store: SampleStore,
         section: TrainSection,
-        folder: RunFolder,
         most_tokens: int | None = None,
+        keep_tokens: Callable[[int], None] = lambda tokens: None,
+        team: Team = ALONE,
     ) -> None:
         """Prepare to train an adapter on a store.
 
@@ -113,10 +120,12 @@ class StropEngine:
             adapter: On its device.
             store: The training samples.
             section: Of the recipe.
-            folder: Records the size of a microbatch if it has to be reduced.
             most_tokens: Tokens of a microbatch that an earlier attempt reduced it to after running out of memory.
+            keep_tokens: Told the size of a microbatch if it has to be reduced.
+            team: The ranks that share each step.
         """
-        self.adapter, self.decoder, self._section, self._folder = adapter, adapter.decoder, section, folder
+        self.adapter, self.decoder, self._section, self._team = adapter, adapter.decoder, section, team
+        self._keep_tokens = keep_tokens
         self.decoder.gradient_checkpointing = section.gradient_checkpointing
         self.decoder.train()
         device = self.decoder.device
@@ -124,13 +133,19 @@ class StropEngine:
         self.num_trainable = adapter.num_parameters
         self.optimizer, self.gradients = choose_optimizer(adapter, section), choose_gradients(adapter)
         self._longest = int(store.lengths.max())
-        wanted = section.max_tokens_per_microbatch or tokens_that_fit(self.gradients, device, self._longest)
+
+        def fitting() -> int:
+            wanted = section.max_tokens_per_microbatch or tokens_that_fit(self.gradients, device, self._longest)
+            return min(wanted, most_tokens or wanted)
+
         self.microbatches = Microbatches(
             store,
             Order.of(section, len(store)),
-            max_tokens=min(wanted, most_tokens or wanted),
+            max_tokens=min(team.each(fitting)),
             share=adapter.section.lora_dropout == 0,
             long_from=self.decoder.config.rope.long_from,
+            rank=team.rank,
+            ranks=team.size,
         )
 
     @property
@@ -153,10 +168,18 @@ class StropEngine:
 
     def launch(self, step: int, learning_rate: float, check_stop: Callable[[], None]) -> InFlight:
         """See `Engine`."""
-        torch.manual_seed(dropout_seed(self._section.seed, step))
-        microbatches = self.microbatches.of_step(step)
-        norm = self._section.max_grad_norm
-        return train_step(self.gradients, self.optimizer, microbatches, learning_rate, norm, check_stop)
+        if self.adapter.dropout is not None:
+            self.adapter.dropout.step_seed = dropout_seed(self._section.seed, step)
+        return train_step(
+            self.gradients,
+            self.optimizer,
+            self.microbatches.of_step(step),
+            learning_rate,
+            self._section.max_grad_norm,
+            check_stop,
+            num_loss_tokens=self.microbatches.learned_in(step),
+            team=self._team,
+        )
 
     def make_room(self, step: int) -> str:
         """See `Engine`: halves the microbatches; the step's samples are packed again."""
@@ -170,7 +193,7 @@ class StropEngine:
         self.microbatches = replace(self.microbatches, max_tokens=max(before // 2, self._longest))
         gc.collect()  # the failed step's frames may lie in a reference cycle and keep its tensors alive
         self.gradients.release()
-        self._folder.update(lambda manifest: replace(manifest, max_tokens_per_microbatch=self.max_tokens))
+        self._keep_tokens(self.max_tokens)
         return (
             f"step {step}: out of memory with microbatches of up to {before:,} tokens; continuing with "
             f"{self.max_tokens:,}. The batch stays at {self._section.samples_per_step} samples"
@@ -181,8 +204,14 @@ class StropEngine:
         return {"lora": self.adapter.flat.detach().cpu().clone()}
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
-        """See `Engine`."""
-        return {"lora": self.adapter.flat.detach().cpu(), **self.optimizer.state()}, {}
+        """See `Engine`.
+
+        Raises:
+            NumericsError: It is not the same on all ranks.
+        """
+        tensors = {"lora": self.adapter.flat.detach().cpu(), **self.optimizer.state()}
+        _refuse_differences(self._team.each(lambda: _digest(tensors) if self._team.size > 1 else ""))
+        return tensors, {}
 
     def load_state(self, step: int, tensors: Tensors, entries: Mapping[str, Any]) -> None:
         """See `Engine`."""
@@ -195,6 +224,26 @@ class StropEngine:
         return self.adapter
 
 
+def _digest(tensors: Tensors) -> str:
+    """SHA-256 of some tensors on the host."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _refuse_differences(digests: Sequence[str]) -> None:
+    """Every rank makes the same updates, so one that has other weights has computed something wrong."""
+    usual, count = Counter(digests).most_common(1)[0]
+    if count < len(digests):
+        others = [rank for rank, digest in enumerate(digests) if digest != usual]
+        names = f"rank {others[0]} has" if len(others) == 1 else f"ranks {', '.join(map(str, others))} have"
+        raise NumericsError(
+            f"{names} other weights or moments than the other ranks: a GPU or its memory computes wrongly, or the "
+            "machines differ. Nothing was saved; the newest checkpoint was the same on all. Check that GPU"
+        )
+
+
 def device_name(device: torch.device) -> str:
     """The driver's name for a device, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
@@ -203,6 +252,6 @@ def device_name(device: torch.device) -> str:
 def dropout_seed(seed: int, step: int) -> int:
     """Dropout's seed is a function of seed and step, so a resumed run draws the same masks as an uninterrupted one.
 
-    A single 32-bit number, because torch's CPU generator ignores a seed's upper half.
+    32 bits: torch's CPU generator, from which Unsloth draws, ignores a seed's upper half.
     """
     return zlib.crc32(f"{seed}/{step}".encode())

@@ -23,12 +23,12 @@ class Gradients(Protocol):
     def of(
         self, microbatches: Sequence[Microbatch], scale: float, check_stop: Callable[[], None] = lambda: None
     ) -> tuple[Tensor, Tensor]:
-        """A step's loss, `scale` times the sum of -log p over its learned tokens, and its gradient.
+        """A rank's part of a step's loss, `scale` times the sum of -log p over its learned tokens, and its gradient.
 
         Does not wait for a GPU.
 
         Args:
-            microbatches: All of the step's.
+            microbatches: This rank's, perhaps none.
             scale: Factor on -log p of each learned token.
             check_stop: Called before each; may raise to abandon the step.
 
@@ -60,7 +60,7 @@ class PlainGradients:
         for microbatch in microbatches:
             check_stop()
             losses.append(self._add(microbatch, scale))
-        return torch.stack(losses), self._grad
+        return torch.stack(losses) if losses else self._grad.new_zeros(0), self._grad
 
     def nll_of(self, microbatch: Microbatch) -> Tensor:
         """See `Gradients`."""

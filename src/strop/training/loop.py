@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from strop.data.store import SampleStore
-from strop.errors import BudgetReached, Interrupted, NumericsError, OutOfMemoryError
+from strop.errors import BudgetReached, Interrupted, NumericsError, OutOfMemoryError, RankLost
 from strop.microbatch.order import Order
 from strop.recipe import TrainSection
 from strop.run.checkpoint import Checkpoint, checkpoint_path, is_intact, prune, save_checkpoint
@@ -116,6 +116,7 @@ class Trainer:
             The final weights or, if the recipe asks for them, the best ones, named as by `Engine.weights`.
 
         Raises:
+            RankLost: A rank has ended. Nothing was saved since the last checkpoint.
             Interrupted: A signal arrived. Here and below, a checkpoint of the last finished step was written.
             BudgetReached: The recipe's cost limit is near.
             NumericsError: A loss or gradient was not finite.
@@ -124,6 +125,8 @@ class Trainer:
         self.reporter.on_start(self.progress.step, self.num_steps)
         try:
             self._train()
+        except RankLost:  # no rank can tell whether the others have the same weights
+            raise
         except (Interrupted, BudgetReached) as stop:
             self._save()
             raise self.progress.added_to(stop, self.num_steps) from None

@@ -8,15 +8,18 @@ from collections.abc import Sequence
 
 from strop.data.store import SampleStore
 from strop.errors import NumericsError
-from strop.microbatch.pack import Microbatch
 
 
-def token_weight(microbatches: Sequence[Microbatch]) -> float:
+def token_weight(num_loss_tokens: int) -> float:
     """The factor on -log p of each of a step's learned tokens, which makes their sum the mean.
 
-    It is the same for every microbatch, so how samples fall into microbatches changes nothing but rounding.
+    It is the same for every microbatch on every rank, so how samples fall into microbatches, and those onto ranks,
+    changes nothing but rounding.
+
+    Args:
+        num_loss_tokens: Of the whole step, on all ranks.
     """
-    return 1.0 / sum(microbatch.num_loss_tokens for microbatch in microbatches)
+    return 1.0 / num_loss_tokens
 
 
 class NonFiniteError(NumericsError):
@@ -26,24 +29,27 @@ class NonFiniteError(NumericsError):
         super().__init__(what)
         self.samples = samples
 
+    def __reduce__(self) -> tuple[type["NonFiniteError"], tuple[str, tuple[int, ...]]]:
+        """Other ranks are told of it."""
+        return NonFiniteError, (str(self), self.samples)
 
-def refuse_non_finite(losses: Sequence[float], grad_norm: float, microbatches: Sequence[Microbatch]) -> None:
+
+def refuse_non_finite(losses: Sequence[float], grad_norm: float, samples: Sequence[tuple[int, ...]]) -> None:
     """Check a step's numbers.
 
     Args:
-        losses: Each microbatch's part of the loss.
+        losses: Each microbatch's part of the loss, on all ranks.
         grad_norm: Of the whole gradient.
-        microbatches: All of the step's.
+        samples: Of each microbatch, their indices in the store.
 
     Raises:
         NonFiniteError: One of them is infinite or not a number.
     """
-    for loss, microbatch in zip(losses, microbatches, strict=True):
-        if not _is_finite(loss):
-            raise NonFiniteError(f"the loss is {loss}", microbatch.samples)
-    if not _is_finite(grad_norm):
-        samples = tuple(index for microbatch in microbatches for index in microbatch.samples)
-        raise NonFiniteError(f"the gradient norm is {grad_norm}", samples)
+    for loss, indices in zip(losses, samples, strict=True):
+        if not is_finite(loss):
+            raise NonFiniteError(f"the loss is {loss}", indices)
+    if not is_finite(grad_norm):
+        raise NonFiniteError(f"the gradient norm is {grad_norm}", tuple(index for each in samples for index in each))
 
 
 def explain_non_finite(step: int, error: NonFiniteError, store: SampleStore) -> str:
@@ -56,5 +62,6 @@ def explain_non_finite(step: int, error: NonFiniteError, store: SampleStore) -> 
     )
 
 
-def _is_finite(number: float) -> bool:
+def is_finite(number: float) -> bool:
+    """Whether a number is one, and not infinite."""
     return abs(number) < float("inf")

@@ -155,8 +155,12 @@ def test_dropout_is_for_training_alone(tmp_path: Path) -> None:
     ones = torch.ones(5, layer.o.frozen.shape[1], dtype=torch.float64)
     adapter.decoder.eval()
     assert torch.equal(layer.o(ones), layer.o(ones))
+    plain = layer.o(ones)
     adapter.decoder.train()
-    assert not torch.equal(layer.o(ones), layer.o(ones))
+    adapter.dropout.keys_T = torch.arange(5, dtype=torch.int32)
+    assert not torch.equal(layer.o(ones), plain)
+    adapter.decoder.eval()
+    assert torch.equal(layer.o(ones), plain)
 
 
 def test_only_targets_have_initial_tensors(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from strop.errors import Interrupted, NumericsError
 from strop.microbatch.order import Order
+from strop.model.decoder import Dropout
 from strop.model.lora import LoraAdapter
 from strop.model.pretrained.weights import load_decoder
 from strop.recipe import LoraSection, TrainSection
@@ -159,8 +160,10 @@ def test_a_number_that_is_not_finite_stops_the_run_before_the_update(start: Star
 def test_dropout_depends_on_seed_and_step(start: Start) -> None:
     def dropped(seed: int) -> list[float]:
         trainer = start(seed=seed, max_steps=2, learning_rate=1e-12)  # so that the weights stay, to six digits
+        adapter = trainer.engine.adapter
+        adapter.dropout = adapter.decoder.dropout = dropout = Dropout(0.5)
         for projection in (layer.qkv for layer in trainer.engine.decoder.layers):
-            projection.lora = replace(projection.lora, dropout=0.5)
+            projection.lora = replace(projection.lora, dropout=dropout)
         trainer.engine.adapter.flat.normal_(generator=torch.Generator().manual_seed(0))
         trainer.run()
         return [r.loss for r in read_metrics(trainer.folder.metrics_path) if isinstance(r, TrainRecord)][-2:]

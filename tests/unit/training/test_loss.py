@@ -24,9 +24,8 @@ def microbatches() -> list[Microbatch]:
 
 def test_all_tokens_of_a_step_weigh_one_together() -> None:
     step = microbatches()
-    assert [batch.samples for batch in step] == [(4, 7), (9,)]
-    assert token_weight(step) == pytest.approx(1 / 7, rel=1e-15)
-    assert token_weight(step[:1]) == pytest.approx(1 / 3, rel=1e-15)
+    assert [batch.num_loss_tokens for batch in step] == [3, 4]
+    assert 7 * token_weight(sum(batch.num_loss_tokens for batch in step)) == pytest.approx(1, rel=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -43,14 +42,14 @@ def test_a_number_that_is_not_finite_names_its_samples(
     losses: list[float], grad_norm: float, samples: tuple[int, ...], said: str
 ) -> None:
     with pytest.raises(NonFiniteError, match=said) as caught:
-        refuse_non_finite(losses, grad_norm, microbatches())
+        refuse_non_finite(losses, grad_norm, [(4, 7), (9,)])
     assert caught.value.samples == samples
 
 
 def test_finite_numbers_pass_and_a_missing_loss_does_not() -> None:
-    refuse_non_finite([1e300, 0.0], 0.0, microbatches())
+    refuse_non_finite([1e300, 0.0], 0.0, [(4, 7), (9,)])
     with pytest.raises(ValueError, match="argument 2 is longer"):
-        refuse_non_finite([0.5], 1.0, microbatches())
+        refuse_non_finite([0.5], 1.0, [(4, 7), (9,)])
 
 
 @pytest.mark.parametrize(
