@@ -7,7 +7,7 @@ EXTRAS := parquet,zstd,gguf,export,modal,serve,lm-eval,tensorboard
 # One thread a test process: the tests run two processes side by side.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-fast test-sweep test-mutants test-hostile faults soak fuzz check docs docs-live release-check test-gpu bench lock clean
+.PHONY: help setup demo test test-fast test-sweep test-mutants test-ranks test-hostile faults soak fuzz check docs docs-live release-check test-gpu bench lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -48,6 +48,9 @@ soak: $(READY)  ## storms of signals for SOAK_MINUTES, 2,000 damages, 10,000 ste
 
 fuzz: $(READY)  ## mutilated recipes, rows, configs, weights and templates, for SOAK_MINUTES each
 	SOAK_MINUTES=$(SOAK_MINUTES) $(PYTEST) -n 2 tests/faults/test_fuzz.py
+
+test-ranks: $(READY)  ## three ranks under torchrun, one process killed at any moment, a hundred times
+	STROP_RANK_KILLS=100 $(PYTEST) tests/faults/test_lost_ranks.py
 
 test-hostile: $(READY)  ## every command with every argument that is no name: about 1,400, a part of which test tries
 	STROP_HOSTILE=all $(PYTEST) -n 2 tests/faults/test_hostile_arguments.py

@@ -24,7 +24,7 @@ import workloads
 from random_checkpoint import LAYOUTS, PHI3_MINI
 from strop.model.config import read_config
 from strop.model.precision import grow_segments
-from strop.parallel.meeting import meet
+from strop.parallel.join import meet
 from strop.parallel.place import here
 from strop.parallel.team import Team
 from strop.recipe import TrainSection

@@ -15,7 +15,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from strop.parallel.meeting import meet
+from strop.parallel.join import meet
 from strop.parallel.place import here
 from tiny_runs import environment
 from waiting import PATIENCE

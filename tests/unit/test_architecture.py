@@ -33,9 +33,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ops": {"microbatch.tree", "errors"},
     "model": {"microbatch", "ops", "recipe", "resolve", "gpus", "errors"},
     "run": {"recipe", "terminal", "digest", "errors", "", "readable"},
+    "parallel": {"run.folder", "terminal", "errors", ""},
     "fused": {"microbatch", "model", "ops", "errors"},
-    "training": {"data", "microbatch", "model", "fused", "ops", "run", "recipe", "gpus", "errors"},
-    "evaluation": {"data", "microbatch", "model", "ops", "run", "errors", "readable"},
+    "training": {"data", "microbatch", "model", "fused", "ops", "parallel", "run", "recipe", "gpus", "errors"},
+    "evaluation": {"parallel.team", "data", "microbatch", "model", "ops", "run", "errors", "readable"},
     "reporting": {"evaluation.result", "run", "errors", "readable"},
     "modal_runs": {"data", "model", "run", "recipe", "resolve", "gpus", "terminal", "digest", "errors", "readable"},
     "forecast": {
@@ -56,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "microbatch",
             "model",
             "training",
+            "parallel",
             "run",
             "evaluation",
             "reporting",
@@ -104,6 +106,7 @@ OPTIONAL = "strop can do without it"
 NEEDS_MODAL = "imports modal, which strop can do without"
 NEEDS_TRITON = "imports triton, which machines without a GPU need not have"
 ON_MODAL = "a tenth of a second that only runs on Modal need"
+SEVERAL = "imports torch; whoever trains alone has it loaded while a line says so"
 GUARDED = "a second in which Ctrl-C and a full disk have to be one line too"
 LATE: dict[str, dict[str, str]] = {
     "strop.cli": {
@@ -137,6 +140,9 @@ LATE: dict[str, dict[str, str]] = {
     "strop.model.pretrained.locate": {
         "strop.model.pretrained.gguf": "imports torch; only for a file of that kind, and `strop pull` locates models"
     },
+    "strop.parallel.join": {"strop.parallel.process_meeting": SEVERAL},
+    "strop.parallel.launch": {"torch": SEVERAL},
+    "strop.parallel.team": {"torch": SEVERAL},
     "strop.ops": {"strop.ops.triton.kernels": NEEDS_TRITON},
     "strop.ops.attention": {"strop.ops.triton.attention": NEEDS_TRITON},
     "strop.resolve": {"huggingface_hub": "half a second, and only for what is no path"},

@@ -12,8 +12,7 @@ from strop.parallel.meeting import RunIsOver
 from strop.run.reporter import Reporter
 
 if TYPE_CHECKING:
-    from strop.errors import StropError
-    from strop.parallel.meeting import Meeting
+    from strop.parallel.meeting import Meeting, Stopped
     from strop.recipe import Recipe
 
 
@@ -24,7 +23,7 @@ def follow(recipe: Recipe, meeting: Meeting) -> Run:
         The run; on another machine its folder need not be there.
 
     Raises:
-        StropError: What the run ended with.
+        Stopped: It did not finish; rank 0 has said why.
     """
     try:
         ended = _follow(recipe, meeting)
@@ -34,7 +33,7 @@ def follow(recipe: Recipe, meeting: Meeting) -> Run:
     return Run(recipe.output_dir)
 
 
-def _follow(recipe: Recipe, meeting: Meeting) -> StropError | None:
+def _follow(recipe: Recipe, meeting: Meeting) -> Stopped | None:
     prepared = meeting.once_per_machine(lambda: prepare(recipe, Reporter()))
     prepared.report.refuse()
     team = meeting.form(prepared.fingerprints)

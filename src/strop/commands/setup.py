@@ -126,7 +126,7 @@ def strop_setup(attempt: Attempt) -> Iterator[Setup]:
         sharing_ratio=round(sharing, 3),
         plan=expected.rounded() if expected else None,
         limit=limit,
-        notes=[*_of_several(team, recipe.train.samples_per_step), own.microbatches.explain(sharing)],
+        notes=[*_of_several(member, recipe.train.samples_per_step), own.microbatches.explain(sharing)],
     )
 
 
@@ -158,11 +158,23 @@ def _keep_nothing(tokens: int) -> None:
     """Rank 0 keeps it."""
 
 
-def _of_several(team: Team, samples: int) -> list[str]:
-    """What several ranks do with a step, for the user."""
-    if team.size == 1:
-        return []
-    return [f"each step's {samples:,} samples are divided among {team.size} ranks, and it stays that step"]
+_BUSY_TOKENS = 8192
+"""Computed tokens of a step from which an H200 works at nearly its full rate."""
+
+
+def _of_several(member: Member, samples: int) -> Iterator[str]:
+    """What several ranks do with a step, for the user, and whether it is enough work for their GPUs."""
+    ranks = member.team.size
+    if ranks == 1:
+        return
+    yield f"each step's {samples:,} samples are divided among {ranks} ranks; it is the step of one"
+    tokens = max(1, sum(batch.num_tokens for batch in member.engine.microbatches.of_step(0)))
+    if member.engine.decoder.device.type == "cuda" and tokens < _BUSY_TOKENS:
+        enough = -(-samples * _BUSY_TOKENS // tokens)
+        yield (
+            f"a step is {tokens:,} computed tokens a GPU, which does not keep it busy: with "
+            f"train.per_device_train_batch_size x train.gradient_accumulation_steps of about {enough:,} it would be"
+        )
 
 
 def _most_tokens(folder: RunFolder, recipe: Recipe, adapter: LoraAdapter) -> int | None:

@@ -21,11 +21,12 @@ from strop.commands.report import REPORT_FILE, keep_report
 from strop.commands.run import Run
 from strop.commands.setup import strop_setup, unsloth_setup
 from strop.data.sources import questions_at
-from strop.errors import CheckpointError, RankLost, RecipeError, StorageError, StropError
+from strop.errors import CheckpointError, RecipeError, StorageError
 from strop.modal_runs import require_modal
 from strop.modal_runs.prices import meter_of
+from strop.parallel.join import meet
 from strop.parallel.launch import launch, ranks_to_start
-from strop.parallel.meeting import Meeting, meet
+from strop.parallel.meeting import Meeting, Stopped
 from strop.parallel.place import here
 from strop.readable import clock, counted
 from strop.recipe import Recipe, differences, load_recipe
@@ -179,9 +180,7 @@ def _as_follower(recipe: Recipe) -> None:
     """What stopped the run is said by rank 0, once."""
     try:
         train(recipe)
-    except RankLost:
-        raise
-    except StropError as error:
+    except Stopped as error:
         raise typer.Exit(error.exit_code) from None
 
 

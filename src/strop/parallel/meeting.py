@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from strop.errors import StropError
 from strop.parallel.team import ALONE, Team
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from strop.errors import StropError
-    from strop.parallel.place import Place
-
 _T = TypeVar("_T")
+
+
+class Stopped(StropError):
+    """Of another rank than 0: the run has failed, or was stopped, as rank 0 has said; its exit code is rank 0's."""
+
+    def __init__(self, said: str, exit_code: int) -> None:
+        super().__init__(said)
+        self.exit_code = exit_code  # type: ignore[misc]
+
+
+def stopped(said: tuple[str, int] | None) -> Stopped | None:
+    """What rank 0 says of the end, as an error; None if the run has finished."""
+    return None if said is None else Stopped(*said)
 
 
 class RunIsOver(Exception):
@@ -23,7 +32,7 @@ class RunIsOver(Exception):
         error: How; None if there was nothing left to do.
     """
 
-    def __init__(self, error: StropError | None) -> None:
+    def __init__(self, error: Stopped | None) -> None:
         super().__init__()
         self.error = error
 
@@ -58,26 +67,9 @@ class Meeting:
         """Of rank 0: when this context is left, the others are told that the run is over, and how it ended."""
         yield
 
-    def ended(self, error: StropError | None) -> None:
+    def ended(self, error: Stopped | None) -> None:
         """Of the other ranks: leave as rank 0 has said that the run ended.
 
         Raises:
-            StropError: That of rank 0.
+            Stopped: It did not finish.
         """
-
-
-def meet(place: Place, resume: str) -> Meeting:
-    """Meet the other ranks, if there are any.
-
-    Args:
-        place: This process's.
-        resume: What to do next, for the message of a rank that finds another one lost.
-
-    Raises:
-        RankLost: There is no meeting point.
-    """
-    if place.ranks == 1:
-        return Meeting()
-    from strop.parallel.process_meeting import ProcessMeeting
-
-    return ProcessMeeting(place, resume)

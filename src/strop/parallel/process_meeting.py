@@ -4,8 +4,8 @@ Nobody waits in a collective while a rank reads rows, converts a model or has fa
 store that torchrun keeps, for as long as that takes.
 """
 
+import json
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from strop import __version__
 from strop.errors import RankLost, RecipeError, StropError
-from strop.parallel.meeting import Meeting, RunIsOver
+from strop.parallel.meeting import Meeting, RunIsOver, Stopped, stopped
 from strop.parallel.place import Place
 from strop.parallel.process_team import ProcessTeam, lost_if_it_fails
 from strop.parallel.team import Team
@@ -104,13 +104,14 @@ class ProcessMeeting(Meeting):
 
     def _end(self, error: StropError | None) -> None:
         with suppress(RankLost, RuntimeError):
+            said = None if error is None else (str(error), error.exit_code)
             if isinstance(self.team, ProcessTeam):
-                self.team.tell("end", error)
+                self.team.tell("end", said)
             else:
-                self._store.set("over", pickle.dumps(error).hex())
+                self._store.set("over", json.dumps(said))
         self._leave()
 
-    def ended(self, error: StropError | None) -> None:
+    def ended(self, error: Stopped | None) -> None:
         """See `Meeting`."""
         self._leave()
         if error is not None:
@@ -132,7 +133,7 @@ class ProcessMeeting(Meeting):
         with lost_if_it_fails("rank 0 or its launcher has ended"):
             while not self._store.check([word]):
                 if self._store.check(["over"]):
-                    raise RunIsOver(pickle.loads(bytes.fromhex(self._store.get("over").decode())))
+                    raise RunIsOver(stopped(json.loads(self._store.get("over"))))
                 time.sleep(_LOOK_EVERY)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from strop.errors import RankLost, StropError
 from strop.model.lora import LoraAdapter
+from strop.parallel.meeting import Stopped, stopped
 from strop.parallel.team import Team
 from strop.training.engine import InFlight, StropEngine, Tensors
 from strop.training.loss import NonFiniteError
@@ -94,7 +95,7 @@ class _LeadingInFlight:
         return self._own.result()
 
 
-def obey(team: Team, engine: StropEngine, check_stop: CheckStop, **more: Callable[..., object]) -> StropError | None:
+def obey(team: Team, engine: StropEngine, check_stop: CheckStop, **more: Callable[..., object]) -> Stopped | None:
     """Of the other ranks: do what rank 0 says until it says that the run is over.
 
     Args:
@@ -132,8 +133,7 @@ def obey(team: Team, engine: StropEngine, check_stop: CheckStop, **more: Callabl
     while True:
         name, arguments = team.hear()
         if name == "end":
-            error: StropError | None = arguments[0]
-            return error
+            return stopped(*arguments)
         try:
             with suppress(torch.OutOfMemoryError):  # raised on all ranks alike: rank 0 decides
                 does[name](*arguments)
