@@ -99,6 +99,6 @@ def worst_microbatch(tokens: int, longest_sample: int) -> Microbatch:
         label_rows=learned,
         labels=np.zeros(tokens, np.int64),
         weights=np.ones(tokens, np.float32),
-        samples=(),
+        samples=tuple(range(len(lengths))),
         places=learned,
     )
