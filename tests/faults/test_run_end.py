@@ -225,7 +225,9 @@ def test_the_report_says_that_samples_cannot_be_read(recipe: Recipe) -> None:
 def test_a_changed_figure_in_run_json_is_refused(recipe: Recipe) -> None:
     path = recipe.output_dir / "run.json"
     path.write_text(path.read_text().replace('"num_steps": 4', '"num_steps": 5'))
-    with pytest.raises(CheckpointError, match=r"run\.json is damaged \(it was changed after strop wrote it\)\. Put it back"):
+    with pytest.raises(
+        CheckpointError, match=r"run\.json is damaged \(it was changed after strop wrote it\)\. Put it back"
+    ):
         train(recipe)
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from strop.data.audit import AuditReport, StoreReport
     from strop.forecast.prediction import Outcome
     from strop.model.lora import LoraAdapter
-    from strop.parallel.team import Team
+    from strop.parallel.meeting import Meeting
     from strop.run.checkpoint import Checkpoint, Rejected
     from strop.run.cost import Meter
     from strop.run.folder import RunFolder
@@ -81,7 +81,7 @@ class Attempt:
         fingerprints: Of model and data; they must be the same in a later attempt.
         meter: Counts dollars; None if nothing is billed.
         stop: Remembers signals to stop.
-        team: The ranks that share the work.
+        meeting: The ranks that share the work; they are a team by now.
     """
 
     recipe: Recipe
@@ -91,7 +91,7 @@ class Attempt:
     reporter: Reporter
     meter: Meter | None
     stop: StopSignals
-    team: Team
+    meeting: Meeting
 
     def begin(
         self,

@@ -8,11 +8,12 @@ from strop.commands.attempt import StopSignals
 from strop.commands.prepare import prepare
 from strop.commands.run import Run
 from strop.commands.setup import join_in
-from strop.parallel.meeting import RunIsOver
+from strop.errors import RankLost, StropError
+from strop.parallel.meeting import RunIsOver, Stopped
 from strop.run.reporter import Reporter
 
 if TYPE_CHECKING:
-    from strop.parallel.meeting import Meeting, Stopped
+    from strop.parallel.meeting import Meeting
     from strop.recipe import Recipe
 
 
@@ -25,10 +26,20 @@ def follow(recipe: Recipe, meeting: Meeting) -> Run:
     Raises:
         Stopped: It did not finish; rank 0 has said why.
     """
+    ended = None
     try:
         ended = _follow(recipe, meeting)
-    except RunIsOver as over:
-        ended = over.error
+    except RunIsOver:
+        pass
+    except Stopped as stopped:
+        ended = stopped
+    except RankLost:
+        raise
+    except StropError as error:
+        if meeting.team.size == 1:  # rank 0 waits for this one
+            meeting.failed(error)
+            raise
+        ended = Stopped(str(error), error.exit_code)  # raised on all ranks alike, and said by rank 0
     meeting.ended(ended)
     return Run(recipe.output_dir)
 
@@ -36,11 +47,12 @@ def follow(recipe: Recipe, meeting: Meeting) -> Run:
 def _follow(recipe: Recipe, meeting: Meeting) -> Stopped | None:
     prepared = meeting.once_per_machine(lambda: prepare(recipe, Reporter()))
     prepared.report.refuse()
-    team = meeting.form(prepared.fingerprints)
+    team = meeting.form(prepared.facts)
     from strop.training.ranks import obey
 
     with StopSignals() as stop:
         member = join_in(prepared, team, lambda line: None)
+        meeting.trains()
         return obey(
             team,
             member.engine,

@@ -145,8 +145,6 @@ def plan_notes(plan: Plan) -> Iterator[str]:
             f"* the recipe's own, {own.gpu}: {clock(own.seconds)} ({clock(own.seconds * best)} to "
             f"{clock(own.seconds * worst)}), {_dollars(own, 1)} ({_dollars(own, best)} to {_dollars(own, worst)})"
         )
-    if plan.idle:
-        yield f"this version trains on one GPU: the others of {own.gpu} are paid for and idle"
 
 
 def _dollars(line: Estimate, factor: float) -> str:

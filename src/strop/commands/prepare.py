@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,12 @@ class Prepared:
     model: ModelFolder
     data: Dataset
     report: AuditReport
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What must be the same on all ranks of a run, by what it is of."""
+        recipe = json.dumps(self.recipe.identity(), sort_keys=True)
+        return self.fingerprints | {"recipe": hashlib.sha256(recipe.encode()).hexdigest()}
 
     @property
     def fingerprints(self) -> dict[str, str]:

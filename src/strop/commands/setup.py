@@ -91,7 +91,8 @@ def join_in(prepared: Prepared, team: Team, note: Callable[[str], None], folder:
     from strop.training.engine import StropEngine
 
     recipe, data = prepared.recipe, prepared.data
-    adapter = load_model(recipe, prepared.model, note)
+    with team.agreed():
+        adapter = load_model(recipe, prepared.model, note)
     most, keep = None, _keep_nothing
     if folder is not None:
         most, keep = _most_tokens(folder, recipe, adapter), partial(_keep_tokens, folder)
@@ -106,12 +107,13 @@ def strop_setup(attempt: Attempt) -> Iterator[Setup]:
     from strop.forecast.speed import limit_of
     from strop.training.ranks import LeadingEngine, told
 
-    recipe, prepared, folder, team = attempt.recipe, attempt.prepared, attempt.folder, attempt.team
+    recipe, prepared, folder, team = attempt.recipe, attempt.prepared, attempt.folder, attempt.meeting.team
     data = prepared.data
     with attempt.reporter.waiting("loading the base model"):
         member = join_in(prepared, team, attempt.reporter.note, folder)
         own = member.engine
         sharing = own.microbatches.sharing()
+        attempt.meeting.trains()
     job = PlannedRun(recipe, prepared.model.config, data.train, data.validation)
     try:
         expected = prediction(job, folder, own.device, attempt.meter) if team.size == 1 else None
@@ -150,6 +152,14 @@ def unsloth_setup(attempt: Attempt) -> Iterator[Setup]:
         yield Setup(engine, lambda check_stop: engine.evaluate(), lambda check_stop: engine.generate)
 
 
+def _of_the_others(member: Member) -> Iterator[str]:
+    """What the other GPUs of this machine do while one trains."""
+    import torch
+
+    if member.engine.decoder.device.type == "cuda" and (found := torch.cuda.device_count()) > 1:
+        yield f"1 of {found} GPUs is used; `strop train RECIPE --gpus all` divides each step among them"
+
+
 def _keep_tokens(folder: RunFolder, tokens: int) -> None:
     folder.update(lambda manifest: replace(manifest, max_tokens_per_microbatch=tokens))
 
@@ -166,6 +176,7 @@ def _of_several(member: Member, samples: int) -> Iterator[str]:
     """What several ranks do with a step, for the user, and whether it is enough work for their GPUs."""
     ranks = member.team.size
     if ranks == 1:
+        yield from _of_the_others(member)
         return
     yield f"each step's {samples:,} samples are divided among {ranks} ranks; it is the step of one"
     tokens = max(1, sum(batch.num_tokens for batch in member.engine.microbatches.of_step(0)))

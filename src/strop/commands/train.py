@@ -91,9 +91,9 @@ def _lead(recipe: Recipe, meeting: Meeting, reporter: Reporter) -> Run:
             meter = meter_of(recipe, folder, reporter.note)
             if meter is not None:
                 meter.check()  # before loading the model, which costs the user money
-        team = meeting.form(fingerprints)
+        meeting.form(prepared.facts)
         reporter = _tracked(recipe, folder, reporter)
-        attempt = Attempt(recipe, prepared, fingerprints, folder, reporter, meter, StopSignals(), team)
+        attempt = Attempt(recipe, prepared, fingerprints, folder, reporter, meter, StopSignals(), meeting)
         try:
             _run(attempt)
         finally:
@@ -162,6 +162,10 @@ def command(
     """
     loaded = load_recipe(recipe, [*(overrides or ()), *([f"train.engine={engine}"] if engine else [])])
     if on is Place.modal:
+        if gpus is not None:
+            raise RecipeError(
+                "--gpus is for this machine; on Modal, modal.gpu has the number, such as modal.gpu=H100:4"
+            )
         console.notes(loaded)
         return _on_modal(loaded, detach)
     if detach:

@@ -24,6 +24,9 @@ START_SECONDS = 60.0
 SAVE_SECONDS_PER_PARAMETER = 2.0 / 30e6
 """A checkpoint of 3 x 30 million floats takes 2.0 s."""
 
+EXCHANGE_SECONDS, SUM_BYTES_PER_SECOND = 1e-3, 300e9
+"""Of several GPUs in one machine, joined by NVLink: 120 MB took 0.45 ms on two H200. Others are slower, and guessed."""
+
 _MEASURED, _SAME_GPU, _SAME_KERNELS, _UNTRIED = (0.9, 1.15), (0.85, 1.25), (0.7, 1.4), (0.5, 2.0)
 """Factors on a predicted time, from best to worst; docs/plan.md says how they were found."""
 
@@ -36,13 +39,15 @@ class PlannedRun:
     config: DecoderConfig
     train: SampleStore
     held_out: SampleStore | None
-    _counted: dict[int, Workload] = field(default_factory=dict)
+    _counted: dict[tuple[int, int], Workload] = field(default_factory=dict)
 
-    def workload(self, budget: int) -> Workload:
-        """What the run computes under a token budget; many GPUs share one budget."""
-        if budget not in self._counted:
-            self._counted[budget] = count_workload(self.recipe, self.config, self.train, self.held_out, budget)
-        return self._counted[budget]
+    def workload(self, budget: int, ranks: int = 1) -> Workload:
+        """What one of some ranks computes under a token budget; many kinds of GPU share one budget."""
+        key = budget, ranks
+        if key not in self._counted:
+            counted = count_workload(self.recipe, self.config, self.train, self.held_out, budget, ranks)
+            self._counted[key] = counted
+        return self._counted[key]
 
     @property
     def shape(self) -> Shape:
@@ -65,7 +70,7 @@ def _held(chosen: Precision) -> str:
 
 def scaled(run: PlannedRun, gpu: str, prices: Prices) -> Estimate:
     """The prediction for one of Modal's GPUs, such as H200 or H100:2, from shapes and published figures."""
-    kind, _ = parse_gpu(gpu)
+    kind, ranks = parse_gpu(gpu)
     card, recipe, shape = GPUS[kind], run.recipe, run.shape
     against = why_not_fused(run.config, recipe.lora, card)
     try:
@@ -79,9 +84,9 @@ def scaled(run: PlannedRun, gpu: str, prices: Prices) -> Estimate:
     if not memory.holds(card.memory_gib, run.longest_sample):
         return Estimate(gpu, "scaled", problem=_too_large(run, memory), precision=precision, memory_gib=card.memory_gib)
     budget = _budget(run, card, memory)
-    workload = run.workload(budget)
+    workload = run.workload(budget, ranks)
     speed = Speed.of(shape, card, precision, fused, checkpointing)
-    steps = [sum(map(speed.seconds, step)) for step in workload.steps]
+    steps = [sum(map(speed.seconds, step)) + _exchange(shape, ranks) for step in workload.steps]
     evaluation = EVALUATION * sum(map(speed.seconds, workload.held_out)) / workload.held_out_share
     reserved = memory.peak_gib(workload.largest.tokens, workload.largest.learned)
     return _estimate(
@@ -133,8 +138,9 @@ def _estimate(
     **fields: Any,
 ) -> Estimate:
     """An estimate from the seconds of a step and of an evaluation."""
-    loads = [load for step in workload.steps for load in step]
-    steps = len(workload.steps)
+    whole = run.workload(fields["max_tokens"])
+    loads = [load for step in whole.steps for load in step]
+    steps = len(whole.steps)
     save = SAVE_SECONDS_PER_PARAMETER * run.shape.lora_parameters
     training = workload.num_steps * step_seconds + workload.saves * save
     seconds = START_SECONDS + training + workload.evaluations * evaluation_seconds
@@ -147,6 +153,11 @@ def _estimate(
         dollars=seconds * prices.per_second(gpu) if parse_gpu(gpu)[0] in prices.gpu else None,
         **fields,
     )
+
+
+def _exchange(shape: Shape, ranks: int) -> float:
+    """Seconds of a step in which ranks sum the gradient and tell each other how they are."""
+    return 0.0 if ranks == 1 else EXCHANGE_SECONDS + 2 * 4 * shape.lora_parameters / SUM_BYTES_PER_SECOND
 
 
 def _range(card: Gpu, fused: bool) -> tuple[float, float]:
@@ -192,11 +203,6 @@ class Plan:
     num_samples: int
     prices: Prices
 
-    @property
-    def idle(self) -> bool:
-        """Whether more than one GPU is paid for, although only one trains."""
-        return parse_gpu(self.own.gpu)[1] > 1
-
 
 def plan_of(run: PlannedRun, prices: Prices, here: Estimate | None) -> Plan:
     """Estimate a run on all GPUs, on the recipe's own with its count.
@@ -210,7 +216,9 @@ def plan_of(run: PlannedRun, prices: Prices, here: Estimate | None) -> Plan:
     first = parse_gpu(run.recipe.modal.gpu[0])[0]
     lines = {kind: scaled(run, asked.get(kind, kind), prices) for kind in GPUS}
     if here is not None:
-        lines[parse_gpu(here.gpu)[0]] = here
+        kind = parse_gpu(here.gpu)[0]
+        is_the_same = kind not in lines or lines[kind].gpu == here.gpu  # and not several of it
+        lines[kind if is_the_same else f"{kind}, here"] = here
     own = lines[first]
     sound = [line for line in (own, *lines.values()) if line.problem is None]
     budget = sound[0].max_tokens if sound else run.longest_sample

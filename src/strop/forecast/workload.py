@@ -161,7 +161,8 @@ class Workload:
     def sharing(self) -> float:
         """Tokens of the rows per computed token."""
         loads = [load for step in self.steps for load in step]
-        return sum(load.sample_tokens for load in loads) / sum(load.tokens for load in loads)
+        tokens = sum(load.tokens for load in loads)
+        return sum(load.sample_tokens for load in loads) / tokens if tokens else 1.0
 
     @property
     def largest(self) -> Load:
@@ -170,19 +171,27 @@ class Workload:
 
 
 def count_workload(
-    recipe: Recipe, config: DecoderConfig, train: SampleStore, held_out: SampleStore | None, max_tokens: int
+    recipe: Recipe,
+    config: DecoderConfig,
+    train: SampleStore,
+    held_out: SampleStore | None,
+    max_tokens: int,
+    ranks: int = 1,
 ) -> Workload:
-    """Pack the first steps, and the first held-out samples, under a budget; nothing is computed."""
+    """Pack the first steps, and the first held-out samples, under a budget; nothing is computed.
+
+    Of several ranks, what the first one has to do: no other has much more.
+    """
     section, long_from = recipe.train, config.rope.long_from
     order = Order.of(section, len(train))
-    microbatches = Microbatches(train, order, max_tokens, recipe.lora.lora_dropout == 0, long_from)
+    microbatches = Microbatches(train, order, max_tokens, recipe.lora.lora_dropout == 0, long_from, ranks=ranks)
     steps = tuple(
         tuple(load_of(batch, config.sliding_windows) for batch in step) for step in microbatches.first_steps()
     )
     num_steps = order.num_steps
     shown = range(0 if held_out is None else min(_HELD_OUT_SAMPLES, len(held_out)))
     samples = [] if held_out is None else [held_out[i] for i in shown]
-    batches = pack(samples, shown, max_tokens, long_from=long_from) if samples else []
+    batches = pack(samples, shown, max_tokens, long_from=long_from, part=(0, ranks)) if samples else []
     return Workload(
         num_steps=num_steps,
         steps=steps,

@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 
 class Stopped(StropError):
-    """Of another rank than 0: the run has failed, or was stopped, as rank 0 has said; its exit code is rank 0's."""
+    """Another rank has failed or was stopped, and has said why; the exit code is its own."""
 
     def __init__(self, said: str, exit_code: int) -> None:
         super().__init__(said)
@@ -26,15 +26,7 @@ def stopped(said: tuple[str, int] | None) -> Stopped | None:
 
 
 class RunIsOver(Exception):
-    """Rank 0 has ended the run before this rank joined in.
-
-    Attributes:
-        error: How; None if there was nothing left to do.
-    """
-
-    def __init__(self, error: Stopped | None) -> None:
-        super().__init__()
-        self.error = error
+    """There is nothing left to do: the run had finished before this rank joined in."""
 
 
 class Meeting:
@@ -46,7 +38,7 @@ class Meeting:
         """`prepare()` on each rank, but first on one of each machine: the others find in the cache what it has made.
 
         Raises:
-            RunIsOver: It ended before that.
+            RunIsOver, Stopped: It ended before that.
         """
         return prepare()
 
@@ -57,15 +49,21 @@ class Meeting:
             facts: What must be the same on all ranks, by what it is of.
 
         Raises:
-            RunIsOver: It ended before that.
+            RunIsOver, Stopped: It ended before that.
             RecipeError: Ranks have the same GPU, or different facts, software or kinds of GPU.
         """
         return self.team
+
+    def trains(self) -> None:
+        """This rank has loaded all that it needs: from now on it is found within seconds if it stands still."""
 
     @contextmanager
     def led(self) -> Iterator[None]:
         """Of rank 0: when this context is left, the others are told that the run is over, and how it ended."""
         yield
+
+    def failed(self, error: StropError) -> None:
+        """Of another rank: tell rank 0, which may be waiting for it, that it cannot join in."""
 
     def ended(self, error: Stopped | None) -> None:
         """Of the other ranks: leave as rank 0 has said that the run ended.

@@ -103,13 +103,21 @@ class ProcessMeeting(Meeting):
         self._end(None)
 
     def _end(self, error: StropError | None) -> None:
-        with suppress(RankLost, RuntimeError):
-            said = None if error is None else (str(error), error.exit_code)
+        with suppress(RankLost):
             if isinstance(self.team, ProcessTeam):
-                self.team.tell("end", said)
+                self.team.tell("end", _as_told(error))
             else:
-                self._store.set("over", json.dumps(said))
+                self._say("over", json.dumps(_as_told(error)))
         self._leave()
+
+    def failed(self, error: StropError) -> None:
+        """See `Meeting`."""
+        self._say("over", json.dumps(_as_told(error)))
+
+    def trains(self) -> None:
+        """See `Meeting`."""
+        assert self._watch is not None
+        self._watch.trains()
 
     def ended(self, error: Stopped | None) -> None:
         """See `Meeting`."""
@@ -124,17 +132,21 @@ class ProcessMeeting(Meeting):
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def _say(self, word: str) -> None:
+    def _say(self, word: str, more: str = "") -> None:
         with lost_if_it_fails("rank 0 or its launcher has ended"):
-            self._store.set(word, "1")
+            self._store.set(word, more)
 
     def _await(self, word: str) -> None:
         """Wait for a word. Not in the store, which would keep signals waiting too."""
         with lost_if_it_fails("rank 0 or its launcher has ended"):
             while not self._store.check([word]):
                 if self._store.check(["over"]):
-                    raise RunIsOver(stopped(json.loads(self._store.get("over"))))
+                    raise stopped(json.loads(self._store.get("over"))) or RunIsOver()
                 time.sleep(_LOOK_EVERY)
+
+
+def _as_told(error: StropError | None) -> tuple[str, int] | None:
+    return None if error is None else (str(error), error.exit_code)
 
 
 def _take_gpu(place: Place) -> None:

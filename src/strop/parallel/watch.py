@@ -13,8 +13,9 @@ from strop.errors import RankLost
 from strop.terminal import message
 
 LOST_AFTER = 20.0
-"""Seconds without a heartbeat after which a rank counts as lost. What keeps Python from running another thread, such as
-reading from a slow disk into mapped memory, is shorter."""
+"""Seconds without a heartbeat after which a rank that trains counts as lost."""
+LOADING = 600.0
+"""The same while it loads: a slow disk that is read through mapped memory keeps Python's other threads from running."""
 _EVERY = 1.0
 
 
@@ -35,17 +36,21 @@ class Watch(threading.Thread):
         """
         super().__init__(name="strop-watch", daemon=True)
         self._store, self._rank, self._ranks, self._end = store, rank, ranks, end
-        self._over = threading.Event()
+        self._over, self._patience = threading.Event(), LOADING
+
+    def trains(self) -> None:
+        """From now on the others may expect this rank's heartbeats soon."""
+        self._patience = LOST_AFTER
 
     def run(self) -> None:
         """Beat and look until `stop`."""
         others = [rank for rank in range(self._ranks) if rank != self._rank]
-        seen = dict.fromkeys(others, (b"", time.monotonic()))
+        seen: dict[int, tuple[bytes, float]] = dict.fromkeys(others, (f"{LOADING} 0".encode(), time.monotonic()))
         count = 0
         while not self._over.wait(_EVERY):
             count += 1
             try:
-                beat(self._store, self._rank, count)
+                beat(self._store, self._rank, self._patience, count)
                 beats = self._store.multi_get([_key(rank) for rank in others])
             except RuntimeError:  # the store has gone, and rank 0 or the launcher with it
                 if not self._over.is_set():
@@ -55,7 +60,7 @@ class Watch(threading.Thread):
             for rank, found in zip(others, beats, strict=True):
                 if found != seen[rank][0]:
                     seen[rank] = (found, now)
-            if lost := [rank for rank, (_, at) in seen.items() if now - at > LOST_AFTER]:
+            if lost := [rank for rank, (found, at) in seen.items() if now - at > _patience(found)]:
                 self._end(lost)
                 return
 
@@ -64,16 +69,20 @@ class Watch(threading.Thread):
         self._over.set()
 
 
-def beat(store: Store, rank: int, count: int = 0) -> None:
-    """Send a heartbeat."""
-    store.set(_key(rank), str(count))
+def beat(store: Store, rank: int, patience: float = LOADING, count: int = 0) -> None:
+    """Send a heartbeat, which says within how many seconds the next one comes."""
+    store.set(_key(rank), f"{patience} {count}")
+
+
+def _patience(found: bytes) -> float:
+    return float(found.split()[0])
 
 
 def end_process(lost: Sequence[int], resume: str) -> None:
     """Say which ranks are lost, and end this process at once."""
     names = ", ".join(f"rank {rank}" for rank in lost)
     with suppress(OSError, ValueError):
-        print(message(f"error: no sign of life of {names} for {LOST_AFTER:.0f} s. {resume}"), file=sys.stderr)
+        print(message(f"error: no sign of life of {names}, which has ended or hangs. {resume}"), file=sys.stderr)
     os._exit(RankLost.exit_code)
 
 

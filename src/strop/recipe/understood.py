@@ -11,7 +11,7 @@ class _Anything:
 
 
 ANYTHING = _Anything()
-_ONE_GPU = "strop trains on one GPU"
+_NOT_SHARDED = "strop divides each step among GPUs by itself (docs/several-gpus.md), each with the whole base"
 
 UNDERSTOOD: dict[str, tuple[tuple[Any, ...] | _Anything, str]] = {
     "packing": ((True, False), "strop always packs samples, and packing does not change the result"),
@@ -54,9 +54,9 @@ UNDERSTOOD: dict[str, tuple[tuple[Any, ...] | _Anything, str]] = {
     "special_tokens": (({},), "strop uses the tokenizer as it is"),
     "eot_tokens": (([],), "strop learns the stop tokens that end the chat template's answers"),
     "dataset_kwargs": (({},), "strop prepares all rows in the same way"),
-    "fsdp": (("", []), _ONE_GPU),
-    "fsdp_config": (({},), _ONE_GPU),
-    "deepspeed": ((), _ONE_GPU),
+    "fsdp": (("", []), _NOT_SHARDED),
+    "fsdp_config": (({},), _NOT_SHARDED),
+    "deepspeed": ((), _NOT_SHARDED),
     "push_to_hub": ((False,), "see docs/exports.md for what a run can be exported to"),
     "resume_from_checkpoint": ((True, False), "strop train resumes a run from its newest checkpoint"),
     "auto_resume_from_checkpoints": ((True, False), "strop train resumes a run from its newest checkpoint"),

@@ -131,7 +131,8 @@ class StropEngine:
         device = self.decoder.device
         self.device = device_name(device)
         self.num_trainable = adapter.num_parameters
-        self.optimizer, self.gradients = choose_optimizer(adapter, section), choose_gradients(adapter)
+        with team.agreed():
+            self.optimizer, self.gradients = choose_optimizer(adapter, section), choose_gradients(adapter)
         self._longest = int(store.lengths.max())
 
         def fitting() -> int:

@@ -92,6 +92,15 @@ def test_what_a_line_costs() -> None:
     assert twice.training_seconds == pytest.approx(2 * one.training_seconds, abs=3)  # one checkpoint, not two
 
 
+def test_several_gpus_divide_each_step() -> None:
+    one, two, four = (scaled(job(train={"max_steps": 1000}), f"H200:{n}", STORED) for n in (1, 2, 4))
+    assert 1.5 < two.samples_per_second / one.samples_per_second < 2
+    assert 2 < four.samples_per_second / one.samples_per_second < 4
+    assert one.training_seconds > two.training_seconds > four.training_seconds
+    assert two.dollars is not None
+    assert two.dollars / two.seconds > 1.9 * one.dollars / one.seconds  # type: ignore[operator]
+
+
 FOUND = Probe("NVIDIA H200", "float8", "fused", 139.8, 50.0, 4000, 0.5, 1e-5, 4)
 
 
@@ -100,10 +109,12 @@ def test_a_probe_takes_the_place_of_its_gpu_and_scales_no_other() -> None:
     here = measured(work, "H200", FOUND, STORED)
     assert here.samples_per_second == pytest.approx(8 / 0.5)
     without, with_probe = plan_of(work, STORED, None), plan_of(work, STORED, here)
-    assert with_probe.own is here
+    assert with_probe.own == without.own
     assert without.own.gpu == "H200:2"
-    assert without.idle
-    others = [[line for line in plan.lines if not line.gpu.startswith("H200")] for plan in (without, with_probe)]
+    assert list(with_probe.lines) == [*without.lines, here], "two are not what was measured"
+    alone = job(train={"max_steps": 100}, modal={"gpu": ["H200"]})
+    assert plan_of(alone, STORED, here).own is here
+    others = [[line for line in plan_of(alone, STORED, each).lines if line.gpu != "H200"] for each in (None, here)]
     assert others[0] == others[1]
     cpu = measured(work, "CPU", replace(FOUND, device="CPU", memory_gib=0.0), STORED)
     beside = plan_of(work, STORED, cpu)
