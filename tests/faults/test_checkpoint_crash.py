@@ -162,7 +162,7 @@ def test_a_full_disk_is_told_with_the_bytes_needed_and_free(tmp_path: Path, monk
         patched.setattr(os, "write", full)
         with pytest.raises(
             StropError,
-            match=r"step-00000020 cannot be written: .*\([\d,]+ bytes are free\); make room.*\. The checkpoint needs [\d,]+",
+            match=r"step-00000020 cannot be written: .*\([\d,]+ bytes are free\).*\. The checkpoint needs [\d,]+",
         ):
             save(tmp_path, NEW)
     assert names(tmp_path) == ["step-00000010"]
