@@ -101,7 +101,7 @@ def test_a_billed_run_counts_every_attempt_and_ends_at_its_limit(
 
 def test_a_limit_that_is_spent_loads_no_model(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     billed(monkeypatch, seconds_ago=1e6)
-    monkeypatch.setattr("strop.commands.train.load_model", None)  # would fail if it were called
+    monkeypatch.setattr("strop.commands.setup.load_model", None)  # would fail if it were called
     with pytest.raises(BudgetReached, match=r"modal\.max_cost=1"):
         train(load_recipe(workshop / "tiny.yaml", ["modal.max_cost=1"]))
 
