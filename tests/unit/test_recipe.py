@@ -174,6 +174,16 @@ def test_qlora_by_its_names(write, four_bits: str, optim: str) -> None:
     assert ("train.optim='adamw_8bit'" in " ".join(recipe.notes)) == (optim != "adamw_8bit")
 
 
+def test_a_batch_for_each_gpu_is_asked_for_by_name(write) -> None:
+    each = "train: {per_device_train_batch_size: 8, gradient_accumulation_steps: 2, batch_per_gpu: %s}\n"
+    step, gpu = (load_recipe(write(MINIMAL + each % value)) for value in ("false", "true"))
+    assert step.on_gpus(4) is step
+    assert gpu.on_gpus(4).train.samples_per_step == 64
+    assert gpu.on_gpus(4).on_gpus(2).train.samples_per_step == 64, "it is resolved once"
+    assert gpu.on_gpus(1).identity() == step.identity()
+    assert gpu.on_gpus(2).identity() != step.identity()
+
+
 def test_8_bit_moments_are_part_of_a_runs_identity_and_the_fused_kernel_is_not(write) -> None:
     optims = [
         load_recipe(write(MINIMAL), {"train.optim": o}) for o in ("adamw_torch", "adamw_torch_fused", "adamw_8bit")

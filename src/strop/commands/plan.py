@@ -17,7 +17,7 @@ from strop.commands.findings import tell_findings
 from strop.commands.load import load_model
 from strop.commands.prepare import prepare
 from strop.forecast.published import DATE, GPU
-from strop.gpus import modal_name
+from strop.gpus import modal_name, parse_gpu
 from strop.modal_runs.prices import current_prices
 from strop.readable import clock, counted
 from strop.recipe import Recipe, load_recipe
@@ -54,6 +54,7 @@ def plan(
 
     recipe = as_recipe(recipe)
     probes = choose_device().type == "cuda" if probing is None else probing
+    recipe = recipe.on_gpus(parse_gpu(recipe.modal.gpu[0])[1])
     prepared = prepare(recipe, reporter, needs_weights=probes)
     prepared.report.refuse()
     tell_findings(prepared, reporter.note)

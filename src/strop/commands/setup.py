@@ -178,7 +178,10 @@ def _of_several(member: Member, samples: int) -> Iterator[str]:
     if ranks == 1:
         yield from _of_the_others(member)
         return
-    yield f"each step's {samples:,} samples are divided among {ranks} ranks; it is the step of one"
+    yield (
+        f"each step's {samples:,} samples are divided among {ranks} GPUs: it stays the recipe's step (transformers, "
+        "Axolotl and LLaMA-Factory would give each GPU as many; so does train.batch_per_gpu=true)"
+    )
     tokens = max(1, sum(batch.num_tokens for batch in member.engine.microbatches.of_step(0)))
     if member.engine.decoder.device.type == "cuda" and tokens < _BUSY_TOKENS:
         enough = -(-samples * _BUSY_TOKENS // tokens)

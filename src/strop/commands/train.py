@@ -61,8 +61,8 @@ def train(recipe: Recipe | str | Path, *, reporter: Reporter | None = None, quie
     Raises:
         StropError: See `strop.errors`. What was trained so far is in a checkpoint.
     """
-    recipe = as_recipe(recipe)
     place = here()
+    recipe = as_recipe(recipe).on_gpus(place.ranks)
     meeting = meet(place, f"Resume with: strop train {recipe.output_dir}")
     if not place.leads:
         return follow(recipe, meeting)

@@ -70,6 +70,14 @@ class Recipe(Section):
         """The run folder."""
         return expand(self.train.output_dir or f"runs/{self.name}")
 
+    def on_gpus(self, gpus: int) -> "Recipe":
+        """The recipe of a run on that many GPUs: with `train.batch_per_gpu`, a step has a batch for each of them."""
+        if not self.train.batch_per_gpu:
+            return self
+        steps = gpus * self.train.gradient_accumulation_steps
+        train = self.train.model_copy(update={"gradient_accumulation_steps": steps, "batch_per_gpu": False})
+        return self.model_copy(update={"train": train})
+
     def to_yaml(self) -> str:
         """The recipe with every key spelled out; reads back as the same recipe."""
         return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
@@ -97,6 +105,7 @@ _FREE = {
     "train.output_dir",
     "train.per_device_train_batch_size",  # samples_per_step, its product with the next, is included instead
     "train.gradient_accumulation_steps",
+    "train.batch_per_gpu",  # and so is what it comes to
     "train.gradient_checkpointing",
     "train.max_tokens_per_microbatch",
     "train.logging_steps",

@@ -221,6 +221,9 @@ class TrainSection(Section):
     per_device_train_batch_size: int = Field(4, ge=1)
     """Samples per accumulation step. Only its product with gradient_accumulation_steps matters."""
     gradient_accumulation_steps: int = Field(2, ge=1)
+    batch_per_gpu: bool = False
+    """Whether that product is the batch of each GPU, as for transformers' Trainer. By default it is that of a step,
+    however many GPUs there are."""
     """Accumulation steps per optimizer step."""
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate."""
