@@ -1,6 +1,7 @@
 """What rank 0 and the others say to each other, with teams that only pretend to be several."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -11,9 +12,12 @@ from strop.evaluation.held_out_loss import HeldOutLoss
 from strop.evaluation.together import divided, mean_loss
 from strop.parallel.meeting import Stopped
 from strop.parallel.team import ALONE, Team
-from strop.training.engine import _refuse_differences
+from strop.recipe import TrainSection
+from strop.training.engine import StropEngine, _refuse_differences
 from strop.training.loss import NonFiniteError
 from strop.training.ranks import LeadingEngine, obey, told
+from tiny_models import write_checkpoint
+from training_doubles import Rows, adapter_with_b
 
 T = TypeVar("T")
 
@@ -143,6 +147,26 @@ def test_answers_come_in_the_order_of_their_prompts(count: int) -> None:
     prompts = [[i, i] for i in range(count)]
     answers = divided(Pretended(), lambda prompts, stop_ids, most: [[10 * a] for a, _ in prompts])
     assert answers(prompts, frozenset(), 5) == [[10 * i] for i in range(count)]
+
+
+def test_the_parts_of_a_step_are_its_whole(tmp_path: Path) -> None:
+    """Each rank's loss is that of its own samples, divided by the learned tokens of all."""
+
+    class One(Team):
+        def __init__(self, rank: int, size: int) -> None:
+            self.rank, self.size = rank, size
+
+    folder, section = write_checkpoint(tmp_path, "qwen3"), TrainSection(per_device_train_batch_size=8, max_steps=2)
+    rows: Any = Rows()
+
+    def part(rank: int, size: int) -> Any:
+        engine = StropEngine(adapter_with_b(folder), rows, section, team=One(rank, size))
+        return engine.launch(0, 1e-3, lambda: None).result()
+
+    parts, whole = [part(rank, 3) for rank in range(3)], part(0, 1)
+    assert sum(each.loss for each in parts) == pytest.approx(whole.loss, rel=1e-12)
+    assert sum(each.num_samples for each in parts) == whole.num_samples == 16
+    assert len({each.loss for each in parts}) == 3
 
 
 def test_a_rank_with_other_weights_is_named() -> None:

@@ -1,6 +1,7 @@
 """What a step asks of its parts, and what it says of itself; that the parts are right is shown elsewhere."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from torch import Tensor
 
 from strop.data.store import Sample
 from strop.microbatch.pack import Microbatch, pack
+from strop.parallel.team import Team
 from strop.training.loss import NonFiniteError
 from strop.training.step import StepResult, train_step
 
+T = TypeVar("T")
 HEADER = list(range(20, 50))
 
 
@@ -55,6 +58,36 @@ def test_the_sum_of_all_microbatches_is_one_step() -> None:
     assert result.num_loss_tokens == 8
     assert 0 < result.seconds < 60
     assert result.peak_memory_gib is None
+
+
+class TwoAlike(Team):
+    """Two ranks that compute the same."""
+
+    size = 2
+
+    def each(self, compute: Callable[[], T]) -> list[T]:
+        return [compute(), compute()]
+
+    def sum_up(self, *tensors: Tensor) -> None:
+        for tensor in tensors:
+            tensor.mul_(2)
+
+
+def test_losses_and_gradients_of_all_ranks_are_summed_before_the_update() -> None:
+    parts = Parts([1.0, 0.25])
+    step = train_step(
+        *(parts, parts, microbatches(), 1e-3, 0.5),  # type: ignore[arg-type]
+        num_loss_tokens=16,
+        team=TwoAlike(),
+    )
+    assert parts.asked == {"scale": 1 / 16, "grad": [4.0] * 3, "loss": 2.5, "rate": 1e-3, "limit": 0.5}
+    result = step.result()
+    assert (result.loss, result.grad_norm) == (2.5, 3.5)
+    assert (result.num_samples, result.num_tokens, result.num_executed_tokens) == (6, 228, 168)
+    assert result.num_loss_tokens == 16
+    assert len(result.rank_seconds) == 2
+    assert max(result.rank_seconds) <= result.seconds
+    assert result.record(1, 1e-4, None).rank_seconds is not None
 
 
 def test_a_microbatch_whose_loss_is_not_finite_is_named() -> None:
