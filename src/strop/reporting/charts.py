@@ -45,6 +45,12 @@ CHARTS = (
     Chart("grad_norm", "Gradient norm", "before clipping", (("train", "grad_norm", ""),), smooth=True, log=True),
     Chart("tokens_per_second", "Throughput", "tokens a second", (("train", "tokens_per_second", ""),), smooth=True),
     Chart("share", "Share of the GPU’s limit", "%", (("train", "share", ""),), smooth=True),
+    Chart(
+        "rank_seconds",
+        "A rank’s part of a step",
+        "seconds",
+        (("train", "slowest_rank", "the slowest"), ("train", "fastest_rank", "the fastest")),
+    ),
     Chart("peak_memory_gib", "Peak memory", "GiB", (("train", "peak_memory_gib", ""),)),
     Chart("dollars", "Cost so far", "$", (("train", "dollars", ""),)),
 )

@@ -130,6 +130,7 @@ def environment_rows(run: RunFiles) -> list[Row]:
     manifest = run.manifest
     values = (
         ("Device", manifest.device),
+        ("GPUs that divided each step", manifest.ranks if (manifest.ranks or 1) > 1 else None),
         ("Precision", manifest.precision),
         ("Most tokens a microbatch", manifest.max_tokens_per_microbatch),
         ("Trained parameters", manifest.num_trainable),

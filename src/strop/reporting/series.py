@@ -76,6 +76,10 @@ class Columns:
             of_kind = [record for record in records if record["kind"] == kind]
             for name in names:
                 self._append((kind, name), [each["step"] for each in of_kind], [each.get(name) for each in of_kind])
+        parts = [record for record in records if _is_divided(record)]
+        for name, of in (("slowest_rank", max), ("fastest_rank", min)):
+            values = [of(record["rank_seconds"]) for record in parts]
+            self._append(("train", name), [record["step"] for record in parts], values)
 
     def _append(self, key: tuple[str, str], steps: list[int], values: list[Any]) -> None:
         known_steps, known = self._found.setdefault(key, (array("d"), array("d")))
@@ -129,6 +133,13 @@ def _is_record(record: Any) -> bool:
         return False
     step = record.get("step")
     return type(step) is int and 0 <= step < _LARGEST_STEP
+
+
+def _is_divided(record: Any) -> bool:
+    """Whether several ranks made this step."""
+    found = record.get("rank_seconds")
+    is_list = record["kind"] == "train" and type(found) is list and len(found) > 0
+    return is_list and all(type(each) is float for each in found)
 
 
 def window_of(count: int) -> int:

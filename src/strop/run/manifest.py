@@ -225,6 +225,7 @@ class Manifest:
         platform: Likewise.
         device: The driver's name of the device, or `cpu`.
         precision: How the frozen weights are held.
+        ranks: How many GPUs divide each step.
         max_tokens_per_microbatch: Chosen for this device, and what is left of it after it ran out of memory.
         status: How the run is; see `RunFolder.status` for a process that was killed.
         attempts: Times that the run was started.
@@ -259,6 +260,7 @@ class Manifest:
     device: str | None = None
     precision: str | None = None
     max_tokens_per_microbatch: int | None = None
+    ranks: int | None = None
     status: Status | None = None
     attempts: int = 0
     fingerprints: Mapping[str, str] = field(default_factory=dict)

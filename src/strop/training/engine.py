@@ -157,7 +157,11 @@ class StropEngine:
     @property
     def chosen(self) -> Mapping[str, Any]:
         """See `Engine`."""
-        return {"precision": self.decoder.precision, "max_tokens_per_microbatch": self.max_tokens}
+        return {
+            "precision": self.decoder.precision,
+            "max_tokens_per_microbatch": self.max_tokens,
+            "ranks": self._team.size,
+        }
 
     def explain(self) -> list[str]:
         """See `Engine`; on a CPU there is nothing to choose."""

@@ -57,3 +57,18 @@ def test_thinning_loses_no_spike() -> None:
     assert {5.0, 70_001.0} <= set(few.steps.tolist())
     assert few.steps[[0, -1]].tolist() == [0, 99_999]
     assert (np.diff(few.steps) > 0).all()
+
+
+def test_the_spread_between_ranks_is_two_figures() -> None:
+    lines = [
+        b'{"kind": "train", "step": 1, "rank_seconds": [0.3, 0.1, 0.2]}',
+        b'{"kind": "train", "step": 2}',
+        b'{"kind": "train", "step": 3, "rank_seconds": [0.5]}',
+        b'{"kind": "train", "step": 4, "rank_seconds": []}',
+        b'{"kind": "train", "step": 5, "rank_seconds": ["a"]}',
+        b'{"kind": "eval", "step": 5, "rank_seconds": [1.0]}',
+    ]
+    columns = read_columns(lines)
+    slowest, fastest = (columns.series("train", f"{name}_rank") for name in ("slowest", "fastest"))
+    assert (slowest.steps.tolist(), slowest.values.tolist()) == ([1, 3], [0.3, 0.5])
+    assert (fastest.steps.tolist(), fastest.values.tolist()) == ([1, 3], [0.1, 0.5])
