@@ -44,7 +44,7 @@ faults: $(READY)  ## every file call of every command, failed or killed: hours
 
 SOAK_MINUTES ?= 60
 soak: $(READY)  ## storms of signals for SOAK_MINUTES, 2,000 damages, 10,000 steps
-	SOAK_MINUTES=$(SOAK_MINUTES) $(PYTEST) -s tests/faults/test_storms.py tests/faults/test_damage.py tests/faults/test_soak.py
+	SOAK_MINUTES=$(SOAK_MINUTES) $(PYTEST) -s tests/faults/test_storms.py tests/faults/test_damage.py tests/faults/test_kill_resume.py tests/faults/test_soak.py
 
 fuzz: $(READY)  ## mutilated recipes, rows, configs, weights and templates, for SOAK_MINUTES each
 	SOAK_MINUTES=$(SOAK_MINUTES) $(PYTEST) -n 2 tests/faults/test_fuzz.py

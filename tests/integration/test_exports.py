@@ -23,6 +23,8 @@ from strop.run.reporter import Reporter
 from tiny_runs import environment, strop, write_bfloat16_recipe
 from waiting import until
 
+pytestmark = pytest.mark.xdist_group("exports")  # what they share takes 20 seconds to make
+
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:

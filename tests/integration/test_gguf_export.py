@@ -15,7 +15,7 @@ from one_core import one_core
 from tiny_runs import environment, strop
 from waiting import PATIENCE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("gguf")]  # what they share takes 25 seconds to make
 OVERRIDES = (
     "train.max_steps=3",
     "train.eval_on_start=false",

@@ -23,6 +23,8 @@ from tiny_models import write_checkpoint
 from tiny_runs import environment, strop
 from waiting import PATIENCE
 
+pytestmark = pytest.mark.xdist_group("tools")  # what they share takes 20 seconds to make
+
 SYSTEM = 'Be "brief" é.'
 
 

@@ -20,6 +20,8 @@ from tiny_models import load_oracle
 from tiny_runs import environment, metrics, strop, write_recipe
 from waiting import PATIENCE, until, until_step
 
+pytestmark = pytest.mark.xdist_group("unsloth")  # what they share takes 20 seconds to make
+
 # 40 rows in steps of 6: the last step has 4, as microbatches of 3 and 1. The gradient norm is near 5, so it is clipped.
 SETTINGS: dict[str, Any] = {
     "per_device_train_batch_size": 3,
