@@ -55,6 +55,21 @@ def test_an_interrupted_run_ends_in_the_bits_of_one_that_was_not(
 
 
 @pytest.mark.slow
+@pytest.mark.program("on_two_gpus.py")
+def test_a_container_with_two_gpus_trains_on_both(modal: FakeModal, start: Start, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, save_steps=2, max_steps=24)
+    process = start("train", recipe, "modal.gpu=H100:2", "--on", "modal")
+    modal.preempt(wait_for_step(modal, 1, 5), signal.SIGINT)
+    out, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, out + errors
+    assert len(modal.tasks) == 2
+    assert out.count("resuming from step") == 1
+    assert out.count("divided among 2 GPUs") == 2
+    steps = [record for record in metrics(tmp_path / "run") if record["kind"] == "train"]
+    assert [record["step"] for record in steps] == list(range(1, 25))
+
+
+@pytest.mark.slow
 def test_a_mixture_with_a_template_of_its_own_trains_there_as_here(client: Client, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, max_steps=6)
     (tmp_path / "parts").mkdir()
