@@ -57,5 +57,11 @@ def test_long_samples_are_dealt_out_by_length() -> None:
 
 
 def test_what_is_shared_within_a_part_is_the_least_between() -> None:
-    assert shared_within([0, 2, 3], [0, 5, 3, 4]) == [0, 3, 4]
+    assert shared_within([0, 2, 3], [0, 2, 3, 4]) == [0, 2, 4]
     assert shared_within([], [0, 5]) == []
+
+
+def test_headers_within_headers_are_cut_where_that_is_best() -> None:
+    """Dealing out whole groups would give one rank 64 tokens."""
+    lengths, shared = [20, 36, 44, 37, 55], [0, 14, 25, 28, 19]
+    assert max(computed(part, lengths, shared) for part in divide(lengths, shared, 3)) == 56
