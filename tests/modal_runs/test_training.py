@@ -64,7 +64,7 @@ def test_a_container_with_two_gpus_trains_on_both(modal: FakeModal, start: Start
     assert process.returncode == 0, out + errors
     assert len(modal.tasks) == 2
     assert out.count("resuming from step") == 1
-    assert out.count("divided among 2 GPUs") == 2
+    assert out.count("divided among 2 ranks") == 2
     steps = [record for record in metrics(tmp_path / "run") if record["kind"] == "train"]
     assert [record["step"] for record in steps] == list(range(1, 25))
 

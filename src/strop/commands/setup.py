@@ -178,12 +178,14 @@ def _of_several(member: Member, samples: int) -> Iterator[str]:
     if ranks == 1:
         yield from _of_the_others(member)
         return
+    is_gpu = member.engine.decoder.device.type == "cuda"
+    kind = "GPUs" if is_gpu else "ranks"
     yield (
-        f"each step's {samples:,} samples are divided among {ranks} GPUs: it stays the recipe's step (transformers, "
+        f"each step's {samples:,} samples are divided among {ranks} {kind}: it stays the recipe's step (transformers, "
         "Axolotl and LLaMA-Factory would give each GPU as many; so does train.batch_per_gpu=true)"
     )
     tokens = max(1, sum(batch.num_tokens for batch in member.engine.microbatches.of_step(0)))
-    if member.engine.decoder.device.type == "cuda" and tokens < _BUSY_TOKENS:
+    if is_gpu and tokens < _BUSY_TOKENS:
         enough = -(-samples * _BUSY_TOKENS // tokens)
         yield (
             f"a step is {tokens:,} computed tokens a GPU, which does not keep it busy: with "

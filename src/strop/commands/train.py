@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -160,7 +161,14 @@ def command(
 
     Ctrl-C saves a checkpoint and stops; the same command resumes from it.
     """
-    loaded = load_recipe(recipe, [*(overrides or ()), *([f"train.engine={engine}"] if engine else [])])
+    if here().local_rank != 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # ended with the others, it has nothing to say
+    try:
+        loaded = load_recipe(recipe, [*(overrides or ()), *([f"train.engine={engine}"] if engine else [])])
+    except RecipeError as error:
+        if here().local_rank != 0:  # the first rank of this machine says it
+            raise typer.Exit(error.exit_code) from None
+        raise
     if on is Place.modal:
         if gpus is not None:
             raise RecipeError(

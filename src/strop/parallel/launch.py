@@ -39,7 +39,7 @@ def ranks_to_start(asked: str | None, place: Place, engine: str) -> int:
 
     found = torch.cuda.device_count()
     wanted = max(1, found) if asked in (None, "all") else int(asked)
-    if wanted > max(1, found):
+    if asked is not None and wanted > found:
         raise RecipeError(f"--gpus={asked}: {found or 'no'} {'GPU' if found == 1 else 'GPUs'} can be seen here")
     if wanted > 1 and engine == "unsloth":
         raise RecipeError(f"--gpus={asked}: train.engine=unsloth trains on one")

@@ -48,7 +48,7 @@ def here(environment: Mapping[str, str] = os.environ) -> Place:
         return Place()
     if missing := [name for name in _NEEDED if name not in environment]:
         raise RecipeError(
-            f"RANK or WORLD_SIZE is set, so several ranks were asked for, but {', '.join(missing)} is not set. "
+            f"RANK or WORLD_SIZE asks for several ranks, and these are not set: {', '.join(missing)}. "
             "Start them with torchrun, or set what it sets"
         )
     rank, ranks, local_rank, local_ranks = (_number(environment, name) for name in _NEEDED[:4])

@@ -6,6 +6,8 @@ store that torchrun keeps, for as long as that takes.
 
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -96,8 +98,10 @@ class ProcessMeeting(Meeting):
         try:
             yield
         except RankLost:
+            _speak_last()
             raise
         except StropError as error:
+            _speak_last()
             self._end(error)
             raise
         self._end(None)
@@ -143,6 +147,12 @@ class ProcessMeeting(Meeting):
                 if self._store.check(["over"]):
                     raise stopped(json.loads(self._store.get("over"))) or RunIsOver()
                 time.sleep(_LOOK_EVERY)
+
+
+def _speak_last() -> None:
+    """Whoever started the ranks ends all once one has ended: not this one, which has yet to say why."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _as_told(error: StropError | None) -> tuple[str, int] | None:

@@ -81,11 +81,13 @@ class ProcessTeam(Team):
 
 
 @contextmanager
-def lost_if_it_fails(what: str = "a rank has ended") -> Iterator[None]:
+def lost_if_it_fails(
+    what: str = "another rank has ended; if it could, it has said why",
+) -> Iterator[None]:
     """Within its context, a connection that breaks is a `RankLost`: gloo fails at once in the ranks that are left."""
     try:
         yield
     except RuntimeError as error:
         if isinstance(error, StropError | torch.OutOfMemoryError):
             raise
-        raise RankLost(f"{what}: {str(error).splitlines()[0][:200]}") from error
+        raise RankLost(what) from error

@@ -18,7 +18,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("asked", "found", "started"), [(None, 0, 1), (None, 1, 1), (None, 4, 4), ("all", 4, 4), ("2", 4, 2), ("1", 0, 1)]
+    ("asked", "found", "started"), [(None, 0, 1), (None, 1, 1), (None, 4, 4), ("all", 4, 4), ("2", 4, 2), ("1", 1, 1)]
 )
 def test_each_gpu_gets_a_rank(gpus, asked: str | None, found: int, started: int) -> None:
     gpus(found)
@@ -30,6 +30,8 @@ def test_each_gpu_gets_a_rank(gpus, asked: str | None, found: int, started: int)
     [
         ("4", 2, Place(), "strop", "2 GPUs can be seen"),
         ("2", 0, Place(), "strop", "no GPUs can be seen"),
+        ("1", 0, Place(), "strop", "no GPUs can be seen"),
+        ("all", 0, Place(), "strop", "no GPUs can be seen"),
         ("0", 2, Place(), "strop", "a number from 1, or all"),
         ("two", 2, Place(), "strop", "a number from 1, or all"),
         ("2", 4, OF_FOUR, "strop", "4 ranks were started"),
