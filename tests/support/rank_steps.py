@@ -102,7 +102,7 @@ def _faulty(engine: StropEngine, team: Team, fault: str) -> Any:
     of: Microbatches = engine.microbatches
 
     def launch(step: int, rate: float, check_stop: Any) -> Any:
-        batches, whole, together = of.of_step(step), of.learned_in(step), team
+        (batches, whole), together = of.share_of_step(step), team
         if fault == "mean of means":
             whole = team.size * sum(batch.num_loss_tokens for batch in batches)
         elif fault == "not summed":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from strop.errors import RecipeError
@@ -33,7 +34,7 @@ class Prepared:
         recipe = json.dumps(self.recipe.identity(), sort_keys=True)
         return self.fingerprints | {"recipe": hashlib.sha256(recipe.encode()).hexdigest()}
 
-    @property
+    @cached_property
     def fingerprints(self) -> dict[str, str]:
         """What a run was started from, by what it is of: it is resumed only from the same."""
         held_out = self.data.validation

@@ -142,16 +142,15 @@ class Microbatches:
 
     def of_step(self, step: int) -> list[Microbatch]:
         """This rank's microbatches of a step, counted from 0; none if the step has too few samples for all ranks."""
+        return self.share_of_step(step)[0]
+
+    def share_of_step(self, step: int) -> tuple[list[Microbatch], int]:
+        """`of_step`, and the learned tokens of the step on all ranks: what its loss is divided by."""
         indices = self.order.samples(step).tolist()
         samples = [self.store[i] for i in indices]
-        return pack(
-            samples, indices, self.max_tokens, share=self.share, long_from=self.long_from, part=(self.rank, self.ranks)
-        )
-
-    def learned_in(self, step: int) -> int:
-        """Learned tokens of a step, counted from 0, on all ranks: what its loss is divided by."""
-        samples = [self.store[i] for i in self.order.samples(step).tolist()]
-        return sum(int(np.count_nonzero(sample.learned[1:])) for sample in samples)
+        part = (self.rank, self.ranks)
+        microbatches = pack(samples, indices, self.max_tokens, share=self.share, long_from=self.long_from, part=part)
+        return microbatches, sum(int(np.count_nonzero(sample.learned[1:])) for sample in samples)
 
     def first_steps(self) -> list[list[Microbatch]]:
         """This rank's microbatches of the first steps, enough to estimate what the others will be like."""

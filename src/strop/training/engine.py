@@ -175,14 +175,15 @@ class StropEngine:
         """See `Engine`."""
         if self.adapter.dropout is not None:
             self.adapter.dropout.step_seed = dropout_seed(self._section.seed, step)
+        microbatches, num_loss_tokens = self.microbatches.share_of_step(step)
         return train_step(
             self.gradients,
             self.optimizer,
-            self.microbatches.of_step(step),
+            microbatches,
             learning_rate,
             self._section.max_grad_norm,
             check_stop,
-            num_loss_tokens=self.microbatches.learned_in(step),
+            num_loss_tokens=num_loss_tokens,
             team=self._team,
         )
 
